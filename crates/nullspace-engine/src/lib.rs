@@ -1,0 +1,1 @@
+//! The domain: plans, queue, build pipeline, templates, sandboxes.

@@ -1,0 +1,1 @@
+//! A filesystem tree written as an ext4 image, without root and without mounting.

@@ -1,0 +1,1 @@
+//! Frames: a fixed header, then at most [`MAX_PAYLOAD`] bytes.

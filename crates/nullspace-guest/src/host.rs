@@ -1,0 +1,1 @@
+//! The host's end: an asynchronous client of the agent.

@@ -1,0 +1,252 @@
+//! Messages, as JSON in OPEN, REPLY, END and HELLO frames.
+//!
+//! Bytes that may not be text (entropy) travel as base64; process output travels in DATA frames, never here.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol and of the agent's behaviour; part of a snapshot's compatibility class.
+pub const AGENT_ABI: u32 = 1;
+
+/// What the agent says of itself in HELLO_ACK.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct AgentInfo {
+    /// [`AGENT_ABI`] of the agent that runs in the guest.
+    pub abi: u32,
+    /// Kernel release, as `uname -r`.
+    pub kernel: String,
+    /// Kernel's boot id: new per boot, kept by a snapshot.
+    pub boot_id: String,
+    /// True when the root filesystem is mounted and operations on it may be asked for.
+    pub root_ready: bool,
+    /// Why the root could not be mounted, when it could not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_error: Option<String>,
+}
+
+/// What the host asks for when it opens a channel.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// Set hostname, hosts, resolver and network addresses after a cold boot. Ends with [`Outcome::Done`].
+    Configure(Configure),
+    /// Run a process; reply `Started`, DATA frames, end `Exit`. It dies with its channel (RESET or a new session).
+    Exec(Exec),
+    /// Start a process that outlives channel and session (the template's start command). Reply and end: `Started`.
+    StartService(Exec),
+    /// Follow a service: its kept output from the start, then live, end `Exit` when it has exited.
+    Attach {
+        /// Pid that `StartService` answered.
+        pid: u32,
+    },
+    /// List processes of the guest (kernel threads left out). Ends with [`Outcome::Processes`].
+    Processes,
+    /// Send a signal to one process. Ends with `Done`.
+    Kill {
+        /// Process in the guest.
+        pid: u32,
+        /// Signal number, as in `kill(2)`.
+        signal: i32,
+    },
+    /// One readiness attempt. Ends with [`Outcome::Probed`].
+    Probe(Probe),
+    /// Flush and freeze the root filesystem (`FIFREEZE`), so that the disk image is clean. Ends with `Done`.
+    Freeze,
+    /// Undo [`Request::Freeze`]. Ends with `Done`.
+    Thaw,
+    /// "You were restored": thaw, reseed the kernel's random numbers, set the clock, take the new identity. Ends with
+    /// `Done` once all of it holds.
+    Restored(Restored),
+    /// Grow the mounted root filesystem to its device. Ends with [`Outcome::Grown`].
+    GrowRoot,
+    /// Flush and power off. Ends with `Done` just before.
+    Shutdown,
+}
+
+/// Identity and network of a freshly booted guest.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Configure {
+    /// Host name, also put into /etc/hosts.
+    pub hostname: String,
+    /// Static address of eth0; `None` leaves only loopback up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<GuestNetwork>,
+    /// Nanoseconds since 1970, UTC.
+    pub unix_time_ns: u64,
+}
+
+/// Static IPv4 configuration of the guest's eth0.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct GuestNetwork {
+    /// `a.b.c.d/prefix`.
+    pub address: String,
+    /// Default gateway; `None`: no default route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+    /// Name servers for /etc/resolv.conf.
+    #[serde(default)]
+    pub dns: Vec<String>,
+}
+
+/// A process to run.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Exec {
+    /// Program and arguments; a program without `/` is looked up in the PATH of `envs`.
+    pub argv: Vec<String>,
+    /// Its whole environment, but for HOME, USER, LOGNAME, PATH and TERM defaults that the agent adds when absent.
+    #[serde(default)]
+    pub envs: BTreeMap<String, String>,
+    /// Working directory; created when it is `/workspace`, else an error when it does not exist. Default `/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// `user`, `uid`, `user:group`, `uid:gid`…, as in Docker's USER; default root. Supplementary groups from /etc/group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// After so many ms the process group gets SIGTERM, 1 s later SIGKILL; `Exit.timed_out` says so. `None`: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// False: stdin is /dev/null. True: DATA frames feed it, EOF closes it.
+    #[serde(default)]
+    pub stdin: bool,
+}
+
+/// One readiness attempt, in the guest.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Probe {
+    /// What counts as ready.
+    pub check: ProbeCheck,
+    /// Bound of this attempt in ms.
+    pub timeout_ms: u64,
+}
+
+/// Readiness kinds that need the guest; `timeout` readiness is the host's own wait.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ProbeCheck {
+    /// A TCP connection to 127.0.0.1 (then ::1) opens.
+    Tcp {
+        /// Port in the guest.
+        port: u16,
+    },
+    /// `GET path` on 127.0.0.1 answers 2xx or 3xx.
+    Http {
+        /// Port in the guest.
+        port: u16,
+        /// Absolute path with query.
+        path: String,
+    },
+    /// The command exits 0.
+    Command(Exec),
+}
+
+/// Who the guest is from now on.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Restored {
+    /// Host name.
+    pub hostname: String,
+    /// 32 lower-case hex digits for /etc/machine-id.
+    pub machine_id: String,
+    /// Base64 of at least 32 random bytes, mixed and credited into the kernel's pool, which is then reseeded.
+    pub entropy: String,
+    /// Nanoseconds since 1970, UTC.
+    pub unix_time_ns: u64,
+    /// New address when it differs from the one in the snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<GuestNetwork>,
+}
+
+/// How a channel ends (or, for `Started`, how it begins).
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Outcome {
+    /// It is done; nothing to tell.
+    Done,
+    /// A process runs.
+    Started {
+        /// Its pid in the guest.
+        pid: u32,
+    },
+    /// A process ended.
+    Exit(Exit),
+    /// The processes of the guest.
+    Processes {
+        /// In ascending pid order.
+        processes: Vec<Process>,
+    },
+    /// One readiness attempt was made.
+    Probed {
+        /// True when the check holds.
+        ready: bool,
+        /// Why not, for the log: "connection refused", "HTTP 503", the command's exit code and last line.
+        detail: String,
+    },
+    /// The root filesystem was grown.
+    Grown {
+        /// Its size in bytes now.
+        bytes: u64,
+    },
+    /// The operation failed.
+    Failed(Failure),
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code; 128 + signal when a signal ended it, as shells say it.
+    pub code: i32,
+    /// The signal that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// True when `timeout_ms` ended it.
+    #[serde(default)]
+    pub timed_out: bool,
+}
+
+/// One process of the guest.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Process {
+    /// Pid in the guest.
+    pub pid: u32,
+    /// Parent's pid.
+    pub ppid: u32,
+    /// Command line, arguments joined by blanks; the name in brackets when it has none.
+    pub command: String,
+    /// False for a zombie.
+    pub running: bool,
+    /// How often a service of this pid was started by the agent: 1 for the start command, absent for other processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starts: Option<u32>,
+}
+
+/// Why an operation failed, for the host to map.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind of failure.
+    pub kind: FailureKind,
+    /// One sentence for the user: names the user, path or program that it is about.
+    pub message: String,
+}
+
+/// Kinds of [`Failure`].
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The request makes no sense (empty argv, a NUL in an argument, bad address).
+    Invalid,
+    /// The program does not exist.
+    ProgramNotFound,
+    /// The program exists and cannot be run.
+    NotExecutable,
+    /// The user or group is not in the image's /etc/passwd or /etc/group.
+    UnknownUser,
+    /// The working directory does not exist or is no directory.
+    WorkdirNotFound,
+    /// No such process or service.
+    NotFound,
+    /// A limit of the agent was reached (channels, processes).
+    Limit,
+    /// Anything else; `message` has the system's words.
+    Internal,
+}

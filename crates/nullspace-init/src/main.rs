@@ -1,0 +1,2 @@
+//! nullspace-init
+fn main() {}

@@ -1,0 +1,1 @@
+//! OCI images: references, registry protocol, layers merged to one tree.

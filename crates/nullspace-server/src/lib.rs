@@ -1,0 +1,1 @@
+//! HTTP: routes, authentication, server-sent events, errors as status codes.

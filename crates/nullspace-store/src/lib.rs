@@ -1,0 +1,1 @@
+//! Metadata and artifacts: what is durable.

@@ -1,0 +1,77 @@
+//! Microvms: boot, pause, snapshot, restore, kill.
+//!
+//! ```text
+//!            boot(BootSpec)                       restore(RestoreSpec)
+//!                 |                                        |
+//!                 v            pause()                     v
+//!              Running  <------------------->  Paused   Running
+//!                 |            resume()           |
+//!                 |                               | snapshot(dir): memory, device state, disk
+//!                 +---------- kill() -------------+
+//!                                v
+//!                              Gone   no process, socket, tap, mount or file of it is left
+//! ```
+//!
+//! A driver owns every file format that it makes: callers hand it a raw root image and folders, and never look into a
+//! snapshot's folder. Nothing here knows of templates or tenants, and nothing named by a guest or a caller becomes a
+//! path or an argument: ids, folders and numbers come from the service.
+
+pub mod spec;
+
+pub use spec::*;
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A duplex stream to the guest's agent.
+pub trait AgentStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> AgentStream for T {}
+
+/// A virtual machine monitor.
+#[async_trait]
+pub trait Vmm: Send + Sync {
+    /// Which driver this is.
+    fn kind(&self) -> VmmKind;
+
+    /// What snapshots of this driver on this host need to be restored: recorded with each, compared at restore.
+    fn compatibility(&self) -> &Compatibility;
+
+    /// Boots a machine from a raw root image with the service's kernel and initramfs. Returns when the VMM process runs;
+    /// the guest is ready once [`Vm::agent`] has answered. On error nothing is left.
+    async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Vm>, VmmError>;
+
+    /// Starts a machine from a snapshot, running. Its cost does not depend on the size of disk or memory. On error nothing is left.
+    async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Vm>, VmmError>;
+}
+
+/// A machine. Dropping it kills it; [`Vm::kill`] also waits and reports.
+#[async_trait]
+pub trait Vm: Send + Sync {
+    /// The id given at boot or restore.
+    fn id(&self) -> &str;
+
+    /// Opens the stream to the agent. A machine has one at a time: a second call closes the first.
+    async fn agent(&self) -> Result<Box<dyn AgentStream>, VmmError>;
+
+    /// Stops the vCPUs. Idempotent.
+    async fn pause(&self) -> Result<(), VmmError>;
+
+    /// Lets the vCPUs run again. Idempotent.
+    async fn resume(&self) -> Result<(), VmmError>;
+
+    /// Writes memory, device state and disk into `dir` (exists, empty). The machine must be paused, its agent stream
+    /// dropped and its root filesystem frozen; it stays paused. The files are not synced to disk: publishing is the
+    /// caller's. With [`BootSpec`]'s machine this may move files out of its working folder, so that afterwards it can only be killed.
+    async fn snapshot(&self, dir: &Path) -> Result<SnapshotSummary, VmmError>;
+
+    /// Resolves when the VMM process has ended, with a sentence on how. For a machine that lives on it never resolves.
+    async fn exited(&self) -> String;
+
+    /// The guest console's last lines, for the log when a boot fails. Not for users: the guest writes it.
+    fn console_tail(&self) -> String;
+
+    /// Ends the machine and removes all it had outside a snapshot folder. Idempotent; bounded in time.
+    async fn kill(&self) -> Result<(), VmmError>;
+}

@@ -1,0 +1,196 @@
+//! What callers hand to a driver and get back.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The drivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmmKind {
+    /// Firecracker: production; needs working KVM.
+    Firecracker,
+    /// QEMU's `microvm` machine: KVM when it works, else software emulation.
+    Qemu,
+}
+
+/// Kernel and initramfs that every machine boots with.
+#[derive(Debug, Clone)]
+pub struct GuestImage {
+    /// bzImage (QEMU, newer Firecrackers).
+    pub vmlinuz: PathBuf,
+    /// Uncompressed ELF (older Firecrackers), when it was prepared.
+    pub vmlinux: Option<PathBuf>,
+    /// cpio with the modules and `nullspace-init`.
+    pub initramfs: PathBuf,
+}
+
+/// A machine to boot.
+#[derive(Debug, Clone)]
+pub struct BootSpec {
+    /// Unique among the machines of this service: `[a-z0-9-]{1,64}`.
+    pub id: String,
+    /// Virtual CPUs, at least 1.
+    pub vcpus: u32,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// The root disk, `/dev/vda` in the guest.
+    pub disk: Disk,
+    /// The network card, `eth0` in the guest.
+    pub network: Network,
+    /// Empty folder of this machine alone; the caller removes it after the machine is gone.
+    pub work_dir: PathBuf,
+}
+
+/// A root disk.
+#[derive(Debug, Clone)]
+pub enum Disk {
+    /// Copy-on-write over an immutable raw image; the guest sees `size_bytes` (at least the image's, the rest reads as zeros).
+    Overlay {
+        /// Raw image, opened read-only.
+        base: PathBuf,
+        /// What the guest sees.
+        size_bytes: u64,
+    },
+    /// A raw image that the guest writes to directly.
+    Direct {
+        /// Raw image.
+        path: PathBuf,
+    },
+}
+
+/// A machine's network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Network {
+    /// No card at all would change the hardware between machines: a card without a peer, link down, no route.
+    Isolated,
+    /// Reaches the internet, and neither this host's loopback nor private ranges where the driver can close them.
+    Internet,
+}
+
+/// A machine to restore.
+#[derive(Debug, Clone)]
+pub struct RestoreSpec {
+    /// As in [`BootSpec`].
+    pub id: String,
+    /// The `base` that the snapshotted machine's [`Disk::Overlay`] had; `None` for a `Direct` disk.
+    pub base: Option<PathBuf>,
+    /// Folder that [`Vm::snapshot`](crate::Vm::snapshot) filled; never written to.
+    pub snapshot_dir: PathBuf,
+    /// What `snapshot` returned.
+    pub summary: SnapshotSummary,
+    /// As in [`BootSpec`]. May differ from the snapshotted machine's.
+    pub network: Network,
+    /// As in [`BootSpec`].
+    pub work_dir: PathBuf,
+}
+
+/// What a snapshot is, to be kept beside its files.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct SnapshotSummary {
+    /// Where it can be restored.
+    pub compatibility: Compatibility,
+    /// Virtual CPUs of the machine.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Disk size as the guest sees it, bytes.
+    pub disk_bytes: u64,
+    /// Names of the files in the snapshot's folder.
+    pub files: Vec<String>,
+}
+
+/// What must be equal for a snapshot to run. Field by field, so that a refusal can name the difference.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Compatibility {
+    /// Driver.
+    pub vmm: VmmKind,
+    /// Version of the VMM, as it prints it.
+    pub vmm_version: String,
+    /// `kvm` or `tcg`.
+    pub accelerator: String,
+    /// Format version of the snapshot's folder, ours.
+    pub format: u32,
+    /// BLAKE3 of kernel and initramfs, hex.
+    pub guest: String,
+    /// Vendor and model of the CPU that guests see (`tcg` under software emulation: the host's own does not matter).
+    pub cpu: String,
+    /// ABI of the agent in the guest.
+    pub agent_abi: u32,
+}
+
+impl Compatibility {
+    /// The first field in which `self` (a snapshot's) differs from `host`, as a sentence for the user; `None` when it runs there.
+    pub fn conflict_with(&self, host: &Compatibility) -> Option<String> {
+        let pairs = [
+            ("VMM", format!("{:?}", self.vmm), format!("{:?}", host.vmm)),
+            (
+                "VMM version",
+                self.vmm_version.clone(),
+                host.vmm_version.clone(),
+            ),
+            (
+                "accelerator",
+                self.accelerator.clone(),
+                host.accelerator.clone(),
+            ),
+            (
+                "snapshot format",
+                self.format.to_string(),
+                host.format.to_string(),
+            ),
+            ("guest kernel", self.guest.clone(), host.guest.clone()),
+            ("CPU", self.cpu.clone(), host.cpu.clone()),
+            (
+                "agent ABI",
+                self.agent_abi.to_string(),
+                host.agent_abi.to_string(),
+            ),
+        ];
+        pairs
+            .into_iter()
+            .find(|(_, ours, theirs)| ours != theirs)
+            .map(|(what, ours, theirs)| {
+                format!("the snapshot's {what} is {ours}, this host's is {theirs}")
+            })
+    }
+}
+
+/// Why a VMM operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// The snapshot cannot run here; booting cold instead is not done.
+    #[error("incompatible snapshot: {0}")]
+    Incompatible(String),
+    /// The VMM or its needs are not on this machine; the text names what to install.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The machine ended by itself.
+    #[error("the virtual machine ended: {0}")]
+    Exited(String),
+    /// Something took longer than its bound.
+    #[error("{what} took longer than {limit_ms} ms")]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// The bound in ms.
+        limit_ms: u64,
+    },
+    /// The VMM answered with an error.
+    #[error("{context}: {message}")]
+    Refused {
+        /// What was asked.
+        context: String,
+        /// The VMM's words.
+        message: String,
+    },
+    /// The host's system refused.
+    #[error("{context}")]
+    Io {
+        /// What was tried.
+        context: String,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,2 @@
+//! nullspace
+fn main() {}
