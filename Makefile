@@ -1,0 +1,46 @@
+# make demo    one template from nothing to a sandbox, with real output
+# make test    everything: format, lints, unit and end-to-end tests on real microVMs
+# What each target installs is listed in scripts/packages.txt.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+export PATH
+
+GUEST  := target/guest
+TRIPLE := x86_64-unknown-linux-gnu
+
+.PHONY: build guest base demo test lint unit bench-restore clean-data setup-%
+
+setup-%:
+	@scripts/setup.sh $(subst -, ,$*)
+
+## target/release/nullspace and target/release/nullspace-init (static: it runs alone in the guest)
+build: setup-build
+	cargo build --release --locked -p nullspace
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked -p nullspace-init --target $(TRIPLE)
+	install -m 755 target/$(TRIPLE)/release/nullspace-init target/release/nullspace-init
+
+## kernel and initramfs that machines boot with
+guest: build setup-guest
+	scripts/guest-image.sh $(GUEST)
+
+## the root tree of the built-in template `base`
+base: setup-base
+	scripts/base-image.sh $(GUEST)/base.tar
+
+demo: setup-run guest base
+	scripts/demo.sh
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps --document-private-items --quiet
+
+test: setup-run-test guest base lint
+	cargo nextest run --release --locked --workspace
+
+## create -> first exec answered, against the same VMM driven by a bare script
+bench-restore: setup-run-test guest base
+	scripts/bench-restore.sh

@@ -1,0 +1,136 @@
+//! Readiness: when the service that the start command began may be snapshotted.
+//!
+//! ```text
+//!   start command running ──probe──> ready
+//!        │   ▲      │ not yet: wait interval_ms, probe again
+//!        │   └──────┘
+//!        ├── exits non-zero ─────────> failed at once (start_cmd_exited)
+//!        ├── exits 0 ────────────────> simply done; probes go on
+//!        └── startup_grace_secs + timeout_secs are over ──> failed (readiness_timeout)
+//! ```
+//!
+//! Probes begin at once, so that a service which is ready in 50 ms costs 50 ms; `startup_grace_secs` is time that does
+//! not count against `timeout_secs`.
+
+use std::time::Duration;
+
+use nullspace_guest::host::{Agent, AgentError};
+use nullspace_guest::message::{Exec, Probe, ProbeCheck};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+/// What counts as ready, with the contract's defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Readiness {
+    /// A TCP connection to localhost opens.
+    Tcp {
+        /// Port in the guest.
+        port: u16,
+        /// How long and how often.
+        #[serde(flatten)]
+        timing: Timing,
+    },
+    /// `GET` on localhost answers 2xx or 3xx.
+    Http {
+        /// Port in the guest.
+        port: u16,
+        /// Absolute path.
+        path: String,
+        /// How long and how often.
+        #[serde(flatten)]
+        timing: Timing,
+    },
+    /// A shell command exits 0.
+    Command {
+        /// Run by `sh -c` as the default user.
+        command: String,
+        /// How long and how often.
+        #[serde(flatten)]
+        timing: Timing,
+    },
+    /// A wait of fixed length.
+    Timeout {
+        /// Milliseconds.
+        timeout_ms: u64,
+    },
+}
+
+/// How long and how often a probe is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Seconds until the build fails, the grace not counted.
+    pub timeout_secs: u64,
+    /// Milliseconds between two attempts.
+    pub interval_ms: u64,
+    /// Seconds that do not count.
+    pub startup_grace_secs: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing { timeout_secs: 30, interval_ms: 500, startup_grace_secs: 2 }
+    }
+}
+
+impl Timing {
+    /// When the build fails for want of readiness, from the start command's start.
+    pub fn limit(&self) -> Duration {
+        Duration::from_secs(self.timeout_secs.saturating_add(self.startup_grace_secs))
+    }
+}
+
+/// How waiting for readiness ended.
+#[derive(Debug)]
+pub enum Waited {
+    /// It is ready after so many attempts.
+    Ready {
+        /// Attempts made.
+        attempts: u32,
+    },
+    /// The time is over; what the last attempt saw.
+    TimedOut {
+        /// The whole limit.
+        limit: Duration,
+        /// The last attempt's answer.
+        last: String,
+    },
+}
+
+/// One attempt may take so long and no longer; a guest under software emulation on a loaded host needs some of it.
+const ATTEMPT: Duration = Duration::from_secs(10);
+
+/// Probes until ready or over time. Cancel by dropping.
+pub async fn wait(agent: &Agent, readiness: &Readiness, exec: &Exec) -> Result<Waited, AgentError> {
+    let (check, timing) = match readiness {
+        Readiness::Timeout { timeout_ms } => {
+            tokio::time::sleep(Duration::from_millis(*timeout_ms)).await;
+            return Ok(Waited::Ready { attempts: 0 });
+        }
+        Readiness::Tcp { port, timing } => (ProbeCheck::Tcp { port: *port }, timing),
+        Readiness::Http { port, path, timing } => (ProbeCheck::Http { port: *port, path: path.clone() }, timing),
+        Readiness::Command { command, timing } => {
+            let argv = ["sh", "-c", command].map(str::to_owned).to_vec();
+            (ProbeCheck::Command(Exec { argv, ..exec.clone() }), timing)
+        }
+    };
+    let deadline = Instant::now() + timing.limit();
+    let mut last = String::from("no attempt was answered");
+    let mut attempts = 0;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(Waited::TimedOut { limit: timing.limit(), last });
+        }
+        let timeout_ms = ATTEMPT.min(left).as_millis().max(1) as u64;
+        attempts += 1;
+        let (ready, detail) = agent.probe(Probe { check: check.clone(), timeout_ms }).await?;
+        if ready {
+            return Ok(Waited::Ready { attempts });
+        }
+        last = detail;
+        // Early attempts come quicker than the interval: a service that is up after 60 ms should not cost 500.
+        let pause = Duration::from_millis(timing.interval_ms).min(Duration::from_millis(25 << attempts.min(6)));
+        tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
+    }
+}

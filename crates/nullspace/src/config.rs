@@ -1,0 +1,257 @@
+//! Settings: defaults, then the config file, then `NULLSPACE_…` variables, then flags; the later one wins.
+//!
+//! Every key of the file is also a variable: `data_dir` is `NULLSPACE_DATA_DIR`. An unknown key in the file is an error
+//! that names it. `nullspace.example.toml` in the repository lists all of them with comments; a test keeps it complete.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+
+/// All settings, as the file may give them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address of the HTTP API.
+    pub listen: SocketAddr,
+    /// Database, artifacts and scratch space. One service at a time uses it.
+    pub data_dir: PathBuf,
+    /// Folder with `vmlinuz`, `initramfs.cpio` and, for Firecracker, `vmlinux`.
+    pub guest_dir: Option<PathBuf>,
+    /// Tar of the root tree of the built-in `base` template.
+    pub base_tar: Option<PathBuf>,
+    /// Which VMM runs the machines.
+    pub vmm: VmmChoice,
+    /// The QEMU program.
+    pub qemu: PathBuf,
+    /// The Firecracker program.
+    pub firecracker: PathBuf,
+    /// Firecracker's jailer.
+    pub jailer: PathBuf,
+    /// Registry host -> base URLs asked instead of it.
+    pub registry_mirrors: BTreeMap<String, String>,
+    /// Registries, besides those on loopback, that are spoken to in plain HTTP.
+    pub plain_http_registries: Vec<String>,
+    /// PEM file with CA certificates trusted besides the public ones.
+    pub extra_ca_file: Option<PathBuf>,
+    /// BuildKit endpoint: `docker`, `unix://…` or `tcp://…`.
+    pub buildkit: Option<String>,
+    /// Builds that run at once.
+    pub build_concurrency: usize,
+    /// Bound of a whole build, seconds.
+    pub build_timeout_secs: u64,
+    /// Guest memory of all machines together, MiB; default: 3/4 of the host's.
+    pub memory_mib: Option<u64>,
+    /// Virtual CPUs of all machines together; default: 16 for each of the host's.
+    pub vcpus: Option<u64>,
+    /// Name servers of guests; default: the host's.
+    pub dns: Vec<String>,
+    /// Log filter, as in `info,nullspace_engine=debug`.
+    pub log: String,
+    /// `text` or `json` log lines on standard error.
+    pub log_format: LogFormat,
+}
+
+/// `vmm` setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum VmmChoice {
+    /// Firecracker with working KVM and a binary, else QEMU.
+    Auto,
+    /// Firecracker or an error.
+    Firecracker,
+    /// QEMU, with KVM when it works.
+    Qemu,
+}
+
+/// `log_format` setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
+            data_dir: PathBuf::from("data"),
+            guest_dir: None,
+            base_tar: None,
+            vmm: VmmChoice::Auto,
+            qemu: PathBuf::from("qemu-system-x86_64"),
+            firecracker: PathBuf::from("firecracker"),
+            jailer: PathBuf::from("jailer"),
+            registry_mirrors: BTreeMap::new(),
+            plain_http_registries: Vec::new(),
+            extra_ca_file: None,
+            buildkit: None,
+            build_concurrency: 2,
+            build_timeout_secs: 1800,
+            memory_mib: None,
+            vcpus: None,
+            dns: Vec::new(),
+            log: String::from("info"),
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+/// How a variable's text becomes a value of the file's kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Text,
+    Number,
+    /// `a,b`
+    List,
+    /// `key=value,key=value`
+    Map,
+}
+
+/// Every key with the kind of its value.
+const KEYS: &[(&str, Kind)] = &[
+    ("listen", Kind::Text),
+    ("data_dir", Kind::Text),
+    ("guest_dir", Kind::Text),
+    ("base_tar", Kind::Text),
+    ("vmm", Kind::Text),
+    ("qemu", Kind::Text),
+    ("firecracker", Kind::Text),
+    ("jailer", Kind::Text),
+    ("registry_mirrors", Kind::Map),
+    ("plain_http_registries", Kind::List),
+    ("extra_ca_file", Kind::Text),
+    ("buildkit", Kind::Text),
+    ("build_concurrency", Kind::Number),
+    ("build_timeout_secs", Kind::Number),
+    ("memory_mib", Kind::Number),
+    ("vcpus", Kind::Number),
+    ("dns", Kind::List),
+    ("log", Kind::Text),
+    ("log_format", Kind::Text),
+];
+
+impl Config {
+    /// Reads the file, if one is given, and the variables that `env` knows.
+    pub fn load(file: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> anyhow::Result<Config> {
+        let mut table = match file {
+            None => toml::Table::new(),
+            Some(path) => {
+                let text =
+                    std::fs::read_to_string(path).with_context(|| format!("read config file {}", path.display()))?;
+                let table: toml::Table =
+                    text.parse().with_context(|| format!("parse config file {}", path.display()))?;
+                // Said of the file alone, so that the message names the right place.
+                Config::deserialize(table.clone()).with_context(|| format!("config file {}", path.display()))?;
+                table
+            }
+        };
+        for (key, kind) in KEYS {
+            let variable = format!("NULLSPACE_{}", key.to_uppercase());
+            let Some(text) = env(&variable).filter(|text| !text.is_empty()) else { continue };
+            let value = parse(*kind, &text).with_context(|| format!("variable {variable}"))?;
+            table.insert((*key).to_owned(), value);
+        }
+        let config = Config::deserialize(table).context("settings from NULLSPACE_… variables")?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// What a type cannot say.
+    fn check(&self) -> anyhow::Result<()> {
+        if !(1..=64).contains(&self.build_concurrency) {
+            bail!("build_concurrency is {}: it must be 1 to 64", self.build_concurrency);
+        }
+        if !(10..=86_400).contains(&self.build_timeout_secs) {
+            bail!("build_timeout_secs is {}: it must be 10 to 86400", self.build_timeout_secs);
+        }
+        Ok(())
+    }
+}
+
+fn parse(kind: Kind, text: &str) -> anyhow::Result<toml::Value> {
+    let parts = || text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    Ok(match kind {
+        Kind::Text => toml::Value::String(text.to_owned()),
+        Kind::Number => toml::Value::Integer(text.trim().parse().with_context(|| format!("'{text}' is not a number"))?),
+        Kind::List => toml::Value::Array(parts().map(|part| toml::Value::String(part.to_owned())).collect()),
+        Kind::Map => {
+            let mut map = toml::Table::new();
+            for part in parts() {
+                let (key, value) = part.split_once('=').with_context(|| format!("'{part}' is not key=value"))?;
+                map.insert(key.to_owned(), toml::Value::String(value.to_owned()));
+            }
+            toml::Value::Table(map)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let file = file("listne = '127.0.0.1:1'\n");
+        let error = format!("{:#}", Config::load(Some(file.path()), |_| None).unwrap_err());
+        assert!(error.contains("listne"), "{error}");
+    }
+
+    #[test]
+    fn a_variable_wins_over_the_file() {
+        let file = file("listen = '127.0.0.1:1'\nbuild_concurrency = 3\n");
+        let env = |name: &str| match name {
+            "NULLSPACE_LISTEN" => Some("127.0.0.1:2".to_owned()),
+            "NULLSPACE_REGISTRY_MIRRORS" => {
+                Some("docker.io=http://127.0.0.1:5000,ghcr.io=http://127.0.0.1:5001".to_owned())
+            }
+            _ => None,
+        };
+        let config = Config::load(Some(file.path()), env).unwrap();
+        assert_eq!(config.listen.port(), 2);
+        assert_eq!(config.build_concurrency, 3);
+        assert_eq!(config.registry_mirrors["ghcr.io"], "http://127.0.0.1:5001");
+    }
+
+    #[test]
+    fn a_bad_variable_is_an_error_that_names_it() {
+        for (name, text) in [
+            ("NULLSPACE_BUILD_CONCURRENCY", "many"),
+            ("NULLSPACE_BUILD_CONCURRENCY", "0"),
+            ("NULLSPACE_REGISTRY_MIRRORS", "docker.io"),
+            ("NULLSPACE_VMM", "xen"),
+        ] {
+            let error = Config::load(None, |asked| (asked == name).then(|| text.to_owned())).unwrap_err();
+            let error = format!("{error:#}").to_lowercase();
+            assert!(error.contains("nullspace_") || error.contains("build_concurrency"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_example_file_names_every_key_and_parses() {
+        let example = include_str!("../../../nullspace.example.toml");
+        let mut table = toml::Table::new();
+        for line in example.lines() {
+            let line = line.strip_prefix("# ").unwrap_or(line);
+            if let Ok(parsed) = line.parse::<toml::Table>() {
+                table.extend(parsed);
+            }
+        }
+        for (key, _) in KEYS {
+            assert!(table.contains_key(*key), "nullspace.example.toml lacks {key}");
+        }
+        assert_eq!(table.len(), KEYS.len(), "{:?}", table.keys());
+        Config::deserialize(table).unwrap();
+    }
+}
