@@ -1,1 +1,50 @@
-//! Metadata and artifacts: what is durable.
+//! What is durable: metadata in a database, artifacts in a folder.
+//!
+//! ```text
+//!        engine                                   on disk, under the data directory
+//!          │
+//!          ├── Metadata (trait) ── SqliteStore ── nullspace.db     tenants, keys, templates, tags,
+//!          │        │                                               builds and their logs, queue,
+//!          │        └── PostgreSQL, later                          artifacts, sandboxes
+//!          │
+//!          └── ArtifactStore ──── work/<random>/  ──rename──┬──>   artifacts/tmpl_…/   snapshot of one build
+//!                                 written, fsynced          └──>   rootfs/<key>.<nonce>.ext4   shared root image
+//! ```
+//!
+//! The order that makes an artifact visible only whole: its files are written in `work/`, flushed, renamed, the parent
+//! folder flushed; only then does one transaction name it, end the build and move the tags. A crash before the
+//! transaction leaves files that no row names: [`ArtifactStore::sweep`] removes them at the next start. A crash after it
+//! leaves nothing to do.
+//!
+//! This crate knows no HTTP and runs no builds; plans, log entries, configurations are JSON that it keeps and returns
+//! unread.
+
+mod build;
+mod error;
+mod id;
+mod metadata;
+mod private_json;
+mod reference;
+mod sandbox;
+mod template;
+mod tenant;
+mod text_enum;
+
+pub use build::{
+    ArtifactState, Build, BuildBackend, BuildFilter, BuildPage, BuildStatus, CancelOutcome,
+    CancelRequest, Counters, FinishError, FinishReady, Finished, Heartbeat, Lease, Leased,
+    LogEntry, NewBuild, NewLogEntry, QueueLimits, Release, SourceType,
+};
+pub use error::{Result, StoreError};
+pub use id::{ArtifactId, BuildId, InvalidId, KeyId, SandboxId, TemplateId, TenantId};
+pub use metadata::{KnownFiles, Metadata};
+pub use private_json::PrivateJson;
+pub use reference::{
+    InvalidReference, MAX_NAME_CHARS, Selector, Tag, TemplateName, TemplateRef, is_namespace_slug,
+};
+pub use sandbox::{Idempotency, Inserted, NewSandbox, Sandbox, SandboxFilter, SandboxStatus};
+pub use template::{Artifact, Resolved, Rootfs, TagTarget, Template, Visibility};
+pub use tenant::{
+    ApiKey, Caller, KeyHash, Namespace, NamespaceKind, NewKey, SYSTEM_NAMESPACE, Tenant,
+};
+pub use text_enum::UnknownWord;

@@ -1,0 +1,278 @@
+//! What the service asks of its database.
+//!
+//! One trait, so that SQLite (one host) and PostgreSQL (many) are the same to everything above. Rules for every method:
+//!
+//! * It is one transaction: it happened wholly or not at all.
+//! * When it returns `Ok`, the change survives the loss of power.
+//! * What belongs to a tenant is reached through a [`Caller`]; another tenant's is [`StoreError::NotFound`].
+//! * Time comes in as `now`, so that tests own the clock. Stored times have microseconds.
+//! * Dropping a call's future leaves either all or nothing of it.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+#[cfg(doc)]
+use crate::StoreError;
+use crate::{
+    ApiKey, Artifact, ArtifactId, Build, BuildFilter, BuildId, BuildPage, Caller, CancelOutcome,
+    CancelRequest, Counters, FinishError, FinishReady, Finished, Heartbeat, Inserted, KeyHash,
+    KeyId, Lease, Leased, LogEntry, Namespace, NamespaceKind, NewBuild, NewKey, NewLogEntry,
+    NewSandbox, QueueLimits, Release, Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId,
+    SandboxStatus, TemplateRef, Tenant,
+};
+
+/// The durable half of the service. See the [module](self) for what holds of every method.
+#[async_trait]
+pub trait Metadata: Send + Sync + 'static {
+    // ---- tenants ----
+
+    /// The tenant of this name, made with its default namespace if there is none. The namespace's slug is the name made
+    /// into one, with a number when taken; for [`NamespaceKind::System`] it is [`SYSTEM_NAMESPACE`](crate::SYSTEM_NAMESPACE).
+    async fn ensure_tenant(
+        &self,
+        name: &str,
+        kind: NamespaceKind,
+        now: Timestamp,
+    ) -> Result<Tenant>;
+
+    /// All tenants by name.
+    async fn list_tenants(&self) -> Result<Vec<Tenant>>;
+
+    /// Stores the hash of a key for a tenant. The key itself is not kept.
+    async fn create_key(
+        &self,
+        tenant: &Tenant,
+        label: &str,
+        key: &NewKey,
+        now: Timestamp,
+    ) -> Result<ApiKey>;
+
+    /// A tenant's keys, oldest first, revoked ones too.
+    async fn list_keys(&self, tenant: &Tenant) -> Result<Vec<ApiKey>>;
+
+    /// Makes a key open nothing from now on. Doing it again changes nothing.
+    async fn revoke_key(&self, key: KeyId, now: Timestamp) -> Result<()>;
+
+    /// Whose key this is; [`StoreError::NotFound`] when it is unknown or revoked.
+    async fn authenticate(&self, key: &KeyHash, now: Timestamp) -> Result<Caller>;
+
+    /// A namespace that the caller can see: its own, the system's, the deployment's, or one with a public template.
+    async fn get_namespace(&self, caller: &Caller, slug: &str) -> Result<Namespace>;
+
+    // ---- queue ----
+
+    /// Accepts a build: `waiting`, with `first` at log offset 0. Makes the template if the name is new.
+    async fn accept_build(
+        &self,
+        caller: &Caller,
+        build: NewBuild,
+        first: NewLogEntry,
+        limits: QueueLimits,
+        now: Timestamp,
+    ) -> Result<Build>;
+
+    /// The next build for `owner`, held until `now + ttl`; `None` when there is nothing to do.
+    ///
+    /// Builds whose lease ran out come with those that wait. Among tenants: the one with the fewest running builds,
+    /// then the one served longest ago, then the one that waits longest.
+    async fn lease_build(
+        &self,
+        owner: &str,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<Option<Leased>>;
+
+    /// Holds the build until `now + ttl`. [`StoreError::LeaseLost`] when another has it; an overdue lease that nobody has
+    /// taken yet is held again.
+    async fn heartbeat(&self, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<Heartbeat>;
+
+    /// Appends to the build's log and returns the first entry's offset; [`StoreError::LeaseLost`] appends nothing.
+    async fn append_log(&self, lease: &Lease, entries: Vec<NewLogEntry>) -> Result<u64>;
+
+    /// Gives the build back to the queue with these last entries.
+    async fn release_build(
+        &self,
+        lease: &Lease,
+        how: Release,
+        entries: Vec<NewLogEntry>,
+        now: Timestamp,
+    ) -> Result<()>;
+
+    /// Ends the build as `ready`: artifact, tags, row and last entry together. The artifact's bytes must be durable
+    /// before.
+    async fn finish_ready(
+        &self,
+        lease: &Lease,
+        result: FinishReady,
+        now: Timestamp,
+    ) -> Result<Finished>;
+
+    /// Ends the build as `error`.
+    async fn finish_error(
+        &self,
+        lease: &Lease,
+        error: FinishError,
+        now: Timestamp,
+    ) -> Result<Build>;
+
+    /// Ends the build as `cancelled`.
+    async fn finish_cancelled(
+        &self,
+        lease: &Lease,
+        entry: NewLogEntry,
+        now: Timestamp,
+    ) -> Result<Build>;
+
+    /// Asks for a build to be cancelled; one that waits ends here and now. Asking again changes nothing.
+    async fn request_cancel(
+        &self,
+        caller: &Caller,
+        build: BuildId,
+        request: CancelRequest,
+        now: Timestamp,
+    ) -> Result<CancelOutcome>;
+
+    // ---- builds and their logs ----
+
+    /// One of the caller's builds.
+    async fn get_build(&self, caller: &Caller, build: BuildId) -> Result<Build>;
+
+    /// The caller's builds, newest first.
+    async fn list_builds(&self, caller: &Caller, filter: BuildFilter) -> Result<BuildPage>;
+
+    /// Up to `limit` entries of the log from `from` on; none at its end.
+    async fn log_entries(
+        &self,
+        caller: &Caller,
+        build: BuildId,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<LogEntry>>;
+
+    /// The build with the offset that its next entry will have, read at one moment: when the build is final, no entry
+    /// at or after that offset will ever be.
+    async fn build_and_next_offset(&self, caller: &Caller, build: BuildId) -> Result<(Build, u64)>;
+
+    // ---- templates ----
+
+    /// The built-ins and the caller's own that have something to use, by canonical reference.
+    async fn list_templates(&self, caller: &Caller) -> Result<Vec<Resolved>>;
+
+    /// What the reference means to the caller right now.
+    async fn resolve(&self, caller: &Caller, reference: &TemplateRef) -> Result<Resolved>;
+
+    /// Deletes the template that the reference leads to, with its tags. Its artifacts can be used no more, its
+    /// unfinished builds are cancelled (`cancel` as in [`request_cancel`](Self::request_cancel)); running sandboxes stay.
+    /// Built-ins are a [`StoreError::Conflict`].
+    async fn delete_template(
+        &self,
+        caller: &Caller,
+        reference: &TemplateRef,
+        cancel: CancelRequest,
+        now: Timestamp,
+    ) -> Result<()>;
+
+    // ---- root images ----
+
+    /// The root image of this key, kept from collection until the build is over.
+    async fn find_rootfs(&self, lease: &Lease, key: &str, now: Timestamp)
+    -> Result<Option<Rootfs>>;
+
+    /// Records a published root image, kept from collection until the build is over. When another build was quicker, its
+    /// record is returned and the file of this one is to be removed.
+    async fn put_rootfs(&self, lease: &Lease, rootfs: Rootfs, now: Timestamp) -> Result<Rootfs>;
+
+    // ---- sandboxes ----
+
+    /// Records a sandbox as `creating`; [`StoreError::NotFound`] when its artifact can be used no more. From here on the
+    /// artifact is not collected.
+    async fn insert_sandbox(
+        &self,
+        caller: &Caller,
+        sandbox: NewSandbox,
+        now: Timestamp,
+    ) -> Result<Inserted>;
+
+    /// Changes a sandbox's status; one that is over stays as it is ([`StoreError::Conflict`]).
+    async fn set_sandbox_status(
+        &self,
+        sandbox: SandboxId,
+        status: SandboxStatus,
+        reason: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Sandbox>;
+
+    /// Changes when a sandbox ends by itself.
+    async fn set_sandbox_timeout(
+        &self,
+        caller: &Caller,
+        sandbox: SandboxId,
+        timeout_at: Option<Timestamp>,
+    ) -> Result<Sandbox>;
+
+    /// One of the caller's sandboxes.
+    async fn get_sandbox(&self, caller: &Caller, sandbox: SandboxId) -> Result<Sandbox>;
+
+    /// The caller's sandboxes, newest first.
+    async fn list_sandboxes(&self, caller: &Caller, filter: SandboxFilter) -> Result<Vec<Sandbox>>;
+
+    /// Ends every sandbox of a host whose machines are known to be gone; returns them.
+    async fn end_sandboxes_of_host(
+        &self,
+        host: &str,
+        status: SandboxStatus,
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<Vec<SandboxId>>;
+
+    // ---- collection ----
+
+    /// Artifacts that nothing uses: their template is deleted, or no tag points to them and their retention is over;
+    /// and no sandbox runs from them.
+    async fn collectable_artifacts(&self, now: Timestamp, limit: u32) -> Result<Vec<ArtifactId>>;
+
+    /// Makes a collectable artifact unusable for ever, so that its folder can be removed. `false` when it is in use after
+    /// all.
+    async fn purge_artifact(&self, artifact: ArtifactId, now: Timestamp) -> Result<bool>;
+
+    /// Root images that no artifact and no unfinished build uses, last used before `unused_since`, longest ago first.
+    async fn collectable_rootfs(&self, unused_since: Timestamp, limit: u32) -> Result<Vec<Rootfs>>;
+
+    /// Forgets such a root image, so that its file can be removed. `false` when it is in use after all.
+    async fn purge_rootfs(&self, key: &str, unused_since: Timestamp) -> Result<bool>;
+
+    /// Every artifact and root image that is supposed to be on disk.
+    async fn known_files(&self) -> Result<KnownFiles>;
+
+    // ---- the rest ----
+
+    /// An artifact by its id, for the service itself.
+    async fn get_artifact(&self, artifact: ArtifactId) -> Result<Artifact>;
+
+    /// A setting of the running service.
+    async fn get_setting(&self, key: &str) -> Result<Option<serde_json::Value>>;
+
+    /// Stores a setting.
+    async fn put_setting(&self, key: &str, value: &serde_json::Value, now: Timestamp)
+    -> Result<()>;
+
+    /// How full the service is.
+    async fn counters(&self) -> Result<Counters>;
+
+    /// Whether the database answers.
+    async fn ping(&self) -> Result<()>;
+
+    /// Ends every connection; calls after it fail.
+    async fn close(&self);
+}
+
+/// What the artifact store must have; everything else in its folders is left over from a crash.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KnownFiles {
+    /// Folders under `artifacts/`.
+    pub artifacts: std::collections::BTreeSet<ArtifactId>,
+    /// Files under `rootfs/`.
+    pub rootfs: std::collections::BTreeSet<String>,
+}
