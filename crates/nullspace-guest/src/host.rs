@@ -1,1 +1,250 @@
 //! The host's end: an asynchronous client of the agent.
+//!
+//! ```text
+//!  Agent (clones share it)        driver task                           guest
+//!    exec, freeze, probe ..  ->  queue -> one write per batch  ------->
+//!                                                              <-------  frames
+//!    ExecSession::next       <-  per-channel queue, bounded by credit
+//!    last clone and session dropped, or disconnect(): the stream is closed
+//! ```
+//!
+//! The guest is hostile: every frame is checked, what it may make the host hold is bounded by credit and by
+//! [`MAX_CHANNELS`](crate::frame::MAX_CHANNELS), and a peer that breaks the protocol or does not read is dropped with
+//! [`AgentError::Protocol`]. Futures may be dropped at any await: the channel is reset then, and the agent kills what
+//! ran in it.
+
+mod link;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use self::link::Handle;
+pub use self::session::{ExecEvent, ExecOutput, ExecSession, ExecStdin};
+use crate::message::{
+    AgentInfo, Configure, Exec, Failure, FailureKind, KILL_AFTER_MS, Outcome, Probe, Process, Request, Restored,
+};
+
+/// Bound of an operation that only asks the kernel something.
+const QUICK: Duration = Duration::from_secs(20);
+/// Bound of an operation that may have to write a disk's dirty pages out first.
+const FLUSH: Duration = Duration::from_secs(120);
+/// What a process or probe may take beyond its own timeout before the agent counts as hung.
+const GRACE: Duration = Duration::from_millis(5000 + KILL_AFTER_MS);
+/// Bound of [`Agent::exec_collect`] for a process without a timeout of its own.
+const LONGEST_EXEC: Duration = Duration::from_secs(24 * 3600);
+
+/// Why the agent could not do something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// The stream ended: the machine is gone, or another connection took over.
+    #[error("the connection to the guest agent is closed")]
+    Closed,
+    /// No answer in time.
+    #[error("the guest agent did not answer {what} within {limit_ms} ms")]
+    Timeout {
+        /// Which operation.
+        what: &'static str,
+        /// The bound in ms.
+        limit_ms: u64,
+    },
+    /// The agent answered that it could not.
+    #[error(transparent)]
+    Failed(Failure),
+    /// The peer sent what no honest agent sends. The connection is closed.
+    #[error("the guest agent broke the protocol: {0}")]
+    Protocol(String),
+    /// The agent is of another version than this host.
+    #[error("the guest agent speaks version {found}, this host {expected}: the template must be rebuilt")]
+    Abi {
+        /// This host's [`AGENT_ABI`](crate::message::AGENT_ABI).
+        expected: u32,
+        /// The guest's.
+        found: u32,
+    },
+}
+
+impl AgentError {
+    fn timeout(what: &'static str, limit: Duration) -> AgentError {
+        AgentError::Timeout { what, limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) }
+    }
+
+    fn unexpected(what: &str, outcome: &Outcome) -> AgentError {
+        let mut shown = format!("{outcome:?}");
+        if let Some((cut, _)) = shown.char_indices().nth(200) {
+            shown.truncate(cut);
+        }
+        AgentError::Protocol(format!("{what} was answered with {shown}"))
+    }
+}
+
+/// A session with the agent of one guest. Clones share it; the stream closes when the last clone and the last
+/// [`ExecSession`] are gone.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    handle: Arc<Handle>,
+}
+
+impl Agent {
+    /// Begins a session. Repeats HELLO until the agent answers, since a guest may still be booting, at most for `timeout`.
+    /// On error the stream is closed. Whatever an older session ran is killed, services excepted.
+    pub async fn connect<S>(stream: S, timeout: Duration) -> Result<(Agent, AgentInfo), AgentError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let handle = Handle::spawn(stream);
+        let info = handle.greet(&[], timeout).await?;
+        Ok((Agent { handle: Arc::new(handle) }, info))
+    }
+
+    /// As [`Agent::connect`], for a guest that was just restored from a snapshot: `restored` travels right behind HELLO,
+    /// so that both take one round trip. Returns when the guest has its new identity.
+    pub async fn connect_restored<S>(
+        stream: S,
+        restored: Restored,
+        timeout: Duration,
+    ) -> Result<(Agent, AgentInfo), AgentError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let until = tokio::time::Instant::now() + timeout;
+        let agent = Agent { handle: Arc::new(Handle::spawn(stream)) };
+        let (channel, open) = agent.handle.prepare(&Request::Restored(restored))?;
+        let info = agent.handle.greet(&open, timeout).await?;
+        let left = until.saturating_duration_since(tokio::time::Instant::now());
+        match channel.end(left).await {
+            Ok(Outcome::Done) => Ok((agent, info)),
+            Ok(other) => Err(AgentError::unexpected("restored", &other)),
+            Err(AgentError::Timeout { .. }) => Err(AgentError::timeout("restored", timeout)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets hostname, hosts, resolver, clock and network after a cold boot.
+    pub async fn configure(&self, configure: Configure) -> Result<(), AgentError> {
+        self.done("configure", &Request::Configure(configure), QUICK).await
+    }
+
+    /// Starts a process whose life is bound to the returned session. Answers once it runs.
+    pub async fn exec(&self, exec: Exec) -> Result<ExecSession, AgentError> {
+        let stdin = exec.stdin;
+        let session = ExecSession::start(&self.handle, &Request::Exec(exec), stdin, "exec").await?;
+        Ok(session)
+    }
+
+    /// Runs a process to its end and keeps the first `max_bytes` of stdout and of stderr each; the rest is read and
+    /// dropped, and `truncated` says so. Its bound is the process's own timeout, or a day.
+    pub async fn exec_collect(&self, exec: Exec, max_bytes: usize) -> Result<ExecOutput, AgentError> {
+        let limit = match exec.timeout_ms {
+            Some(ms) => Duration::from_millis(ms).saturating_add(GRACE),
+            None => LONGEST_EXEC,
+        };
+        let run = async { self.exec(Exec { stdin: false, ..exec }).await?.collect(max_bytes).await };
+        match tokio::time::timeout(limit, run).await {
+            Ok(output) => output,
+            Err(_) => Err(AgentError::timeout("exec", limit)),
+        }
+    }
+
+    /// Starts a process that outlives this session: the template's start command. Answers its pid.
+    pub async fn start_service(&self, exec: Exec) -> Result<u32, AgentError> {
+        match self.call("start_service", &Request::StartService(exec), QUICK).await? {
+            Outcome::Started { pid } => Ok(pid),
+            other => Err(AgentError::unexpected("start_service", &other)),
+        }
+    }
+
+    /// Follows a service from its kept output's beginning (the last 256 KiB of each stream) until it exits. Dropping
+    /// the session leaves the service alone.
+    pub async fn attach(&self, pid: u32) -> Result<ExecSession, AgentError> {
+        ExecSession::start(&self.handle, &Request::Attach { pid }, false, "attach").await
+    }
+
+    /// The guest's processes in ascending pid order, without kernel threads and the agent.
+    pub async fn processes(&self) -> Result<Vec<Process>, AgentError> {
+        match self.call("processes", &Request::Processes, QUICK).await? {
+            Outcome::Processes { processes } => Ok(processes),
+            other => Err(AgentError::unexpected("processes", &other)),
+        }
+    }
+
+    /// Sends a signal to one process of the guest.
+    pub async fn kill(&self, pid: u32, signal: i32) -> Result<(), AgentError> {
+        self.done("kill", &Request::Kill { pid, signal }, QUICK).await
+    }
+
+    /// One readiness attempt: whether the check holds, and why not.
+    pub async fn probe(&self, probe: Probe) -> Result<(bool, String), AgentError> {
+        let limit = Duration::from_millis(probe.timeout_ms).saturating_add(GRACE);
+        match self.call("probe", &Request::Probe(probe), limit).await? {
+            Outcome::Probed { ready, detail } => Ok((ready, detail)),
+            other => Err(AgentError::unexpected("probe", &other)),
+        }
+    }
+
+    /// Flushes and freezes the root filesystem. Idempotent.
+    pub async fn freeze(&self) -> Result<(), AgentError> {
+        self.done("freeze", &Request::Freeze, FLUSH).await
+    }
+
+    /// Lets the root filesystem be written again. Idempotent.
+    pub async fn thaw(&self) -> Result<(), AgentError> {
+        self.done("thaw", &Request::Thaw, QUICK).await
+    }
+
+    /// Gives a restored guest its new identity; see [`Agent::connect_restored`] for the quicker way.
+    pub async fn restored(&self, restored: Restored) -> Result<(), AgentError> {
+        self.done("restored", &Request::Restored(restored), QUICK).await
+    }
+
+    /// Grows the root filesystem to its device; answers its size in bytes.
+    pub async fn grow_root(&self) -> Result<u64, AgentError> {
+        match self.call("grow_root", &Request::GrowRoot, FLUSH).await? {
+            Outcome::Grown { bytes } => Ok(bytes),
+            other => Err(AgentError::unexpected("grow_root", &other)),
+        }
+    }
+
+    /// Flushes and powers the guest off. A stream that ends meanwhile counts as done.
+    pub async fn shutdown(&self) -> Result<(), AgentError> {
+        match self.done("shutdown", &Request::Shutdown, FLUSH).await {
+            Err(AgentError::Closed) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Resolves when the connection has ended, with why. The stream is dropped by then.
+    pub async fn closed(&self) -> AgentError {
+        self.handle.closed().await
+    }
+
+    /// Sends what is queued (for at most a second), then closes the stream for all clones. Processes of this session run on
+    /// until the next session begins. Call it before a snapshot, so that no frame is cut by it.
+    pub async fn disconnect(&self) {
+        self.handle.disconnect().await;
+    }
+
+    async fn done(&self, what: &'static str, request: &Request, limit: Duration) -> Result<(), AgentError> {
+        match self.call(what, request, limit).await? {
+            Outcome::Done => Ok(()),
+            other => Err(AgentError::unexpected(what, &other)),
+        }
+    }
+
+    async fn call(&self, what: &'static str, request: &Request, limit: Duration) -> Result<Outcome, AgentError> {
+        let channel = self.handle.open(request)?;
+        channel.end(limit).await.map_err(|error| match error {
+            AgentError::Timeout { .. } => AgentError::timeout(what, limit),
+            error => error,
+        })
+    }
+}
+
+fn refused(kind: FailureKind, message: impl Into<String>) -> AgentError {
+    AgentError::Failed(Failure { kind, message: message.into() })
+}

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// Version of this protocol and of the agent's behaviour; part of a snapshot's compatibility class.
 pub const AGENT_ABI: u32 = 1;
 
+/// Milliseconds between the SIGTERM that a process's timeout sends and the SIGKILL that follows.
+pub const KILL_AFTER_MS: u64 = 1000;
+
 /// What the agent says of itself in HELLO_ACK.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct AgentInfo {

@@ -1,0 +1,158 @@
+//! Processes seen from the host: events out, stdin in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::AgentError;
+use super::link::{Handle, Item, OpenChannel};
+use crate::frame::Kind;
+use crate::message::{Exit, Outcome, Request};
+
+/// Bound from asking for a process until it runs.
+const START: Duration = Duration::from_secs(30);
+
+/// What a process does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecEvent {
+    /// It wrote to stdout.
+    Stdout(Bytes),
+    /// It wrote to stderr.
+    Stderr(Bytes),
+    /// It ended; the last event.
+    Exit(Exit),
+}
+
+/// A process's collected output.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// Its pid in the guest.
+    pub pid: u32,
+    /// The first bytes of stdout.
+    pub stdout: Vec<u8>,
+    /// The first bytes of stderr.
+    pub stderr: Vec<u8>,
+    /// How it ended.
+    pub exit: Exit,
+    /// True when stdout or stderr was longer than what is kept here.
+    pub truncated: bool,
+}
+
+/// A running process, or a followed service. Dropping it kills the process with its process group; a service lives on.
+#[derive(Debug)]
+pub struct ExecSession {
+    /// Its pid in the guest.
+    pub pid: u32,
+    channel: Arc<OpenChannel>,
+    stdin: Option<ExecStdin>,
+    over: bool,
+    /// Keeps the connection open.
+    _handle: Arc<Handle>,
+}
+
+/// A process's stdin. Dropping it closes the process's stdin.
+#[derive(Debug)]
+pub struct ExecStdin {
+    channel: Arc<OpenChannel>,
+    _handle: Arc<Handle>,
+}
+
+impl ExecStdin {
+    /// Sends bytes, waiting while the process does not read. [`AgentError::Closed`] when it has ended.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), AgentError> {
+        self.channel.write(bytes).await
+    }
+}
+
+impl Drop for ExecStdin {
+    fn drop(&mut self) {
+        self.channel.write_eof();
+    }
+}
+
+impl Drop for ExecSession {
+    fn drop(&mut self) {
+        // Not left to the channel's own drop: a stdin that was given away may outlive this session.
+        self.channel.reset();
+    }
+}
+
+impl ExecSession {
+    pub(super) async fn start(
+        handle: &Arc<Handle>,
+        request: &Request,
+        stdin: bool,
+        what: &'static str,
+    ) -> Result<ExecSession, AgentError> {
+        let channel = Arc::new(handle.open(request)?);
+        let first = tokio::time::timeout(START, channel.next()).await;
+        let pid = match first.map_err(|_| AgentError::timeout(what, START))? {
+            Item::Reply(Outcome::Started { pid }) => pid,
+            Item::Reply(Outcome::Failed(failure)) => return Err(AgentError::Failed(failure)),
+            Item::Reply(other) => return Err(AgentError::unexpected(what, &other)),
+            Item::End(Err(error)) => return Err(error),
+            Item::End(Ok(other)) => return Err(AgentError::unexpected(what, &other)),
+            Item::Output(..) => return Err(AgentError::Protocol("output before the reply".to_owned())),
+        };
+        let stdin = stdin.then(|| ExecStdin { channel: channel.clone(), _handle: handle.clone() });
+        Ok(ExecSession { pid, channel, stdin, over: false, _handle: handle.clone() })
+    }
+
+    /// The next event; `None` after [`ExecEvent::Exit`]. May be cancelled without losing an event.
+    pub async fn next(&mut self) -> Result<Option<ExecEvent>, AgentError> {
+        if self.over {
+            return Ok(None);
+        }
+        let end = match self.channel.next().await {
+            Item::Output(Kind::Stderr, bytes) => return Ok(Some(ExecEvent::Stderr(bytes))),
+            Item::Output(_, bytes) => return Ok(Some(ExecEvent::Stdout(bytes))),
+            Item::Reply(other) => return Err(AgentError::unexpected("exec", &other)),
+            Item::End(end) => end,
+        };
+        self.over = true;
+        match end? {
+            Outcome::Exit(exit) => Ok(Some(ExecEvent::Exit(exit))),
+            other => Err(AgentError::unexpected("exec", &other)),
+        }
+    }
+
+    /// Sends bytes to stdin, waiting while the process does not read. For a process that also writes much, use
+    /// [`ExecSession::take_stdin`] and read beside it.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), AgentError> {
+        match &mut self.stdin {
+            Some(stdin) => stdin.write(bytes).await,
+            None => Err(AgentError::Closed),
+        }
+    }
+
+    /// Closes stdin. Idempotent.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Gives stdin away, to be written from another task; `None` when the process has none, or it was taken or closed.
+    pub fn take_stdin(&mut self) -> Option<ExecStdin> {
+        self.stdin.take()
+    }
+
+    /// Closes stdin and reads to the end; keeps the first `max_bytes` of each stream.
+    pub async fn collect(mut self, max_bytes: usize) -> Result<ExecOutput, AgentError> {
+        self.close_stdin();
+        let mut output = ExecOutput { pid: self.pid, ..ExecOutput::default() };
+        while let Some(event) = self.next().await? {
+            let (kept, bytes) = match event {
+                ExecEvent::Stdout(bytes) => (&mut output.stdout, bytes),
+                ExecEvent::Stderr(bytes) => (&mut output.stderr, bytes),
+                ExecEvent::Exit(exit) => {
+                    output.exit = exit;
+                    continue;
+                }
+            };
+            let room = max_bytes.saturating_sub(kept.len()).min(bytes.len());
+            kept.extend_from_slice(&bytes[..room]);
+            output.truncated |= room < bytes.len();
+        }
+        Ok(output)
+    }
+}

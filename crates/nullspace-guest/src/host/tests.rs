@@ -1,0 +1,323 @@
+//! The client against a scripted agent. The real agent is tested with this client in `nullspace-init`.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+use super::*;
+use crate::frame::{self, Assembler, Decoder, Frame, INITIAL_WINDOW, Kind, MAX_CHANNELS, MAX_PAYLOAD, Seek};
+use crate::message::{AGENT_ABI, Exit};
+
+const SOON: Duration = Duration::from_secs(10);
+
+struct FakeAgent {
+    stream: DuplexStream,
+    decoder: Decoder,
+    assembler: Assembler,
+    session: u64,
+}
+
+impl FakeAgent {
+    fn new(stream: DuplexStream) -> FakeAgent {
+        FakeAgent { stream, decoder: Decoder::seeking(Seek::Hello), assembler: Assembler::default(), session: 0 }
+    }
+
+    /// The next whole message or data frame; `None` when the host has closed.
+    async fn frame(&mut self) -> Option<Frame> {
+        let mut piece = [0; 4096];
+        loop {
+            match self.decoder.next_frame() {
+                Ok(Some(frame)) => {
+                    if let Some(frame) = self.assembler.push(frame).unwrap() {
+                        return Some(frame);
+                    }
+                    continue;
+                }
+                Ok(None) => {}
+                Err(_) => {
+                    self.decoder.seek(Seek::Hello);
+                    continue;
+                }
+            }
+            match self.stream.read(&mut piece).await.unwrap() {
+                0 => return None,
+                len => self.decoder.feed(&piece[..len]),
+            }
+        }
+    }
+
+    async fn expect(&mut self, kind: Kind) -> Frame {
+        loop {
+            let frame = self.frame().await.unwrap();
+            // HELLO may come again while the host waits.
+            if frame.kind == kind {
+                return frame;
+            }
+            assert_eq!(frame.kind, Kind::Hello, "expected {kind:?}");
+        }
+    }
+
+    async fn send(&mut self, channel: u32, kind: Kind, payload: &[u8]) {
+        let mut wire = Vec::new();
+        frame::encode_message(self.session, channel, kind, payload, &mut wire);
+        self.stream.write_all(&wire).await.unwrap();
+    }
+
+    async fn outcome(&mut self, channel: u32, kind: Kind, outcome: &Outcome) {
+        self.send(channel, kind, &serde_json::to_vec(outcome).unwrap()).await;
+    }
+
+    async fn acknowledge(&mut self, abi: u32) {
+        self.session = self.expect(Kind::Hello).await.session;
+        let info = AgentInfo { abi, kernel: "6".into(), boot_id: "b".into(), root_ready: true, root_error: None };
+        self.send(0, Kind::HelloAck, &serde_json::to_vec(&info).unwrap()).await;
+    }
+
+    async fn start(&mut self, pid: u32) -> u32 {
+        let channel = self.expect(Kind::Open).await.channel;
+        self.outcome(channel, Kind::Reply, &Outcome::Started { pid }).await;
+        channel
+    }
+}
+
+async fn pair() -> (Agent, FakeAgent) {
+    let (host, guest) = tokio::io::duplex(64 * 1024);
+    let mut fake = FakeAgent::new(guest);
+    let (connected, ()) = tokio::join!(Agent::connect(host, SOON), fake.acknowledge(AGENT_ABI));
+    (connected.unwrap().0, fake)
+}
+
+fn shell() -> Exec {
+    Exec { argv: vec!["sh".into()], ..Exec::default() }
+}
+
+#[tokio::test]
+async fn a_session_begins_behind_remains_of_an_older_one() {
+    let (host, guest) = tokio::io::duplex(64 * 1024);
+    let mut fake = FakeAgent::new(guest);
+    fake.session = 1;
+    fake.send(4, Kind::Stdout, &[7; 1000]).await;
+    fake.stream.write_all(&frame::MAGIC.to_le_bytes()).await.unwrap();
+    let (connected, ()) = tokio::join!(Agent::connect(host, SOON), fake.acknowledge(AGENT_ABI));
+    assert!(connected.unwrap().1.root_ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hello_is_repeated_and_fills_a_half_read_frame() {
+    let (host, mut guest) = tokio::io::duplex(256 * 1024);
+    // The agent was caught by a snapshot behind the header of a frame of 64 KiB.
+    let mut half = Vec::new();
+    frame::encode(1, 1, Kind::Stdin, &vec![0; MAX_PAYLOAD], &mut half);
+    half.truncate(frame::HEADER_LEN + 10);
+    let mut fake = {
+        let (unused, _) = tokio::io::duplex(1);
+        let mut fake = FakeAgent::new(unused);
+        fake.decoder = Decoder::default();
+        fake.decoder.feed(&half);
+        std::mem::swap(&mut fake.stream, &mut guest);
+        fake
+    };
+    let serve = async {
+        // The pad completes the old frame.
+        assert_eq!(fake.frame().await.unwrap().kind, Kind::Stdin);
+        fake.acknowledge(AGENT_ABI).await;
+    };
+    let (connected, ()) = tokio::join!(Agent::connect(host, SOON), serve);
+    connected.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_stays_away_is_a_timeout() {
+    let (host, _guest) = tokio::io::duplex(16);
+    let error = Agent::connect(host, Duration::from_millis(900)).await.unwrap_err();
+    assert_eq!(error, AgentError::Timeout { what: "hello", limit_ms: 900 });
+}
+
+#[tokio::test]
+async fn another_version_is_named() {
+    let (host, guest) = tokio::io::duplex(64 * 1024);
+    let mut fake = FakeAgent::new(guest);
+    let (connected, ()) = tokio::join!(Agent::connect(host, SOON), fake.acknowledge(AGENT_ABI + 1));
+    assert_eq!(connected.unwrap_err(), AgentError::Abi { expected: AGENT_ABI, found: AGENT_ABI + 1 });
+}
+
+#[tokio::test]
+async fn restored_travels_with_hello() {
+    let (host, guest) = tokio::io::duplex(64 * 1024);
+    let mut fake = FakeAgent::new(guest);
+    let restored = Restored {
+        hostname: "sb".into(),
+        machine_id: "0".repeat(32),
+        entropy: String::new(),
+        unix_time_ns: 1,
+        network: None,
+    };
+    let serve = async {
+        let hello = fake.frame().await.unwrap();
+        // Nothing was answered yet, and the request is here already.
+        let open = fake.frame().await.unwrap();
+        assert_eq!((hello.kind, open.kind), (Kind::Hello, Kind::Open));
+        fake.session = hello.session;
+        let info =
+            AgentInfo { abi: AGENT_ABI, kernel: "6".into(), boot_id: "b".into(), root_ready: true, root_error: None };
+        fake.send(0, Kind::HelloAck, &serde_json::to_vec(&info).unwrap()).await;
+        fake.outcome(open.channel, Kind::End, &Outcome::Done).await;
+    };
+    let (connected, ()) = tokio::join!(Agent::connect_restored(host, restored, SOON), serve);
+    connected.unwrap();
+}
+
+#[tokio::test]
+async fn events_come_in_order_and_credit_goes_back() {
+    let (agent, mut fake) = pair().await;
+    let total = 3 * INITIAL_WINDOW as usize;
+    let serve = async {
+        let channel = fake.start(42).await;
+        let (mut credit, mut sent) = (INITIAL_WINDOW, 0);
+        while sent < total {
+            let part = frame::affordable(credit).min(total - sent);
+            if part == 0 {
+                let window = fake.expect(Kind::Window).await;
+                credit += window.window().unwrap();
+                continue;
+            }
+            credit -= frame::cost(part);
+            fake.send(channel, Kind::Stdout, &vec![1; part]).await;
+            sent += part;
+        }
+        fake.send(channel, Kind::Stderr, b"done").await;
+        fake.outcome(channel, Kind::End, &Outcome::Exit(Exit { code: 3, ..Exit::default() })).await;
+        fake
+    };
+    let (output, _fake) = tokio::join!(agent.exec_collect(shell(), 1000), serve);
+    let output = output.unwrap();
+    assert_eq!((output.pid, output.exit.code, output.truncated), (42, 3, true));
+    assert_eq!((output.stdout.len(), &output.stderr[..]), (1000, &b"done"[..]));
+}
+
+#[tokio::test]
+async fn output_beyond_the_credit_ends_the_connection() {
+    let (agent, mut fake) = pair().await;
+    let (session, channel) = tokio::join!(agent.exec(shell()), fake.start(1));
+    let _session = session.unwrap();
+    let flood = async {
+        let mut wire = Vec::new();
+        frame::encode(fake.session, channel, Kind::Stdout, &[], &mut wire);
+        // Empty frames: without a cost of their own they would pile up for ever.
+        for _ in 0..=INITIAL_WINDOW / frame::FRAME_COST {
+            if fake.stream.write_all(&wire).await.is_err() {
+                break;
+            }
+        }
+    };
+    let (error, ()) = tokio::join!(agent.closed(), flood);
+    assert!(matches!(error, AgentError::Protocol(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_dropped_session_is_reset_even_when_its_stdin_lives_on() {
+    let (agent, mut fake) = pair().await;
+    let (session, channel) = tokio::join!(agent.exec(Exec { stdin: true, ..shell() }), fake.start(1));
+    let mut session = session.unwrap();
+    let mut stdin = session.take_stdin().unwrap();
+    stdin.write(b"hi").await.unwrap();
+    assert_eq!(&fake.expect(Kind::Stdin).await.payload[..], b"hi");
+    drop(session);
+    assert_eq!(fake.expect(Kind::Reset).await.channel, channel);
+    assert_eq!(stdin.write(b"x").await, Err(AgentError::Closed));
+}
+
+#[tokio::test]
+async fn stdin_waits_for_credit() {
+    let (agent, mut fake) = pair().await;
+    let (session, channel) = tokio::join!(agent.exec(Exec { stdin: true, ..shell() }), fake.start(1));
+    let mut session = session.unwrap();
+    let total = 2 * INITIAL_WINDOW as usize;
+    let write = async {
+        session.write(&vec![5; total]).await.unwrap();
+        session.close_stdin();
+    };
+    let serve = async {
+        let (mut credit, mut got) = (INITIAL_WINDOW, 0);
+        loop {
+            let frame = fake.frame().await.unwrap();
+            if frame.kind == Kind::Eof {
+                return got;
+            }
+            assert_eq!(frame.kind, Kind::Stdin);
+            got += frame.payload.len();
+            let cost = frame::cost(frame.payload.len());
+            credit = credit.checked_sub(cost).expect("the host overdrew its credit");
+            let mut wire = Vec::new();
+            frame::encode_window(fake.session, channel, cost, &mut wire);
+            fake.stream.write_all(&wire).await.unwrap();
+            credit += cost;
+        }
+    };
+    let ((), got) = tokio::join!(write, serve);
+    assert_eq!(got, total);
+}
+
+#[tokio::test]
+async fn a_lost_stream_ends_what_waits() {
+    let (agent, mut fake) = pair().await;
+    let serve = async {
+        fake.expect(Kind::Open).await;
+        drop(fake);
+    };
+    let (answer, ()) = tokio::join!(agent.freeze(), serve);
+    assert_eq!(answer, Err(AgentError::Closed));
+    assert_eq!(agent.closed().await, AgentError::Closed);
+    assert_eq!(agent.thaw().await, Err(AgentError::Closed));
+}
+
+#[tokio::test]
+async fn disconnect_sends_what_is_queued_and_closes() {
+    let (agent, mut fake) = pair().await;
+    let (session, _) = tokio::join!(agent.exec(shell()), fake.start(1));
+    drop(session);
+    agent.disconnect().await;
+    assert_eq!(fake.frame().await.map(|f| f.kind), Some(Kind::Reset));
+    assert_eq!(fake.frame().await, None);
+}
+
+#[tokio::test]
+async fn the_last_handle_closes_the_stream() {
+    let (agent, mut fake) = pair().await;
+    let clone = agent.clone();
+    let (session, _) = tokio::join!(agent.exec(shell()), fake.start(1));
+    drop((agent, clone));
+    let session = session.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(50), fake.frame()).await.is_err(), "closed under a session");
+    drop(session);
+    assert_eq!(fake.frame().await.map(|f| f.kind), Some(Kind::Reset));
+    assert_eq!(fake.frame().await, None);
+}
+
+#[tokio::test]
+async fn failures_and_limits_are_typed() {
+    let (agent, mut fake) = pair().await;
+    let failure = Failure { kind: FailureKind::UnknownUser, message: "User bob is not in the image.".into() };
+    let serve = async {
+        let channel = fake.expect(Kind::Open).await.channel;
+        fake.outcome(channel, Kind::End, &Outcome::Failed(failure.clone())).await;
+    };
+    let (answer, ()) = tokio::join!(agent.exec(shell()), serve);
+    assert_eq!(answer.unwrap_err(), AgentError::Failed(failure.clone()));
+
+    let mut open = Vec::new();
+    for pid in 1..=MAX_CHANNELS as u32 {
+        let (session, _) = tokio::join!(agent.exec(shell()), fake.start(pid));
+        open.push(session.unwrap());
+    }
+    match agent.exec(shell()).await.unwrap_err() {
+        AgentError::Failed(Failure { kind, .. }) => assert_eq!(kind, FailureKind::Limit),
+        other => panic!("{other}"),
+    }
+    let huge = Exec { argv: vec!["x".repeat(2 * frame::MAX_MESSAGE)], ..Exec::default() };
+    drop(open);
+    match agent.start_service(huge).await.unwrap_err() {
+        AgentError::Failed(Failure { kind, .. }) => assert_eq!(kind, FailureKind::Invalid),
+        other => panic!("{other}"),
+    }
+}
