@@ -23,6 +23,7 @@ pub use spec::*;
 use std::path::Path;
 
 use async_trait::async_trait;
+use nullspace_guest::message::GuestNetwork;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A duplex stream to the guest's agent.
@@ -51,6 +52,13 @@ pub trait Vmm: Send + Sync {
 pub trait Vm: Send + Sync {
     /// The id given at boot or restore.
     fn id(&self) -> &str;
+
+    /// Address, gateway and name servers that the guest's eth0 is to have, for [`Request::Configure`] after a boot and
+    /// [`Request::Restored`] after a restore; `None` when it is isolated.
+    ///
+    /// [`Request::Configure`]: nullspace_guest::message::Request::Configure
+    /// [`Request::Restored`]: nullspace_guest::message::Request::Restored
+    fn guest_network(&self) -> Option<GuestNetwork>;
 
     /// Opens the stream to the agent. A machine has one at a time: a second call closes the first.
     async fn agent(&self) -> Result<Box<dyn AgentStream>, VmmError>;
