@@ -16,8 +16,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    ArtifactId, BuildId, PrivateJson, Tag, TemplateId, TemplateName, TenantId, Visibility,
-    text_enum::text_enum,
+    ArtifactId, BuildId, PrivateJson, Tag, TemplateId, TemplateName, TenantId, Visibility, text_enum::text_enum,
 };
 
 text_enum! {

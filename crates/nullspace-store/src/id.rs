@@ -85,15 +85,8 @@ macro_rules! id {
 
 /// Stricter than `Uuid::parse_str`, which also takes upper case, hyphens, braces and `urn:uuid:`: one id has one spelling.
 fn parse_hex(text: &str) -> Option<Uuid> {
-    let canonical = text.len() == 32
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    if canonical {
-        Uuid::try_parse(text).ok()
-    } else {
-        None
-    }
+    let canonical = text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if canonical { Uuid::try_parse(text).ok() } else { None }
 }
 
 id!(

@@ -19,6 +19,7 @@
 //! This crate knows no HTTP and runs no builds; plans, log entries, configurations are JSON that it keeps and returns
 //! unread.
 
+mod artifacts;
 mod build;
 mod error;
 mod id;
@@ -30,21 +31,18 @@ mod template;
 mod tenant;
 mod text_enum;
 
+pub use artifacts::{ArtifactStore, DiskUsage, PublishedArtifact, PublishedRootfs, Scratch, SweepReport};
 pub use build::{
-    ArtifactState, Build, BuildBackend, BuildFilter, BuildPage, BuildStatus, CancelOutcome,
-    CancelRequest, Counters, FinishError, FinishReady, Finished, Heartbeat, Lease, Leased,
-    LogEntry, NewBuild, NewLogEntry, QueueLimits, Release, SourceType,
+    ArtifactState, Build, BuildBackend, BuildFilter, BuildPage, BuildStatus, CancelOutcome, CancelRequest, Counters,
+    FinishError, FinishReady, Finished, Heartbeat, Lease, Leased, LogEntry, NewBuild, NewLogEntry, QueueLimits,
+    Release, SourceType,
 };
 pub use error::{Result, StoreError};
 pub use id::{ArtifactId, BuildId, InvalidId, KeyId, SandboxId, TemplateId, TenantId};
 pub use metadata::{KnownFiles, Metadata};
 pub use private_json::PrivateJson;
-pub use reference::{
-    InvalidReference, MAX_NAME_CHARS, Selector, Tag, TemplateName, TemplateRef, is_namespace_slug,
-};
+pub use reference::{InvalidReference, MAX_NAME_CHARS, Selector, Tag, TemplateName, TemplateRef, is_namespace_slug};
 pub use sandbox::{Idempotency, Inserted, NewSandbox, Sandbox, SandboxFilter, SandboxStatus};
 pub use template::{Artifact, Resolved, Rootfs, TagTarget, Template, Visibility};
-pub use tenant::{
-    ApiKey, Caller, KeyHash, Namespace, NamespaceKind, NewKey, SYSTEM_NAMESPACE, Tenant,
-};
+pub use tenant::{ApiKey, Caller, KeyHash, Namespace, NamespaceKind, NewKey, SYSTEM_NAMESPACE, Tenant};
 pub use text_enum::UnknownWord;

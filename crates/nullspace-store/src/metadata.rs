@@ -16,11 +16,10 @@ use jiff::Timestamp;
 #[cfg(doc)]
 use crate::StoreError;
 use crate::{
-    ApiKey, Artifact, ArtifactId, Build, BuildFilter, BuildId, BuildPage, Caller, CancelOutcome,
-    CancelRequest, Counters, FinishError, FinishReady, Finished, Heartbeat, Inserted, KeyHash,
-    KeyId, Lease, Leased, LogEntry, Namespace, NamespaceKind, NewBuild, NewKey, NewLogEntry,
-    NewSandbox, QueueLimits, Release, Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId,
-    SandboxStatus, TemplateRef, Tenant,
+    ApiKey, Artifact, ArtifactId, Build, BuildFilter, BuildId, BuildPage, Caller, CancelOutcome, CancelRequest,
+    Counters, FinishError, FinishReady, Finished, Heartbeat, Inserted, KeyHash, KeyId, Lease, Leased, LogEntry,
+    Namespace, NamespaceKind, NewBuild, NewKey, NewLogEntry, NewSandbox, QueueLimits, Release, Resolved, Result,
+    Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus, TemplateRef, Tenant,
 };
 
 /// The durable half of the service. See the [module](self) for what holds of every method.
@@ -30,24 +29,13 @@ pub trait Metadata: Send + Sync + 'static {
 
     /// The tenant of this name, made with its default namespace if there is none. The namespace's slug is the name made
     /// into one, with a number when taken; for [`NamespaceKind::System`] it is [`SYSTEM_NAMESPACE`](crate::SYSTEM_NAMESPACE).
-    async fn ensure_tenant(
-        &self,
-        name: &str,
-        kind: NamespaceKind,
-        now: Timestamp,
-    ) -> Result<Tenant>;
+    async fn ensure_tenant(&self, name: &str, kind: NamespaceKind, now: Timestamp) -> Result<Tenant>;
 
     /// All tenants by name.
     async fn list_tenants(&self) -> Result<Vec<Tenant>>;
 
     /// Stores the hash of a key for a tenant. The key itself is not kept.
-    async fn create_key(
-        &self,
-        tenant: &Tenant,
-        label: &str,
-        key: &NewKey,
-        now: Timestamp,
-    ) -> Result<ApiKey>;
+    async fn create_key(&self, tenant: &Tenant, label: &str, key: &NewKey, now: Timestamp) -> Result<ApiKey>;
 
     /// A tenant's keys, oldest first, revoked ones too.
     async fn list_keys(&self, tenant: &Tenant) -> Result<Vec<ApiKey>>;
@@ -77,12 +65,7 @@ pub trait Metadata: Send + Sync + 'static {
     ///
     /// Builds whose lease ran out come with those that wait. Among tenants: the one with the fewest running builds,
     /// then the one served longest ago, then the one that waits longest.
-    async fn lease_build(
-        &self,
-        owner: &str,
-        ttl: Duration,
-        now: Timestamp,
-    ) -> Result<Option<Leased>>;
+    async fn lease_build(&self, owner: &str, ttl: Duration, now: Timestamp) -> Result<Option<Leased>>;
 
     /// Holds the build until `now + ttl`. [`StoreError::LeaseLost`] when another has it; an overdue lease that nobody has
     /// taken yet is held again.
@@ -92,38 +75,18 @@ pub trait Metadata: Send + Sync + 'static {
     async fn append_log(&self, lease: &Lease, entries: Vec<NewLogEntry>) -> Result<u64>;
 
     /// Gives the build back to the queue with these last entries.
-    async fn release_build(
-        &self,
-        lease: &Lease,
-        how: Release,
-        entries: Vec<NewLogEntry>,
-        now: Timestamp,
-    ) -> Result<()>;
+    async fn release_build(&self, lease: &Lease, how: Release, entries: Vec<NewLogEntry>, now: Timestamp)
+    -> Result<()>;
 
     /// Ends the build as `ready`: artifact, tags, row and last entry together. The artifact's bytes must be durable
     /// before.
-    async fn finish_ready(
-        &self,
-        lease: &Lease,
-        result: FinishReady,
-        now: Timestamp,
-    ) -> Result<Finished>;
+    async fn finish_ready(&self, lease: &Lease, result: FinishReady, now: Timestamp) -> Result<Finished>;
 
     /// Ends the build as `error`.
-    async fn finish_error(
-        &self,
-        lease: &Lease,
-        error: FinishError,
-        now: Timestamp,
-    ) -> Result<Build>;
+    async fn finish_error(&self, lease: &Lease, error: FinishError, now: Timestamp) -> Result<Build>;
 
     /// Ends the build as `cancelled`.
-    async fn finish_cancelled(
-        &self,
-        lease: &Lease,
-        entry: NewLogEntry,
-        now: Timestamp,
-    ) -> Result<Build>;
+    async fn finish_cancelled(&self, lease: &Lease, entry: NewLogEntry, now: Timestamp) -> Result<Build>;
 
     /// Asks for a build to be cancelled; one that waits ends here and now. Asking again changes nothing.
     async fn request_cancel(
@@ -143,13 +106,7 @@ pub trait Metadata: Send + Sync + 'static {
     async fn list_builds(&self, caller: &Caller, filter: BuildFilter) -> Result<BuildPage>;
 
     /// Up to `limit` entries of the log from `from` on; none at its end.
-    async fn log_entries(
-        &self,
-        caller: &Caller,
-        build: BuildId,
-        from: u64,
-        limit: u32,
-    ) -> Result<Vec<LogEntry>>;
+    async fn log_entries(&self, caller: &Caller, build: BuildId, from: u64, limit: u32) -> Result<Vec<LogEntry>>;
 
     /// The build with the offset that its next entry will have, read at one moment: when the build is final, no entry
     /// at or after that offset will ever be.
@@ -177,8 +134,7 @@ pub trait Metadata: Send + Sync + 'static {
     // ---- root images ----
 
     /// The root image of this key, kept from collection until the build is over.
-    async fn find_rootfs(&self, lease: &Lease, key: &str, now: Timestamp)
-    -> Result<Option<Rootfs>>;
+    async fn find_rootfs(&self, lease: &Lease, key: &str, now: Timestamp) -> Result<Option<Rootfs>>;
 
     /// Records a published root image, kept from collection until the build is over. When another build was quicker, its
     /// record is returned and the file of this one is to be removed.
@@ -188,12 +144,7 @@ pub trait Metadata: Send + Sync + 'static {
 
     /// Records a sandbox as `creating`; [`StoreError::NotFound`] when its artifact can be used no more. From here on the
     /// artifact is not collected.
-    async fn insert_sandbox(
-        &self,
-        caller: &Caller,
-        sandbox: NewSandbox,
-        now: Timestamp,
-    ) -> Result<Inserted>;
+    async fn insert_sandbox(&self, caller: &Caller, sandbox: NewSandbox, now: Timestamp) -> Result<Inserted>;
 
     /// Changes a sandbox's status; one that is over stays as it is ([`StoreError::Conflict`]).
     async fn set_sandbox_status(
@@ -255,8 +206,7 @@ pub trait Metadata: Send + Sync + 'static {
     async fn get_setting(&self, key: &str) -> Result<Option<serde_json::Value>>;
 
     /// Stores a setting.
-    async fn put_setting(&self, key: &str, value: &serde_json::Value, now: Timestamp)
-    -> Result<()>;
+    async fn put_setting(&self, key: &str, value: &serde_json::Value, now: Timestamp) -> Result<()>;
 
     /// How full the service is.
     async fn counters(&self) -> Result<Counters>;

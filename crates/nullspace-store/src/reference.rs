@@ -22,9 +22,7 @@ pub const MAX_NAME_CHARS: usize = 128;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidReference {
     /// The whole has none of the forms.
-    #[error(
-        "a template reference is name[:tag], name:tb_…, tmpl_…, or namespace/name[:tag or :tb_…]"
-    )]
+    #[error("a template reference is name[:tag], name:tb_…, tmpl_…, or namespace/name[:tag or :tb_…]")]
     Form,
     /// The name part.
     #[error(
@@ -39,9 +37,7 @@ pub enum InvalidReference {
     )]
     Tag,
     /// The namespace part.
-    #[error(
-        "a namespace has lower-case letters and digits, with single hyphens between them, at most 128"
-    )]
+    #[error("a namespace has lower-case letters and digits, with single hyphens between them, at most 128")]
     Namespace,
     /// `tb_` or `tmpl_` and then something that is no id.
     #[error(transparent)]
@@ -118,9 +114,7 @@ impl Tag {
 fn is_word(text: &str, first: impl Fn(u8) -> bool) -> bool {
     text.len() <= MAX_NAME_CHARS
         && text.bytes().next().is_some_and(first)
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 fn is_name(text: &str) -> bool {
@@ -134,12 +128,9 @@ fn is_tag(text: &str) -> bool {
 /// Whether `text` can be a namespace: `^[a-z0-9]+(-[a-z0-9]+)*$`, at most [`MAX_NAME_CHARS`].
 pub fn is_namespace_slug(text: &str) -> bool {
     text.len() <= MAX_NAME_CHARS
-        && text.split('-').all(|part| {
-            !part.is_empty()
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_digit() || b.is_ascii_lowercase())
-        })
+        && text
+            .split('-')
+            .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase()))
 }
 
 /// Which of a template's builds is meant.
@@ -199,11 +190,7 @@ impl FromStr for TemplateRef {
         if name.contains('/') {
             return Err(InvalidReference::Form);
         }
-        Ok(Self::Named {
-            namespace,
-            name: name.parse()?,
-            selector,
-        })
+        Ok(Self::Named { namespace, name: name.parse()?, selector })
     }
 }
 
@@ -211,11 +198,7 @@ impl fmt::Display for TemplateRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Artifact(id) => fmt::Display::fmt(id, f),
-            Self::Named {
-                namespace,
-                name,
-                selector,
-            } => {
+            Self::Named { namespace, name, selector } => {
                 if let Some(namespace) = namespace {
                     write!(f, "{namespace}/")?;
                 }
@@ -266,8 +249,8 @@ mod tests {
     #[test]
     fn what_is_no_reference_is_refused() {
         for text in [
-            "", ":", "/", "a/", "/a", "a:", ":b", "a/b/c", "A-/b", "a--b/c", "-a/b", "Team/web",
-            "a b", "a\n", "../etc", "tmpl_", "tmpl_x", "a:tb_", "a:tb_x", "ü", "a:b:c", ".a",
+            "", ":", "/", "a/", "/a", "a:", ":b", "a/b/c", "A-/b", "a--b/c", "-a/b", "Team/web", "a b", "a\n",
+            "../etc", "tmpl_", "tmpl_x", "a:tb_", "a:tb_x", "ü", "a:b:c", ".a",
         ] {
             assert!(text.parse::<TemplateRef>().is_err(), "{text:?} was taken");
         }

@@ -4,8 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    ArtifactId, BuildId, NamespaceKind, PrivateJson, Tag, TemplateId, TemplateName, TenantId,
-    text_enum::text_enum,
+    ArtifactId, BuildId, NamespaceKind, PrivateJson, Tag, TemplateId, TemplateName, TenantId, text_enum::text_enum,
 };
 
 text_enum! {

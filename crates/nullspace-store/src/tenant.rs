@@ -50,11 +50,7 @@ pub struct Tenant {
 impl Tenant {
     /// Who a request with one of this tenant's keys acts as.
     pub fn caller(&self) -> Caller {
-        Caller {
-            tenant: self.id,
-            namespace: self.namespace.slug.clone(),
-            key: None,
-        }
+        Caller { tenant: self.id, namespace: self.namespace.slug.clone(), key: None }
     }
 }
 
@@ -121,10 +117,7 @@ impl NewKey {
 
     /// Draws a key from the system's secure generator.
     pub fn generate() -> Self {
-        let random = rand::rng()
-            .sample_iter(Alphanumeric)
-            .take(Self::RANDOM_CHARS)
-            .map(char::from);
+        let random = rand::rng().sample_iter(Alphanumeric).take(Self::RANDOM_CHARS).map(char::from);
         Self(Self::PREFIX.chars().chain(random).collect())
     }
 
@@ -140,10 +133,7 @@ impl NewKey {
 
     /// The part that may be shown later: too little to guess the rest from.
     pub fn shown(&self) -> String {
-        self.0
-            .chars()
-            .take(Self::PREFIX.len() + Self::SHOWN_RANDOM_CHARS)
-            .collect()
+        self.0.chars().take(Self::PREFIX.len() + Self::SHOWN_RANDOM_CHARS).collect()
     }
 }
 

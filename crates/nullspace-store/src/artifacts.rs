@@ -1,0 +1,432 @@
+//! Artifacts on disk.
+//!
+//! ```text
+//! <data>/lock                              held by one process (flock)
+//!        work/<random>/                    scratch; nothing here outlives the process
+//!        artifacts/tmpl_…/                 one build's snapshot: memory, machine state, disk overlay
+//!        rootfs/<key>.<nonce>.ext4         a root image that artifacts share
+//! ```
+//!
+//! Publishing: flush every file and folder, rename out of `work/`, flush the parent folder. A name in `artifacts/` or
+//! `rootfs/` is therefore always whole. Whether it is *used* is the database's to say: [`ArtifactStore::sweep`] removes
+//! what the database does not know.
+//!
+//! A root image's file name carries a nonce because two builds may make the same image at once, and a third may collect
+//! it: with one name for all, removing the loser's or the collected file could remove the winner's. Which file holds a
+//! key is decided by the database, [`Metadata::put_rootfs`](crate::Metadata::put_rootfs).
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::fs::{FlockOperation, flock, statvfs};
+use uuid::Uuid;
+
+use crate::{ArtifactId, KnownFiles, Result, StoreError};
+
+const LOCK: &str = "lock";
+const WORK: &str = "work";
+const ARTIFACTS: &str = "artifacts";
+const ROOTFS: &str = "rootfs";
+/// Tenants' memory is in these folders: nobody else on the host may look.
+const DIR_MODE: u32 = 0o700;
+
+/// The data directory's artifacts. Cheap to clone; the last clone gives the lock back.
+///
+/// Methods that are not `async` touch at most a name; those that write or remove run on the blocking pool.
+#[derive(Debug, Clone)]
+pub struct ArtifactStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    root: PathBuf,
+    /// Locked as long as it is open.
+    _lock: File,
+}
+
+/// What [`ArtifactStore::publish_artifact`] made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedArtifact {
+    /// The folder, for ever at this place until it is removed.
+    pub dir: PathBuf,
+    /// What it takes on the disk, bytes (holes not counted).
+    pub stored_bytes: u64,
+}
+
+/// What [`ArtifactStore::publish_rootfs`] made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedRootfs {
+    /// Name under `rootfs/`: what the database keeps.
+    pub file: String,
+    /// The file's length, bytes.
+    pub bytes: u64,
+    /// What it takes on the disk, bytes (holes not counted).
+    pub stored_bytes: u64,
+}
+
+/// What [`ArtifactStore::sweep`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// Names removed, relative to the data directory.
+    pub removed: Vec<String>,
+    /// Names that the database knows and the disk lacks, relative to the data directory: lost by something other than
+    /// this service.
+    pub missing: Vec<String>,
+}
+
+/// What the artifacts take on the disk, bytes (holes not counted).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// Under `artifacts/`.
+    pub artifacts: u64,
+    /// Under `rootfs/`.
+    pub rootfs: u64,
+    /// Under `work/`.
+    pub work: u64,
+}
+
+/// An empty folder under `work/`, removed with everything in it when this is dropped.
+#[derive(Debug)]
+pub struct Scratch {
+    path: PathBuf,
+    /// Keeps the lock while scratch exists, so that no other process sweeps it.
+    _store: ArtifactStore,
+}
+
+impl Scratch {
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            // The next start's sweep of work/ takes it.
+            tracing::warn!(path = %self.path.display(), %error, "remove scratch folder");
+        }
+    }
+}
+
+impl ArtifactStore {
+    /// Opens (or makes) the data directory, takes its lock and empties `work/`.
+    ///
+    /// # Errors
+    /// [`StoreError::DataDirInUse`] when another process has the lock.
+    pub fn open(root: &Path) -> Result<Self> {
+        make_dir(root)?;
+        let root = fs::canonicalize(root).map_err(io_error("resolve", root))?;
+        let lock_path = root.join(LOCK);
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(io_error("open", &lock_path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(StoreError::DataDirInUse { path: root.display().to_string() });
+            }
+            Err(errno) => return Err(io_error("lock", &lock_path)(errno.into())),
+        }
+        for name in [WORK, ARTIFACTS, ROOTFS] {
+            make_dir(&root.join(name))?;
+        }
+        for entry in read_dir(&root.join(WORK))? {
+            remove(&entry)?;
+        }
+        sync_dir(&root)?;
+        Ok(Self { inner: Arc::new(Inner { root, _lock: lock }) })
+    }
+
+    /// The data directory, absolute and without symbolic links.
+    pub fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
+    /// A new empty scratch folder, on the same file system as what is published.
+    pub fn scratch(&self) -> Result<Scratch> {
+        let path = self.inner.root.join(WORK).join(Uuid::new_v4().as_simple().to_string());
+        DirBuilder::new().mode(DIR_MODE).create(&path).map_err(io_error("make", &path))?;
+        Ok(Scratch { path, _store: self.clone() })
+    }
+
+    /// Where an artifact's folder is or would be.
+    pub fn artifact_dir(&self, id: ArtifactId) -> PathBuf {
+        self.inner.root.join(ARTIFACTS).join(id.to_string())
+    }
+
+    /// Where a root image is or would be.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when `file` is not a name that [`publish_rootfs`](Self::publish_rootfs) could have made:
+    /// nothing read from the database leads out of the folder.
+    pub fn rootfs_path(&self, file: &str) -> Result<PathBuf> {
+        if !is_rootfs_file(file) {
+            return Err(StoreError::corrupt("file name of a root image"));
+        }
+        Ok(self.inner.root.join(ROOTFS).join(file))
+    }
+
+    /// Makes a folder of `work/` the artifact `id`: durable and whole when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when the artifact exists, or the folder has anything but files and folders in it.
+    pub async fn publish_artifact(&self, dir: &Path, id: ArtifactId) -> Result<PublishedArtifact> {
+        let from = dir.to_owned();
+        let to = self.artifact_dir(id);
+        self.blocking(move |root| {
+            let from = inside_work(root, &from)?;
+            let stored_bytes = sync_tree(&from)?;
+            rename_new(&from, &to)?;
+            Ok(PublishedArtifact { dir: to, stored_bytes })
+        })
+        .await
+    }
+
+    /// Makes a file of `work/` a root image: durable and whole when this returns. The same key may be published many
+    /// times, each under a name of its own. `key` is lower-case hex, 32 to 128 digits.
+    pub async fn publish_rootfs(&self, file: &Path, key: &str) -> Result<PublishedRootfs> {
+        if !is_rootfs_key(key) {
+            return Err(StoreError::conflict("the key of a root image is 32 to 128 lower-case hexadecimal digits"));
+        }
+        let name = format!("{key}.{}.ext4", Uuid::new_v4().as_simple());
+        let from = file.to_owned();
+        let to = self.rootfs_path(&name)?;
+        self.blocking(move |root| {
+            let from = inside_work(root, &from)?;
+            let metadata = fs::symlink_metadata(&from).map_err(io_error("read", &from))?;
+            if !metadata.is_file() {
+                return Err(StoreError::conflict("a root image is a regular file"));
+            }
+            let stored_bytes = sync_tree(&from)?;
+            rename_new(&from, &to)?;
+            Ok(PublishedRootfs { file: name, bytes: metadata.len(), stored_bytes })
+        })
+        .await
+    }
+
+    /// Removes an artifact's folder; nothing when there is none. The database must have forgotten it before
+    /// ([`Metadata::purge_artifact`](crate::Metadata::purge_artifact)), or it never knew it.
+    pub async fn remove_artifact(&self, id: ArtifactId) -> Result<()> {
+        let path = self.artifact_dir(id);
+        // Out of the way first: a crash half-way through must not leave a folder that looks whole.
+        let bin = self.bin();
+        self.blocking(move |_| discard(&path, &bin)).await
+    }
+
+    /// Removes a root image; nothing when there is none. As with [`remove_artifact`](Self::remove_artifact), the database
+    /// goes first.
+    pub async fn remove_rootfs(&self, file: &str) -> Result<()> {
+        let path = self.rootfs_path(file)?;
+        let bin = self.bin();
+        self.blocking(move |_| discard(&path, &bin)).await
+    }
+
+    /// Removes from `artifacts/` and `rootfs/` what `known` lacks. For the start of the service, before any build runs:
+    /// what is published but not yet named by a transaction looks the same as what a crash left.
+    pub async fn sweep(&self, known: KnownFiles) -> Result<SweepReport> {
+        self.blocking(move |root| {
+            let mut report = SweepReport::default();
+            let artifacts = known.artifacts.iter().map(ToString::to_string).collect();
+            for (folder, keep) in [(ARTIFACTS, artifacts), (ROOTFS, known.rootfs)] {
+                let dir = root.join(folder);
+                let mut missing = keep.clone();
+                for path in read_dir(&dir)? {
+                    let name = path.file_name().and_then(|name| name.to_str());
+                    if name.is_some_and(|name| missing.remove(name)) {
+                        continue;
+                    }
+                    remove(&path)?;
+                    let shown = path.strip_prefix(root).unwrap_or(&path);
+                    report.removed.push(shown.display().to_string());
+                }
+                sync_dir(&dir)?;
+                report.missing.extend(missing.into_iter().map(|name| format!("{folder}/{name}")));
+            }
+            report.removed.sort();
+            Ok(report)
+        })
+        .await
+    }
+
+    /// What everything takes on the disk. Reads every folder: for metrics by the minute, not by the request.
+    pub async fn usage(&self) -> Result<DiskUsage> {
+        self.blocking(|root| {
+            Ok(DiskUsage {
+                artifacts: stored_bytes(&root.join(ARTIFACTS))?,
+                rootfs: stored_bytes(&root.join(ROOTFS))?,
+                work: stored_bytes(&root.join(WORK))?,
+            })
+        })
+        .await
+    }
+
+    /// Bytes that can still be written to the data directory's file system.
+    pub fn free_bytes(&self) -> Result<u64> {
+        let root = &self.inner.root;
+        let stat = statvfs(root).map_err(|errno| io_error("measure", root)(errno.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Refuses work that would not fit: `needed` bytes and a reserve must be free.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] with [`io::ErrorKind::StorageFull`].
+    pub fn ensure_free(&self, needed: u64, reserve: u64) -> Result<()> {
+        let free = self.free_bytes()?;
+        if free >= needed.saturating_add(reserve) {
+            return Ok(());
+        }
+        let context = format!(
+            "the disk under the data directory has {} MiB free, {} MiB are needed",
+            free >> 20,
+            needed.saturating_add(reserve) >> 20,
+        );
+        Err(StoreError::Io { context, source: io::ErrorKind::StorageFull.into() })
+    }
+
+    fn bin(&self) -> PathBuf {
+        let name = format!("removed-{}", Uuid::new_v4().as_simple());
+        self.inner.root.join(WORK).join(name)
+    }
+
+    /// Runs `job` where it may block. It runs to its end even when the caller stops waiting.
+    async fn blocking<T, F>(&self, job: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Path) -> Result<T> + Send + 'static,
+    {
+        let store = self.clone();
+        tokio::task::spawn_blocking(move || job(&store.inner.root)).await.map_err(|error| StoreError::Io {
+            context: "run a job on the blocking pool".to_owned(),
+            source: io::Error::other(error),
+        })?
+    }
+}
+
+fn is_rootfs_key(key: &str) -> bool {
+    (32..=128).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+fn is_rootfs_file(file: &str) -> bool {
+    let mut parts = file.split('.');
+    let (Some(key), Some(nonce), Some("ext4"), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return false;
+    };
+    is_rootfs_key(key) && nonce.len() == 32 && is_rootfs_key(nonce)
+}
+
+fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
+    move |source| StoreError::Io { context: format!("{what} {}", path.display()), source }
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(DIR_MODE).create(path).map_err(io_error("make", path))
+}
+
+fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
+    fs::read_dir(path)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .map_err(io_error("read", path))
+}
+
+fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("flush", path))
+}
+
+/// The path without symbolic links or `..`, if it is something inside `work/`.
+fn inside_work(root: &Path, path: &Path) -> Result<PathBuf> {
+    let real = fs::canonicalize(path).map_err(io_error("resolve", path))?;
+    let work = root.join(WORK);
+    if real.starts_with(&work) && real != work {
+        Ok(real)
+    } else {
+        Err(StoreError::conflict("only what is in the work folder can be published"))
+    }
+}
+
+/// Flushes a file, or a folder and all it holds, children before parents. Returns what it takes on the disk.
+fn sync_tree(path: &Path) -> Result<u64> {
+    let metadata = fs::symlink_metadata(path).map_err(io_error("read", path))?;
+    let kind = metadata.file_type();
+    let mut stored = metadata.blocks().saturating_mul(512);
+    if kind.is_dir() {
+        for child in read_dir(path)? {
+            stored = stored.saturating_add(sync_tree(&child)?);
+        }
+    } else if !kind.is_file() {
+        return Err(StoreError::conflict("an artifact holds files and folders only"));
+    }
+    sync_dir(path)?;
+    Ok(stored)
+}
+
+/// What a file or folder takes on the disk. What vanishes meanwhile takes nothing.
+fn stored_bytes(path: &Path) -> Result<u64> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if gone(&error) => return Ok(0),
+        Err(error) => return Err(io_error("read", path)(error)),
+    };
+    let mut stored = metadata.blocks().saturating_mul(512);
+    if metadata.is_dir() {
+        let children = match read_dir(path) {
+            Ok(children) => children,
+            Err(StoreError::Io { source, .. }) if gone(&source) => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        for child in children {
+            stored = stored.saturating_add(stored_bytes(&child)?);
+        }
+    }
+    Ok(stored)
+}
+
+/// Renames without replacing, and makes both parent folders remember it.
+fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::EXIST) => {
+            return Err(StoreError::conflict("this artifact exists already"));
+        }
+        Err(errno) => return Err(io_error("publish", to)(errno.into())),
+    }
+    for path in [to, from] {
+        if let Some(parent) = path.parent() {
+            sync_dir(parent)?;
+        }
+    }
+    Ok(())
+}
+
+fn discard(path: &Path, bin: &Path) -> Result<()> {
+    match fs::rename(path, bin) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io_error("remove", path)(error)),
+    }
+    if let Some(parent) = path.parent() {
+        sync_dir(parent)?;
+    }
+    remove(bin)
+}
+
+/// Removes a file, a link (not what it points to), or a folder with all it holds.
+fn remove(path: &Path) -> Result<()> {
+    let metadata = fs::symlink_metadata(path).map_err(io_error("read", path))?;
+    if metadata.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.map_err(io_error("remove", path))
+}
