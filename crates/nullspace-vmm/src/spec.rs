@@ -124,35 +124,17 @@ impl Compatibility {
     pub fn conflict_with(&self, host: &Compatibility) -> Option<String> {
         let pairs = [
             ("VMM", format!("{:?}", self.vmm), format!("{:?}", host.vmm)),
-            (
-                "VMM version",
-                self.vmm_version.clone(),
-                host.vmm_version.clone(),
-            ),
-            (
-                "accelerator",
-                self.accelerator.clone(),
-                host.accelerator.clone(),
-            ),
-            (
-                "snapshot format",
-                self.format.to_string(),
-                host.format.to_string(),
-            ),
+            ("VMM version", self.vmm_version.clone(), host.vmm_version.clone()),
+            ("accelerator", self.accelerator.clone(), host.accelerator.clone()),
+            ("snapshot format", self.format.to_string(), host.format.to_string()),
             ("guest kernel", self.guest.clone(), host.guest.clone()),
             ("CPU", self.cpu.clone(), host.cpu.clone()),
-            (
-                "agent ABI",
-                self.agent_abi.to_string(),
-                host.agent_abi.to_string(),
-            ),
+            ("agent ABI", self.agent_abi.to_string(), host.agent_abi.to_string()),
         ];
         pairs
             .into_iter()
             .find(|(_, ours, theirs)| ours != theirs)
-            .map(|(what, ours, theirs)| {
-                format!("the snapshot's {what} is {ours}, this host's is {theirs}")
-            })
+            .map(|(what, ours, theirs)| format!("the snapshot's {what} is {ours}, this host's is {theirs}"))
     }
 }
 

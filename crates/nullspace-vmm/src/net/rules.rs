@@ -1,0 +1,183 @@
+//! The text that `ip` and `nft` get. Every value in it is a number or a parsed address.
+
+use std::fmt::Write;
+use std::net::Ipv4Addr;
+
+use super::{Allowed, GATEWAY, GUEST_ADDRESS, NetConfig, SECOND_RESOLVER, TAP_MAC, TAP_NAME};
+
+/// The namespace's end of the link to the host.
+const UPLINK: &str = "up0";
+
+/// Destinations that are closed unless allowed: "this" network, private (RFC 1918), shared (RFC 6598), loopback,
+/// link-local, IETF and documentation ranges (RFC 6890), benchmarking, multicast, reserved, broadcast.
+const CLOSED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
+192.0.0.0/24, 192.0.2.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3";
+
+/// The host's whole table, replacing the one before in the same transaction.
+///
+/// `was_closed`: forwarding was off before us, so what is not ours stays closed.
+pub(super) fn host_table(config: &NetConfig, resolvers: &[Ipv4Addr], was_closed: bool) -> String {
+    let table = &config.table;
+    let prefix = &config.interface_prefix;
+    let pool = config.pool;
+    let mut holes = String::new();
+    for Allowed { network, port } in &config.allow {
+        // Writing to a String cannot fail.
+        let _ = match port {
+            Some(port) => writeln!(holes, "    ip daddr {network} meta l4proto {{ tcp, udp }} th dport {port} accept"),
+            None => writeln!(holes, "    ip daddr {network} accept"),
+        };
+    }
+    for resolver in resolvers {
+        let _ = writeln!(holes, "    ip daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept");
+    }
+    let rest = if was_closed { "    drop\n" } else { "" };
+    let closed_marker = if was_closed { "  chain forwarding_was_off { }\n" } else { "" };
+    format!(
+        "table inet {table}
+delete table inet {table}
+table inet {table} {{
+  chain input {{
+    type filter hook input priority filter - 5; policy accept;
+    iifname \"{prefix}*\" jump to_host
+  }}
+  chain forward {{
+    type filter hook forward priority filter - 5; policy accept;
+    iifname \"{prefix}*\" jump egress
+    oifname \"{prefix}*\" ct state established,related accept
+    oifname \"{prefix}*\" drop
+{rest}  }}
+  chain to_host {{
+    meta nfproto != ipv4 drop
+    ip saddr != {pool} drop
+{holes}    reject with icmpx admin-prohibited
+  }}
+  chain egress {{
+    meta nfproto != ipv4 drop
+    ip saddr != {pool} drop
+    oifname \"{prefix}*\" reject with icmpx admin-prohibited
+    tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+{holes}    ip daddr {{ {CLOSED} }} reject with icmpx admin-prohibited
+    accept
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr {pool} oifname != \"{prefix}*\" masquerade
+  }}
+{closed_marker}}}
+"
+    )
+}
+
+/// Removes [`host_table`]; fine when it is not there.
+pub(super) fn drop_host_table(config: &NetConfig) -> String {
+    let table = &config.table;
+    format!("table inet {table}\ndelete table inet {table}\n")
+}
+
+/// Inside a namespace: the tap, and nothing else that is up.
+pub(super) fn tap_links() -> String {
+    format!(
+        "link set lo up
+link set dev {TAP_NAME} address {TAP_MAC}
+addr add {GATEWAY}/29 dev {TAP_NAME}
+addr add {SECOND_RESOLVER}/29 dev {TAP_NAME}
+link set dev {TAP_NAME} up
+"
+    )
+}
+
+/// Inside a namespace: the link to the host. `host_namespace` is a path of /proc with only numbers from us.
+pub(super) fn uplink_links(name: &str, host_namespace: &str, host: Ipv4Addr, inner: Ipv4Addr) -> String {
+    format!(
+        "link add name {UPLINK} type veth peer name {name} netns {host_namespace}
+addr add {inner}/31 dev {UPLINK}
+link set dev {UPLINK} up
+route add default via {host} dev {UPLINK}
+"
+    )
+}
+
+/// On the host: its end of the link.
+pub(super) fn host_end(name: &str, host: Ipv4Addr) -> String {
+    format!("addr add {host}/31 dev {name}\nlink set dev {name} up\n")
+}
+
+/// Inside a namespace: only the guest's address passes, answers come back, name servers are rewritten.
+pub(super) fn namespace_table(resolvers: &[Ipv4Addr]) -> String {
+    let guest = GUEST_ADDRESS.split('/').next().unwrap_or(GUEST_ADDRESS);
+    let mut rewrites = String::new();
+    if let Some(first) = resolvers.first() {
+        let second = resolvers.get(1).unwrap_or(first);
+        for (from, to) in [(GATEWAY, first), (SECOND_RESOLVER, second)] {
+            for protocol in ["udp", "tcp"] {
+                let _ =
+                    writeln!(rewrites, "    iifname \"{TAP_NAME}\" ip daddr {from} {protocol} dport 53 dnat to {to}");
+            }
+        }
+    }
+    format!(
+        "table ip nat {{
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+{rewrites}  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname \"{UPLINK}\" masquerade
+  }}
+}}
+table ip filter {{
+  chain input {{
+    type filter hook input priority filter; policy drop;
+    iifname \"{TAP_NAME}\" ip saddr {guest} icmp type echo-request limit rate 50/second accept
+    iifname \"{UPLINK}\" ct state established,related accept
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy drop;
+    iifname \"{TAP_NAME}\" oifname \"{UPLINK}\" ip saddr {guest} accept
+    iifname \"{UPLINK}\" oifname \"{TAP_NAME}\" ct state established,related accept
+  }}
+}}
+"
+    )
+}
+
+/// Inside a namespace without a way out: the gateway answers ping, so that a guest sees a link, and nothing more.
+pub(super) fn isolated_table() -> String {
+    format!(
+        "table ip filter {{
+  chain input {{
+    type filter hook input priority filter; policy drop;
+    iifname \"{TAP_NAME}\" icmp type echo-request limit rate 50/second accept
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy drop;
+  }}
+}}
+"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_come_before_the_closed_ranges() {
+        let config = NetConfig { allow: vec!["10.0.0.5:5432".parse().unwrap()], ..NetConfig::default() };
+        let table = host_table(&config, &[Ipv4Addr::new(10, 0, 0, 53)], false);
+        let egress = &table[table.find("chain egress").unwrap()..];
+        let hole = egress.find("ip daddr 10.0.0.5/32 meta l4proto { tcp, udp } th dport 5432 accept").unwrap();
+        let resolver = egress.find("ip daddr 10.0.0.53 meta l4proto { tcp, udp } th dport 53 accept").unwrap();
+        let closed = egress.find("169.254.0.0/16").unwrap();
+        assert!(hole < closed && resolver < closed);
+        assert!(!table.contains("forwarding_was_off"));
+    }
+
+    #[test]
+    fn a_host_that_forwarded_nothing_forwards_only_for_machines() {
+        let table = host_table(&NetConfig::default(), &[], true);
+        assert!(table.contains("forwarding_was_off"));
+        assert!(table.contains("oifname \"nsv*\" drop\n    drop\n  }"));
+    }
+}

@@ -1,0 +1,365 @@
+//! What a machine's network lets through, with real namespaces, taps and nftables.
+//!
+//! Each test runs in a network namespace of its own that plays the host, so that nothing touches this machine's:
+//!
+//! ```text
+//!   guest namespace --tap--wire--tap--[lease]--veth--[host]--veth--[outside: 93.184.216.34, 10.9.9.9, 169.254.169.254]
+//! ```
+//!
+//! Needs root; as another user the tests say so and pass.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nullspace_vmm::net::{GATEWAY, GUEST_MAC, NetConfig, NetLease, NetPool};
+use nullspace_vmm::{Network, VmmError};
+
+const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
+const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 53);
+
+#[test]
+fn two_machines_with_one_address_reach_the_internet_and_nothing_private() {
+    in_a_host(|outside| async move {
+        let pool = NetPool::new(config()).await.unwrap();
+        serve(outside.as_fd(), 80);
+        serve(outside.as_fd(), 53);
+        serve_here(8080);
+        let mut guests = Vec::new();
+        for _ in 0..2 {
+            let mut lease = pool.acquire(&Network::Internet, None).await.unwrap();
+            guests.push((Guest::attach(&mut lease), lease));
+        }
+        for (guest, _) in &guests {
+            // The server answers with the address it sees: the host's own, twice masqueraded.
+            assert_eq!(guest.ask(PUBLIC, 80).unwrap(), "93.184.216.1");
+            for (address, port) in [
+                (PRIVATE, 80),
+                (METADATA, 80),
+                (RESOLVER, 80),
+                (Ipv4Addr::new(93, 184, 216, 1), 8080), // the host, by its outer address
+                (GATEWAY, 8080),
+                (Ipv4Addr::new(100, 96, 0, 0), 8080), // the host, by a machine's link
+                (Ipv4Addr::new(127, 0, 0, 2), 8080),
+            ] {
+                assert!(guest.ask(address, port).is_err(), "{address}:{port} is open");
+            }
+            // Name service through the gateway, and through it only.
+            assert_eq!(guest.ask(GATEWAY, 53).unwrap(), "93.184.216.1");
+            assert_eq!(guest.ask(Ipv4Addr::new(172, 30, 255, 3), 53).unwrap(), "93.184.216.1");
+        }
+        // Machines do not reach each other's links.
+        for slot in 0..4u8 {
+            let other = Ipv4Addr::new(100, 96, 0, slot * 2 + 1);
+            assert!(guests[0].0.ask(other, 80).is_err(), "{other} is open");
+        }
+        // A closed destination is refused, not left to time out.
+        let asked = Instant::now();
+        assert!(guests[0].0.ask(PRIVATE, 80).is_err());
+        assert!(asked.elapsed() < Duration::from_secs(1));
+    });
+}
+
+#[test]
+fn a_forged_source_address_does_not_leave() {
+    in_a_host(|outside| async move {
+        let pool = NetPool::new(config()).await.unwrap();
+        let udp = in_namespace(outside.as_fd(), || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 9999)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+            socket
+        });
+        let mut lease = pool.acquire(&Network::Internet, None).await.unwrap();
+        let guest = Guest::attach(&mut lease);
+        guest.run("ip addr add 192.0.2.77/32 dev eth0");
+        let send = |source: [u8; 4]| {
+            guest.inside(move || {
+                let socket = UdpSocket::bind((Ipv4Addr::from(source), 0)).unwrap();
+                let _ = socket.send_to(b"x", (PUBLIC, 9999));
+            });
+        };
+        let mut buffer = [0; 8];
+        send([172, 30, 255, 2]);
+        assert!(udp.recv_from(&mut buffer).is_ok(), "the true address passes");
+        send([192, 0, 2, 77]);
+        assert!(udp.recv_from(&mut buffer).is_err(), "a forged one passed");
+    });
+}
+
+#[test]
+fn the_allow_list_opens_what_it_names() {
+    in_a_host(|outside| async move {
+        let pool = NetPool::new(NetConfig {
+            allow: vec!["10.9.9.9:80".parse().unwrap(), "93.184.216.1:8080".parse().unwrap()],
+            ..config()
+        })
+        .await
+        .unwrap();
+        serve(outside.as_fd(), 80);
+        serve(outside.as_fd(), 81);
+        serve_here(8080);
+        serve_here(8081);
+        let mut lease = pool.acquire(&Network::Internet, None).await.unwrap();
+        let guest = Guest::attach(&mut lease);
+        assert!(guest.ask(PRIVATE, 80).is_ok());
+        assert!(guest.ask(PRIVATE, 81).is_err());
+        assert!(guest.ask(Ipv4Addr::new(93, 184, 216, 1), 8080).is_ok());
+        assert!(guest.ask(Ipv4Addr::new(93, 184, 216, 1), 8081).is_err());
+    });
+}
+
+#[test]
+fn an_isolated_machine_reaches_nothing() {
+    in_a_host(|outside| async move {
+        let pool = NetPool::new(config()).await.unwrap();
+        serve(outside.as_fd(), 80);
+        let mut lease = pool.acquire(&Network::Isolated, None).await.unwrap();
+        assert!(!lease.has_uplink());
+        let guest = Guest::attach(&mut lease);
+        for address in [PUBLIC, PRIVATE, METADATA, GATEWAY] {
+            assert!(guest.ask(address, 80).is_err(), "{address} is open");
+        }
+    });
+}
+
+#[test]
+fn nothing_is_left_of_fifty_networks_nor_of_the_pool() {
+    in_a_host(|_outside| async move {
+        let before = state();
+        let pool = NetPool::new(config()).await.unwrap();
+        for round in 0..10 {
+            let mut leases = Vec::new();
+            for _ in 0..5 {
+                leases.push(pool.acquire(&Network::Internet, Some(100_000 + round)).await.unwrap());
+            }
+            // An owner's tap is left for the VMM to open.
+            assert!(leases.iter_mut().all(|lease| lease.take_tap().is_none()));
+        }
+        drop(pool);
+        // The kernel takes namespaces down in the background.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while state() != before && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn a_killed_services_leftovers_are_swept_and_a_living_ones_are_not() {
+    in_a_host(|_outside| async move {
+        sh("ip link add nsv7 type veth peer name x7 && ip link add nsvother type veth peer name x8");
+        sh("nft add table inet nullspace && nft 'add chain inet nullspace forwarding_was_off'");
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        let pool = NetPool::new(config()).await.unwrap();
+        let names = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        assert!(!names.contains("nsv7:") && names.contains("nsvother:"));
+        match NetPool::new(config()).await.err() {
+            Some(VmmError::Unavailable(text)) => assert!(text.contains("another service"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+        drop(pool);
+        // The killed service had found forwarding off: that is how it ends.
+        let forwarding = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap();
+        assert_eq!(forwarding.trim(), "0");
+    });
+}
+
+#[test]
+fn a_full_pool_is_said_and_a_freed_slot_serves_again() {
+    in_a_host(|_outside| async move {
+        let pool =
+            NetPool::new(NetConfig { pool: "100.96.0.0/30".parse().unwrap(), spare: 0, ..config() }).await.unwrap();
+        let first = pool.acquire(&Network::Internet, None).await.unwrap();
+        let _second = pool.acquire(&Network::Internet, None).await.unwrap();
+        assert!(matches!(pool.acquire(&Network::Internet, None).await, Err(VmmError::Unavailable(_))));
+        drop(first);
+        pool.acquire(&Network::Internet, None).await.unwrap();
+    });
+}
+
+// ---------------------------------------------------------------- the stage
+
+fn config() -> NetConfig {
+    NetConfig { resolvers: vec![RESOLVER], ..NetConfig::default() }
+}
+
+/// Runs `test` with a runtime whose every thread is in a fresh namespace that plays the host.
+fn in_a_host<F, Fut>(test: F)
+where
+    F: FnOnce(OwnedFd) -> Fut + Send + 'static,
+    Fut: Future<Output = ()>,
+{
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    let body = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let outside = in_new_namespace();
+        sh("ip link set lo up");
+        // The peer is made here and moved by descriptor.
+        let path = format!("/proc/{}/fd/{}", std::process::id(), outside.as_raw_fd());
+        sh(&format!(
+            "ip link add wan0 type veth peer name eth0 netns {path} && ip addr add 93.184.216.1/24 dev wan0 \
+             && ip link set wan0 up && ip route add default via {PUBLIC}"
+        ));
+        in_namespace(outside.as_fd(), || {
+            sh(&format!(
+                "ip link set lo up; ip addr add {PUBLIC}/24 dev eth0; ip addr add {PRIVATE}/32 dev eth0; \
+                 ip addr add {METADATA}/32 dev eth0; ip addr add {RESOLVER}/32 dev eth0; ip link set eth0 up"
+            ));
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // Held here too: a test that does not use it must not end it.
+        let held = outside.try_clone().unwrap();
+        runtime.block_on(test(outside));
+        drop(held);
+    });
+    if let Err(panic) = body.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A guest's network stack at the far end of a lease's tap.
+struct Guest {
+    namespace: OwnedFd,
+}
+
+impl Guest {
+    fn attach(lease: &mut NetLease) -> Self {
+        let near = File::from(lease.take_tap().unwrap());
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let far = open_tap("eth0");
+            let guest = NetPool::guest_network();
+            sh(&format!(
+                "ip link set lo up; ip link set eth0 address {GUEST_MAC}; ip addr add {} dev eth0; \
+                 ip link set eth0 up; ip route add default via {}",
+                guest.address,
+                guest.gateway.unwrap()
+            ));
+            sender.send((far, here())).unwrap();
+        });
+        let (far, namespace) = receiver.recv().unwrap();
+        wire(near.try_clone().unwrap(), far.try_clone().unwrap());
+        wire(far, near);
+        Self { namespace }
+    }
+
+    fn inside<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+        in_namespace(self.namespace.as_fd(), f)
+    }
+
+    fn run(&self, script: &'static str) {
+        self.inside(move || sh(script));
+    }
+
+    /// Connects and reads what the server says.
+    fn ask(&self, address: Ipv4Addr, port: u16) -> std::io::Result<String> {
+        self.inside(move || {
+            let limit = Duration::from_millis(1500);
+            let mut stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), limit)?;
+            stream.set_read_timeout(Some(limit))?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })
+    }
+}
+
+/// Carries frames one way, until the devices go.
+fn wire(mut from: File, mut to: File) {
+    thread::spawn(move || {
+        let mut frame = [0; 66_000];
+        while let Ok(length) = from.read(&mut frame) {
+            if to.write(&frame[..length]).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn open_tap(name: &str) -> File {
+    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
+    let mut request = [0u8; 40];
+    request[..name.len()].copy_from_slice(name.as_bytes());
+    let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as u16;
+    request[16..18].copy_from_slice(&flags.to_ne_bytes());
+    // SAFETY: TUNSETIFF reads and writes an `ifreq` of 40 bytes.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), 0x4004_54ca, request.as_mut_ptr()) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    file
+}
+
+/// Answers every connection with the address that it comes from.
+fn answer(listener: TcpListener) {
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            if let Ok(peer) = stream.peer_addr() {
+                let _ = stream.write_all(peer.ip().to_string().as_bytes());
+            }
+        }
+    });
+}
+
+fn serve(namespace: std::os::fd::BorrowedFd<'_>, port: u16) {
+    answer(in_namespace(namespace, move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()));
+}
+
+fn serve_here(port: u16) {
+    answer(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+}
+
+fn here() -> OwnedFd {
+    File::open("/proc/thread-self/ns/net").unwrap().into()
+}
+
+fn in_new_namespace() -> OwnedFd {
+    thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        here()
+    })
+    .join()
+    .unwrap()
+}
+
+fn in_namespace<T: Send + 'static>(
+    namespace: std::os::fd::BorrowedFd<'_>,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let namespace = namespace.try_clone_to_owned().unwrap();
+    thread::spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        f()
+    })
+    .join()
+    .unwrap()
+}
+
+fn sh(script: &str) {
+    let done = Command::new("sh").args(["-ec", script]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").output().unwrap();
+    assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// What could leak on the host: interfaces, rules, the forwarding switch.
+fn state() -> (Vec<String>, String, String) {
+    let names = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let names = names.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect();
+    let rules = Command::new("/usr/sbin/nft").args(["list", "ruleset"]).output().unwrap();
+    (
+        names,
+        String::from_utf8_lossy(&rules.stdout).into_owned(),
+        std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
+    )
+}
