@@ -1,0 +1,433 @@
+//! Sandboxes: microVMs resumed from a template's snapshot.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{Envs, JsonObject, Time};
+
+/// Make a sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CreateSandboxRequest {
+    /// Resume a snapshot of a sandbox instead of a template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_id: Option<String>,
+    /// Take one from a warm pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_pool: Option<WarmPoolCheckoutRequest>,
+    /// Template reference; `base`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Virtual processors. The snapshot fixes them: a template's own count is used, and `warnings` says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    /// Memory in MiB. The snapshot fixes it, as with `vcpus`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u32>,
+    /// Least size of the disk in MiB; no more than the template's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_mb: Option<u32>,
+    /// Milliseconds that it lives; 300000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// What then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_action: Option<SandboxTimeoutAction>,
+    /// Milliseconds without use that it lives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inactivity_timeout_ms: Option<u64>,
+    /// Milliseconds that it is kept once it is paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_delete_after_ms: Option<u64>,
+    /// Keep nothing of it when it ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<bool>,
+    /// Resume it when someone uses it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_resume: Option<bool>,
+    /// Environment of its execs; the start command, which ran at build, never sees it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envs: Option<Envs>,
+    /// The caller's own notes, shown and searchable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<JsonObject>,
+    /// False: no network. Default true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub internet_access: Option<bool>,
+    /// Working directory of its execs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// A graphical desktop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub desktop: Option<DesktopCreateConfig>,
+    /// Network policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkCreateConfig>,
+    /// Volumes to mount.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<Vec<VolumeMountRequest>>,
+    /// What happens to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifecycle: Option<LifecycleConfig>,
+}
+
+impl CreateSandboxRequest {
+    /// `template` of a request that gives none.
+    pub const DEFAULT_TEMPLATE: &str = "base";
+    /// `timeout_ms` of a request that gives none.
+    pub const DEFAULT_TIMEOUT_MS: u64 = 300_000;
+}
+
+/// The sandbox that was made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CreateSandboxResponse {
+    /// `sb_…`.
+    pub id: String,
+    /// What it does.
+    pub status: SandboxStatus,
+    /// Its size, as it is.
+    pub config: SandboxConfig,
+    /// The template it was made from.
+    pub template: String,
+    /// When it was made.
+    pub created_at: Time,
+    /// The caller's own notes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<JsonObject>,
+    /// When it was first resumed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// Milliseconds that it lives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// When its time is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_at: Option<Time>,
+    /// When it is deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
+    /// What happens when its time is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_action: Option<SandboxTimeoutAction>,
+    /// Working directory of its execs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Token for its forwarded ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic_access_token: Option<String>,
+    /// How the warm pool was used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_pool_checkout: Option<WarmPoolCheckoutResult>,
+    /// Where it differs from what was asked for, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// A sandbox.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SandboxInfo {
+    /// `sb_…`.
+    pub id: String,
+    /// What it does.
+    pub status: SandboxStatus,
+    /// Its size.
+    pub config: SandboxConfig,
+    /// The template it was made from.
+    pub template: String,
+    /// When it was made.
+    pub created_at: Time,
+    /// The caller's own notes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<JsonObject>,
+    /// When it was first resumed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// Milliseconds that it lives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// When its time is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_at: Option<Time>,
+    /// When it is deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
+    /// Milliseconds left until `timeout_at`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remaining_ms: Option<u64>,
+    /// What happens when its time is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_action: Option<SandboxTimeoutAction>,
+    /// When it was last used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_active_at: Option<Time>,
+    /// Milliseconds without use that it lives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inactivity_timeout_ms: Option<u64>,
+    /// Milliseconds that it is kept once it is paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_delete_after_ms: Option<u64>,
+    /// Nothing of it is kept when it ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<bool>,
+    /// Working directory of its execs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// The snapshot it was resumed from, or that it is kept in while it is paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_id: Option<String>,
+    /// How the warm pool was used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_pool_checkout: Option<WarmPoolCheckoutResult>,
+}
+
+/// Sandboxes: a bare array, or a page when `limit` or `next_token` was given. Published clients read both.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum SandboxListResponse {
+    /// All of them.
+    All(Vec<SandboxInfo>),
+    /// Some of them.
+    Page(SandboxListPage),
+}
+
+/// A page of sandboxes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SandboxListPage {
+    /// The sandboxes of this page, newest first.
+    pub items: Vec<SandboxInfo>,
+    /// Where the next page starts; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_token: Option<String>,
+    /// True when there is a next page.
+    pub has_next: bool,
+}
+
+/// A sandbox that was ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DestroySandboxResponse {
+    /// `sb_…`.
+    pub id: String,
+    /// `destroyed`.
+    pub status: SandboxStatus,
+}
+
+/// Size of a sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SandboxConfig {
+    /// Virtual processors. Always sent: published clients need it.
+    #[serde(default)]
+    pub vcpus: u32,
+    /// Memory in MiB. Always sent.
+    #[serde(default)]
+    pub memory_mb: u32,
+    /// Disk in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_mb: Option<u32>,
+}
+
+/// What a sandbox does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SandboxStatus {
+    /// It is being resumed.
+    Creating,
+    /// It has ended.
+    Destroyed,
+    /// It is broken.
+    Error,
+    /// It is kept on disk.
+    Paused,
+    /// It runs.
+    Running,
+}
+
+/// What happens when a sandbox's time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SandboxTimeoutAction {
+    /// It ends.
+    Destroy,
+    /// It is kept on disk.
+    Hibernate,
+}
+
+/// Ask for a sandbox that is ready.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WarmPoolCheckoutRequest {
+    /// The pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// What when there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<WarmPoolCheckoutMode>,
+    /// Milliseconds to wait for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
+}
+
+/// How a warm pool was used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WarmPoolCheckoutResult {
+    /// Where the sandbox came from.
+    pub source: WarmPoolCheckoutResultSource,
+    /// True when one was ready.
+    pub hit: bool,
+    /// The pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// What was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<WarmPoolCheckoutMode>,
+}
+
+/// How to use a warm pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WarmPoolCheckoutMode {
+    /// Do not.
+    Bypass,
+    /// If there is one.
+    Prefer,
+    /// Or fail.
+    Require,
+}
+
+/// Where a sandbox came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WarmPoolCheckoutResultSource {
+    /// No pool was asked.
+    Bypassed,
+    /// It was made.
+    ColdCreate,
+    /// It was ready.
+    ReadyInstance,
+}
+
+/// A graphical desktop.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DesktopCreateConfig {
+    /// Its size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolution: Option<DesktopResolution>,
+    /// Dots per inch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dpi: Option<u32>,
+    /// X display.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub display: Option<String>,
+}
+
+/// Size of a desktop in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DesktopResolution {
+    /// Across.
+    pub width: u32,
+    /// Down.
+    pub height: u32,
+}
+
+/// Network policy of a sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkCreateConfig {
+    /// Whether its ports can be reached without a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_public_traffic: Option<bool>,
+    /// Host header that its servers see.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_request_host: Option<String>,
+    /// What it may reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<NetworkEgressPolicy>,
+    /// Destinations that it may not reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deny_out: Option<Vec<String>>,
+    /// Destinations that it may reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_out: Option<Vec<String>>,
+}
+
+/// What a sandbox may reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkEgressPolicy {
+    /// Which rule holds.
+    pub mode: NetworkEgressPolicyMode,
+    /// Networks that it may reach, with `custom`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_cidrs: Option<Vec<String>>,
+    /// Networks that it may not reach, with `custom`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deny_cidrs: Option<Vec<String>>,
+    /// How fast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<EgressRateLimit>,
+}
+
+/// Which egress rule holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkEgressPolicyMode {
+    /// Everything public.
+    AllowAll,
+    /// As the lists say.
+    Custom,
+    /// Nothing.
+    DenyAll,
+}
+
+/// How fast a sandbox may send.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EgressRateLimit {
+    /// Kilobits a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kbit_per_sec: Option<u64>,
+    /// Packets a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pps: Option<u64>,
+    /// How much may go at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u64>,
+}
+
+/// A volume to mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeMountRequest {
+    /// The volume.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// Where in the sandbox.
+    pub mount_path: String,
+    /// Which part of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subpath: Option<String>,
+    /// Whether it cannot be written. Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
+}
+
+/// What happens to a sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LifecycleConfig {
+    /// When its time is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_timeout: Option<LifecycleConfigOnTimeout>,
+}
+
+/// What happens when a sandbox's time is over, in the words of the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LifecycleConfigOnTimeout {
+    /// It ends.
+    Destroy,
+    /// It is kept on disk.
+    Pause,
+}
+
+/// Answer of `/healthz`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HealthCheckResponse200 {
+    /// `ok`.
+    pub status: String,
+}

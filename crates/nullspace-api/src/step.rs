@@ -1,0 +1,221 @@
+//! Declarative build steps. Values are data: none is ever interpreted by a shell, but for `run`'s command.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// One step of a declarative build, told apart by `action`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum TemplateStep {
+    /// Run a shell command.
+    Run(TemplateRunStep),
+    /// Copy files of the build context.
+    Copy(TemplateCopyStep),
+    /// Several copies as one step.
+    CopyItems(TemplateCopyItemsStep),
+    /// Install Debian packages.
+    AptInstall(TemplateAptInstallStep),
+    /// Install Python packages.
+    PipInstall(TemplatePipInstallStep),
+    /// Install Node packages with npm.
+    NpmInstall(TemplateNpmInstallStep),
+    /// Install Node packages with bun.
+    BunInstall(TemplateBunInstallStep),
+    /// Clone a git repository.
+    GitClone(TemplateGitCloneStep),
+    /// Set the working directory of later steps.
+    Workdir(TemplateWorkdirStep),
+    /// Set the user of later steps.
+    User(TemplateUserStep),
+    /// Make a directory and its parents.
+    MakeDir(TemplateMakeDirStep),
+    /// Make a symbolic link.
+    MakeSymlink(TemplateMakeSymlinkStep),
+    /// Remove a file or directory.
+    Remove(TemplateRemoveStep),
+    /// Rename a file or directory.
+    Rename(TemplateRenameStep),
+    /// A boundary: what follows is not taken from the cache.
+    SkipCache(TemplateSkipCacheStep),
+}
+
+/// Permission bits: an octal string (`"0755"`) or a number (`493`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum TemplateFileMode {
+    /// The bits as a number.
+    Number(u32),
+    /// The bits in octal digits.
+    Octal(String),
+}
+
+/// Run a shell command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateRunStep {
+    /// Run by `sh -c`.
+    pub command: String,
+    /// Run as this user instead of the current one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+}
+
+/// Copy files of the build context; meaning as Docker's COPY.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateCopyStep {
+    /// Paths in the build context.
+    pub sources: Vec<String>,
+    /// Path in the image; a trailing slash means a directory.
+    pub dst: String,
+    /// Owner, as Docker's `--chown`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Permissions, as Docker's `--chmod`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(inline)]
+    pub mode: Option<TemplateFileMode>,
+    /// Take the files anew even if they are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force_upload: Option<bool>,
+}
+
+/// Several copies as one step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateCopyItemsStep {
+    /// The copies, in order.
+    pub items: Vec<TemplateCopyItem>,
+}
+
+/// One copy of a `copy_items` step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateCopyItem {
+    /// Paths in the build context.
+    pub sources: Vec<String>,
+    /// Path in the image; a trailing slash means a directory.
+    pub dst: String,
+    /// Owner, as Docker's `--chown`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Permissions, as Docker's `--chmod`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(inline)]
+    pub mode: Option<TemplateFileMode>,
+    /// Take the files anew even if they are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force_upload: Option<bool>,
+}
+
+/// `apt-get update`, `install -y`, package lists dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateAptInstallStep {
+    /// Package names.
+    pub packages: Vec<String>,
+}
+
+/// `pip install`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplatePipInstallStep {
+    /// Requirement specifiers.
+    pub packages: Vec<String>,
+    /// False: only for the user (`--user`). Default true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub g: Option<bool>,
+}
+
+/// `npm install`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateNpmInstallStep {
+    /// Package specifiers.
+    pub packages: Vec<String>,
+    /// True: globally (`-g`). Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub g: Option<bool>,
+}
+
+/// `bun add`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateBunInstallStep {
+    /// Package specifiers.
+    pub packages: Vec<String>,
+    /// True: globally (`-g`). Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub g: Option<bool>,
+}
+
+/// `git clone`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateGitCloneStep {
+    /// Repository.
+    pub url: String,
+    /// Where to; `/workspace`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Branch or tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    /// Commits of history to fetch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<u32>,
+}
+
+/// Set the working directory of later steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateWorkdirStep {
+    /// The directory; made when it does not exist.
+    pub path: String,
+}
+
+/// Set the user of later steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateUserStep {
+    /// `user`, `uid`, `user:group`, `uid:gid`, as Docker's USER.
+    pub user: String,
+}
+
+/// Make a directory and its parents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateMakeDirStep {
+    /// The directory.
+    pub path: String,
+    /// Its permissions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(inline)]
+    pub mode: Option<TemplateFileMode>,
+}
+
+/// Make a symbolic link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateMakeSymlinkStep {
+    /// What it points to.
+    pub target: String,
+    /// Where it is.
+    pub path: String,
+}
+
+/// Remove a file or directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateRemoveStep {
+    /// What to remove.
+    pub path: String,
+    /// With everything in it. Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recursive: Option<bool>,
+    /// No error when it does not exist. Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force: Option<bool>,
+}
+
+/// Rename a file or directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateRenameStep {
+    /// From.
+    pub src: String,
+    /// To.
+    pub dst: String,
+    /// Replace what is there. Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force: Option<bool>,
+}
+
+/// A boundary: what follows is not taken from the cache.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateSkipCacheStep {}
