@@ -1,4 +1,5 @@
 //! What published clients send is understood, and what is answered is what they read.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use nullspace_api::*;
 use serde::de::DeserializeOwned;
