@@ -1,0 +1,261 @@
+//! What the HTTP layer asks of the domain: one trait, in wire types, and one error that knows nothing of HTTP.
+//!
+//! ```text
+//!   handler ── Service::start_build(caller, request, context) ──> engine
+//!           <── Ok(TemplateBuild) | Err(ServiceError { kind, code, message, … })
+//! ```
+//!
+//! Rules for an implementation:
+//! - A future is dropped when its client goes away, at any await. What must not stop half-way runs in a task of its own.
+//! - Another tenant's private thing is not found, never forbidden.
+//! - Every call is bounded in time by the implementation; the server only bounds what it reads and writes itself.
+
+use std::error::Error;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use nullspace_api::{
+    CreateSandboxRequest, CreateSandboxResponse, CreateTemplateRequest, DestroySandboxResponse, ErrorDetail,
+    ErrorResponseCode, ExecRequest, ExecResponse, JsonObject, ProcessInfo, SandboxInfo, SandboxListPage, SandboxStatus,
+    TemplateBuild, TemplateBuildLogEntry, TemplateBuildStatusSnapshot, TemplateInfo,
+};
+use secrecy::SecretString;
+
+/// Who makes a request, as its key says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Id of the tenant that everything belongs to.
+    pub tenant_id: String,
+    /// Id of the key (not the key), for logs and `triggered_by`.
+    pub key_id: String,
+}
+
+/// What of an HTTP request the domain keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestContext {
+    /// `x-request-id`: at most 128 visible ASCII characters.
+    pub request_id: String,
+    /// `Idempotency-Key`: the same key and caller mean the same request; at most 255 visible ASCII characters.
+    pub idempotency_key: Option<String>,
+}
+
+/// A build's log entries in order, without a gap.
+pub type LogStream = BoxStream<'static, Result<TemplateBuildLogEntry, ServiceError>>;
+
+/// Which sandboxes to list.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SandboxQuery {
+    /// Only these states; all that have not ended when empty.
+    pub states: Vec<SandboxStatus>,
+    /// At most so many, 1..=1000; `None`: all.
+    pub limit: Option<u32>,
+    /// Where the page starts, from the page before.
+    pub next_token: Option<String>,
+    /// Only of this template.
+    pub template: Option<String>,
+    /// Only with these entries in their metadata.
+    pub metadata: JsonObject,
+}
+
+/// The domain, as the HTTP layer needs it.
+#[async_trait]
+pub trait Service: Send + Sync + 'static {
+    /// Whose key it is; `None` when it is nobody's.
+    async fn authenticate(&self, key: &SecretString) -> Result<Option<Caller>, ServiceError>;
+
+    /// Accept a build. Once this returns `Ok`, the build reaches a terminal state whatever happens.
+    async fn start_build(
+        &self,
+        caller: &Caller,
+        request: CreateTemplateRequest,
+        context: &RequestContext,
+    ) -> Result<TemplateBuild, ServiceError>;
+
+    /// A build and its log entries from `offset` on.
+    async fn build_status(
+        &self,
+        caller: &Caller,
+        build_id: &str,
+        offset: u64,
+    ) -> Result<TemplateBuildStatusSnapshot, ServiceError>;
+
+    /// A build's log from `offset` on: what there is, and with `follow` also what comes, until the terminal entry.
+    async fn build_logs(
+        &self,
+        caller: &Caller,
+        build_id: &str,
+        offset: u64,
+        follow: bool,
+    ) -> Result<LogStream, ServiceError>;
+
+    /// Ask for a build's end. Asking again, or when it has ended, changes nothing and is no error.
+    async fn cancel_build(
+        &self,
+        caller: &Caller,
+        build_id: &str,
+        reason: Option<String>,
+    ) -> Result<TemplateBuildStatusSnapshot, ServiceError>;
+
+    /// The templates that the caller can use.
+    async fn list_templates(&self, caller: &Caller) -> Result<Vec<TemplateInfo>, ServiceError>;
+
+    /// One template, by id or reference.
+    async fn get_template(&self, caller: &Caller, id: &str) -> Result<TemplateInfo, ServiceError>;
+
+    /// Delete a template, by id or reference.
+    async fn delete_template(&self, caller: &Caller, id: &str) -> Result<(), ServiceError>;
+
+    /// Resume a template's snapshot as a new sandbox.
+    async fn create_sandbox(
+        &self,
+        caller: &Caller,
+        request: CreateSandboxRequest,
+        context: &RequestContext,
+    ) -> Result<CreateSandboxResponse, ServiceError>;
+
+    /// The caller's sandboxes.
+    async fn list_sandboxes(&self, caller: &Caller, query: SandboxQuery) -> Result<SandboxListPage, ServiceError>;
+
+    /// One sandbox.
+    async fn get_sandbox(&self, caller: &Caller, id: &str) -> Result<SandboxInfo, ServiceError>;
+
+    /// End a sandbox.
+    async fn destroy_sandbox(&self, caller: &Caller, id: &str) -> Result<DestroySandboxResponse, ServiceError>;
+
+    /// Run a command in a sandbox.
+    async fn exec(&self, caller: &Caller, id: &str, request: ExecRequest) -> Result<ExecResponse, ServiceError>;
+
+    /// The processes of a sandbox.
+    async fn list_processes(&self, caller: &Caller, id: &str) -> Result<Vec<ProcessInfo>, ServiceError>;
+}
+
+/// What sort of failure it is. It decides the HTTP status, the code says the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The request is wrong.
+    Invalid,
+    /// The key is missing or wrong.
+    Unauthorized,
+    /// There is no such thing, or it is another tenant's.
+    NotFound,
+    /// The path exists, but not with this method.
+    MethodNotAllowed,
+    /// The thing is not in a state for this.
+    Conflict,
+    /// The body is too large.
+    TooLarge,
+    /// The body is of the wrong media type.
+    UnsupportedMediaType,
+    /// The request's head is too large.
+    HeadTooLarge,
+    /// The body did not arrive in time.
+    RequestTimeout,
+    /// Too many requests, or too much queued.
+    RateLimited,
+    /// A fault of the service.
+    Internal,
+    /// This deployment cannot.
+    NotImplemented,
+    /// What the request was passed on to (a guest) failed.
+    Upstream,
+    /// It could, but a backend is down.
+    Unavailable,
+    /// What the request was passed on to (a guest) took too long.
+    UpstreamTimeout,
+}
+
+/// Why a request failed: what the caller may know, and apart from it the cause, which only the log sees.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct ServiceError {
+    kind: ErrorKind,
+    code: ErrorResponseCode,
+    message: String,
+    retry_after: Option<Duration>,
+    build_id: Option<String>,
+    detail: Option<Box<ErrorDetail>>,
+    #[source]
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl ServiceError {
+    /// A failure. `message` is for the caller: no internals, no secrets.
+    #[must_use]
+    pub fn new(kind: ErrorKind, code: ErrorResponseCode, message: impl Into<String>) -> Self {
+        Self { kind, code, message: message.into(), retry_after: None, build_id: None, detail: None, source: None }
+    }
+
+    /// A wrong request: 400 `invalid_request`.
+    #[must_use]
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, ErrorResponseCode::InvalidRequest, message)
+    }
+
+    /// A thing that is not there: 404 with the code of its sort (`template_not_found`, …).
+    #[must_use]
+    pub fn not_found(code: ErrorResponseCode, message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::NotFound, code, message)
+    }
+
+    /// A fault of the service: 500 `internal_error`. The cause goes to the log, the caller sees none of it.
+    #[must_use]
+    pub fn internal(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::new(ErrorKind::Internal, ErrorResponseCode::InternalError, "The service failed to handle the request.")
+            .with_source(source)
+    }
+
+    /// The same with what causes it, for the log.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The same with details for programs.
+    #[must_use]
+    pub fn with_detail(mut self, detail: impl Into<ErrorDetail>) -> Self {
+        self.detail = Some(Box::new(detail.into()));
+        self
+    }
+
+    /// The same about a build.
+    #[must_use]
+    pub fn with_build_id(mut self, build_id: impl Into<String>) -> Self {
+        self.build_id = Some(build_id.into());
+        self
+    }
+
+    /// The same with when to try again; rounded up to whole seconds on the wire.
+    #[must_use]
+    pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
+        self.retry_after = Some(retry_after);
+        self
+    }
+
+    /// What sort of failure it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Its code on the wire.
+    #[must_use]
+    pub fn code(&self) -> ErrorResponseCode {
+        self.code
+    }
+
+    /// When to try again.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// The body that the caller gets, but for the request id; and the cause.
+    pub(crate) fn into_body(self) -> (nullspace_api::ErrorResponse, Option<Box<dyn Error + Send + Sync>>) {
+        let mut body = nullspace_api::ErrorResponse::new(self.code, self.message);
+        body.build_id = self.build_id;
+        body.error_detail = self.detail.map(|detail| *detail);
+        (body, self.source)
+    }
+}
