@@ -75,9 +75,9 @@ pub struct PublishedRootfs {
 pub struct SweepReport {
     /// Names removed, relative to the data directory.
     pub removed: Vec<String>,
-    /// Names that the database knows and the disk lacks, relative to the data directory: lost by something other than
-    /// this service.
-    pub missing: Vec<String>,
+    /// What the database knows and the disk lacks: lost by something other than this service. To be given to
+    /// [`Metadata::forget_lost`](crate::Metadata::forget_lost).
+    pub missing: KnownFiles,
 }
 
 /// What the artifacts take on the disk, bytes (holes not counted).
@@ -238,14 +238,17 @@ impl ArtifactStore {
     /// what is published but not yet named by a transaction looks the same as what a crash left.
     pub async fn sweep(&self, known: KnownFiles) -> Result<SweepReport> {
         self.blocking(move |root| {
-            let mut report = SweepReport::default();
-            let artifacts = known.artifacts.iter().map(ToString::to_string).collect();
-            for (folder, keep) in [(ARTIFACTS, artifacts), (ROOTFS, known.rootfs)] {
+            let mut report = SweepReport { removed: Vec::new(), missing: known };
+            for folder in [ARTIFACTS, ROOTFS] {
                 let dir = root.join(folder);
-                let mut missing = keep.clone();
                 for path in read_dir(&dir)? {
                     let name = path.file_name().and_then(|name| name.to_str());
-                    if name.is_some_and(|name| missing.remove(name)) {
+                    // Each name found is struck from the list; what stays on it is missing.
+                    let known = name.is_some_and(|name| match name.parse() {
+                        Ok(id) if folder == ARTIFACTS => report.missing.artifacts.remove(&id),
+                        _ => folder == ROOTFS && report.missing.rootfs.remove(name),
+                    });
+                    if known {
                         continue;
                     }
                     remove(&path)?;
@@ -253,7 +256,6 @@ impl ArtifactStore {
                     report.removed.push(shown.display().to_string());
                 }
                 sync_dir(&dir)?;
-                report.missing.extend(missing.into_iter().map(|name| format!("{folder}/{name}")));
             }
             report.removed.sort();
             Ok(report)

@@ -163,7 +163,7 @@ pub struct Build {
     pub created_at: Timestamp,
     /// When the row last changed.
     pub updated_at: Timestamp,
-    /// When it last began to wait.
+    /// Its place in the line: given back to the queue, it keeps it.
     pub queued_at: Timestamp,
     /// When the first worker began it.
     pub started_at: Option<Timestamp>,

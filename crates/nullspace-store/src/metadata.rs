@@ -140,6 +140,10 @@ pub trait Metadata: Send + Sync + 'static {
     /// record is returned and the file of this one is to be removed.
     async fn put_rootfs(&self, lease: &Lease, rootfs: Rootfs, now: Timestamp) -> Result<Rootfs>;
 
+    /// An artifact that a build starts from, kept from collection until the build is over; [`StoreError::NotFound`] when
+    /// it can be used no more or is not visible to the build's tenant.
+    async fn hold_artifact(&self, lease: &Lease, artifact: ArtifactId) -> Result<Artifact>;
+
     // ---- sandboxes ----
 
     /// Records a sandbox as `creating`; [`StoreError::NotFound`] when its artifact can be used no more. From here on the
@@ -196,6 +200,10 @@ pub trait Metadata: Send + Sync + 'static {
 
     /// Every artifact and root image that is supposed to be on disk.
     async fn known_files(&self) -> Result<KnownFiles>;
+
+    /// Stops offering what is gone from the disk ([`SweepReport::missing`](crate::SweepReport::missing)): those artifacts,
+    /// and those whose root image is lost, can be used no more, and a lost root image is made anew when next needed.
+    async fn forget_lost(&self, lost: &KnownFiles, now: Timestamp) -> Result<()>;
 
     // ---- the rest ----
 

@@ -1,0 +1,201 @@
+//! What is kept, why, and what can go.
+//!
+//! Collection is by reference: each rule below is a question about rows, asked again inside the transaction that gives
+//! the thing up. Files are removed only after that transaction.
+
+use jiff::Timestamp;
+use sqlx::Row;
+
+use super::{
+    SqliteStore, Tx, queue,
+    rows::{self, Reader, integer},
+    templates, tenants,
+};
+use crate::{Artifact, ArtifactId, Counters, KnownFiles, Lease, Result, Rootfs, StoreError};
+
+pub(super) async fn find_rootfs(
+    store: &SqliteStore,
+    lease: &Lease,
+    key: &str,
+    now: Timestamp,
+) -> Result<Option<Rootfs>> {
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    let found = hold_rootfs(&mut tx, lease, key, now).await?;
+    tx.commit().await?;
+    Ok(found)
+}
+
+pub(super) async fn put_rootfs(store: &SqliteStore, lease: &Lease, rootfs: Rootfs, now: Timestamp) -> Result<Rootfs> {
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    sqlx::query(
+        "INSERT INTO rootfs (key, file, bytes, info, created_at, last_used_at) VALUES (?, ?, ?, ?, ?, ?)
+         ON CONFLICT (key) DO NOTHING",
+    )
+    .bind(&rootfs.key)
+    .bind(&rootfs.file)
+    .bind(integer(rootfs.bytes)?)
+    .bind(rootfs.info.to_string())
+    .bind(now.as_microsecond())
+    .bind(now.as_microsecond())
+    .execute(&mut *tx)
+    .await?;
+    let kept = hold_rootfs(&mut tx, lease, &rootfs.key, now).await?.ok_or(StoreError::NotFound)?;
+    tx.commit().await?;
+    Ok(kept)
+}
+
+async fn hold_rootfs(tx: &mut Tx, lease: &Lease, key: &str, now: Timestamp) -> Result<Option<Rootfs>> {
+    let row = sqlx::query("UPDATE rootfs SET last_used_at = max(last_used_at, ?) WHERE key = ? RETURNING *")
+        .bind(now.as_microsecond())
+        .bind(key)
+        .fetch_optional(&mut **tx)
+        .await?;
+    let Some(row) = row else {
+        return Ok(None);
+    };
+    sqlx::query("INSERT INTO rootfs_holds (rootfs_key, build_id) VALUES (?, ?) ON CONFLICT DO NOTHING")
+        .bind(key)
+        .bind(lease.build.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(Some(rows::rootfs(&row)?))
+}
+
+pub(super) async fn hold_artifact(store: &SqliteStore, lease: &Lease, artifact: ArtifactId) -> Result<Artifact> {
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    let caller = tenants::caller_of(&mut tx, lease.build).await?;
+    let (_, found) = templates::visible_artifact(&mut tx, &caller, artifact).await?.ok_or(StoreError::NotFound)?;
+    sqlx::query("INSERT INTO artifact_holds (artifact_id, build_id) VALUES (?, ?) ON CONFLICT DO NOTHING")
+        .bind(artifact.to_string())
+        .bind(lease.build.to_string())
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(found)
+}
+
+/// `?1` is now.
+const UNUSED_ARTIFACT: &str = "a.purged_at IS NULL
+    AND (a.deleted_at IS NOT NULL
+         OR (a.retention_expires_at <= ?1
+             AND NOT EXISTS (SELECT 1 FROM template_tags g WHERE g.build_id = a.build_id)))
+    AND NOT EXISTS (SELECT 1 FROM sandboxes s WHERE s.artifact_id = a.id AND s.ended_at IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM artifact_holds h WHERE h.artifact_id = a.id)";
+
+/// `?1` is the moment since when it was not used.
+const UNUSED_ROOTFS: &str = "r.last_used_at < ?1
+    AND NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.rootfs_key = r.key)
+    AND NOT EXISTS (SELECT 1 FROM rootfs_holds h WHERE h.rootfs_key = r.key)";
+
+pub(super) async fn artifacts(store: &SqliteStore, now: Timestamp, limit: u32) -> Result<Vec<ArtifactId>> {
+    let query = format!("SELECT a.id AS id FROM artifacts a WHERE {UNUSED_ARTIFACT} ORDER BY a.id LIMIT ?2");
+    let found = sqlx::query(sqlx::AssertSqlSafe(query))
+        .bind(now.as_microsecond())
+        .bind(i64::from(limit))
+        .fetch_all(&store.readers)
+        .await?;
+    found.iter().map(|row| Reader(row).parsed("id")).collect()
+}
+
+pub(super) async fn purge_artifact(store: &SqliteStore, artifact: ArtifactId, now: Timestamp) -> Result<bool> {
+    let mut tx = store.write().await?;
+    let query = format!("SELECT 1 FROM artifacts a WHERE a.id = ?2 AND {UNUSED_ARTIFACT}");
+    let unused = sqlx::query(sqlx::AssertSqlSafe(query))
+        .bind(now.as_microsecond())
+        .bind(artifact.to_string())
+        .fetch_optional(&mut *tx)
+        .await?
+        .is_some();
+    if unused {
+        forget_artifact(&mut tx, artifact, now).await?;
+        tx.commit().await?;
+    }
+    Ok(unused)
+}
+
+/// What is left answers "what became of it", and has no value of an environment variable in it.
+async fn forget_artifact(tx: &mut Tx, artifact: ArtifactId, now: Timestamp) -> Result<()> {
+    sqlx::query(
+        "UPDATE artifacts SET purged_at = ?1, deleted_at = coalesce(deleted_at, ?1), rootfs_key = NULL, runtime = 'null'
+         WHERE id = ?2 AND purged_at IS NULL",
+    )
+    .bind(now.as_microsecond())
+    .bind(artifact.to_string())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn rootfs(store: &SqliteStore, unused_since: Timestamp, limit: u32) -> Result<Vec<Rootfs>> {
+    let query = format!("SELECT r.* FROM rootfs r WHERE {UNUSED_ROOTFS} ORDER BY r.last_used_at, r.key LIMIT ?2");
+    let found = sqlx::query(sqlx::AssertSqlSafe(query))
+        .bind(unused_since.as_microsecond())
+        .bind(i64::from(limit))
+        .fetch_all(&store.readers)
+        .await?;
+    found.iter().map(rows::rootfs).collect()
+}
+
+pub(super) async fn purge_rootfs(store: &SqliteStore, key: &str, unused_since: Timestamp) -> Result<bool> {
+    let query = format!("DELETE FROM rootfs AS r WHERE r.key = ?2 AND {UNUSED_ROOTFS}");
+    let done = sqlx::query(sqlx::AssertSqlSafe(query))
+        .bind(unused_since.as_microsecond())
+        .bind(key)
+        .execute(&store.writer)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+pub(super) async fn known_files(store: &SqliteStore) -> Result<KnownFiles> {
+    let mut tx = store.read().await?;
+    let artifacts = sqlx::query("SELECT id FROM artifacts WHERE purged_at IS NULL").fetch_all(&mut *tx).await?;
+    let rootfs = sqlx::query("SELECT file FROM rootfs").fetch_all(&mut *tx).await?;
+    Ok(KnownFiles {
+        artifacts: artifacts.iter().map(|row| Reader(row).parsed("id")).collect::<Result<_>>()?,
+        rootfs: rootfs.iter().map(|row| Reader(row).text("file")).collect::<Result<_>>()?,
+    })
+}
+
+pub(super) async fn forget_lost(store: &SqliteStore, lost: &KnownFiles, now: Timestamp) -> Result<()> {
+    let mut tx = store.write().await?;
+    let mut artifacts: Vec<ArtifactId> = lost.artifacts.iter().copied().collect();
+    for file in &lost.rootfs {
+        let on_it =
+            sqlx::query("SELECT a.id AS id FROM artifacts a JOIN rootfs r ON r.key = a.rootfs_key WHERE r.file = ?")
+                .bind(file)
+                .fetch_all(&mut *tx)
+                .await?;
+        for row in &on_it {
+            artifacts.push(Reader(row).parsed("id")?);
+        }
+    }
+    for artifact in artifacts {
+        forget_artifact(&mut tx, artifact, now).await?;
+    }
+    for file in &lost.rootfs {
+        sqlx::query("DELETE FROM rootfs_holds WHERE rootfs_key IN (SELECT key FROM rootfs WHERE file = ?)")
+            .bind(file)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM rootfs WHERE file = ?").bind(file).execute(&mut *tx).await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+pub(super) async fn counters(store: &SqliteStore) -> Result<Counters> {
+    let row = sqlx::query(
+        "SELECT (SELECT count(*) FROM builds WHERE finished_at IS NULL AND status = 'waiting'),
+                (SELECT count(*) FROM builds WHERE finished_at IS NULL AND status = 'building'),
+                (SELECT count(*) FROM sandboxes WHERE ended_at IS NULL)",
+    )
+    .fetch_one(&store.readers)
+    .await?;
+    let count = |index: usize| -> Result<u64> {
+        u64::try_from(row.try_get::<i64, _>(index)?).map_err(|_| StoreError::corrupt("a count"))
+    };
+    Ok(Counters { builds_waiting: count(0)?, builds_building: count(1)?, sandboxes_live: count(2)? })
+}

@@ -1,0 +1,175 @@
+//! How builds end: one transaction each, with the log's last entry in it.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{
+    SqliteStore, Tx, builds, queue,
+    rows::{integer, select_build},
+};
+use crate::{
+    Build, BuildId, BuildStatus, Caller, CancelOutcome, CancelRequest, FinishError, FinishReady, Finished, Lease,
+    NewLogEntry, Result, TemplateId,
+};
+
+pub(super) async fn ready(store: &SqliteStore, lease: &Lease, result: FinishReady, now: Timestamp) -> Result<Finished> {
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    let (build, _) = builds::get_any(&mut tx, lease.build).await?;
+    if build.cancel_requested_at.is_some() {
+        return Ok(Finished::CancelRequested);
+    }
+    let micros = now.as_microsecond();
+    let id = build.id.to_string();
+    sqlx::query(
+        "INSERT INTO artifacts (id, tenant_id, build_id, rootfs_key, disk_bytes, stored_bytes, compatibility, snapshot,
+             runtime, created_at, retention_expires_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(build.artifact_id.to_string())
+    .bind(build.tenant.to_string())
+    .bind(&id)
+    .bind(&result.rootfs_key)
+    .bind(integer(result.disk_bytes)?)
+    .bind(integer(result.stored_bytes)?)
+    .bind(result.compatibility.to_string())
+    .bind(result.snapshot.to_string())
+    .bind(result.runtime.0.to_string())
+    .bind(micros)
+    .bind(result.retention_expires_at.map(Timestamp::as_microsecond))
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query("UPDATE rootfs SET last_used_at = max(last_used_at, ?) WHERE key = ?")
+        .bind(micros)
+        .bind(&result.rootfs_key)
+        .execute(&mut *tx)
+        .await?;
+    for tag in &build.tags {
+        sqlx::query(
+            "INSERT INTO template_tags (template_id, tag, build_id, moved_at) VALUES (?, ?, ?, ?)
+             ON CONFLICT (template_id, tag) DO UPDATE SET build_id = excluded.build_id, moved_at = excluded.moved_at",
+        )
+        .bind(build.template.to_string())
+        .bind(tag.as_str())
+        .bind(&id)
+        .bind(micros)
+        .execute(&mut *tx)
+        .await?;
+    }
+    if let Some(description) = &build.description {
+        sqlx::query("UPDATE templates SET description = ? WHERE id = ?")
+            .bind(description)
+            .bind(build.template.to_string())
+            .execute(&mut *tx)
+            .await?;
+    }
+    sqlx::query("UPDATE builds SET runtime_defaults = ?, oci_metadata = ?, cache_summary = ? WHERE id = ?")
+        .bind(result.runtime_defaults.to_string())
+        .bind(result.oci_metadata.as_ref().map(Value::to_string))
+        .bind(result.cache_summary.as_ref().map(Value::to_string))
+        .bind(&id)
+        .execute(&mut *tx)
+        .await?;
+    let build = end(&mut tx, build.id, BuildStatus::Ready, result.entry, now).await?;
+    tx.commit().await?;
+    Ok(Finished::Ready(Box::new(build)))
+}
+
+pub(super) async fn error(store: &SqliteStore, lease: &Lease, error: FinishError, now: Timestamp) -> Result<Build> {
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    sqlx::query("UPDATE builds SET failure_phase = ?, error = ?, error_detail = ?, cache_summary = ? WHERE id = ?")
+        .bind(error.phase)
+        .bind(error.message)
+        .bind(error.detail.to_string())
+        .bind(error.cache_summary.as_ref().map(Value::to_string))
+        .bind(lease.build.to_string())
+        .execute(&mut *tx)
+        .await?;
+    let build = end(&mut tx, lease.build, BuildStatus::Error, error.entry, now).await?;
+    tx.commit().await?;
+    Ok(build)
+}
+
+pub(super) async fn cancelled(store: &SqliteStore, lease: &Lease, entry: NewLogEntry, now: Timestamp) -> Result<Build> {
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    let build = end(&mut tx, lease.build, BuildStatus::Cancelled, entry, now).await?;
+    tx.commit().await?;
+    Ok(build)
+}
+
+/// What every end has in common: last entry, final status, no lease, nothing held.
+async fn end(tx: &mut Tx, build: BuildId, status: BuildStatus, entry: NewLogEntry, now: Timestamp) -> Result<Build> {
+    queue::append(tx, build, &[entry]).await?;
+    sqlx::query(
+        "UPDATE builds SET status = ?1, finished_at = ?2, updated_at = ?2, lease_owner = NULL, lease_expires_at = NULL,
+             not_before = NULL
+         WHERE id = ?3",
+    )
+    .bind(status.as_str())
+    .bind(now.as_microsecond())
+    .bind(build.to_string())
+    .execute(&mut **tx)
+    .await?;
+    for release in ["DELETE FROM rootfs_holds WHERE build_id = ?", "DELETE FROM artifact_holds WHERE build_id = ?"] {
+        sqlx::query(release).bind(build.to_string()).execute(&mut **tx).await?;
+    }
+    Ok(builds::get_any(tx, build).await?.0)
+}
+
+pub(super) async fn request_cancel(
+    store: &SqliteStore,
+    caller: &Caller,
+    build: BuildId,
+    request: CancelRequest,
+    now: Timestamp,
+) -> Result<CancelOutcome> {
+    let mut tx = store.write().await?;
+    let (found, _) = builds::get_in(&mut tx, caller, build).await?;
+    let outcome = cancel_in(&mut tx, found, &request, now).await?;
+    tx.commit().await?;
+    Ok(outcome)
+}
+
+async fn cancel_in(tx: &mut Tx, build: Build, request: &CancelRequest, now: Timestamp) -> Result<CancelOutcome> {
+    if build.status.is_final() {
+        return Ok(CancelOutcome { build, ended_now: false });
+    }
+    if build.cancel_requested_at.is_none() {
+        sqlx::query(
+            "UPDATE builds SET cancel_requested_at = ?1, updated_at = ?1, cancel_requested_by = ?2, cancel_reason = ?3
+             WHERE id = ?4",
+        )
+        .bind(now.as_microsecond())
+        .bind(&request.by)
+        .bind(&request.reason)
+        .bind(build.id.to_string())
+        .execute(&mut **tx)
+        .await?;
+    }
+    let ended_now = build.status == BuildStatus::Waiting;
+    let build = if ended_now {
+        end(tx, build.id, BuildStatus::Cancelled, request.entry.clone(), now).await?
+    } else {
+        builds::get_any(tx, build.id).await?.0
+    };
+    Ok(CancelOutcome { build, ended_now })
+}
+
+/// Cancels what is not over of a template's builds.
+pub(super) async fn cancel_unfinished(
+    tx: &mut Tx,
+    template: TemplateId,
+    request: &CancelRequest,
+    now: Timestamp,
+) -> Result<()> {
+    let found = sqlx::query(select_build!("WHERE b.template_id = ? AND b.finished_at IS NULL"))
+        .bind(template.to_string())
+        .fetch_all(&mut **tx)
+        .await?;
+    for row in &found {
+        cancel_in(tx, super::rows::build(row)?, request, now).await?;
+    }
+    Ok(())
+}

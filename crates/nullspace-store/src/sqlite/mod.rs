@@ -1,0 +1,382 @@
+//! [`Metadata`] over SQLite: one host, one file.
+//!
+//! Readers have a pool of their own and never wait (WAL). Writers queue for one connection; each write is a `BEGIN
+//! IMMEDIATE` transaction, so it sees everything committed before it and cannot fail half-way for want of the lock.
+//! Other processes on the same file (`nullspace keys` beside a running service) take turns through `busy_timeout`.
+//! `synchronous=FULL`: a commit that returned is on the disk.
+
+mod builds;
+mod collection;
+mod finish;
+mod queue;
+mod rows;
+mod sandboxes;
+mod templates;
+mod tenants;
+
+use std::{
+    fs::OpenOptions,
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sqlx::{
+    Sqlite, SqlitePool, Transaction,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use crate::{
+    ApiKey, Artifact, ArtifactId, Build, BuildFilter, BuildId, BuildPage, Caller, CancelOutcome, CancelRequest,
+    Counters, FinishError, FinishReady, Finished, Heartbeat, Inserted, KeyHash, KeyId, KnownFiles, Lease, Leased,
+    LogEntry, Metadata, Namespace, NamespaceKind, NewBuild, NewKey, NewLogEntry, NewSandbox, QueueLimits, Release,
+    Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus, StoreError, TemplateRef, Tenant,
+};
+
+/// How long a statement waits for another process's transaction, and a caller for a connection.
+const WAIT: Duration = Duration::from_secs(30);
+const READERS: u32 = 4;
+
+/// A write transaction; dropped without a commit it never happened.
+type Tx = Transaction<'static, Sqlite>;
+
+/// The database file, opened.
+#[derive(Debug, Clone)]
+pub struct SqliteStore {
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl SqliteStore {
+    /// Opens (or makes) the database and brings its tables to this version's shape.
+    ///
+    /// # Errors
+    /// [`StoreError::Migrate`] when a newer version has written it.
+    pub async fn open(path: &Path) -> Result<Self> {
+        // Made before SQLite would, to be readable by nobody else; the journal files take its mode.
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .append(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|source| StoreError::Io { context: format!("open the database {}", path.display()), source })?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(false)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(WAIT)
+            // A burst of log lines must not leave a huge journal for ever.
+            .pragma("journal_size_limit", "67108864");
+        let pool = |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(WAIT);
+        let writer = pool(1).connect_with(options.clone()).await?;
+        migrate(&writer, path).await?;
+        let readers = pool(READERS).connect_with(options.read_only(true)).await?;
+        Ok(Self { writer, readers })
+    }
+
+    /// For every write whose rows are read back, too: a statement with `RETURNING` outside a transaction may commit after
+    /// its first row was handed out, and its failure would be lost.
+    async fn write(&self) -> Result<Tx> {
+        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    /// A transaction that sees one moment and writes nothing.
+    async fn read(&self) -> Result<Tx> {
+        Ok(self.readers.begin().await?)
+    }
+}
+
+/// Two processes that open a new file at once would both make its tables: the second waits here and finds them made.
+async fn migrate(writer: &SqlitePool, database: &Path) -> Result<()> {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".migrating");
+    let path = PathBuf::from(name);
+    let context = || format!("lock {}", path.display());
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| StoreError::Io { context: context(), source })?;
+    // A separate file: closing any descriptor of the database itself would drop SQLite's own locks on it.
+    let deadline = tokio::time::Instant::now() + WAIT;
+    loop {
+        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(rustix::io::Errno::WOULDBLOCK) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(errno) => return Err(StoreError::Io { context: context(), source: io::Error::from(errno) }),
+        }
+    }
+    sqlx::migrate!("migrations/sqlite").run(writer).await.map_err(StoreError::Migrate)
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed | sqlx::Error::Io(_) => {
+                Self::Unavailable(error)
+            }
+            sqlx::Error::ColumnDecode { index, .. } => Self::corrupt(format!("column {index}")),
+            sqlx::Error::Database(database) => {
+                // https://www.sqlite.org/rescode.html: the low byte is the primary code.
+                let code = database.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or_default() & 0xff;
+                match code {
+                    // BUSY, LOCKED, IOERR, FULL, CANTOPEN
+                    5 | 6 | 10 | 13 | 14 => Self::Unavailable(error),
+                    // CORRUPT, NOTADB
+                    11 | 26 => Self::corrupt("the database file"),
+                    _ => Self::Database(error),
+                }
+            }
+            _ => Self::Database(error),
+        }
+    }
+}
+
+#[async_trait]
+impl Metadata for SqliteStore {
+    async fn ensure_tenant(&self, name: &str, kind: NamespaceKind, now: Timestamp) -> Result<Tenant> {
+        tenants::ensure(self, name, kind, now).await
+    }
+
+    async fn list_tenants(&self) -> Result<Vec<Tenant>> {
+        tenants::list(self).await
+    }
+
+    async fn create_key(&self, tenant: &Tenant, label: &str, key: &NewKey, now: Timestamp) -> Result<ApiKey> {
+        tenants::create_key(self, tenant, label, key, now).await
+    }
+
+    async fn list_keys(&self, tenant: &Tenant) -> Result<Vec<ApiKey>> {
+        tenants::list_keys(self, tenant).await
+    }
+
+    async fn revoke_key(&self, key: KeyId, now: Timestamp) -> Result<()> {
+        tenants::revoke_key(self, key, now).await
+    }
+
+    async fn authenticate(&self, key: &KeyHash, now: Timestamp) -> Result<Caller> {
+        tenants::authenticate(self, key, now).await
+    }
+
+    async fn get_namespace(&self, caller: &Caller, slug: &str) -> Result<Namespace> {
+        tenants::get_namespace(self, caller, slug).await
+    }
+
+    async fn accept_build(
+        &self,
+        caller: &Caller,
+        build: NewBuild,
+        first: NewLogEntry,
+        limits: QueueLimits,
+        now: Timestamp,
+    ) -> Result<Build> {
+        queue::accept(self, caller, build, first, limits, now).await
+    }
+
+    async fn lease_build(&self, owner: &str, ttl: Duration, now: Timestamp) -> Result<Option<Leased>> {
+        queue::lease(self, owner, ttl, now).await
+    }
+
+    async fn heartbeat(&self, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<Heartbeat> {
+        queue::heartbeat(self, lease, ttl, now).await
+    }
+
+    async fn append_log(&self, lease: &Lease, entries: Vec<NewLogEntry>) -> Result<u64> {
+        queue::append_log(self, lease, entries).await
+    }
+
+    async fn release_build(
+        &self,
+        lease: &Lease,
+        how: Release,
+        entries: Vec<NewLogEntry>,
+        now: Timestamp,
+    ) -> Result<()> {
+        queue::release(self, lease, how, entries, now).await
+    }
+
+    async fn finish_ready(&self, lease: &Lease, result: FinishReady, now: Timestamp) -> Result<Finished> {
+        finish::ready(self, lease, result, now).await
+    }
+
+    async fn finish_error(&self, lease: &Lease, error: FinishError, now: Timestamp) -> Result<Build> {
+        finish::error(self, lease, error, now).await
+    }
+
+    async fn finish_cancelled(&self, lease: &Lease, entry: NewLogEntry, now: Timestamp) -> Result<Build> {
+        finish::cancelled(self, lease, entry, now).await
+    }
+
+    async fn request_cancel(
+        &self,
+        caller: &Caller,
+        build: BuildId,
+        request: CancelRequest,
+        now: Timestamp,
+    ) -> Result<CancelOutcome> {
+        finish::request_cancel(self, caller, build, request, now).await
+    }
+
+    async fn get_build(&self, caller: &Caller, build: BuildId) -> Result<Build> {
+        Ok(self.build_and_next_offset(caller, build).await?.0)
+    }
+
+    async fn list_builds(&self, caller: &Caller, filter: BuildFilter) -> Result<BuildPage> {
+        builds::list(self, caller, filter).await
+    }
+
+    async fn log_entries(&self, caller: &Caller, build: BuildId, from: u64, limit: u32) -> Result<Vec<LogEntry>> {
+        builds::log_entries(self, caller, build, from, limit).await
+    }
+
+    async fn build_and_next_offset(&self, caller: &Caller, build: BuildId) -> Result<(Build, u64)> {
+        builds::get(self, caller, build).await
+    }
+
+    async fn list_templates(&self, caller: &Caller) -> Result<Vec<Resolved>> {
+        templates::list(self, caller).await
+    }
+
+    async fn resolve(&self, caller: &Caller, reference: &TemplateRef) -> Result<Resolved> {
+        templates::resolve(self, caller, reference).await
+    }
+
+    async fn delete_template(
+        &self,
+        caller: &Caller,
+        reference: &TemplateRef,
+        cancel: CancelRequest,
+        now: Timestamp,
+    ) -> Result<()> {
+        templates::delete(self, caller, reference, cancel, now).await
+    }
+
+    async fn find_rootfs(&self, lease: &Lease, key: &str, now: Timestamp) -> Result<Option<Rootfs>> {
+        collection::find_rootfs(self, lease, key, now).await
+    }
+
+    async fn put_rootfs(&self, lease: &Lease, rootfs: Rootfs, now: Timestamp) -> Result<Rootfs> {
+        collection::put_rootfs(self, lease, rootfs, now).await
+    }
+
+    async fn hold_artifact(&self, lease: &Lease, artifact: ArtifactId) -> Result<Artifact> {
+        collection::hold_artifact(self, lease, artifact).await
+    }
+
+    async fn insert_sandbox(&self, caller: &Caller, sandbox: NewSandbox, now: Timestamp) -> Result<Inserted> {
+        sandboxes::insert(self, caller, sandbox, now).await
+    }
+
+    async fn set_sandbox_status(
+        &self,
+        sandbox: SandboxId,
+        status: SandboxStatus,
+        reason: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Sandbox> {
+        sandboxes::set_status(self, sandbox, status, reason, now).await
+    }
+
+    async fn set_sandbox_timeout(
+        &self,
+        caller: &Caller,
+        sandbox: SandboxId,
+        timeout_at: Option<Timestamp>,
+    ) -> Result<Sandbox> {
+        sandboxes::set_timeout(self, caller, sandbox, timeout_at).await
+    }
+
+    async fn get_sandbox(&self, caller: &Caller, sandbox: SandboxId) -> Result<Sandbox> {
+        sandboxes::get(self, caller, sandbox).await
+    }
+
+    async fn list_sandboxes(&self, caller: &Caller, filter: SandboxFilter) -> Result<Vec<Sandbox>> {
+        sandboxes::list(self, caller, filter).await
+    }
+
+    async fn end_sandboxes_of_host(
+        &self,
+        host: &str,
+        status: SandboxStatus,
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<Vec<SandboxId>> {
+        sandboxes::end_of_host(self, host, status, reason, now).await
+    }
+
+    async fn collectable_artifacts(&self, now: Timestamp, limit: u32) -> Result<Vec<ArtifactId>> {
+        collection::artifacts(self, now, limit).await
+    }
+
+    async fn purge_artifact(&self, artifact: ArtifactId, now: Timestamp) -> Result<bool> {
+        collection::purge_artifact(self, artifact, now).await
+    }
+
+    async fn collectable_rootfs(&self, unused_since: Timestamp, limit: u32) -> Result<Vec<Rootfs>> {
+        collection::rootfs(self, unused_since, limit).await
+    }
+
+    async fn purge_rootfs(&self, key: &str, unused_since: Timestamp) -> Result<bool> {
+        collection::purge_rootfs(self, key, unused_since).await
+    }
+
+    async fn known_files(&self) -> Result<KnownFiles> {
+        collection::known_files(self).await
+    }
+
+    async fn forget_lost(&self, lost: &KnownFiles, now: Timestamp) -> Result<()> {
+        collection::forget_lost(self, lost, now).await
+    }
+
+    async fn get_artifact(&self, artifact: ArtifactId) -> Result<Artifact> {
+        let mut tx = self.read().await?;
+        templates::usable_artifact(&mut tx, artifact).await?.ok_or(StoreError::NotFound)
+    }
+
+    async fn get_setting(&self, key: &str) -> Result<Option<serde_json::Value>> {
+        sqlx::query_scalar("SELECT value FROM settings WHERE key = ?")
+            .bind(key)
+            .fetch_optional(&self.readers)
+            .await?
+            .map(|text: String| rows::parse_json(&text, "settings.value"))
+            .transpose()
+    }
+
+    async fn put_setting(&self, key: &str, value: &serde_json::Value, now: Timestamp) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO settings (key, value, updated_at) VALUES (?, ?, ?)
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
+        )
+        .bind(key)
+        .bind(value.to_string())
+        .bind(now.as_microsecond())
+        .execute(&self.writer)
+        .await?;
+        Ok(())
+    }
+
+    async fn counters(&self) -> Result<Counters> {
+        collection::counters(self).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT 1").execute(&self.readers).await?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        // Last, so that its closing folds the journal into the file.
+        self.writer.close().await;
+    }
+}

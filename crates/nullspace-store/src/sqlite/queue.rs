@@ -1,0 +1,287 @@
+//! The queue: builds come in, workers take them, hold them, give them back.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use sqlx::Row;
+
+use super::{
+    SqliteStore, Tx, builds,
+    rows::{Reader, integer},
+};
+use crate::{
+    Build, BuildId, Caller, Heartbeat, Lease, Leased, NamespaceKind, NewBuild, NewLogEntry, QueueLimits, Release,
+    Result, StoreError, TemplateId, Visibility,
+};
+
+pub(super) async fn accept(
+    store: &SqliteStore,
+    caller: &Caller,
+    build: NewBuild,
+    first: NewLogEntry,
+    limits: QueueLimits,
+    now: Timestamp,
+) -> Result<Build> {
+    if build.tags.is_empty() {
+        return Err(StoreError::conflict("a build needs at least one tag"));
+    }
+    let mut tx = store.write().await?;
+    check_limits(&mut tx, caller, limits).await?;
+    for earlier in [build.retry_of, build.original].into_iter().flatten() {
+        builds::get_in(&mut tx, caller, earlier).await?;
+    }
+    let template = claim_name(&mut tx, caller, &build, now).await?;
+    let micros = now.as_microsecond();
+    sqlx::query(
+        "INSERT INTO builds (id, tenant_id, template_id, artifact_id, status, name, namespace, description, tags, backend,
+             source_type, definition, build_config, source_digest, context_digest, dockerfile_digest, triggered_by,
+             retry_of, original, attempt, max_attempts, created_at, updated_at, queued_at, log_next)
+         VALUES (?, ?, ?, ?, 'waiting', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0)",
+    )
+    .bind(build.id.to_string())
+    .bind(caller.tenant.to_string())
+    .bind(template.to_string())
+    .bind(build.artifact_id.to_string())
+    .bind(build.name.as_str())
+    .bind(&caller.namespace)
+    .bind(build.description)
+    .bind(serde_json::json!(build.tags).to_string())
+    .bind(build.backend.as_str())
+    .bind(build.source_type.as_str())
+    .bind(build.definition.0.to_string())
+    .bind(build.build_config.to_string())
+    .bind(build.source_digest)
+    .bind(build.context_digest)
+    .bind(build.dockerfile_digest)
+    .bind(build.triggered_by)
+    .bind(build.retry_of.map(|id| id.to_string()))
+    .bind(build.original.map(|id| id.to_string()))
+    .bind(i64::from(build.max_attempts.max(1)))
+    .bind(micros)
+    .bind(micros)
+    .bind(micros)
+    .execute(&mut *tx)
+    .await?;
+    append(&mut tx, build.id, &[first]).await?;
+    let (accepted, _) = builds::get_in(&mut tx, caller, build.id).await?;
+    tx.commit().await?;
+    Ok(accepted)
+}
+
+async fn check_limits(tx: &mut Tx, caller: &Caller, limits: QueueLimits) -> Result<()> {
+    let row =
+        sqlx::query("SELECT count(*), count(*) FILTER (WHERE tenant_id = ?) FROM builds WHERE finished_at IS NULL")
+            .bind(caller.tenant.to_string())
+            .fetch_one(&mut **tx)
+            .await?;
+    let (total, own): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    if own >= i64::from(limits.per_tenant) {
+        return Err(StoreError::LimitReached { what: "too many unfinished builds", limit: limits.per_tenant });
+    }
+    if total >= i64::from(limits.total) {
+        return Err(StoreError::LimitReached { what: "the build queue is full", limit: limits.total });
+    }
+    Ok(())
+}
+
+/// The template of this name in the caller's namespace, made if the name is free.
+async fn claim_name(tx: &mut Tx, caller: &Caller, build: &NewBuild, now: Timestamp) -> Result<TemplateId> {
+    let namespace = sqlx::query("SELECT kind FROM namespaces WHERE slug = ? AND tenant_id = ?")
+        .bind(&caller.namespace)
+        .bind(caller.tenant.to_string())
+        .fetch_optional(&mut **tx)
+        .await?
+        .ok_or(StoreError::NotFound)?;
+    let kind: NamespaceKind = Reader(&namespace).parsed("kind")?;
+    let found = sqlx::query("SELECT id FROM templates WHERE namespace = ? AND name = ? AND deleted_at IS NULL")
+        .bind(&caller.namespace)
+        .bind(build.name.as_str())
+        .fetch_optional(&mut **tx)
+        .await?;
+    if let Some(row) = found {
+        return Reader(&row).parsed("id");
+    }
+    let visibility = match kind {
+        NamespaceKind::System => Visibility::Public,
+        NamespaceKind::User | NamespaceKind::Deployment => Visibility::Private,
+    };
+    let id = TemplateId::new();
+    sqlx::query(
+        "INSERT INTO templates (id, tenant_id, namespace, name, visibility, description, created_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(id.to_string())
+    .bind(caller.tenant.to_string())
+    .bind(&caller.namespace)
+    .bind(build.name.as_str())
+    .bind(visibility.as_str())
+    .bind(build.description.as_deref().unwrap_or_default())
+    .bind(now.as_microsecond())
+    .execute(&mut **tx)
+    .await?;
+    Ok(id)
+}
+
+pub(super) async fn lease(store: &SqliteStore, owner: &str, ttl: Duration, now: Timestamp) -> Result<Option<Leased>> {
+    // Most calls find nothing: look without the write lock first. What comes a moment later is found by the next call.
+    if next_in_turn(&mut store.read().await?, now).await?.is_none() {
+        return Ok(None);
+    }
+    let mut tx = store.write().await?;
+    let Some(next) = next_in_turn(&mut tx, now).await? else {
+        return Ok(None);
+    };
+    let expires = after(now, ttl)?;
+    // A build that is `building` here lost its worker. When that was its last attempt the attempt is not counted again.
+    let row = sqlx::query(
+        "UPDATE builds SET
+             status = 'building', lease_owner = ?1, lease_expires_at = ?2, lease_epoch = lease_epoch + 1,
+             attempt = min(attempt + 1, max_attempts), not_before = NULL,
+             started_at = coalesce(started_at, ?3), updated_at = ?3
+         WHERE id = ?4 RETURNING tenant_id, lease_epoch",
+    )
+    .bind(owner)
+    .bind(expires.as_microsecond())
+    .bind(now.as_microsecond())
+    .bind(next.id.to_string())
+    .fetch_one(&mut *tx)
+    .await?;
+    sqlx::query("UPDATE tenants SET last_served = (SELECT max(last_served) + 1 FROM tenants) WHERE id = ?")
+        .bind(Reader(&row).text("tenant_id")?)
+        .execute(&mut *tx)
+        .await?;
+    let lease = Lease { build: next.id, owner: owner.to_owned(), epoch: Reader(&row).integer("lease_epoch")? };
+    let build = Box::new(builds::get_any(&mut tx, next.id).await?.0);
+    tx.commit().await?;
+    Ok(Some(if next.spent { Leased::Spent { lease, build } } else { Leased::Run { lease, build } }))
+}
+
+struct Next {
+    id: BuildId,
+    spent: bool,
+}
+
+async fn next_in_turn(tx: &mut Tx, now: Timestamp) -> Result<Option<Next>> {
+    let row = sqlx::query(
+        "WITH running AS (
+             SELECT tenant_id, count(*) AS builds FROM builds
+             WHERE finished_at IS NULL AND lease_expires_at > ?1 GROUP BY tenant_id)
+         SELECT b.id AS id, b.status = 'building' AND b.attempt >= b.max_attempts AS spent
+         FROM builds b
+         JOIN tenants t ON t.id = b.tenant_id
+         LEFT JOIN running r ON r.tenant_id = b.tenant_id
+         WHERE b.finished_at IS NULL
+           AND ((b.status = 'waiting' AND (b.not_before IS NULL OR b.not_before <= ?1))
+                OR (b.status = 'building' AND b.lease_expires_at <= ?1))
+         ORDER BY coalesce(r.builds, 0), t.last_served, b.queued_at, b.id
+         LIMIT 1",
+    )
+    .bind(now.as_microsecond())
+    .fetch_optional(&mut **tx)
+    .await?;
+    row.map(|row| {
+        let row = Reader(&row);
+        Ok(Next { id: row.parsed("id")?, spent: row.integer::<i64>("spent")? != 0 })
+    })
+    .transpose()
+}
+
+fn after(now: Timestamp, ttl: Duration) -> Result<Timestamp> {
+    let ttl = SignedDuration::try_from(ttl).map_err(|_| StoreError::conflict("the duration is too long"))?;
+    now.checked_add(ttl).map_err(|_| StoreError::conflict("the duration is too long"))
+}
+
+/// Fails with [`StoreError::LeaseLost`] unless the lease is the build's current one. Inside a write transaction nothing
+/// can change that before the commit.
+pub(super) async fn fence(tx: &mut Tx, lease: &Lease) -> Result<()> {
+    sqlx::query("SELECT 1 FROM builds WHERE id = ? AND status = 'building' AND lease_owner = ? AND lease_epoch = ?")
+        .bind(lease.build.to_string())
+        .bind(&lease.owner)
+        .bind(integer(lease.epoch)?)
+        .fetch_optional(&mut **tx)
+        .await?
+        .map(|_| ())
+        .ok_or(StoreError::LeaseLost)
+}
+
+pub(super) async fn heartbeat(store: &SqliteStore, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<Heartbeat> {
+    let expires = after(now, ttl)?;
+    let mut tx = store.write().await?;
+    fence(&mut tx, lease).await?;
+    let row = sqlx::query(
+        "UPDATE builds SET lease_expires_at = max(lease_expires_at, ?) WHERE id = ?
+         RETURNING lease_expires_at, cancel_requested_at",
+    )
+    .bind(expires.as_microsecond())
+    .bind(lease.build.to_string())
+    .fetch_one(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    let row = Reader(&row);
+    Ok(Heartbeat {
+        cancel_requested: row.optional_time("cancel_requested_at")?.is_some(),
+        expires_at: row.time("lease_expires_at")?,
+    })
+}
+
+pub(super) async fn append_log(store: &SqliteStore, lease: &Lease, entries: Vec<NewLogEntry>) -> Result<u64> {
+    let mut tx = store.write().await?;
+    fence(&mut tx, lease).await?;
+    let first = append(&mut tx, lease.build, &entries).await?;
+    tx.commit().await?;
+    Ok(first)
+}
+
+/// Appends to a build's log without asking whose it is; returns the offset of the first entry.
+pub(super) async fn append(tx: &mut Tx, build: BuildId, entries: &[NewLogEntry]) -> Result<u64> {
+    let count = i64::try_from(entries.len()).map_err(|_| StoreError::conflict("too many log entries at once"))?;
+    let row = sqlx::query("UPDATE builds SET log_next = log_next + ?1 WHERE id = ?2 RETURNING log_next - ?1 AS first")
+        .bind(count)
+        .bind(build.to_string())
+        .fetch_one(&mut **tx)
+        .await?;
+    let first: i64 = Reader(&row).integer("first")?;
+    for (position, entry) in (first..).zip(entries) {
+        sqlx::query("INSERT INTO build_log (build_id, position, at, body) VALUES (?, ?, ?, ?)")
+            .bind(build.to_string())
+            .bind(position)
+            .bind(entry.at.as_microsecond())
+            .bind(entry.body.to_string())
+            .execute(&mut **tx)
+            .await?;
+    }
+    u64::try_from(first).map_err(|_| StoreError::corrupt("builds.log_next"))
+}
+
+pub(super) async fn release(
+    store: &SqliteStore,
+    lease: &Lease,
+    how: Release,
+    entries: Vec<NewLogEntry>,
+    now: Timestamp,
+) -> Result<()> {
+    let (uncounted, not_before) = match how {
+        Release::HandBack => (1, None),
+        Release::RetryAfter(delay) => (0, Some(after(now, delay)?.as_microsecond())),
+    };
+    let mut tx = store.write().await?;
+    fence(&mut tx, lease).await?;
+    append(&mut tx, lease.build, &entries).await?;
+    let done = sqlx::query(
+        "UPDATE builds SET
+             status = 'waiting', lease_owner = NULL, lease_expires_at = NULL, attempt = max(attempt - ?1, 0),
+             not_before = ?2, updated_at = ?3
+         WHERE id = ?4 AND attempt - ?1 < max_attempts",
+    )
+    .bind(uncounted)
+    .bind(not_before)
+    .bind(now.as_microsecond())
+    .bind(lease.build.to_string())
+    .execute(&mut *tx)
+    .await?;
+    if done.rows_affected() == 0 {
+        return Err(StoreError::conflict("this was the build's last attempt"));
+    }
+    tx.commit().await?;
+    Ok(())
+}
