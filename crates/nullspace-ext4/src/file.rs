@@ -1,0 +1,189 @@
+//! File contents on their way into the image, before anybody knows what the file will be called.
+//!
+//! Blocks are taken in the order in which bytes arrive, so a file lies in one piece unless it meets a superblock copy,
+//! and files lie behind each other. Runs of zeros become holes.
+
+use crate::content::ContentArea;
+use crate::error::Error;
+use crate::extent::{Extent, FileData, push_blocks};
+use crate::writer::ImageWriter;
+use crate::{BLOCK, BLOCK_SIZE};
+
+/// The most bytes a file can have: 2^32 - 1 blocks, what the kernel allows for extents.
+pub(crate) const MAX_FILE_BYTES: u64 = (u32::MAX as u64) * BLOCK_SIZE;
+
+/// Fewer zero blocks than this between contents are written: a hole would split the file into one more extent, and
+/// whoever fills it later would tear the file apart on disk.
+const MIN_HOLE: u64 = 4;
+
+static ZEROS: [u8; MIN_HOLE as usize * BLOCK] = [0; MIN_HOLE as usize * BLOCK];
+
+/// Takes the contents of one file. Dropped without [`FileWriter::finish`], it gives its blocks back.
+#[derive(Debug)]
+pub struct FileWriter<'image> {
+    image: &'image mut ImageWriter,
+    /// Where the image stood before this file.
+    before: ContentArea,
+    finished: bool,
+    size: u64,
+    extents: Vec<Extent>,
+    /// Blocks of the file that are in extents, or in holes between them.
+    blocks: u64,
+    /// Zero blocks behind those, neither written nor known to be a hole yet.
+    zero_blocks: u64,
+    /// Bytes of the block that is not full yet; the image lends its buffer.
+    partial: usize,
+}
+
+impl<'image> FileWriter<'image> {
+    pub(crate) fn new(image: &'image mut ImageWriter) -> FileWriter<'image> {
+        let before = image.content.clone();
+        FileWriter {
+            image,
+            before,
+            finished: false,
+            size: 0,
+            extents: Vec::new(),
+            blocks: 0,
+            zero_blocks: 0,
+            partial: 0,
+        }
+    }
+
+    /// Adds bytes. Pieces of a MiB or so cost least, but any length will do.
+    ///
+    /// # Errors
+    /// [`Error::FileTooLarge`], [`Error::TooSmall`] when the image is full, [`Error::Io`]. The file is lost then and
+    /// can only be dropped.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.lengthen(bytes.len() as u64)?;
+        let mut rest = bytes;
+        if self.partial > 0 {
+            let (head, tail) = rest.split_at(rest.len().min(BLOCK - self.partial));
+            self.image.partial[self.partial..self.partial + head.len()].copy_from_slice(head);
+            self.partial += head.len();
+            rest = tail;
+            if self.partial < BLOCK {
+                return Ok(());
+            }
+            self.push_partial()?;
+        }
+        let (whole, tail) = rest.split_at(rest.len() - rest.len() % BLOCK);
+        self.push_whole(whole)?;
+        self.image.partial[..tail.len()].copy_from_slice(tail);
+        self.partial = tail.len();
+        Ok(())
+    }
+
+    /// Adds `length` zero bytes, at no cost: a sparse file's holes.
+    ///
+    /// # Errors
+    /// As for [`FileWriter::push`].
+    pub fn push_hole(&mut self, length: u64) -> Result<(), Error> {
+        self.lengthen(length)?;
+        let mut rest = length;
+        if self.partial > 0 {
+            let head = rest.min((BLOCK - self.partial) as u64) as usize;
+            self.image.partial[self.partial..self.partial + head].fill(0);
+            self.partial += head;
+            rest -= head as u64;
+            if self.partial < BLOCK {
+                return Ok(());
+            }
+            self.push_partial()?;
+        }
+        self.zero_blocks += rest / BLOCK_SIZE;
+        self.partial = (rest % BLOCK_SIZE) as usize;
+        self.image.partial[..self.partial].fill(0);
+        Ok(())
+    }
+
+    /// The contents are complete.
+    ///
+    /// # Errors
+    /// As for [`FileWriter::push`].
+    pub fn finish(mut self) -> Result<FileData, Error> {
+        if self.partial > 0 {
+            self.image.partial[self.partial..].fill(0);
+            self.push_partial()?;
+        }
+        self.finished = true;
+        Ok(FileData::new(self.size, std::mem::take(&mut self.extents)))
+    }
+
+    fn lengthen(&mut self, more: u64) -> Result<(), Error> {
+        self.size = self
+            .size
+            .checked_add(more)
+            .filter(|&size| size <= MAX_FILE_BYTES)
+            .ok_or(Error::FileTooLarge { limit_bytes: MAX_FILE_BYTES })?;
+        Ok(())
+    }
+
+    /// Adds the buffered block, which is full.
+    fn push_partial(&mut self) -> Result<(), Error> {
+        self.partial = 0;
+        let block = std::mem::take(&mut self.image.partial);
+        let pushed = self.push_whole(&block);
+        self.image.partial = block;
+        pushed
+    }
+
+    /// Adds whole blocks: those with contents are written run by run, the others counted.
+    fn push_whole(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let zeros = rest.chunks_exact(BLOCK).take_while(|block| is_zero(block)).count();
+            self.zero_blocks += zeros as u64;
+            rest = &rest[zeros * BLOCK..];
+            let full = rest.chunks_exact(BLOCK).take_while(|block| !is_zero(block)).count();
+            let (run, behind) = rest.split_at(full * BLOCK);
+            if !run.is_empty() {
+                self.settle_zeros()?;
+                self.write(run)?;
+            }
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Contents follow the zero blocks counted so far: a short run of them is written, a long one is a hole.
+    fn settle_zeros(&mut self) -> Result<(), Error> {
+        let zeros = std::mem::take(&mut self.zero_blocks);
+        if zeros < MIN_HOLE && !self.extents.is_empty() {
+            self.write(&ZEROS[..zeros as usize * BLOCK])
+        } else {
+            self.blocks += zeros;
+            Ok(())
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let Some((start, len)) = self.image.content.take((rest.len() / BLOCK) as u32) else {
+                return Err(self.image.full((rest.len() / BLOCK) as u64));
+            };
+            let (now, later) = rest.split_at(len as usize * BLOCK);
+            self.image.output.append(start, now)?;
+            // `lengthen` keeps the file below 2^32 blocks.
+            push_blocks(&mut self.extents, self.blocks as u32, start, len);
+            self.blocks += u64::from(len);
+            rest = later;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for FileWriter<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.image.output.forget_from(self.before.cursor());
+            self.image.content = self.before.clone();
+        }
+    }
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    *block == ZEROS[..BLOCK]
+}

@@ -1,0 +1,221 @@
+//! The writer's second half: everything that turns contents and a tree into a filesystem.
+//!
+//! 1. number the nodes: a directory's children get adjoining inodes;
+//! 2. find out which blocks the named contents really use, and give back the others;
+//! 3. place bitmaps, inode tables and the journal ([`crate::tables`]);
+//! 4. write the inodes in their order, each with its directory, extent and attribute blocks ([`crate::nodes`]);
+//! 5. write bitmaps, group descriptors and superblocks.
+
+use crate::BLOCK;
+use crate::block_map::{BlockMap, set_bits};
+use crate::checksum::Checksum;
+use crate::directory;
+use crate::error::Error;
+use crate::extent::{Extent, push_blocks, tree_blocks};
+use crate::geometry::{self, BLOCKS_PER_GROUP, FILES_IN_OVERHEAD, FIRST_INODE, Geometry};
+use crate::nodes::{FAST_SYMLINK, NodeWriter};
+use crate::number::Numbers;
+use crate::output::Output;
+use crate::superblock::{Counts, Superblock};
+use crate::tables::{InodeStream, Tables};
+use crate::tree::{Body, Tree};
+use crate::writer::{ImageWriter, Options, Summary};
+
+/// Writes the tree. See [`ImageWriter::finish`].
+pub(crate) fn finish(writer: ImageWriter, mut tree: Tree) -> Result<Summary, Error> {
+    let ImageWriter { options, geometry, mut output, content, .. } = writer;
+    tree.ensure_lost_and_found(options.time)?;
+    let numbers = Numbers::of(&tree)?;
+    let demand = Demand::of(&tree, &numbers, &options, &geometry);
+    let no_room = || demand.error(&options);
+    let per_group = geometry.inodes_per_group(options.bytes_per_inode, demand.inodes).ok_or_else(no_room)?;
+
+    output.flush()?;
+    let mut map = BlockMap::new(&geometry);
+    let content_blocks = mark_contents(&tree, &numbers, &mut map)?;
+    // Contents that lost their name must not linger in the image, least of all where an inode table is taken for
+    // zeros.
+    for (start, len) in map.free_ranges(output.high_water()) {
+        output.punch(start, len)?;
+    }
+    map.seek(content.cursor());
+    let tables = Tables::place(&geometry, &mut map, per_group).ok_or_else(no_room)?;
+    let journal = place_journal(&geometry, &mut map).ok_or_else(no_room)?;
+
+    let filesystem = Checksum::of_filesystem(options.uuid.as_bytes());
+    let mut writer = NodeWriter {
+        tree: &tree,
+        numbers: &numbers,
+        options: &options,
+        filesystem,
+        no_room: &no_room,
+        map: &mut map,
+        inodes: InodeStream::new(&tables, per_group),
+        output: &mut output,
+    };
+    let journal_body = writer.write_reserved(&geometry, &journal)?;
+    writer.write_tree()?;
+    let directories = writer.finish()?;
+
+    let mut image = Groups { geometry: &geometry, per_group, filesystem, used: numbers.last(), output: &mut output };
+    let (free_blocks, descriptors) = image.write_bitmaps(&map, &tables, &directories)?;
+    let inodes = per_group * geometry.groups;
+    let overhead = (geometry.overhead(per_group) - FILES_IN_OVERHEAD) as u32;
+    let free_inodes = inodes - numbers.last();
+    let counts = Counts { inodes_per_group: per_group, free_inodes, free_blocks, overhead };
+    let mut superblock = Superblock::new(&options, &geometry, counts);
+    superblock.set_journal(&journal_body, &journal);
+    write_superblocks(&mut output, &geometry, &superblock, &descriptors)?;
+
+    Ok(Summary {
+        file: output.into_file()?,
+        size_bytes: options.size_bytes,
+        blocks: u64::from(geometry.blocks),
+        free_blocks,
+        content_blocks,
+        inodes,
+        free_inodes,
+    })
+}
+
+/// Marks the blocks of all files that have a name. Whatever else was written is free again.
+fn mark_contents(tree: &Tree, numbers: &Numbers, map: &mut BlockMap) -> Result<u64, Error> {
+    let mut blocks = 0;
+    for (node, _) in numbers.nodes() {
+        if let Body::File(data) = &tree.node(node).body {
+            for extent in data.extents() {
+                if !map.mark(extent.start, extent.len) {
+                    return Err(Error::ForeignFileData);
+                }
+                blocks += u64::from(extent.len);
+            }
+        }
+    }
+    Ok(blocks)
+}
+
+/// Room for the journal, in one piece if there is one.
+fn place_journal(geometry: &Geometry, map: &mut BlockMap) -> Option<Vec<Extent>> {
+    let blocks = geometry.journal_blocks();
+    let mut extents = Vec::new();
+    if let Some(start) = map.take_adjoining(blocks) {
+        push_blocks(&mut extents, 0, start, blocks);
+        return Some(extents);
+    }
+    let mut placed = 0;
+    while placed < blocks {
+        let (start, len) = map.take(blocks - placed)?;
+        push_blocks(&mut extents, placed, start, len);
+        placed += len;
+    }
+    Some(extents)
+}
+
+/// What a tree needs, for an error that can tell a size that suffices.
+struct Demand {
+    blocks: u64,
+    inodes: u64,
+}
+
+impl Demand {
+    fn of(tree: &Tree, numbers: &Numbers, options: &Options, geometry: &Geometry) -> Demand {
+        let mut blocks = 0;
+        for (node, _) in numbers.all() {
+            let node = tree.node(node);
+            blocks += u64::from(node.attributes.as_ref().is_some_and(|attributes| attributes.needs_block()));
+            blocks += match &node.body {
+                Body::Directory(entries) => directory::most_blocks(entries.keys().map(|name| name.len())),
+                Body::File(data) => {
+                    let extents = data.extents();
+                    let content: u64 = extents.iter().map(|extent| u64::from(extent.len)).sum();
+                    content + tree_blocks(extents.len()) as u64
+                }
+                Body::Symlink(target) => u64::from(target.len() >= FAST_SYMLINK),
+                Body::Removed => 0,
+            };
+        }
+        let usual = geometry.inodes_per_group(options.bytes_per_inode, 0).unwrap_or_default();
+        let usual = u64::from(usual) * u64::from(geometry.groups);
+        let spare = u64::from(options.spare_inodes).min(usual.saturating_sub(u64::from(FIRST_INODE)));
+        Demand { blocks, inodes: u64::from(numbers.last()) + spare }
+    }
+
+    fn error(&self, options: &Options) -> Error {
+        // Adjoining room for inode tables can be missing although blocks are left: never name a size that just failed.
+        let needed = geometry::needed_size(self.blocks, self.inodes, options.bytes_per_inode);
+        let more = options.size_bytes.saturating_add(1).next_multiple_of(1 << 20);
+        Error::TooSmall { size_bytes: options.size_bytes, needed_bytes: needed.max(more) }
+    }
+}
+
+/// What the group descriptors are made from.
+struct Groups<'a> {
+    geometry: &'a Geometry,
+    per_group: u32,
+    filesystem: Checksum,
+    /// The last inode in use; all before it are in use too.
+    used: u32,
+    output: &'a mut Output,
+}
+
+impl Groups<'_> {
+    /// Writes the bitmaps of groups that have something in them. Returns the free blocks and all descriptors.
+    fn write_bitmaps(&mut self, map: &BlockMap, tables: &Tables, directories: &[u32]) -> Result<(u64, Vec<u8>), Error> {
+        let mut descriptors = Vec::with_capacity(self.geometry.descriptor_blocks as usize * BLOCK);
+        let mut free_blocks = 0;
+        let mut bitmaps = Vec::new();
+        for number in 0..self.geometry.groups {
+            let used = self.used.saturating_sub(number * self.per_group).min(self.per_group);
+            let mut group = tables.group(number);
+            group.free_blocks = map.free_in_group(number);
+            group.free_inodes = self.per_group - used;
+            group.unused_inodes = self.per_group - used;
+            group.directories = directories.get(number as usize).copied().unwrap_or_default();
+            free_blocks += u64::from(group.free_blocks);
+            // mke2fs writes the last group's bitmap always, and so will everyone who grows the filesystem expect.
+            if !map.is_untouched(number) || number + 1 == self.geometry.groups {
+                let bitmap = map.bitmap(number);
+                group.block_bitmap_checksum = Some(self.filesystem.with(&bitmap).value());
+                bitmaps.push((group.block_bitmap, bitmap));
+            }
+            if used > 0 {
+                let bitmap = inode_bitmap(used, self.per_group);
+                let counted = &bitmap[..self.per_group as usize / 8];
+                group.inode_bitmap_checksum = Some(self.filesystem.with(counted).value());
+                bitmaps.push((group.inode_bitmap, bitmap));
+            }
+            descriptors.extend_from_slice(&group.encode(number, self.filesystem));
+        }
+        // In the order in which they lie, so that they go out together.
+        bitmaps.sort_unstable_by_key(|(block, _)| *block);
+        for (block, bitmap) in bitmaps {
+            self.output.append(block, &bitmap)?;
+        }
+        Ok((free_blocks, descriptors))
+    }
+}
+
+/// Inodes are numbered without gaps, so a bitmap is a run of ones; what is behind the table counts as used.
+fn inode_bitmap(used: u32, per_group: u32) -> Vec<u8> {
+    let mut words = [0u64; BLOCKS_PER_GROUP as usize / 64];
+    set_bits(&mut words, 0, used);
+    set_bits(&mut words, per_group, BLOCKS_PER_GROUP);
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// Writes superblock and descriptors into group 0 and all groups that have copies.
+pub(crate) fn write_superblocks(
+    output: &mut Output,
+    geometry: &Geometry,
+    superblock: &Superblock,
+    descriptors: &[u8],
+) -> Result<(), Error> {
+    let mut padded = descriptors.to_vec();
+    padded.resize(geometry.descriptor_blocks as usize * BLOCK, 0);
+    for group in std::iter::once(0).chain(geometry.backup_groups()) {
+        let start = geometry.group_start(group);
+        output.append(start, &superblock.block(group))?;
+        output.append(start + 1, &padded)?;
+    }
+    output.flush()
+}

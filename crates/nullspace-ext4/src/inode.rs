@@ -1,0 +1,119 @@
+//! The 256 bytes of an inode (kernel documentation: "Index Nodes").
+
+use crate::checksum::Checksum;
+use crate::geometry::INODE_SIZE;
+use crate::le::{put_split_u32, put_split_u64, put_u16, put_u32};
+use crate::tree::Timestamp;
+use crate::xattr::Attributes;
+
+/// Bytes of the fields of an inode; attributes may use the rest.
+pub(crate) const INODE_FIELDS: usize = 128 + EXTRA_SIZE as usize;
+/// Bytes of the fields that came after ext3.
+pub(crate) const EXTRA_SIZE: u16 = 32;
+
+pub(crate) const DIRECTORY: u16 = 0o040000;
+pub(crate) const REGULAR: u16 = 0o100000;
+pub(crate) const SYMLINK: u16 = 0o120000;
+
+pub(crate) const FLAG_INDEXED: u32 = 0x1000;
+pub(crate) const FLAG_EXTENTS: u32 = 0x8_0000;
+
+/// Seconds that the inode can tell: 34 bits from 1901 on.
+const FIRST_SECOND: i64 = i32::MIN as i64;
+const LAST_SECOND: i64 = FIRST_SECOND + (1 << 34) - 1;
+
+/// An inode to be stored.
+#[derive(Debug)]
+pub(crate) struct Inode<'a> {
+    /// Type and permissions.
+    pub(crate) mode: u16,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) size: u64,
+    pub(crate) links: u16,
+    pub(crate) flags: u32,
+    /// Change of the contents, and last access.
+    pub(crate) mtime: Timestamp,
+    /// Change of the inode, and creation.
+    pub(crate) ctime: Timestamp,
+    /// Blocks of the image that it has, its extent and attribute blocks included.
+    pub(crate) blocks: u64,
+    /// The extent tree's root, or a short link target.
+    pub(crate) body: [u8; 60],
+    pub(crate) attributes: Option<&'a Attributes>,
+    /// The attribute block, or 0.
+    pub(crate) attribute_block: u32,
+}
+
+impl Inode<'_> {
+    /// The stored form of inode `number`, its checksum included.
+    pub(crate) fn encode(&self, number: u32, filesystem: Checksum) -> [u8; INODE_SIZE] {
+        let mut raw = [0; INODE_SIZE];
+        put_u16(&mut raw, 0x00, self.mode);
+        put_split_u32(&mut raw, 0x02, 0x78, self.uid);
+        put_split_u32(&mut raw, 0x18, 0x7a, self.gid);
+        put_split_u64(&mut raw, 0x04, 0x6c, self.size);
+        put_u16(&mut raw, 0x1a, self.links);
+        let sectors = self.blocks * 8;
+        put_u32(&mut raw, 0x1c, sectors as u32);
+        put_u16(&mut raw, 0x74, (sectors >> 32) as u16);
+        put_u32(&mut raw, 0x20, self.flags);
+        raw[0x28..0x64].copy_from_slice(&self.body);
+        put_u32(&mut raw, 0x68, self.attribute_block);
+        put_u16(&mut raw, 0x80, EXTRA_SIZE);
+        put_time(&mut raw, 0x08, 0x8c, self.mtime);
+        put_time(&mut raw, 0x0c, 0x84, self.ctime);
+        put_time(&mut raw, 0x10, 0x88, self.mtime);
+        put_time(&mut raw, 0x90, 0x94, self.ctime);
+        if let Some(attributes) = self.attributes {
+            attributes.put_in_inode(&mut raw);
+        }
+        let checksum = filesystem.of_inode(number, 0).with(&raw).value();
+        put_split_u32(&mut raw, 0x7c, 0x82, checksum);
+        raw
+    }
+}
+
+/// A time as the inode has it: the low 32 bits of the seconds (signed), and beside them nanoseconds and the two bits
+/// that count how often the low ones have gone round.
+fn put_time(raw: &mut [u8], seconds_at: usize, extra_at: usize, time: Timestamp) {
+    let seconds = time.seconds.clamp(FIRST_SECOND, LAST_SECOND);
+    let nanoseconds = match time.seconds {
+        // The nearest that can be told, as the kernel's timestamp_truncate().
+        outside if outside != seconds => 0,
+        _ => time.nanoseconds.min(999_999_999),
+    };
+    let low = seconds as i32;
+    let epoch = ((seconds - i64::from(low)) >> 32) as u32;
+    put_u32(raw, seconds_at, low as u32);
+    put_u32(raw, extra_at, nanoseconds << 2 | epoch);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::le::get_u32;
+
+    /// How the kernel reads a time (fs/ext4/ext4.h, ext4_decode_extra_time).
+    fn decoded(seconds: i64, nanoseconds: u32) -> (i64, u32) {
+        let mut raw = [0; INODE_SIZE];
+        put_time(&mut raw, 0x10, 0x88, Timestamp { seconds, nanoseconds });
+        let extra = get_u32(&raw, 0x88);
+        let low = i64::from(get_u32(&raw, 0x10) as i32);
+        (low + (i64::from(extra & 3) << 32), extra >> 2)
+    }
+
+    #[test]
+    fn dates_from_1901_to_2446_survive() {
+        for seconds in [0, 1, -1, FIRST_SECOND, LAST_SECOND, 1 << 31, (1 << 31) - 1, 1 << 32, (1 << 33) + 5] {
+            assert_eq!(decoded(seconds, 123_456_789), (seconds, 123_456_789));
+        }
+    }
+
+    #[test]
+    fn dates_outside_become_the_nearest() {
+        assert_eq!(decoded(i64::MIN, 5), (FIRST_SECOND, 0));
+        assert_eq!(decoded(i64::MAX, 5), (LAST_SECOND, 0));
+        assert_eq!(decoded(7, u32::MAX), (7, 999_999_999));
+    }
+}

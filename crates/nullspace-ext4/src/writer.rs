@@ -1,0 +1,135 @@
+//! The writer's first half: options, room for contents, and files.
+
+use std::fs::File;
+
+use uuid::Uuid;
+
+use crate::content::ContentArea;
+use crate::error::Error;
+use crate::file::FileWriter;
+use crate::geometry::{self, Geometry};
+use crate::output::Output;
+use crate::tree::{Timestamp, Tree};
+use crate::{BLOCK, BLOCK_SIZE, finish};
+
+/// What an image shall be. Everything that could differ between two runs is in here.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Size of the image in bytes: 8 MiB to 16 TiB. The file gets exactly this length; the filesystem uses whole blocks
+    /// of it, and leaves out a last block group that would be less than about 256 KiB.
+    pub size_bytes: u64,
+    /// The filesystem's identifier.
+    pub uuid: Uuid,
+    /// Seed of the directory hash. Should not be guessable where users choose file names.
+    pub hash_seed: Uuid,
+    /// Volume label, at most 16 bytes, without NUL.
+    pub label: String,
+    /// When the filesystem was "made": its own dates, and the change and creation times of every file.
+    pub time: Timestamp,
+    /// One inode for so many bytes of the image, as `mke2fs -i` has it. At least 1024.
+    pub bytes_per_inode: u32,
+    /// Inodes to have left for new files, if that many would be free on an empty image of this size. The number of
+    /// inodes grows with the tree to keep this promise.
+    pub spare_inodes: u32,
+    /// Per cent of the blocks that only root may use (mke2fs: 5). At most 50.
+    pub reserved_percent: u8,
+}
+
+impl Options {
+    /// The usual choices for an image: no label, an inode per 16 KiB, 8192 spare inodes, no blocks kept for root.
+    pub fn new(size_bytes: u64, uuid: Uuid, hash_seed: Uuid, time: Timestamp) -> Options {
+        Options {
+            size_bytes,
+            uuid,
+            hash_seed,
+            label: String::new(),
+            time,
+            bytes_per_inode: 16384,
+            spare_inodes: 8192,
+            reserved_percent: 0,
+        }
+    }
+}
+
+/// What was written.
+#[derive(Debug)]
+pub struct Summary {
+    /// The image. Everything is written to it, nothing is synced.
+    pub file: File,
+    /// Length of the image in bytes, as asked for.
+    pub size_bytes: u64,
+    /// Blocks of the filesystem (4096 bytes each).
+    pub blocks: u64,
+    /// Blocks not in use.
+    pub free_blocks: u64,
+    /// Blocks that hold file contents.
+    pub content_blocks: u64,
+    /// Inodes, used and free.
+    pub inodes: u32,
+    /// Inodes for new files.
+    pub free_inodes: u32,
+}
+
+/// An image being written. See the crate's documentation for how its two halves go together.
+#[derive(Debug)]
+pub struct ImageWriter {
+    pub(crate) options: Options,
+    pub(crate) geometry: Geometry,
+    pub(crate) output: Output,
+    pub(crate) content: ContentArea,
+    /// The block a file is filling; one file is written at a time.
+    pub(crate) partial: Vec<u8>,
+}
+
+impl ImageWriter {
+    /// Starts an image in `file`, which is emptied first.
+    ///
+    /// # Errors
+    /// [`Error::TooSmall`], [`Error::TooLarge`], [`Error::BadLabel`], [`Error::Io`].
+    pub fn create(file: File, options: Options) -> Result<ImageWriter, Error> {
+        if options.label.len() > 16 || options.label.contains('\0') {
+            return Err(Error::BadLabel);
+        }
+        let geometry = Geometry::of_size(options.size_bytes)?;
+        let per_group = geometry.inodes_per_group(options.bytes_per_inode, 0).unwrap_or_default();
+        let overhead = geometry.overhead(per_group);
+        let Some(room) = u64::from(geometry.blocks).checked_sub(overhead) else {
+            return Err(Error::TooSmall {
+                size_bytes: options.size_bytes,
+                needed_bytes: geometry::needed_size(0, 0, options.bytes_per_inode),
+            });
+        };
+        let output = Output::create(file, options.size_bytes)?;
+        let content = ContentArea::new(&geometry, room);
+        Ok(ImageWriter { options, geometry, output, content, partial: vec![0; BLOCK] })
+    }
+
+    /// Starts a file. Its name comes later, in the tree.
+    pub fn begin_file(&mut self) -> FileWriter<'_> {
+        FileWriter::new(self)
+    }
+
+    /// Bytes of contents that still fit; directories, attributes and the inodes of many files come out of it too.
+    pub fn room_bytes(&self) -> u64 {
+        self.content.room() * BLOCK_SIZE
+    }
+
+    /// Writes the tree and everything else that makes the image a filesystem.
+    ///
+    /// # Errors
+    /// [`Error::TooSmall`] with the size that the whole tree needs, [`Error::DirectoryTooLarge`],
+    /// [`Error::ForeignFileData`], [`Error::BadName`] for a file in the place of `lost+found`, [`Error::Io`].
+    pub fn finish(self, tree: Tree) -> Result<Summary, Error> {
+        finish::finish(self, tree)
+    }
+
+    /// The error for contents that found the image full.
+    pub(crate) fn full(&self, more_blocks: u64) -> Error {
+        let blocks = self.content.taken() + more_blocks;
+        Error::TooSmall {
+            size_bytes: self.options.size_bytes,
+            needed_bytes: geometry::needed_size(blocks, 0, self.options.bytes_per_inode)
+                .max(self.options.size_bytes + BLOCK_SIZE),
+        }
+    }
+}
