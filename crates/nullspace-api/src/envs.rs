@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 /// Environment variables by name. `Debug` prints the names only: values are often credentials.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
-#[schema(value_type = BTreeMap<String, String>)]
+#[schema(value_type = BTreeMap<String, String>, description = "Environment variables by name.")]
 pub struct Envs(pub BTreeMap<String, String>);
 
 impl fmt::Debug for Envs {

@@ -64,7 +64,7 @@ pub struct TemplateBaseImageAuthAwsEcr {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TemplateBaseImageAuthGcpArtifactRegistry {
     /// The service account's key file, as an object or as its text.
-    #[schema(inline)]
+    #[schema(schema_with = service_account_json)]
     pub service_account_json: ServiceAccountJson,
 }
 
@@ -96,17 +96,15 @@ impl<'de> Deserialize<'de> for ServiceAccountJson {
     }
 }
 
-impl utoipa::PartialSchema for ServiceAccountJson {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-        use utoipa::openapi::schema::{Object, OneOf, Type};
-        OneOf::builder()
-            .item(Object::builder().schema_type(Type::String))
-            .item(Object::builder().schema_type(Type::Object))
-            .into()
-    }
+fn service_account_json() -> utoipa::openapi::schema::Schema {
+    use utoipa::openapi::schema::{Object, OneOf, Type};
+    OneOf::builder()
+        .item(Object::builder().schema_type(Type::String))
+        .item(Object::builder().schema_type(Type::Object))
+        .description(Some("The service account's key file, as an object or as its text."))
+        .build()
+        .into()
 }
-
-impl ToSchema for ServiceAccountJson {}
 
 /// Credentials for one registry of a Dockerfile build.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

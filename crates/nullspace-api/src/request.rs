@@ -15,6 +15,8 @@ use crate::{
 ///
 /// It cannot be serialised while it holds credentials; [`CreateTemplateRequest::take_secrets`] first.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[schema(description = "A template's definition. Exactly one source: `dockerfile`, or `base_image` (with or without \
+    `steps`), or `steps` alone on the default base.")]
 pub struct CreateTemplateRequest {
     /// Template name; falls back to `alias`, then is generated.
     #[serde(skip_serializing_if = "Option::is_none")]

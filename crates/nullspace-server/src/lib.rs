@@ -1,5 +1,33 @@
 //! HTTP: routes, authentication, server-sent events, errors as status codes.
+//!
+//! ```text
+//!   TCP ── serve ──> edge ──────────> authenticate ──> route ──> handler ──> dyn Service (the engine)
+//!          limits    request id        Bearer key      path,     a few lines
+//!                    error bodies      -> Caller       query,
+//!                    panics, log                       body
+//! ```
+//!
+//! - [`Service`] is all that this crate knows of the domain: calls in wire types, [`ServiceError`] without HTTP.
+//! - Every answer that is no success has the contract's body, also those that the framework would give by itself.
+//!   (What is no HTTP at all is refused by the HTTP implementation with a bare status.)
+//! - [`openapi`] is made from the routes; `contract/nullspace-openapi.json` is its checked-in copy, and tests hold it to
+//!   the published contract.
+//! - Operations of the contract that are not served yet stand in `contract/not-served.txt` and answer 501.
 
+mod config;
+mod edge;
+mod error;
+mod extract;
+mod fields;
+mod not_served;
+mod openapi;
+mod routes;
+mod serve;
 mod service;
+mod sse;
 
+pub use config::ServerConfig;
+pub use openapi::openapi;
+pub use routes::router;
+pub use serve::serve;
 pub use service::{Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError};

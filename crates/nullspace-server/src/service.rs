@@ -17,8 +17,8 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use nullspace_api::{
     CreateSandboxRequest, CreateSandboxResponse, CreateTemplateRequest, DestroySandboxResponse, ErrorDetail,
-    ErrorResponseCode, ExecRequest, ExecResponse, JsonObject, ProcessInfo, SandboxInfo, SandboxListPage, SandboxStatus,
-    TemplateBuild, TemplateBuildLogEntry, TemplateBuildStatusSnapshot, TemplateInfo,
+    ErrorResponse, ErrorResponseCode, ExecRequest, ExecResponse, JsonObject, ProcessInfo, SandboxInfo, SandboxListPage,
+    SandboxStatus, TemplateBuild, TemplateBuildLogEntry, TemplateBuildStatusSnapshot, TemplateInfo,
 };
 use secrecy::SecretString;
 
@@ -251,9 +251,9 @@ impl ServiceError {
         self.retry_after
     }
 
-    /// The body that the caller gets, but for the request id; and the cause.
-    pub(crate) fn into_body(self) -> (nullspace_api::ErrorResponse, Option<Box<dyn Error + Send + Sync>>) {
-        let mut body = nullspace_api::ErrorResponse::new(self.code, self.message);
+    /// Its parts: the body that the caller gets, but for the request id, and the cause.
+    pub(crate) fn into_parts(self) -> (ErrorResponse, Option<Box<dyn Error + Send + Sync>>) {
+        let mut body = ErrorResponse::new(self.code, self.message);
         body.build_id = self.build_id;
         body.error_detail = self.detail.map(|detail| *detail);
         (body, self.source)

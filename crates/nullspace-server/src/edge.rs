@@ -1,0 +1,197 @@
+//! The outermost layer: every request gets an id, every answer that is no success gets the contract's body, every
+//! panic becomes a 500, and one line per request goes to the log. And, one step further in, authentication.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::{FutureExt, StreamExt};
+use nullspace_api::ErrorResponseCode;
+use secrecy::SecretString;
+use tracing::{Instrument, Span, field};
+use uuid::Uuid;
+
+use crate::error::{self, Failure};
+use crate::routes::AppState;
+use crate::service::{ErrorKind, ServiceError};
+
+/// Header that carries a request's id in both directions.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest request id that is taken over from a caller.
+const MAX_REQUEST_ID: usize = 128;
+
+/// Longest key that is looked at.
+const MAX_KEY: usize = 512;
+
+/// How much of an unread body is taken in after a refusal, and for how long, so that a client that is still sending
+/// gets to read the answer instead of a reset connection.
+const DRAIN_BYTES: usize = 32 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// The id of the request at hand.
+#[derive(Clone)]
+pub(crate) struct RequestId(pub(crate) String);
+
+/// See the module's documentation.
+pub(crate) async fn edge(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request_id(request.headers());
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let span = tracing::info_span!(
+        "request",
+        request_id = %id,
+        method = %request.method(),
+        path = %loggable_path(request.uri()),
+        tenant = field::Empty,
+    );
+    async move {
+        let response = if head_size(&request) > state.config.max_head {
+            let max = state.config.max_head;
+            let message = format!("The request's headers are too large: at most {max} bytes together.");
+            ServiceError::new(ErrorKind::HeadTooLarge, ErrorResponseCode::InvalidRequest, message).into_response()
+        } else {
+            // Nothing that a handler holds is used after it has panicked.
+            match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+                Ok(response) => response,
+                Err(panic) => ServiceError::internal(panic_message(&*panic)).into_response(),
+            }
+        };
+        let response = finish(response, &id);
+        tracing::info!(
+            status = response.status().as_u16(),
+            duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "answered"
+        );
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+/// Give an answer its id and, when it is an error, its body; log what caused it.
+fn finish(mut response: Response, id: &str) -> Response {
+    let status = response.status();
+    if status.is_client_error() || status.is_server_error() {
+        let failure = response.extensions_mut().remove::<Failure>().unwrap_or_else(|| error::from_status(status));
+        let Failure { mut body, source } = failure;
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(error = %body.error, cause = source.as_deref().map(chain), "request failed");
+        } else if let Some(source) = source {
+            tracing::warn!(error = %body.error, cause = chain(&*source), "request failed");
+        }
+        body.request_id = Some(id.to_owned());
+        response = error::with_body(response, &body);
+    }
+    if let Ok(value) = HeaderValue::from_str(id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// An error with all that it was caused by, in one line.
+pub(crate) fn chain(error: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned());
+    format!("handler panicked: {text}")
+}
+
+/// The caller's id when it is a sane one, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    headers
+        .get(&REQUEST_ID)
+        .filter(|value| visible_ascii(value, MAX_REQUEST_ID))
+        .and_then(|value| value.to_str().ok())
+        .map_or_else(|| Uuid::now_v7().to_string(), ToOwned::to_owned)
+}
+
+/// True for 1 to `max` characters of visible ASCII, so that a value can go into headers, logs and a database.
+pub(crate) fn visible_ascii(value: &HeaderValue, max: usize) -> bool {
+    (1..=max).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+}
+
+/// The path for the log. A claim's token is a credential and part of a path; queries are never logged.
+fn loggable_path(uri: &Uri) -> &str {
+    const CLAIMS: &str = "/v1/templates/claims/";
+    if uri.path().starts_with(CLAIMS) { CLAIMS } else { uri.path() }
+}
+
+fn head_size(request: &Request) -> usize {
+    let uri = request.uri();
+    let line = uri.path().len() + uri.query().map_or(0, str::len);
+    // Four bytes a header for `: ` and the line's end.
+    line + request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
+}
+
+/// Find out who calls, before anything of the request is looked at. Only `/v1/…` needs a key.
+pub(crate) async fn authenticate(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    if !request.uri().path().starts_with("/v1/") {
+        return next.run(request).await;
+    }
+    let refusal = match bearer(request.headers()) {
+        None => unauthorized("The Authorization header must be `Bearer <key>`."),
+        Some(key) => match state.service.authenticate(&key).await {
+            Ok(Some(caller)) => {
+                Span::current().record("tenant", caller.tenant_id.as_str());
+                request.extensions_mut().insert(caller);
+                return next.run(request).await;
+            }
+            Ok(None) => unauthorized("The API key is not valid."),
+            Err(error) => error,
+        },
+    };
+    drain(request.into_body()).await;
+    refusal.into_response()
+}
+
+fn unauthorized(message: &str) -> ServiceError {
+    ServiceError::new(ErrorKind::Unauthorized, ErrorResponseCode::Unauthorized, message)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<SecretString> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next()?;
+    // Two keys: whose request would it be?
+    if values.next().is_some() {
+        return None;
+    }
+    let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+    let key = key.trim();
+    let sane = (1..=MAX_KEY).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+    (sane && scheme.eq_ignore_ascii_case("bearer")).then(|| key.into())
+}
+
+/// Take in the rest of a body that will not be used, within limits.
+pub(crate) async fn drain(body: Body) {
+    let mut left = DRAIN_BYTES;
+    let mut chunks = body.into_data_stream();
+    let drained = async {
+        while let Some(Ok(chunk)) = chunks.next().await {
+            match left.checked_sub(chunk.len()) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+    };
+    // Not having drained everything is fine: the connection is closed then.
+    let _ = tokio::time::timeout(DRAIN_TIME, drained).await;
+}

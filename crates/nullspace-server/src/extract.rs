@@ -1,0 +1,222 @@
+//! What handlers take from a request, with every refusal as a [`ServiceError`].
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, header};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use nullspace_api::ErrorResponseCode;
+use serde::de::DeserializeOwned;
+
+use crate::config::ServerConfig;
+use crate::edge::{self, RequestId};
+use crate::routes::AppState;
+use crate::service::{Caller, ErrorKind, RequestContext, ServiceError};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const MAX_IDEMPOTENCY_KEY: usize = 255;
+
+/// A JSON body.
+pub(crate) struct JsonBody<T>(pub(crate) T);
+
+/// A JSON body that may be left out or `null`, which means the same as `{}`.
+pub(crate) struct OptionalJsonBody<T>(pub(crate) T);
+
+/// The query.
+pub(crate) struct QueryParams<T>(pub(crate) T);
+
+/// The one parameter of the path, decoded.
+pub(crate) struct PathParam(pub(crate) String);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
+    type Rejection = ServiceError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ServiceError> {
+        let bytes = read_json(request, &state.config).await?;
+        parse(&bytes).map(Self)
+    }
+}
+
+impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJsonBody<T> {
+    type Rejection = ServiceError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ServiceError> {
+        if is_empty(request.headers()) {
+            return Ok(Self(T::default()));
+        }
+        let bytes = read_json(request, &state.config).await?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        parse::<Option<T>>(&bytes).map(|value| Self(value.unwrap_or_default()))
+    }
+}
+
+/// True when the head says that no body follows.
+fn is_empty(headers: &HeaderMap) -> bool {
+    match headers.get(header::CONTENT_LENGTH) {
+        Some(length) => length == "0",
+        None => !headers.contains_key(header::TRANSFER_ENCODING),
+    }
+}
+
+async fn read_json(request: Request, config: &ServerConfig) -> Result<Bytes, ServiceError> {
+    if !is_json(request.headers()) {
+        edge::drain(request.into_body()).await;
+        return Err(ServiceError::new(
+            ErrorKind::UnsupportedMediaType,
+            ErrorResponseCode::InvalidRequest,
+            "The body must be JSON: send `Content-Type: application/json`.",
+        ));
+    }
+    let announced = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
+        .unwrap_or(0);
+    let max = config.max_json_body;
+    let too_large = || {
+        let message = format!("The body is too large: at most {max} bytes. Upload large files as blobs.");
+        ServiceError::new(ErrorKind::TooLarge, ErrorResponseCode::InvalidRequest, message)
+    };
+    if announced > max {
+        edge::drain(request.into_body()).await;
+        return Err(too_large());
+    }
+    let read = async {
+        // The announced length is within the limit, but only what arrives is paid for.
+        let mut body = BytesMut::with_capacity(announced.min(64 << 10));
+        let mut chunks = request.into_body().into_data_stream();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|error| ServiceError::invalid("The body ended early.").with_source(error))?;
+            if body.len().saturating_add(chunk.len()) > max {
+                return Err(too_large());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    };
+    tokio::time::timeout(config.body_timeout, read).await.unwrap_or_else(|_| {
+        let seconds = config.body_timeout.as_secs();
+        let message = format!("The body did not arrive within {seconds} s.");
+        Err(ServiceError::new(ErrorKind::RequestTimeout, ErrorResponseCode::InvalidRequest, message))
+    })
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// Parse JSON; the error names the field, or the line and column when it is no JSON at all.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ServiceError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let error = error.inner();
+        if error.is_data() {
+            let what = without_value(&error.to_string());
+            // A path of "." is the body itself.
+            let field = if path == "." { "The body".to_owned() } else { format!("Field `{path}`") };
+            ServiceError::invalid(format!("{field} is wrong: {what}."))
+        } else {
+            ServiceError::invalid(format!("The body is not valid JSON: {error}."))
+        }
+    })?;
+    deserializer.end().map_err(|error| ServiceError::invalid(format!("The body is not valid JSON: {error}.")))?;
+    Ok(value)
+}
+
+/// A parser's message without the value it complains about: that may be a password in the wrong place.
+///
+/// The messages are `invalid type: string "hunter2", expected u32 at line 1 column 9` and the like.
+fn without_value(message: &str) -> String {
+    let Some((what, rest)) =
+        message.split_once(": ").filter(|(what, _)| matches!(*what, "invalid type" | "invalid value"))
+    else {
+        return message.to_owned();
+    };
+    let sort = rest.split([' ', ',']).next().unwrap_or_default();
+    match rest.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("{what}: {sort}, expected {expected}"),
+        None => format!("{what}: {sort}"),
+    }
+}
+
+impl<T: DeserializeOwned> FromRequestParts<AppState> for QueryParams<T> {
+    type Rejection = ServiceError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ServiceError> {
+        Query::<T>::try_from_uri(&parts.uri).map(|Query(query)| Self(query)).map_err(|rejection| {
+            let text = rejection.body_text();
+            let what = text.rsplit_once("query string: ").map_or(text.as_str(), |(_, what)| what);
+            ServiceError::invalid(format!("The query is wrong: {what}."))
+        })
+    }
+}
+
+impl FromRequestParts<AppState> for PathParam {
+    type Rejection = ServiceError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ServiceError> {
+        let Path(value) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| ServiceError::invalid("The path is wrong: it must be percent-encoded UTF-8."))?;
+        Ok(Self(value))
+    }
+}
+
+impl FromRequestParts<AppState> for Caller {
+    type Rejection = ServiceError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ServiceError> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(|| ServiceError::internal("route without authentication"))
+    }
+}
+
+impl FromRequestParts<AppState> for RequestContext {
+    type Rejection = ServiceError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ServiceError> {
+        let RequestId(request_id) = parts
+            .extensions
+            .get::<RequestId>()
+            .cloned()
+            .ok_or_else(|| ServiceError::internal("route without a request id"))?;
+        let idempotency_key = match parts.headers.get(&IDEMPOTENCY_KEY) {
+            None => None,
+            Some(value) if edge::visible_ascii(value, MAX_IDEMPOTENCY_KEY) => {
+                value.to_str().ok().map(ToOwned::to_owned)
+            }
+            Some(_) => {
+                let message = format!("Idempotency-Key must be 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters.");
+                return Err(ServiceError::invalid(message));
+            }
+        };
+        Ok(Self { request_id, idempotency_key })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parser_message_loses_the_value_and_keeps_the_rest() {
+        for (message, shown) in [
+            (
+                "invalid type: string \"hunter2\", expected u32 at line 1",
+                "invalid type: string, expected u32 at line 1",
+            ),
+            ("invalid type: string \"a, expected b\", expected u32", "invalid type: string, expected u32"),
+            ("invalid value: integer `-7`, expected u32", "invalid value: integer, expected u32"),
+            ("invalid type: map, expected a string", "invalid type: map, expected a string"),
+            ("missing field `name`", "missing field `name`"),
+        ] {
+            assert_eq!(without_value(message), shown);
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Starting and following builds.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use nullspace_api::{
+    CancelTemplateBuildRequest, CreateTemplateRequest, ErrorResponse, TemplateBuild, TemplateBuildLogEntry,
+    TemplateBuildStatusSnapshot,
+};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::{AppState, json};
+use crate::extract::{JsonBody, OptionalJsonBody, PathParam, QueryParams};
+use crate::service::{Caller, RequestContext, ServiceError};
+use crate::sse;
+
+/// Start a background template build
+///
+/// The build is queued; follow it by its status or its log.
+#[utoipa::path(
+    post,
+    path = "/v1/templates/builds",
+    operation_id = "start_template_build",
+    tag = "templates",
+    request_body = CreateTemplateRequest,
+    responses(
+        (status = 202, description = "Build accepted", body = TemplateBuild),
+        (status = 409, description = "The name is claimed, or the Idempotency-Key was used for another request.",
+            body = ErrorResponse),
+        (status = 501, description = "This deployment cannot build from such a source.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn start_template_build(
+    State(state): State<AppState>,
+    caller: Caller,
+    context: RequestContext,
+    JsonBody(request): JsonBody<CreateTemplateRequest>,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::ACCEPTED, &state.service.start_build(&caller, request, &context).await?)
+}
+
+/// Where to start reading.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct StatusQuery {
+    /// First log entry to answer with; 0.
+    offset: Option<u64>,
+}
+
+/// Get a build and its new log entries
+#[utoipa::path(
+    get,
+    path = "/v1/templates/builds/{build_id}",
+    operation_id = "get_template_build_status",
+    tag = "templates",
+    params(("build_id" = String, Path, description = "`tb_…`"), StatusQuery),
+    responses(
+        (status = 200, description = "The build, and its log from the offset on.", body = TemplateBuildStatusSnapshot),
+        (status = 404, description = "There is no such build.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn get_template_build_status(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(build_id): PathParam,
+    QueryParams(query): QueryParams<StatusQuery>,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::OK, &state.service.build_status(&caller, &build_id, query.offset.unwrap_or(0)).await?)
+}
+
+/// Where to start reading, and whether to wait for more.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct LogsQuery {
+    /// First log entry to send; 0. Goes before `cursor`.
+    offset: Option<u64>,
+    /// Another spelling of `offset`.
+    cursor: Option<u64>,
+    /// True: go on until the build ends. False: end after what there is.
+    follow: Option<bool>,
+}
+
+/// Stream a build's log
+///
+/// Server-sent events, one entry each: `id` is the entry's offset, `event` is `log`, `data` is the entry as one line of
+/// JSON. The stream ends after the entry of kind `end`, `error` or `cancelled`. A `Last-Event-ID` header is honoured when
+/// neither `offset` nor `cursor` is given.
+#[utoipa::path(
+    get,
+    path = "/v1/templates/builds/{build_id}/logs",
+    operation_id = "stream_template_build_logs",
+    tag = "templates",
+    params(("build_id" = String, Path, description = "`tb_…`"), LogsQuery),
+    responses(
+        (status = 200, description = "Log entries.", body = TemplateBuildLogEntry, content_type = "text/event-stream"),
+        (status = 404, description = "There is no such build.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn stream_template_build_logs(
+    State(state): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    PathParam(build_id): PathParam,
+    QueryParams(query): QueryParams<LogsQuery>,
+) -> Result<Response, ServiceError> {
+    let offset = query.offset.or(query.cursor).or_else(|| after_last_event(&headers)).unwrap_or(0);
+    let entries = state.service.build_logs(&caller, &build_id, offset, query.follow.unwrap_or(false)).await?;
+    Ok(sse::response(entries, state.config.heartbeat, state.config.shutdown.clone()))
+}
+
+/// What a browser's EventSource asks for when it comes back by itself.
+fn after_last_event(headers: &HeaderMap) -> Option<u64> {
+    headers.get("last-event-id")?.to_str().ok()?.parse::<u64>().ok()?.checked_add(1)
+}
+
+/// Cancel a build
+///
+/// A build that has ended stays as it is.
+#[utoipa::path(
+    post,
+    path = "/v1/templates/builds/{build_id}/cancel",
+    operation_id = "cancel_template_build",
+    tag = "templates",
+    params(("build_id" = String, Path, description = "`tb_…`")),
+    request_body = Option<CancelTemplateBuildRequest>,
+    responses(
+        (status = 200, description = "The build, cancelled or about to be.", body = TemplateBuildStatusSnapshot),
+        (status = 404, description = "There is no such build.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn cancel_template_build(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(build_id): PathParam,
+    OptionalJsonBody(request): OptionalJsonBody<CancelTemplateBuildRequest>,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::OK, &state.service.cancel_build(&caller, &build_id, request.reason).await?)
+}

@@ -1,0 +1,228 @@
+//! Sandboxes and commands in them.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use nullspace_api::{
+    CreateSandboxRequest, CreateSandboxResponse, DestroySandboxResponse, ErrorResponse, ExecRequest, ExecResponse,
+    JsonObject, ProcessInfo, SandboxInfo, SandboxListResponse, SandboxStatus,
+};
+use serde::Deserialize;
+use serde_json::{Value, json as object};
+use utoipa::IntoParams;
+
+use super::{AppState, json};
+use crate::extract::{JsonBody, PathParam, QueryParams};
+use crate::fields::{self, Fields};
+use crate::service::{Caller, RequestContext, SandboxQuery, ServiceError};
+
+/// Largest page of sandboxes; a larger `limit` gets this many.
+const MAX_PAGE: u32 = 1000;
+
+/// Create a sandbox
+///
+/// A template's snapshot fixes processors and memory: when the request asks for others, the template's are used and
+/// `warnings` says so.
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes",
+    operation_id = "create_sandbox",
+    tag = "sandboxes",
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key means the same request.")),
+    request_body = CreateSandboxRequest,
+    responses(
+        (status = 201, description = "It runs.", body = CreateSandboxResponse),
+        (status = 404, description = "There is no such template.", body = ErrorResponse),
+        (status = 409, description = "The template must be rebuilt, or the Idempotency-Key was used otherwise.",
+            body = ErrorResponse),
+        (status = 501, description = "This deployment cannot make such a sandbox.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn create_sandbox(
+    State(state): State<AppState>,
+    caller: Caller,
+    context: RequestContext,
+    JsonBody(request): JsonBody<CreateSandboxRequest>,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::CREATED, &state.service.create_sandbox(&caller, request, &context).await?)
+}
+
+/// Which sandboxes to list.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// Only these states, separated by commas; all that have not ended when left out.
+    state: Option<String>,
+    /// At most so many, 1 to 1000.
+    limit: Option<u32>,
+    /// From the page before.
+    next_token: Option<String>,
+    /// Only of this template.
+    template: Option<String>,
+    /// Only with these entries in their metadata: a JSON object.
+    metadata: Option<String>,
+    /// Only these fields, separated by commas.
+    fields: Option<String>,
+}
+
+/// List sandboxes
+///
+/// A bare array, or a page when `limit` or `next_token` is given.
+#[utoipa::path(
+    get,
+    path = "/v1/sandboxes",
+    operation_id = "list_sandboxes",
+    tag = "sandboxes",
+    params(ListQuery),
+    responses((status = 200, description = "The caller's sandboxes.", body = SandboxListResponse)),
+)]
+pub(super) async fn list_sandboxes(
+    State(state): State<AppState>,
+    caller: Caller,
+    QueryParams(query): QueryParams<ListQuery>,
+) -> Result<Response, ServiceError> {
+    let fields = Fields::parse(query.fields.as_deref(), fields::SANDBOX)?;
+    let paged = query.limit.is_some() || query.next_token.is_some();
+    let page = state.service.list_sandboxes(&caller, query.try_into()?).await?;
+    let items: Vec<Value> = page.items.iter().map(|sandbox| fields.pick(sandbox)).collect::<Result<_, _>>()?;
+    if !paged {
+        return json(StatusCode::OK, &items);
+    }
+    let mut body = object!({ "items": items, "has_next": page.has_next });
+    if let (Some(token), Some(body)) = (page.next_token, body.as_object_mut()) {
+        body.insert("next_token".to_owned(), token.into());
+    }
+    json(StatusCode::OK, &body)
+}
+
+impl TryFrom<ListQuery> for SandboxQuery {
+    type Error = ServiceError;
+
+    fn try_from(query: ListQuery) -> Result<Self, ServiceError> {
+        let states = query.state.as_deref().unwrap_or_default();
+        let states = states.split(',').map(str::trim).filter(|state| !state.is_empty());
+        let states = states
+            .map(|state| {
+                serde_json::from_value::<SandboxStatus>(state.into())
+                    .map_err(|error| ServiceError::invalid(format!("`state` is wrong: {error}.")))
+            })
+            .collect::<Result<_, _>>()?;
+        if query.limit == Some(0) {
+            return Err(ServiceError::invalid("`limit` must be at least 1."));
+        }
+        let metadata = match query.metadata.as_deref() {
+            None => JsonObject::new(),
+            Some(text) => serde_json::from_str(text)
+                .map_err(|error| ServiceError::invalid(format!("`metadata` must be a JSON object: {error}.")))?,
+        };
+        Ok(Self {
+            states,
+            limit: query.limit.map(|limit| limit.min(MAX_PAGE)),
+            next_token: query.next_token,
+            template: query.template,
+            metadata,
+        })
+    }
+}
+
+/// What to answer with.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct FieldsQuery {
+    /// Only these fields, separated by commas.
+    fields: Option<String>,
+}
+
+/// Get a sandbox
+#[utoipa::path(
+    get,
+    path = "/v1/sandboxes/{id}",
+    operation_id = "get_sandbox",
+    tag = "sandboxes",
+    params(("id" = String, Path, description = "`sb_…`"), FieldsQuery),
+    responses(
+        (status = 200, description = "The sandbox.", body = SandboxInfo),
+        (status = 404, description = "There is no such sandbox.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn get_sandbox(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    QueryParams(query): QueryParams<FieldsQuery>,
+) -> Result<Response, ServiceError> {
+    let fields = Fields::parse(query.fields.as_deref(), fields::SANDBOX)?;
+    let sandbox = state.service.get_sandbox(&caller, &id).await?;
+    json(StatusCode::OK, &fields.pick(&sandbox)?)
+}
+
+/// End a sandbox
+#[utoipa::path(
+    delete,
+    path = "/v1/sandboxes/{id}",
+    operation_id = "destroy_sandbox",
+    tag = "sandboxes",
+    params(("id" = String, Path, description = "`sb_…`")),
+    responses(
+        (status = 200, description = "It has ended, and nothing of it is left.", body = DestroySandboxResponse),
+        (status = 404, description = "There is no such sandbox.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn destroy_sandbox(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::OK, &state.service.destroy_sandbox(&caller, &id).await?)
+}
+
+/// Run a command
+///
+/// Answers when the command has ended, or with `background` as soon as it runs. The command is ended when its time is
+/// over or when the client goes away.
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes/{id}/exec",
+    operation_id = "exec_command",
+    tag = "sandboxes",
+    params(("id" = String, Path, description = "`sb_…`")),
+    request_body = ExecRequest,
+    responses(
+        (status = 200, description = "It has ended.", body = ExecResponse),
+        (status = 404, description = "There is no such sandbox.", body = ErrorResponse),
+        (status = 409, description = "The sandbox does not run.", body = ErrorResponse),
+        (status = 502, description = "It could not be started.", body = ErrorResponse),
+        (status = 504, description = "It took too long.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn exec_command(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    JsonBody(request): JsonBody<ExecRequest>,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::OK, &state.service.exec(&caller, &id, request).await?)
+}
+
+/// List a sandbox's processes
+#[utoipa::path(
+    get,
+    path = "/v1/sandboxes/{id}/processes",
+    operation_id = "list_processes",
+    tag = "sandboxes",
+    params(("id" = String, Path, description = "`sb_…`")),
+    responses(
+        (status = 200, description = "The processes, by pid.", body = Vec<ProcessInfo>),
+        (status = 404, description = "There is no such sandbox.", body = ErrorResponse),
+        (status = 409, description = "The sandbox does not run.", body = ErrorResponse),
+        (status = 502, description = "The guest did not answer.", body = ErrorResponse),
+        (status = 504, description = "The guest took too long.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn list_processes(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::OK, &state.service.list_processes(&caller, &id).await?)
+}

@@ -1,0 +1,114 @@
+//! A build's log as server-sent events.
+//!
+//! ```text
+//!   id: 7                      the entry's offset: where to go on after a disconnect is one more
+//!   event: log
+//!   data: {"build_id":…}       one line of JSON; published clients need the space and the single line
+//!                              (an empty line ends the frame)
+//!   : heartbeat                a comment, when nothing else was sent for a while
+//! ```
+//!
+//! The stream ends after the terminal entry. When the service ends, it ends without one and the client comes back.
+
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::stream::{self, ReadyChunks, Stream, StreamExt};
+use nullspace_api::TemplateBuildLogEntry;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::edge::chain;
+use crate::service::{LogStream, ServiceError};
+
+const HEARTBEAT: &[u8] = b": heartbeat\n\n";
+
+/// Entries that are ready together go out together: a replay is a few writes, not thousands.
+const BATCH: usize = 64;
+
+/// An answer that streams `entries`.
+pub(crate) fn response(entries: LogStream, heartbeat: Duration, shutdown: CancellationToken) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        // nginx would otherwise hold entries back until its buffer is full.
+        (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    (headers, Body::from_stream(frames(entries, heartbeat, shutdown))).into_response()
+}
+
+struct State {
+    entries: Pin<Box<ReadyChunks<LogStream>>>,
+    heartbeat: Interval,
+    shutdown: CancellationToken,
+    /// What to do when the entries at hand are sent.
+    next: Next,
+}
+
+enum Next {
+    Read,
+    Fail(ServiceError),
+    End,
+}
+
+fn frames(
+    entries: LogStream,
+    heartbeat: Duration,
+    shutdown: CancellationToken,
+) -> impl Stream<Item = Result<Bytes, io::Error>> {
+    let mut heartbeat = tokio::time::interval_at(Instant::now() + heartbeat, heartbeat);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let state = State { entries: Box::pin(entries.ready_chunks(BATCH)), heartbeat, shutdown, next: Next::Read };
+    stream::unfold(state, |mut state| async move {
+        loop {
+            match std::mem::replace(&mut state.next, Next::Read) {
+                Next::End => return None,
+                Next::Fail(error) => {
+                    tracing::warn!(cause = chain(&error), "log stream broke off");
+                    state.next = Next::End;
+                    // The status is long sent; a body that breaks off is how the client learns to come back.
+                    return Some((Err(io::Error::other("log stream broke off")), state));
+                }
+                Next::Read => {}
+            }
+            let bytes = tokio::select! {
+                biased;
+                () = state.shutdown.cancelled() => return None,
+                batch = state.entries.next() => {
+                    let (bytes, next) = encode(batch?);
+                    state.next = next;
+                    state.heartbeat.reset();
+                    bytes
+                }
+                _ = state.heartbeat.tick() => Bytes::from_static(HEARTBEAT),
+            };
+            if !bytes.is_empty() {
+                return Some((Ok(bytes), state));
+            }
+        }
+    })
+}
+
+fn encode(batch: Vec<Result<TemplateBuildLogEntry, ServiceError>>) -> (Bytes, Next) {
+    let mut bytes = BytesMut::new();
+    for entry in batch {
+        match entry.and_then(|entry| Ok((frame(&entry, &mut bytes)?, entry.kind.is_terminal()))) {
+            Ok(((), false)) => {}
+            Ok(((), true)) => return (bytes.freeze(), Next::End),
+            Err(error) => return (bytes.freeze(), Next::Fail(error)),
+        }
+    }
+    (bytes.freeze(), Next::Read)
+}
+
+fn frame(entry: &TemplateBuildLogEntry, bytes: &mut BytesMut) -> Result<(), ServiceError> {
+    // JSON escapes line ends, so this is one line.
+    let data = serde_json::to_string(entry).map_err(ServiceError::internal)?;
+    bytes.put_slice(format!("id: {}\nevent: log\ndata: {data}\n\n", entry.offset).as_bytes());
+    Ok(())
+}
