@@ -71,6 +71,9 @@ pub trait Metadata: Send + Sync + 'static {
     /// taken yet is held again.
     async fn heartbeat(&self, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<Heartbeat>;
 
+    /// Records what the source turned out to be: an image's digest, a parent's build.
+    async fn set_source_digest(&self, lease: &Lease, digest: &str, now: Timestamp) -> Result<()>;
+
     /// Appends to the build's log and returns the first entry's offset; [`StoreError::LeaseLost`] appends nothing.
     async fn append_log(&self, lease: &Lease, entries: Vec<NewLogEntry>) -> Result<u64>;
 

@@ -101,8 +101,8 @@ pub enum Inserted {
 /// Which sandboxes to list.
 #[derive(Debug, Clone, Default)]
 pub struct SandboxFilter {
-    /// In this status only; without it, those that are not over.
-    pub status: Option<SandboxStatus>,
+    /// In one of these; empty: those that are not over.
+    pub statuses: Vec<SandboxStatus>,
     /// Continue after this sandbox: the last one of the page before.
     pub after: Option<SandboxId>,
     /// At most so many, 1 to 1000.

@@ -191,6 +191,10 @@ impl Metadata for SqliteStore {
         queue::heartbeat(self, lease, ttl, now).await
     }
 
+    async fn set_source_digest(&self, lease: &Lease, digest: &str, now: Timestamp) -> Result<()> {
+        queue::set_source_digest(self, lease, digest, now).await
+    }
+
     async fn append_log(&self, lease: &Lease, entries: Vec<NewLogEntry>) -> Result<u64> {
         queue::append_log(self, lease, entries).await
     }

@@ -224,6 +224,19 @@ pub(super) async fn heartbeat(store: &SqliteStore, lease: &Lease, ttl: Duration,
     })
 }
 
+pub(super) async fn set_source_digest(store: &SqliteStore, lease: &Lease, digest: &str, now: Timestamp) -> Result<()> {
+    let mut tx = store.write().await?;
+    fence(&mut tx, lease).await?;
+    sqlx::query("UPDATE builds SET source_digest = ?, updated_at = ? WHERE id = ?")
+        .bind(digest)
+        .bind(now.as_microsecond())
+        .bind(lease.build.to_string())
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(())
+}
+
 pub(super) async fn append_log(store: &SqliteStore, lease: &Lease, entries: Vec<NewLogEntry>) -> Result<u64> {
     let mut tx = store.write().await?;
     fence(&mut tx, lease).await?;

@@ -127,10 +127,16 @@ pub(super) async fn get(store: &SqliteStore, caller: &Caller, sandbox: SandboxId
 pub(super) async fn list(store: &SqliteStore, caller: &Caller, filter: SandboxFilter) -> Result<Vec<Sandbox>> {
     let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT * FROM sandboxes WHERE tenant_id = ");
     query.push_bind(caller.tenant.to_string());
-    match filter.status {
-        Some(status) => query.push(" AND status = ").push_bind(status.as_str()),
-        None => query.push(" AND ended_at IS NULL"),
-    };
+    if filter.statuses.is_empty() {
+        query.push(" AND ended_at IS NULL");
+    } else {
+        query.push(" AND status IN (");
+        let mut listed = query.separated(", ");
+        for status in &filter.statuses {
+            listed.push_bind(status.as_str());
+        }
+        query.push(")");
+    }
     if let Some(after) = filter.after {
         query.push(" AND id < ").push_bind(after.to_string());
     }

@@ -13,6 +13,7 @@ use nullspace_store::{
     SourceType, SqliteStore, StoreError, TemplateRef,
 };
 use serde_json::{Value, json};
+use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 
 pub(crate) const TTL: Duration = Duration::from_secs(30);
@@ -43,6 +44,28 @@ impl Fixture {
     /// A second service on the same database.
     pub(crate) async fn another(&self) -> Arc<dyn Metadata> {
         open(self.dir.path()).await
+    }
+
+    async fn connection(&self) -> SqliteConnection {
+        SqliteConnectOptions::new().filename(self.dir.path().join("nullspace.db")).connect().await.unwrap()
+    }
+
+    /// The first column of what the database itself answers.
+    pub(crate) async fn query(&self, sql: &'static str) -> Vec<String> {
+        sqlx::query_scalar(sql).fetch_all(&mut self.connection().await).await.unwrap()
+    }
+
+    /// Makes the last statement of `finish_ready` fail, whatever came before it.
+    pub(crate) async fn make_ready_builds_fail(&self) {
+        let mut connection = self.connection().await;
+        sqlx::raw_sql(
+            "CREATE TRIGGER sabotage BEFORE UPDATE ON builds WHEN new.status = 'ready'
+             BEGIN SELECT raise(ABORT, 'sabotaged'); END",
+        )
+        .execute(&mut connection)
+        .await
+        .unwrap();
+        connection.close().await.unwrap();
     }
 
     /// Every file the database is made of.
