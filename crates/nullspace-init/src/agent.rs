@@ -1,0 +1,259 @@
+//! What the host asks for, and who does it.
+//!
+//! The reader thread of a connection hands frames in. Requests that change who the guest is run on that thread, so that
+//! what the host sent behind them (the first exec after a restore) finds them done; everything else has a thread
+//! of its own, ends its channel, and may panic without taking more than its channel along.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nullspace_guest::frame::{Frame, Kind};
+use nullspace_guest::message::{
+    AGENT_ABI, AgentInfo, Configure, Exec, Failure, FailureKind, GuestNetwork, KILL_AFTER_MS, Outcome, Request,
+    Restored,
+};
+
+use crate::outbox::Outbox;
+use crate::process::supervise::{Unfinished, Wiring, supervise};
+use crate::process::{list, prepare::prepare, spawn::spawn};
+use crate::services::Services;
+use crate::session::{Channel, Opened, Session, StdinOver};
+use crate::wake::Wake;
+use crate::{filesystem, identity, network, probe};
+
+/// How long the last answer may take to reach the host before the power goes.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What is below the agent.
+#[derive(Debug, Clone)]
+pub struct Ground {
+    /// The root's block device, when it is mounted; else why not.
+    pub root: Result<String, String>,
+    /// How this machine is switched off: some have no power button and end on a reboot.
+    pub off: nix::sys::reboot::RebootMode,
+}
+
+/// The agent: one for the machine's life, whatever connections and sessions come and go.
+#[derive(Debug)]
+pub struct Agent {
+    ground: Ground,
+    services: Services,
+    session: Mutex<Option<Arc<Session>>>,
+    network: Mutex<Option<GuestNetwork>>,
+}
+
+fn failed(kind: FailureKind, message: impl Into<String>) -> Outcome {
+    Outcome::Failed(Failure { kind, message: message.into() })
+}
+
+fn done(result: Result<(), Failure>) -> Outcome {
+    result.map_or_else(Outcome::Failed, |()| Outcome::Done)
+}
+
+fn io_done(what: &str, result: std::io::Result<()>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Done,
+        Err(error) => failed(FailureKind::Internal, format!("{what}: {error}.")),
+    }
+}
+
+impl Agent {
+    /// An agent without a session.
+    pub fn new(ground: Ground) -> Arc<Agent> {
+        Arc::new(Agent { ground, services: Services::default(), session: Mutex::default(), network: Mutex::default() })
+    }
+
+    /// HELLO: ends the session before, unless it is a repetition, and acknowledges.
+    pub(crate) fn hello(&self, id: u64, outbox: &Arc<Outbox>) -> Arc<Session> {
+        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let session = match current.as_ref() {
+            Some(session) if session.id() == id => session.clone(),
+            _ => {
+                if let Some(old) = current.take() {
+                    old.end();
+                }
+                current.insert(Session::begin(id, outbox.clone())).clone()
+            }
+        };
+        session.message(0, Kind::HelloAck, &self.info());
+        session
+    }
+
+    fn info(&self) -> AgentInfo {
+        let proc = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+        AgentInfo {
+            abi: AGENT_ABI,
+            kernel: proc("/proc/sys/kernel/osrelease"),
+            boot_id: proc("/proc/sys/kernel/random/boot_id"),
+            root_ready: self.ground.root.is_ok(),
+            root_error: self.ground.root.clone().err(),
+        }
+    }
+
+    /// A whole message or data frame of the current session.
+    pub(crate) fn take(self: &Arc<Agent>, session: &Arc<Session>, frame: &Frame) {
+        if frame.kind != Kind::Open {
+            return session.take(frame);
+        }
+        let Opened::Channel(channel) = session.open(frame.channel) else { return };
+        let request = match serde_json::from_slice(&frame.payload) {
+            Ok(request) => request,
+            Err(error) => {
+                let message = format!("The agent does not understand the request: {error}.");
+                return channel.end(&failed(FailureKind::Invalid, message));
+            }
+        };
+        if let Err(why) = &self.ground.root
+            && !matches!(request, Request::Shutdown)
+        {
+            let message = format!("The root filesystem is not mounted: {why}.");
+            return channel.end(&failed(FailureKind::Internal, message));
+        }
+        if matches!(request, Request::Configure(_) | Request::Restored(_)) {
+            return self.serve(request, &channel);
+        }
+        let (agent, served) = (self.clone(), channel.clone());
+        let thread = std::thread::Builder::new().name(format!("channel-{}", frame.channel));
+        if let Err(error) = thread.spawn(move || agent.serve(request, &served)) {
+            channel.end(&failed(FailureKind::Limit, format!("The agent can start no thread: {error}.")));
+        }
+    }
+
+    fn serve(&self, request: Request, channel: &Arc<Channel>) {
+        // The state that threads share is behind locks whose holders leave it whole.
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.outcome(request, channel)))
+            .unwrap_or_else(|_| failed(FailureKind::Internal, "The agent failed while it served this request."));
+        channel.end(&outcome);
+    }
+
+    fn outcome(&self, request: Request, channel: &Arc<Channel>) -> Outcome {
+        match request {
+            Request::Configure(configure) => done(self.configure(&configure)),
+            Request::Restored(restored) => done(self.restored(&restored)),
+            Request::Exec(exec) => run(&exec, channel),
+            Request::StartService(exec) => match self.services.start(exec) {
+                Ok(pid) => {
+                    channel.reply(&Outcome::Started { pid });
+                    Outcome::Started { pid }
+                }
+                Err(failure) => Outcome::Failed(failure),
+            },
+            Request::Attach { pid } => self.services.follow(pid, channel),
+            Request::Processes => match list::processes(|pid| self.services.starts(pid)) {
+                Ok(processes) => Outcome::Processes { processes },
+                Err(error) => failed(FailureKind::Internal, format!("The processes cannot be listed: {error}.")),
+            },
+            Request::Kill { pid, signal } => kill(pid, signal),
+            Request::Probe(probe) => probe::probe(probe, channel),
+            Request::Freeze => io_done("The root filesystem cannot be frozen", filesystem::freeze()),
+            Request::Thaw => io_done("The root filesystem cannot be thawed", filesystem::thaw()),
+            Request::GrowRoot => match self.ground.root.as_deref().map(filesystem::grow) {
+                Ok(Ok(bytes)) => Outcome::Grown { bytes },
+                Ok(Err(error)) => {
+                    failed(FailureKind::Internal, format!("The root filesystem cannot be grown: {error}."))
+                }
+                Err(why) => failed(FailureKind::Internal, why),
+            },
+            Request::Shutdown => {
+                channel.end(&Outcome::Done);
+                channel.flush(FAREWELL);
+                crate::boot::power_off(self.ground.off)
+            }
+        }
+    }
+
+    fn configure(&self, configure: &Configure) -> Result<(), Failure> {
+        identity::check_hostname(&configure.hostname)?;
+        configure.network.as_ref().map_or(Ok(()), network::check)?;
+        identity::set_clock(configure.unix_time_ns)?;
+        identity::set_hostname(&configure.hostname)?;
+        self.set_network(configure.network.as_ref())
+    }
+
+    fn restored(&self, restored: &Restored) -> Result<(), Failure> {
+        let entropy = identity::check(restored)?;
+        restored.network.as_ref().map_or(Ok(()), network::check)?;
+        // Randomness and time before the thaw: from then on processes that waited to write go on.
+        identity::reseed(&entropy)?;
+        identity::set_clock(restored.unix_time_ns)?;
+        filesystem::thaw().map_err(|error| Failure {
+            kind: FailureKind::Internal,
+            message: format!("The root filesystem cannot be thawed: {error}."),
+        })?;
+        identity::set_hostname(&restored.hostname)?;
+        identity::set_machine_id(&restored.machine_id)?;
+        self.set_network(restored.network.as_ref())
+    }
+
+    fn set_network(&self, wanted: Option<&GuestNetwork>) -> Result<(), Failure> {
+        let mut current = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(wanted) = wanted.filter(|wanted| current.as_ref() != Some(wanted)) else { return Ok(()) };
+        network::configure(wanted)?;
+        identity::set_resolver(wanted)?;
+        *current = Some(wanted.clone());
+        Ok(())
+    }
+}
+
+fn kill(pid: u32, signal: i32) -> Outcome {
+    let target = match i32::try_from(pid) {
+        Ok(target) if target > 1 && (0..=64).contains(&signal) => target,
+        _ => return failed(FailureKind::Invalid, format!("Signal {signal} cannot be sent to process {pid}.")),
+    };
+    // SAFETY: a plain system call on one process that is not PID 1.
+    match unsafe { libc::kill(target, signal) } {
+        0 => Outcome::Done,
+        _ => match std::io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESRCH) => {
+                failed(FailureKind::NotFound, format!("No process {pid} runs in this guest."))
+            }
+            error => failed(FailureKind::Internal, format!("Process {pid} cannot be signalled: {error}.")),
+        },
+    }
+}
+
+fn run(exec: &Exec, channel: &Channel) -> Outcome {
+    let child = match prepare(exec).and_then(|plan| spawn(&plan, exec.stdin)) {
+        Ok(child) => child,
+        Err(failure) => return Outcome::Failed(failure),
+    };
+    channel.reply(&Outcome::Started { pid: u32::try_from(child.watch.pid()).unwrap_or_default() });
+    match supervise(child, exec.timeout_ms.map(Duration::from_millis), &mut OnChannel(channel)) {
+        Ok(exit) => Outcome::Exit(exit),
+        Err(Unfinished::Cancelled) => Outcome::Done,
+        Err(Unfinished::Stuck) => {
+            let message = format!("The process did not end within {KILL_AFTER_MS} ms and does not end by SIGKILL.");
+            failed(FailureKind::Internal, message)
+        }
+    }
+}
+
+/// A process wired to its channel.
+struct OnChannel<'a>(&'a Channel);
+
+impl Wiring for OnChannel<'_> {
+    fn room(&self) -> usize {
+        self.0.room()
+    }
+
+    fn output(&mut self, kind: Kind, bytes: &[u8]) {
+        self.0.output(kind, bytes);
+    }
+
+    fn stdin(&mut self) -> Result<Option<bytes::Bytes>, StdinOver> {
+        self.0.stdin()
+    }
+
+    fn consumed(&mut self, len: usize) {
+        self.0.consumed(len);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.is_reset()
+    }
+
+    fn wake(&self) -> Option<&Wake> {
+        Some(self.0.wake())
+    }
+}

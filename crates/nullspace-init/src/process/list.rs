@@ -1,0 +1,110 @@
+//! The guest's processes, from /proc.
+
+use std::fs;
+use std::io::Read;
+
+use nullspace_guest::message::Process;
+
+/// Processes listed at most.
+const MAX_PROCESSES: usize = 4096;
+/// Bytes of a command line that are shown.
+const MAX_COMMAND: u64 = 512;
+/// Bytes of all command lines together, so that the answer fits a message.
+const MAX_COMMANDS: usize = 384 * 1024;
+/// PF_KTHREAD of the kernel's `include/linux/sched.h`.
+const KERNEL_THREAD: u64 = 0x0020_0000;
+
+/// Ascending by pid; without kernel threads and this process.
+pub(crate) fn processes(starts_of: impl Fn(u32) -> Option<u32>) -> std::io::Result<Vec<Process>> {
+    let own = std::process::id();
+    let mut pids: Vec<u32> = fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| *pid != own)
+        .collect();
+    pids.sort_unstable();
+    let mut room = MAX_COMMANDS;
+    let mut found = Vec::new();
+    for pid in pids {
+        // It may end at any moment between the listing and here.
+        let Some(mut process) = fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|stat| parse_stat(&stat))
+        else {
+            continue;
+        };
+        if let Some(command) = command_line(pid) {
+            process.command = command;
+        }
+        process.starts = starts_of(pid);
+        room = match room.checked_sub(process.command.len()) {
+            Some(room) if found.len() < MAX_PROCESSES => room,
+            _ => break,
+        };
+        found.push(process);
+    }
+    Ok(found)
+}
+
+/// `pid (name) state ppid ... flags`, proc(5). The name may hold anything, parentheses and newlines too.
+fn parse_stat(stat: &str) -> Option<Process> {
+    let (pid, rest) = stat.split_once(" (")?;
+    let (name, rest) = rest.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    let state = fields.next()?;
+    let ppid = fields.next()?.parse().ok()?;
+    // Behind ppid: pgrp, session, tty_nr, tpgid, flags.
+    let flags: u64 = fields.nth(4)?.parse().ok()?;
+    if flags & KERNEL_THREAD != 0 {
+        return None;
+    }
+    Some(Process {
+        pid: pid.parse().ok()?,
+        ppid,
+        command: format!("[{name}]"),
+        running: !matches!(state, "Z" | "X"),
+        starts: None,
+    })
+}
+
+fn command_line(pid: u32) -> Option<String> {
+    let mut raw = Vec::new();
+    fs::File::open(format!("/proc/{pid}/cmdline")).ok()?.take(MAX_COMMAND).read_to_end(&mut raw).ok()?;
+    while raw.last() == Some(&0) {
+        raw.pop();
+    }
+    if raw.is_empty() {
+        return None;
+    }
+    raw.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
+    Some(String::from_utf8_lossy(&raw).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_lines_are_read_whatever_the_name() {
+        let process = |stat: &str| parse_stat(stat).map(|p| (p.pid, p.ppid, p.command, p.running));
+        let cases = [
+            ("7 (sh) S 1 7 7 0 -1 4194560 1", Some((7, 1, "[sh]", true))),
+            ("8 (a) b (c) Z 7 7 7 0 -1 0 1", Some((8, 7, "[a) b (c]", false))),
+            ("9 (new\nline) R 7 7 7 0 -1 0 1", Some((9, 7, "[new\nline]", true))),
+            ("2 (kthreadd) S 0 0 0 0 -1 2129984 0", None),
+            ("5 (short) S 1", None),
+            ("", None),
+        ];
+        for (stat, expected) in cases {
+            let expected = expected.map(|(pid, ppid, command, running)| (pid, ppid, command.to_owned(), running));
+            assert_eq!(process(stat), expected, "{stat}");
+        }
+    }
+
+    #[test]
+    fn this_test_runner_is_listed_without_this_process() {
+        let list = processes(|_| None).unwrap();
+        assert!(list.iter().all(|process| process.pid != std::process::id()));
+        assert!(list.is_sorted_by_key(|process| process.pid));
+        // SAFETY: a plain system call.
+        let parent = unsafe { libc::getppid() };
+        assert!(list.iter().any(|process| i64::from(process.pid) == i64::from(parent) && process.running));
+    }
+}
