@@ -9,60 +9,60 @@ use tempfile::NamedTempFile;
 use uuid::Uuid;
 
 /// 2023-11-14; before any clock that runs this test.
-pub const TIME: Timestamp = Timestamp { seconds: 1_700_000_000, nanoseconds: 123_456_789 };
+pub(crate) const TIME: Timestamp = Timestamp { seconds: 1_700_000_000, nanoseconds: 123_456_789 };
 
-pub const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// Options of a reproducible image.
-pub fn options(size_bytes: u64) -> Options {
+pub(crate) fn options(size_bytes: u64) -> Options {
     Options::new(size_bytes, Uuid::from_u128(0x1234_5678_9abc_def0), Uuid::from_u128(0xfeed_beef), TIME)
 }
 
-pub fn meta(mode: u16) -> Meta {
+pub(crate) fn meta(mode: u16) -> Meta {
     Meta { mode, uid: 1000, gid: 70_000, mtime: TIME, xattrs: Vec::new() }
 }
 
-pub fn tree() -> Tree {
+pub(crate) fn tree() -> Tree {
     Tree::new(Meta { mode: 0o755, uid: 0, gid: 0, mtime: TIME, xattrs: Vec::new() }).unwrap()
 }
 
 /// An image in a file that is removed in the end.
-pub struct Image {
+pub(crate) struct Image {
     file: NamedTempFile,
 }
 
 impl Image {
     /// A writer for a new image, and the file it writes to.
-    pub fn writer(options: Options) -> (Image, ImageWriter) {
+    pub(crate) fn writer(options: Options) -> (Image, ImageWriter) {
         let image = Image { file: NamedTempFile::new().unwrap() };
         let writer = ImageWriter::create(image.reopen(), options).unwrap();
         (image, writer)
     }
 
     /// An image of a tree without contents.
-    pub fn of_tree(options: Options, tree: Tree) -> (Image, Summary) {
+    pub(crate) fn of_tree(options: Options, tree: Tree) -> (Image, Summary) {
         let (image, writer) = Image::writer(options);
         let summary = writer.finish(tree).unwrap();
         (image, summary)
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.file.path()
     }
 
-    pub fn reopen(&self) -> File {
+    pub(crate) fn reopen(&self) -> File {
         File::options().read(true).write(true).open(self.path()).unwrap()
     }
 
     /// Panics with the complaints of e2fsck if it has any.
-    pub fn check(&self) {
+    pub(crate) fn check(&self) {
         let output = run("e2fsck", &["-fn"], self.path());
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && !text.contains("Fix?"), "e2fsck: {text}");
     }
 
     /// What a debugfs command prints.
-    pub fn debugfs(&self, request: &str) -> String {
+    pub(crate) fn debugfs(&self, request: &str) -> String {
         let output = run("debugfs", &["-R", request], self.path());
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         let errors = errors.lines().filter(|line| !line.starts_with("debugfs 1.")).collect::<Vec<_>>();
@@ -71,18 +71,18 @@ impl Image {
     }
 
     /// The contents of a file of the image.
-    pub fn cat(&self, path: &str) -> Vec<u8> {
+    pub(crate) fn cat(&self, path: &str) -> Vec<u8> {
         run("debugfs", &["-R", &format!("cat {path}")], self.path()).stdout
     }
 
     /// What dumpe2fs prints.
-    pub fn dump(&self) -> String {
+    pub(crate) fn dump(&self) -> String {
         String::from_utf8_lossy(&run("dumpe2fs", &[], self.path()).stdout).into_owned()
     }
 }
 
 /// Writes a file's contents.
-pub fn data(writer: &mut ImageWriter, contents: &[u8]) -> FileData {
+pub(crate) fn data(writer: &mut ImageWriter, contents: &[u8]) -> FileData {
     let mut file = writer.begin_file();
     file.push(contents).unwrap();
     file.finish().unwrap()
