@@ -206,9 +206,12 @@ impl Image<'_> {
     unsafe fn become_it(&self) -> ! {
         // SAFETY: every pointer comes from strings and slices that outlive the call, in memory of this child alone.
         unsafe {
+            // The raw call, since the C library refuses signals 32 and 33, which may be inherited as ignored all the same.
+            // Zeros are the default action without flags, as the kernel's own `struct sigaction` on 64-bit machines.
+            let default = [0u64; 4];
             for signal in 1..=64 {
-                // SIGKILL, SIGSTOP and the C library's own refuse; that is right.
-                libc::signal(signal, libc::SIG_DFL);
+                // SIGKILL and SIGSTOP refuse; that is right.
+                libc::syscall(libc::SYS_rt_sigaction, signal, &default, std::ptr::null::<u64>(), 8usize);
             }
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);

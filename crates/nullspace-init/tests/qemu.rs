@@ -1,0 +1,406 @@
+//! The real thing: nullspace-init as PID 1 of a guest under QEMU's software emulation, driven by the real client.
+//!
+//! Needs `qemu-system-x86_64`, `mke2fs`, a static busybox, and the guest image in `target/guest` (or `NULLSPACE_GUEST_DIR`),
+//! which `make guest` prepares.
+
+// clippy.toml lets tests unwrap, and does not count their helpers.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use base64::Engine;
+use nullspace_guest::host::{Agent, AgentError, ExecOutput};
+use nullspace_guest::message::{
+    AgentInfo, Configure, Exec, Failure, FailureKind, GuestNetwork, Probe, ProbeCheck, Restored,
+};
+
+const BOOT: Duration = Duration::from_secs(90);
+const SOON: Duration = Duration::from_secs(20);
+
+/// A guest that ends with the test.
+struct Machine {
+    process: Child,
+    folder: PathBuf,
+    qmp: BufReader<UnixStream>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn guest_file(name: &str) -> PathBuf {
+    let folder = std::env::var_os("NULLSPACE_GUEST_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"), PathBuf::from);
+    let path = folder.join(name);
+    assert!(path.is_file(), "{} is missing; run `make guest`", path.display());
+    path
+}
+
+/// The kernel's TSC calibration hangs now and then under emulation; it is told the rate instead.
+fn tsc_hints() -> String {
+    // SAFETY: every x86-64 processor has it.
+    let now = || unsafe { core::arch::x86_64::_rdtsc() };
+    let (began, ticks) = (Instant::now(), now());
+    std::thread::sleep(Duration::from_millis(50));
+    let khz = u128::from(now() - ticks) / began.elapsed().as_micros() * 1000;
+    format!("tsc_early_khz={khz} lpj={}", khz * 2)
+}
+
+impl Machine {
+    /// Starts QEMU in `folder` over its `disk` and `memory`; waits with loading for `state` when there is one.
+    fn start(folder: &Path, memory: &Path, restore: bool) -> Machine {
+        let at = |name: &str| folder.join(name).display().to_string();
+        let share = if restore { "off" } else { "on" };
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-M", "microvm,x-option-roms=off,isa-serial=on,rtc=on,memory-backend=mem"])
+            .args(["-accel", "tcg", "-cpu", "max,-la57,-erms", "-smp", "1", "-m", "256"])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .arg("-object")
+            .arg(format!("memory-backend-file,id=mem,size=256M,mem-path={},share={share}", memory.display()))
+            .arg("-kernel")
+            .arg(guest_file("vmlinuz"))
+            .arg("-initrd")
+            .arg(guest_file("initramfs.cpio"))
+            .arg("-append")
+            .arg(format!("console=ttyS0 quiet panic=-1 reboot=t mitigations=off {}", tsc_hints()))
+            .args(["-serial".to_owned(), format!("file:{}", at("console"))])
+            .args(["-qmp".to_owned(), format!("unix:{},server=on,wait=off", at("qmp"))])
+            .args(["-drive".to_owned(), format!("if=none,id=root,file={},format=raw", at("disk"))])
+            .args(["-device", "virtio-blk-device,drive=root", "-device", "virtio-serial-device"])
+            .args(["-chardev".to_owned(), format!("socket,id=agent,path={},server=on,wait=off", at("agent"))])
+            .args(["-device", "virtserialport,chardev=agent,name=nullspace.agent"])
+            .args(["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-device,netdev=net"])
+            .args(["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-device,rng=rng"])
+            .stdin(Stdio::null());
+        if restore {
+            command.args(["-incoming", "defer"]);
+        }
+        let process = command.spawn().expect("qemu-system-x86_64 starts");
+        let until = Instant::now() + SOON;
+        let stream = loop {
+            match UnixStream::connect(folder.join("qmp")) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(Instant::now() < until, "QEMU's control socket: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let mut machine = Machine { process, folder: folder.to_owned(), qmp: BufReader::new(stream) };
+        machine.ask("qmp_capabilities", serde_json::json!({}));
+        machine
+    }
+
+    fn ask(&mut self, command: &str, arguments: serde_json::Value) -> serde_json::Value {
+        let line = serde_json::json!({ "execute": command, "arguments": arguments }).to_string() + "\n";
+        self.qmp.get_mut().write_all(line.as_bytes()).unwrap();
+        loop {
+            let mut line = String::new();
+            self.qmp.read_line(&mut line).unwrap();
+            let mut answer: serde_json::Value = serde_json::from_str(&line).unwrap();
+            assert!(answer.get("error").is_none(), "{command}: {line}");
+            if let Some(value) = answer.get_mut("return") {
+                return value.take();
+            }
+        }
+    }
+
+    fn migrate(&mut self, command: &str, uri: &str) {
+        let capability = serde_json::json!([{ "capability": "x-ignore-shared", "state": true }]);
+        self.ask("migrate-set-capabilities", serde_json::json!({ "capabilities": capability }));
+        self.ask(command, serde_json::json!({ "uri": uri }));
+        let until = Instant::now() + SOON;
+        while self.ask("query-migrate", serde_json::json!({}))["status"] != "completed" {
+            assert!(Instant::now() < until, "{command} does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    async fn stream(&self) -> tokio::net::UnixStream {
+        tokio::net::UnixStream::connect(self.folder.join("agent")).await.unwrap()
+    }
+
+    async fn connect(&self) -> (Agent, AgentInfo) {
+        match Agent::connect(self.stream().await, BOOT).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                panic!("{error}; console:\n{}", fs::read_to_string(self.folder.join("console")).unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// An ext4 image of `mib` MiB with a tree that `fill` makes.
+fn disk(folder: &Path, mib: u64, fill: impl FnOnce(&Path)) {
+    let tree = folder.join("tree");
+    fs::create_dir(&tree).unwrap();
+    fill(&tree);
+    let made = Command::new("/sbin/mke2fs")
+        .args(["-q", "-t", "ext4", "-E", "root_owner=0:0", "-d"])
+        .arg(&tree)
+        .arg(folder.join("disk"))
+        .arg(format!("{mib}M"))
+        .status();
+    assert!(made.expect("mke2fs is there (package e2fsprogs)").success());
+}
+
+fn busybox() -> PathBuf {
+    let found = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|path| path.exists());
+    found.expect("busybox is there (package busybox-static)")
+}
+
+fn exec(argv: &[&str]) -> Exec {
+    Exec { argv: argv.iter().map(|&arg| arg.to_owned()).collect(), ..Exec::default() }
+}
+
+fn sh(script: &str) -> Exec {
+    exec(&["sh", "-c", script])
+}
+
+async fn run(agent: &Agent, exec: Exec) -> ExecOutput {
+    agent.exec_collect(exec, 1 << 20).await.unwrap()
+}
+
+async fn shell(agent: &Agent, script: &str) -> String {
+    let out = run(agent, sh(script)).await;
+    let text = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+    assert_eq!(out.exit.code, 0, "{script}: {text} {}", String::from_utf8_lossy(&out.stderr));
+    text
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64
+}
+
+fn restored(name: &str, seed: u8) -> Restored {
+    Restored {
+        hostname: name.into(),
+        machine_id: format!("{seed:02x}").repeat(16),
+        entropy: base64::engine::general_purpose::STANDARD.encode([seed; 64]),
+        unix_time_ns: now_ns(),
+        network: None,
+    }
+}
+
+#[tokio::test]
+async fn a_running_service_survives_snapshot_and_restore() {
+    let folder = tempfile::tempdir().unwrap();
+    disk(folder.path(), 64, |tree| {
+        fs::create_dir_all(tree.join("bin")).unwrap();
+        fs::copy(busybox(), tree.join("bin/busybox")).unwrap();
+        for applet in
+            ["sh", "cat", "id", "nc", "sleep", "httpd", "ls", "stat", "date", "hostname", "ip", "df", "mount", "ps"]
+        {
+            std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet)).unwrap();
+        }
+        fs::create_dir_all(tree.join("etc")).unwrap();
+        fs::write(tree.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n").unwrap();
+        fs::write(tree.join("etc/group"), "root:x:0:\napp:x:1001:\nextra:x:2000:app\n").unwrap();
+        // As systemd images have it: a link into a folder that is not there.
+        std::os::unix::fs::symlink("../run/systemd/resolve/stub-resolv.conf", tree.join("etc/resolv.conf")).unwrap();
+        // And one that would leave the image were it followed from outside.
+        std::os::unix::fs::symlink("/../../../../escape", tree.join("tmp")).unwrap();
+        fs::create_dir(tree.join("escape")).unwrap();
+        fs::write(tree.join("index.html"), "hello").unwrap();
+    });
+    // The device is larger than the filesystem, as for a template with a larger disk.
+    fs::File::options().write(true).open(folder.path().join("disk")).unwrap().set_len(96 << 20).unwrap();
+
+    let memory = folder.path().join("memory");
+    let began = Instant::now();
+    let mut machine = Machine::start(folder.path(), &memory, false);
+    let (agent, info) = machine.connect().await;
+    println!("boot to agent: {} ms", began.elapsed().as_millis());
+    assert_eq!((info.root_ready, info.root_error), (true, None));
+    assert!(info.kernel.starts_with("6."), "{}", info.kernel);
+
+    let network =
+        GuestNetwork { address: "10.0.2.15/24".into(), gateway: Some("10.0.2.2".into()), dns: vec!["10.0.2.3".into()] };
+    let configure =
+        Configure { hostname: "build-1".into(), network: Some(network), unix_time_ns: 1_700_000_000_000_000_000 };
+    agent.configure(configure).await.unwrap();
+    assert_eq!(
+        shell(&agent, "hostname; cat /etc/hostname; cat /etc/resolv.conf").await,
+        "build-1\nbuild-1\nnameserver 10.0.2.3"
+    );
+    assert!(shell(&agent, "cat /etc/hosts").await.ends_with("127.0.1.1\tbuild-1"));
+    let routes = shell(&agent, "ip -4 addr show eth0; ip route; ip -4 addr show lo").await;
+    for part in ["inet 10.0.2.15/24", "default via 10.0.2.2 dev eth0", "inet 127.0.0.1/8"] {
+        assert!(routes.contains(part), "{part}: {routes}");
+    }
+    assert!((1_700_000_000..1_700_000_060).contains(&shell(&agent, "date +%s").await.parse::<u64>().unwrap()));
+
+    // The root holds what processes expect.
+    assert_eq!(
+        shell(&agent, "stat -c %a:%F /dev/null /dev/pts/ptmx /dev/shm /run /workspace").await,
+        "666:character special file\n666:character special file\n1777:directory\n755:directory\n755:directory"
+    );
+    assert!(shell(&agent, "ls /sys/fs/cgroup").await.contains("cgroup.procs"));
+    assert_eq!(
+        shell(&agent, "cat /proc/mounts | while read a b c d; do [ $b = / ] && echo $a $c; done; true").await,
+        "/dev/root ext4".replace("/dev/root", "/dev/vda")
+    );
+    assert_eq!(
+        shell(&agent, "ls -d /modules /newroot 2>&1 | while read l; do echo x; done").await,
+        "x\nx",
+        "initramfs is out of sight"
+    );
+    let who =
+        run(&agent, Exec { user: Some("app".into()), cwd: Some("/workspace".into()), ..sh("id; pwd; echo $HOME") })
+            .await;
+    assert_eq!(
+        String::from_utf8_lossy(&who.stdout),
+        "uid=1000(app) gid=1001(app) groups=2000(extra)\n/workspace\n/home/app\n"
+    );
+
+    let grown = agent.grow_root().await.unwrap();
+    assert_eq!(grown, 96 << 20);
+    assert_eq!(agent.grow_root().await.unwrap(), grown);
+
+    // Readiness of a service, and who it is.
+    let ready = async |check| agent.probe(Probe { check, timeout_ms: 2000 }).await.unwrap().0;
+    assert!(!ready(ProbeCheck::Tcp { port: 80 }).await);
+    let service = Exec { user: Some("app".into()), ..sh("echo started; exec httpd -f -p 80 -h /") };
+    let pid = agent.start_service(service).await.unwrap();
+    let until = Instant::now() + SOON;
+    while !ready(ProbeCheck::Tcp { port: 80 }).await {
+        assert!(Instant::now() < until, "the service is not ready");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(ready(ProbeCheck::Http { port: 80, path: "/index.html".into() }).await);
+    assert!(!ready(ProbeCheck::Http { port: 80, path: "/none".into() }).await);
+    assert!(ready(ProbeCheck::Command(sh("exit 0"))).await);
+
+    // Orphans of PID 1 are reaped.
+    shell(&agent, "(sh -c 'sleep 0.1' &) ; sleep 0.5").await;
+    let processes = agent.processes().await.unwrap();
+    let shown: Vec<_> = processes.iter().map(|p| (p.pid, p.command.as_str(), p.running, p.starts)).collect();
+    assert_eq!(shown, [(pid, "httpd -f -p 80 -h /", true, Some(1))]);
+
+    // Writers wait while it is frozen, the agent does not.
+    agent.freeze().await.unwrap();
+    agent.freeze().await.unwrap();
+    let writer = agent.exec(sh("echo written >/late; cat /late")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(agent.processes().await.unwrap().len(), 2);
+    agent.thaw().await.unwrap();
+    agent.thaw().await.unwrap();
+    assert_eq!(writer.collect(100).await.unwrap().stdout, b"written\n");
+
+    // Left running over the snapshot, with output under way: the next session is not disturbed by it.
+    let noise = agent.exec(sh("while :; do echo noise; done")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    agent.freeze().await.unwrap();
+    agent.disconnect().await;
+    drop(noise);
+    let began = Instant::now();
+    machine.ask("stop", serde_json::json!({}));
+    let state = folder.path().join("state");
+    machine.migrate("migrate", &format!("exec:cat > {}", state.display()));
+    println!("snapshot: {} ms, state {} bytes", began.elapsed().as_millis(), fs::metadata(&state).unwrap().len());
+    drop(machine);
+    let clean = Command::new("/sbin/e2fsck").arg("-fn").arg(folder.path().join("disk")).output().unwrap();
+    assert!(clean.status.success(), "{}", String::from_utf8_lossy(&clean.stdout));
+
+    let mut seen = Vec::new();
+    for seed in [1, 2] {
+        let clone = folder.path().join(format!("clone-{seed}"));
+        fs::create_dir(&clone).unwrap();
+        fs::copy(folder.path().join("disk"), clone.join("disk")).unwrap();
+        let began = Instant::now();
+        let mut machine = Machine::start(&clone, &memory, true);
+        machine.migrate("migrate-incoming", &format!("exec:cat {}", state.display()));
+        machine.ask("cont", serde_json::json!({}));
+        let bare = began.elapsed();
+        let name = format!("sb-{seed}");
+        let (agent, _) = Agent::connect_restored(machine.stream().await, restored(&name, seed), SOON).await.unwrap();
+        let greeted = began.elapsed();
+        let out = run(&agent, exec(&["hostname"])).await;
+        println!("restore: QEMU {bare:?}, restored {greeted:?}, first exec {:?}", began.elapsed());
+        assert_eq!(out.stdout, format!("{name}\n").as_bytes());
+
+        let listed = agent.processes().await.unwrap().into_iter().find(|process| process.pid == pid).unwrap();
+        assert_eq!((listed.command.as_str(), listed.running, listed.starts), ("httpd -f -p 80 -h /", true, Some(1)));
+        let (ready, detail) = agent
+            .probe(Probe { check: ProbeCheck::Http { port: 80, path: "/index.html".into() }, timeout_ms: 2000 })
+            .await
+            .unwrap();
+        assert!(ready, "{detail}");
+        assert_eq!(shell(&agent, "cat /etc/machine-id").await, format!("{seed:02x}").repeat(16));
+        let skew = shell(&agent, "date +%s").await.parse::<u64>().unwrap().abs_diff(now_ns() / 1_000_000_000);
+        assert!(skew < 5, "the clock is {skew} s off");
+        assert_eq!(shell(&agent, "echo ok >/proof; cat /proof").await, "ok");
+        // What the last session ran is gone, its noise with it.
+        let until = Instant::now() + SOON;
+        while agent.processes().await.unwrap().len() > 1 {
+            assert!(Instant::now() < until, "{:?}", agent.processes().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        seen.push(
+            shell(&agent, "cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1 2>/dev/null").await,
+        );
+        // Attach works from the beginning, in a later session and in every clone.
+        let mut follow = agent.attach(pid).await.unwrap();
+        assert_eq!(follow.next().await.unwrap(), Some(nullspace_guest::host::ExecEvent::Stdout("started\n".into())));
+
+        if seed == 1 {
+            let again = Agent::connect(machine.stream().await, Duration::from_millis(1)).await;
+            assert!(again.is_err(), "the port has one host at a time");
+            agent.shutdown().await.unwrap();
+            let until = Instant::now() + SOON;
+            while machine.process.try_wait().unwrap().is_none() {
+                assert!(Instant::now() < until, "the machine does not go off");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let clean = Command::new("/sbin/e2fsck").arg("-fn").arg(clone.join("disk")).output().unwrap();
+            assert!(clean.status.success(), "{}", String::from_utf8_lossy(&clean.stdout));
+        }
+    }
+    assert_ne!(seen[0], seen[1], "two clones draw the same random numbers");
+}
+
+#[tokio::test]
+async fn an_image_of_one_static_binary_boots() {
+    let folder = tempfile::tempdir().unwrap();
+    disk(folder.path(), 16, |tree| {
+        fs::copy(busybox(), tree.join("busybox")).unwrap();
+        fs::set_permissions(tree.join("busybox"), fs::Permissions::from_mode(0o755)).unwrap();
+    });
+    let machine = Machine::start(folder.path(), &folder.path().join("memory"), false);
+    let (agent, info) = machine.connect().await;
+    assert_eq!((info.root_ready, info.root_error), (true, None));
+    agent.configure(Configure { hostname: "bare".into(), network: None, unix_time_ns: now_ns() }).await.unwrap();
+    let out = run(&agent, Exec { user: Some("65532:65532".into()), ..exec(&["/busybox", "id"]) }).await;
+    assert_eq!(out.stdout, b"uid=65532 gid=65532\n");
+    let out = run(&agent, exec(&["/busybox", "cat", "/etc/hosts", "/etc/hostname"])).await;
+    assert!(String::from_utf8_lossy(&out.stdout).contains("127.0.0.1\tlocalhost"));
+    match agent.exec(Exec { user: Some("app".into()), ..exec(&["/busybox"]) }).await {
+        Err(AgentError::Failed(Failure { kind, .. })) => assert_eq!(kind, FailureKind::UnknownUser),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_disk_without_a_filesystem_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("disk"), vec![0; 1 << 20]).unwrap();
+    let machine = Machine::start(folder.path(), &folder.path().join("memory"), false);
+    let (agent, info) = machine.connect().await;
+    assert!(!info.root_ready);
+    let why = info.root_error.unwrap();
+    assert!(why.contains("/dev/vda"), "{why}");
+    match agent.exec(exec(&["/bin/sh"])).await {
+        Err(AgentError::Failed(failure)) => assert!(failure.message.contains(&why), "{failure}"),
+        other => panic!("{other:?}"),
+    }
+    agent.shutdown().await.unwrap();
+}

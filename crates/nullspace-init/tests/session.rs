@@ -1,0 +1,405 @@
+//! The real agent and the real client over a socket pair, in this process: what needs neither root nor PID 1.
+
+// clippy.toml lets tests unwrap, and does not count their helpers.
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::reboot::RebootMode;
+use nullspace_guest::host::{Agent, AgentError, ExecEvent, ExecOutput};
+use nullspace_guest::message::{Exec, Exit, Failure, FailureKind, Probe, ProbeCheck};
+use nullspace_init::{Ground, Stream, StreamKind, serve};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// One agent, and as many connections to it as a test wants.
+struct Guest(Arc<nullspace_init::Agent>);
+
+impl Guest {
+    fn new() -> Guest {
+        Guest::on(Ok("/dev/null".to_owned()))
+    }
+
+    fn on(root: Result<String, String>) -> Guest {
+        Guest(nullspace_init::Agent::new(Ground { root, off: RebootMode::RB_POWER_OFF }))
+    }
+
+    async fn connect(&self) -> Agent {
+        let (host, guest) = UnixStream::pair().unwrap();
+        let stream = Arc::new(Stream::new(guest.into(), StreamKind::Connection).unwrap());
+        let agent = self.0.clone();
+        std::thread::spawn(move || serve(&agent, &stream));
+        host.set_nonblocking(true).unwrap();
+        let host = tokio::net::UnixStream::from_std(host).unwrap();
+        Agent::connect(host, SOON).await.unwrap().0
+    }
+}
+
+/// A shell command as the user that runs the tests.
+fn sh(script: &str) -> Exec {
+    Exec {
+        argv: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+        user: Some(format!("{}:{}", nix::unistd::geteuid(), nix::unistd::getegid())),
+        ..Exec::default()
+    }
+}
+
+async fn output(agent: &Agent, exec: Exec) -> ExecOutput {
+    agent.exec_collect(exec, 1 << 20).await.unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().to_owned()
+}
+
+async fn refusal(agent: &Agent, exec: Exec) -> FailureKind {
+    match agent.exec_collect(exec, 100).await {
+        Err(AgentError::Failed(Failure { kind, .. })) => kind,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn alive(pid: u32) -> bool {
+    // A zombie counts as gone: whose child it is may be nobody's concern here.
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+async fn gone(pid: u32) {
+    let until = Instant::now() + SOON;
+    while alive(pid) {
+        assert!(Instant::now() < until, "process {pid} lives on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn streams_codes_and_signals_are_told_apart() {
+    let agent = Guest::new().connect().await;
+    let out = output(&agent, sh("echo out; echo err >&2; exit 41")).await;
+    assert_eq!((text(&out.stdout), text(&out.stderr)), ("out".into(), "err".into()));
+    assert_eq!(out.exit, Exit { code: 41, signal: None, timed_out: false });
+    let out = output(&agent, sh("kill -9 $$")).await;
+    assert_eq!(out.exit, Exit { code: 137, signal: Some(9), timed_out: false });
+    assert!(out.pid > 1);
+}
+
+#[tokio::test]
+async fn environment_directory_and_lookup() {
+    let agent = Guest::new().connect().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut exec = sh("");
+    exec.argv = ["env"].map(str::to_owned).to_vec();
+    exec.envs.insert("SECRET".into(), "a b=c".into());
+    exec.cwd = Some(folder.path().to_str().unwrap().into());
+    let env = text(&output(&agent, exec.clone()).await.stdout);
+    let mut names: Vec<_> = env.lines().map(|line| line.split_once('=').unwrap().0).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["HOME", "LOGNAME", "PATH", "SECRET", "TERM", "USER"], "{env}");
+    assert!(env.contains("SECRET=a b=c"));
+    exec.argv = ["pwd"].map(str::to_owned).to_vec();
+    assert_eq!(text(&output(&agent, exec).await.stdout), folder.path().to_str().unwrap());
+}
+
+#[tokio::test]
+async fn a_process_has_a_clean_start() {
+    let agent = Guest::new().connect().await;
+    let out = output(
+        &agent,
+        sh("ls /proc/self/fd | tr '\\n' ' '; read -r s </proc/$$/stat; set -- $s; echo $1 $5 $6; umask"),
+    )
+    .await;
+    let pid = out.pid;
+    // ls has its directory open as 3; nothing of the agent is inherited. It leads its own group and session.
+    assert_eq!(text(&out.stdout), format!("0 1 2 3 {pid} {pid} {pid}\n0022"));
+    // cat, which has no handlers of its own.
+    let status = output(&agent, Exec { argv: vec!["cat".into(), "/proc/self/status".into()], ..sh("") }).await;
+    let status = text(&status.stdout);
+    let signals: Vec<_> =
+        status.lines().filter(|line| line.starts_with("Sig") && line.ends_with(&"0".repeat(16))).collect();
+    assert_eq!(signals.len(), 4, "pending, blocked, ignored, caught: {status}");
+}
+
+#[tokio::test]
+async fn refusals_are_typed() {
+    let agent = Guest::new().connect().await;
+    let with = |argv: &[&str]| Exec { argv: argv.iter().map(|&arg| arg.to_owned()).collect(), ..sh("") };
+    assert_eq!(refusal(&agent, with(&[])).await, FailureKind::Invalid);
+    assert_eq!(refusal(&agent, with(&["no-such-program"])).await, FailureKind::ProgramNotFound);
+    assert_eq!(refusal(&agent, with(&["/no/such"])).await, FailureKind::ProgramNotFound);
+    assert_eq!(refusal(&agent, with(&["/etc/passwd"])).await, FailureKind::NotExecutable);
+    let folder = tempfile::tempdir().unwrap();
+    let script = |content: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        let path = folder.path().join("script");
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    assert_eq!(refusal(&agent, with(&[&script("#!/no/interpreter\n")])).await, FailureKind::NotExecutable);
+    assert_eq!(refusal(&agent, with(&[&script("echo hi\n")])).await, FailureKind::NotExecutable);
+    assert_eq!(
+        refusal(&agent, Exec { cwd: Some("/no/such".into()), ..sh("true") }).await,
+        FailureKind::WorkdirNotFound
+    );
+    assert_eq!(
+        refusal(&agent, Exec { user: Some("nobody-at-all".into()), ..sh("true") }).await,
+        FailureKind::UnknownUser
+    );
+    let huge = Exec { envs: [("X".to_owned(), "x".repeat(200_000))].into(), ..sh("true") };
+    assert_eq!(
+        refusal(&agent, huge).await,
+        FailureKind::Invalid,
+        "one string of the environment is over the kernel's limit"
+    );
+}
+
+#[tokio::test]
+async fn users_are_taken_as_asked() {
+    let agent = Guest::new().connect().await;
+    let exec = Exec { user: Some("65534:12345".into()), ..sh("id -u; id -g; id -G; echo $HOME") };
+    if nix::unistd::geteuid().is_root() {
+        let shown = text(&output(&agent, exec).await.stdout);
+        assert!(shown.starts_with("65534\n12345\n12345\n"), "{shown}");
+        let plain = Exec { user: Some("54321".into()), ..sh("id -u; id -g; echo $HOME $USER") };
+        assert_eq!(text(&output(&agent, plain).await.stdout), "54321\n0\n/ 54321");
+    } else {
+        // Nobody becomes another user without being root, and it is said so.
+        assert_eq!(refusal(&agent, exec).await, FailureKind::Internal);
+    }
+}
+
+#[tokio::test]
+async fn stdin_goes_through_and_ends() {
+    let agent = Guest::new().connect().await;
+    let mut session = agent.exec(Exec { stdin: true, ..sh("cat; echo end >&2") }).await.unwrap();
+    let mut stdin = session.take_stdin().unwrap();
+    let total = 3_000_000;
+    let write = tokio::spawn(async move {
+        for piece in vec![7u8; total].chunks(100_000) {
+            stdin.write(piece).await.unwrap();
+        }
+    });
+    let out = session.collect(total + 1).await.unwrap();
+    write.await.unwrap();
+    assert_eq!((out.stdout.len(), out.stdout.iter().all(|byte| *byte == 7)), (total, true));
+    assert_eq!((text(&out.stderr), out.exit.code), ("end".into(), 0));
+}
+
+#[tokio::test]
+async fn stdin_that_nobody_reads_does_not_hold_its_writer() {
+    let agent = Guest::new().connect().await;
+    let mut session = agent.exec(Exec { stdin: true, ..sh("exec <&-; sleep 60") }).await.unwrap();
+    tokio::time::timeout(SOON, session.write(&vec![0; 2_000_000])).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn without_stdin_there_is_nothing_to_read() {
+    let agent = Guest::new().connect().await;
+    let out = output(&agent, sh("cat; readlink /proc/self/fd/0")).await;
+    assert_eq!(text(&out.stdout), "/dev/null");
+}
+
+#[tokio::test]
+async fn much_output_arrives_whole_and_slow_readers_hold_it_back() {
+    let agent = Guest::new().connect().await;
+    let mut session = agent.exec(sh("head -c 5000000 /dev/zero")).await.unwrap();
+    // Credit is 256 KiB and a pipe holds 64: the process cannot have ended.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(alive(session.pid));
+    let mut got = 0;
+    while let Some(event) = session.next().await.unwrap() {
+        match event {
+            ExecEvent::Stdout(bytes) => got += bytes.len(),
+            other => assert_eq!(other, ExecEvent::Exit(Exit::default())),
+        }
+    }
+    assert_eq!(got, 5_000_000);
+}
+
+#[tokio::test]
+async fn a_timeout_ends_the_whole_group() {
+    let agent = Guest::new().connect().await;
+    let began = Instant::now();
+    let out = output(&agent, Exec { timeout_ms: Some(200), ..sh("echo before; sleep 60 & echo $!; wait") }).await;
+    assert_eq!(out.exit, Exit { code: 143, signal: Some(15), timed_out: true });
+    assert!(began.elapsed() < Duration::from_millis(1000), "{:?}", began.elapsed());
+    let shown = text(&out.stdout);
+    gone(shown.strip_prefix("before\n").unwrap().parse().unwrap()).await;
+
+    // One that ignores SIGTERM has a second, then none.
+    let began = Instant::now();
+    let out = output(&agent, Exec { timeout_ms: Some(100), ..sh("trap '' TERM; while :; do sleep 1; done") }).await;
+    assert_eq!(out.exit, Exit { code: 137, signal: Some(9), timed_out: true });
+    assert!(began.elapsed() >= Duration::from_millis(1100));
+}
+
+#[tokio::test]
+async fn a_dropped_session_kills_its_process_group() {
+    let agent = Guest::new().connect().await;
+    let mut session = agent.exec(sh("sleep 60 & echo $!; wait")).await.unwrap();
+    let Some(ExecEvent::Stdout(child)) = session.next().await.unwrap() else { panic!("no output") };
+    let (child, pid): (u32, u32) = (text(&child).parse().unwrap(), session.pid);
+    assert!(alive(pid) && alive(child));
+    drop(session);
+    gone(pid).await;
+    gone(child).await;
+}
+
+#[tokio::test]
+async fn a_new_session_ends_the_old_ones_processes_but_no_service() {
+    let guest = Guest::new();
+    let first = guest.connect().await;
+    let service = first.start_service(sh("echo up; exec sleep 60")).await.unwrap();
+    let exec = first.exec(sh("exec sleep 60")).await.unwrap();
+    let pid = exec.pid;
+    first.disconnect().await;
+    // Without a new session it lives on: a snapshot is taken while nobody is connected.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(alive(pid));
+    let second = guest.connect().await;
+    gone(pid).await;
+    assert!(alive(service));
+    let mut follow = second.attach(service).await.unwrap();
+    assert_eq!(follow.next().await.unwrap(), Some(ExecEvent::Stdout("up\n".into())));
+    second.kill(service, libc::SIGTERM).await.unwrap();
+    let exit = Exit { code: 143, signal: Some(15), timed_out: false };
+    assert_eq!(follow.next().await.unwrap(), Some(ExecEvent::Exit(exit)));
+    assert_eq!(follow.next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_background_process_does_not_hold_the_exec() {
+    let agent = Guest::new().connect().await;
+    let began = Instant::now();
+    // It writes on after the exec is over, and must not die of that.
+    let script = "(sleep 0.6; echo late && sleep 60) & echo $!; head -c 30000 /dev/zero | tr '\\0' x";
+    let out = output(&agent, sh(script)).await;
+    assert!(began.elapsed() < Duration::from_millis(550), "{:?}", began.elapsed());
+    let shown = text(&out.stdout);
+    let (pid, rest) = shown.split_once('\n').unwrap();
+    assert_eq!(rest.len(), 30_000);
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert!(alive(pid.parse().unwrap()), "ended by SIGPIPE");
+    agent.kill(pid.parse().unwrap(), libc::SIGKILL).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_background_process_that_writes_for_ever_does_not_hold_the_exec() {
+    let agent = Guest::new().connect().await;
+    let run = agent.exec_collect(sh("yes & echo $! >&2"), 1000);
+    let out = tokio::time::timeout(SOON, run).await.unwrap().unwrap();
+    assert!(out.truncated);
+    agent.kill(text(&out.stderr).parse().unwrap(), libc::SIGKILL).await.unwrap();
+}
+
+#[tokio::test]
+async fn orphans_are_reaped() {
+    // As PID 1 is by nature.
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) }, 0);
+    let agent = Guest::new().connect().await;
+    let out = output(&agent, sh("(sh -c 'echo $$; exec sleep 0.1' &)")).await;
+    let orphan: u32 = text(&out.stdout).parse().unwrap();
+    let until = Instant::now() + SOON;
+    while std::path::Path::new(&format!("/proc/{orphan}")).exists() {
+        assert!(Instant::now() < until, "{orphan} is a zombie");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(output(&agent, sh("exit 3")).await.exit.code, 3);
+}
+
+#[tokio::test]
+async fn services_keep_their_output_and_count_their_starts() {
+    let agent = Guest::new().connect().await;
+    let exec = sh("echo one; echo two >&2; sleep 0.2; echo three; exit 7");
+    let pid = agent.start_service(exec.clone()).await.unwrap();
+    let listed = |list: Vec<nullspace_guest::message::Process>, pid| list.into_iter().find(|p| p.pid == pid);
+    let process = listed(agent.processes().await.unwrap(), pid).unwrap();
+    assert_eq!((process.starts, process.running), (Some(1), true));
+    assert!(process.command.contains("echo one"), "{}", process.command);
+    let out = agent.attach(pid).await.unwrap().collect(100).await.unwrap();
+    assert_eq!((text(&out.stdout), text(&out.stderr), out.exit.code), ("one\nthree".into(), "two".into(), 7));
+    // Again, when it is long over, and by two at a time.
+    let (again, also) = (agent.attach(pid).await.unwrap(), agent.attach(pid).await.unwrap());
+    let (again, also) = tokio::join!(again.collect(100), also.collect(100));
+    assert_eq!((again.unwrap(), also.unwrap()), (out.clone(), out));
+    let second = agent.start_service(exec).await.unwrap();
+    assert_eq!(listed(agent.processes().await.unwrap(), second).unwrap().starts, Some(2));
+    match agent.attach(999_999).await.unwrap_err() {
+        AgentError::Failed(failure) => assert_eq!(failure.kind, FailureKind::NotFound),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_nobody_follows_is_not_held_back() {
+    let agent = Guest::new().connect().await;
+    let pid = agent.start_service(sh("head -c 3000000 /dev/zero; echo done >&2")).await.unwrap();
+    gone(pid).await;
+    let out = agent.attach(pid).await.unwrap().collect(1 << 20).await.unwrap();
+    assert_eq!((text(&out.stderr), out.exit.code), ("done".into(), 0));
+    assert!((200_000..=256 * 1024).contains(&out.stdout.len()), "{}", out.stdout.len());
+}
+
+#[tokio::test]
+async fn probes() {
+    let agent = Guest::new().connect().await;
+    let attempt = async |check| agent.probe(Probe { check, timeout_ms: 300 }).await.unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    assert_eq!(attempt(ProbeCheck::Tcp { port }).await, (true, String::new()));
+    // It is connected to and says nothing.
+    let silent = attempt(ProbeCheck::Http { port, path: "/".into() }).await;
+    assert_eq!(silent, (false, "timed out".to_owned()));
+    drop(listener);
+    let (ready, detail) = attempt(ProbeCheck::Tcp { port }).await;
+    assert!(!ready && detail.contains("refused"), "{detail}");
+    assert_eq!(attempt(ProbeCheck::Command(sh("echo fine"))).await, (true, "fine".to_owned()));
+    let failing = sh("echo first; echo 'no database' >&2; exit 3");
+    assert_eq!(attempt(ProbeCheck::Command(failing)).await, (false, "exit code 3: no database".to_owned()));
+    assert_eq!(attempt(ProbeCheck::Command(sh("sleep 60"))).await, (false, "timed out after 300 ms".to_owned()));
+    let bad = Probe { check: ProbeCheck::Http { port, path: "/a b".into() }, timeout_ms: 100 };
+    assert!(matches!(agent.probe(bad).await, Err(AgentError::Failed(_))));
+}
+
+#[tokio::test]
+async fn signals_reach_only_what_may_be_signalled() {
+    let agent = Guest::new().connect().await;
+    for (pid, signal) in [(1, 9), (0, 9), (u32::MAX, 9), (2, 65), (2, -1)] {
+        match agent.kill(pid, signal).await {
+            Err(AgentError::Failed(failure)) => assert_eq!(failure.kind, FailureKind::Invalid, "{pid}"),
+            other => panic!("{pid}: {other:?}"),
+        }
+    }
+    match agent.kill(i32::MAX as u32, 0).await {
+        Err(AgentError::Failed(failure)) => assert_eq!(failure.kind, FailureKind::NotFound),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn without_a_root_everything_says_why() {
+    let guest = Guest::on(Err("mount /dev/vda as ext4: Invalid argument".to_owned()));
+    let agent = guest.connect().await;
+    match agent.exec(sh("true")).await.unwrap_err() {
+        AgentError::Failed(failure) => assert!(failure.message.contains("Invalid argument"), "{failure}"),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn many_at_a_time() {
+    let agent = Guest::new().connect().await;
+    let runs: Vec<_> = (0..60)
+        .map(|at| {
+            let agent = agent.clone();
+            tokio::spawn(async move { (at, output(&agent, sh(&format!("sleep 0.1; echo {at}; exit {at}"))).await) })
+        })
+        .collect();
+    for run in runs {
+        let (at, out) = run.await.unwrap();
+        assert_eq!((out.exit.code, text(&out.stdout)), (at, at.to_string()));
+    }
+}
