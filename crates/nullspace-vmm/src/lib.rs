@@ -16,6 +16,7 @@
 //! snapshot's folder. Nothing here knows of templates or tenants, and nothing named by a guest or a caller becomes a
 //! path or an argument: ids, folders and numbers come from the service.
 
+pub mod firecracker;
 pub mod net;
 pub mod spec;
 

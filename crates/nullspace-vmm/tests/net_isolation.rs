@@ -8,6 +8,9 @@
 //!
 //! Needs root; as another user the tests say so and pass.
 
+// The stage is test code too, which clippy's exception for tests does not see.
+#![allow(clippy::unwrap_used)]
+
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

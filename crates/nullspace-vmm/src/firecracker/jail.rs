@@ -1,0 +1,282 @@
+//! What one VMM gets to see: its folder, the files in it, the arguments it is started with.
+//!
+//! ```text
+//!   jailed (root)                                      plain
+//!   <work>/<exec name>/<id>/root/   is the VMM's /     <work>/vm/   is the VMM's working folder
+//!       root.ext4    its disk                              the same, and
+//!       kernel, initramfs, state, memory                   links to the shared files
+//!                    bound read-only in its mount
+//!                    namespace (launch.rs)
+//!       api.sock, v.sock
+//! ```
+//!
+//! All names that end up in a snapshot (disk and vsock) are relative, so they mean the VMM's own files wherever and
+//! however the snapshot is restored.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::cgroups::Cgroups;
+use super::folder::Folder;
+use super::launch::Launch;
+use crate::VmmError;
+
+pub(super) const API_SOCKET: &str = "api.sock";
+pub(super) const VSOCK: &str = "v.sock";
+pub(super) const DISK: &str = "root.ext4";
+const PLAIN_FOLDER: &str = "vm";
+
+/// The uids of running VMMs: each has its own, which is its gid too.
+#[derive(Debug)]
+pub(super) struct Uids {
+    range: Range<u32>,
+    /// Given out at present, and the one to try next: a uid rests as long as the range allows.
+    state: Mutex<(std::collections::HashSet<u32>, u32)>,
+}
+
+impl Uids {
+    pub(super) fn new(range: Range<u32>) -> Arc<Self> {
+        let next = range.start;
+        Arc::new(Self { range, state: Mutex::new((Default::default(), next)) })
+    }
+
+    pub(super) fn take(self: &Arc<Self>) -> Result<Uid, VmmError> {
+        let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (used, next) = &mut *state;
+        for _ in self.range.clone() {
+            let uid = *next;
+            *next = if uid + 1 >= self.range.end { self.range.start } else { uid + 1 };
+            if used.insert(uid) {
+                return Ok(Uid { uid, of: Arc::clone(self) });
+            }
+        }
+        Err(VmmError::Unavailable(format!("all {} user ids for virtual machines are in use", self.range.len())))
+    }
+}
+
+/// A uid that is one VMM's until this is dropped.
+#[derive(Debug)]
+pub(super) struct Uid {
+    uid: u32,
+    of: Arc<Uids>,
+}
+
+impl Uid {
+    pub(super) fn get(&self) -> u32 {
+        self.uid
+    }
+}
+
+impl Drop for Uid {
+    fn drop(&mut self) {
+        self.of.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).0.remove(&self.uid);
+    }
+}
+
+/// The folder of one VMM, being filled.
+#[derive(Debug)]
+pub(super) struct Jail {
+    top: PathBuf,
+    root: PathBuf,
+    folder: Folder,
+    uid: Option<u32>,
+    shared: Vec<Shared>,
+}
+
+/// A file from outside.
+#[derive(Debug)]
+struct Shared {
+    from: PathBuf,
+    to: PathBuf,
+    writable: bool,
+}
+
+/// Who owned a file before its machine did.
+#[derive(Debug)]
+pub(super) struct Lent {
+    path: PathBuf,
+    uid: u32,
+    gid: u32,
+    mode: u32,
+}
+
+impl Lent {
+    /// Gives the file back.
+    pub(super) fn give_back(&self) {
+        let given = chown(&self.path, Some(self.uid), Some(self.gid))
+            .and_then(|()| fs::set_permissions(&self.path, Permissions::from_mode(self.mode)));
+        if let Err(error) = given
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %self.path.display(), "a disk stays with the uid of its machine");
+        }
+    }
+}
+
+impl Jail {
+    /// Makes the folder in `work`; with `uid` as the jailer will expect it.
+    pub(super) fn make(work: &Path, exec_name: &str, id: &str, uid: Option<u32>) -> Result<Self, VmmError> {
+        let (top, root) = match uid {
+            Some(_) => (work.join(exec_name), work.join(exec_name).join(id).join("root")),
+            None => (work.join(PLAIN_FOLDER), work.join(PLAIN_FOLDER)),
+        };
+        let context = || format!("make {}", root.display());
+        fs::create_dir(&top).map_err(|source| VmmError::Io { context: context(), source })?;
+        let made = fs::create_dir_all(&root).map_err(|source| VmmError::Io { context: context(), source });
+        match made.and_then(|()| Folder::open(&root)) {
+            Ok(folder) => Ok(Self { top, root, folder, uid, shared: Vec::new() }),
+            Err(error) => {
+                remove(&top);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Where `name` is for us.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// What is removed when the machine is gone.
+    pub(super) fn top(&self) -> &Path {
+        &self.top
+    }
+
+    /// Shows a file of the service under `name`, read-only when jailed. It must be readable by all.
+    pub(super) fn share(&mut self, from: &Path, name: &str) -> Result<(), VmmError> {
+        self.show(from, name, false)
+    }
+
+    fn show(&mut self, from: &Path, name: &str, writable: bool) -> Result<(), VmmError> {
+        let to = self.path(name);
+        let failed = |source| VmmError::Io { context: format!("show {} to a machine", from.display()), source };
+        if self.uid.is_some() {
+            // A place to bind it to.
+            OpenOptions::new().write(true).create_new(true).open(&to).map_err(failed)?;
+            self.shared.push(Shared { from: from.to_owned(), to, writable });
+        } else {
+            let from = fs::canonicalize(from).map_err(failed)?;
+            std::os::unix::fs::symlink(from, &to).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Makes `name`, which the service has put there, the machine's own.
+    pub(super) fn own(&self, name: &str) -> Result<(), VmmError> {
+        let Some(uid) = self.uid else { return Ok(()) };
+        chown(self.path(name), Some(uid), Some(uid))
+            .map_err(|source| VmmError::Io { context: format!("hand {name} to a machine"), source })
+    }
+
+    /// Lends a caller's disk under `name`. To be given back when the machine is gone.
+    pub(super) fn lend(&mut self, disk: &Path, name: &str) -> Result<Option<Lent>, VmmError> {
+        self.show(disk, name, true)?;
+        let Some(uid) = self.uid else { return Ok(None) };
+        let failed = |source| VmmError::Io { context: format!("lend {} to a machine", disk.display()), source };
+        let before = fs::symlink_metadata(disk).map_err(failed)?;
+        if !before.is_file() {
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+        }
+        let lent = Lent { path: disk.to_owned(), uid: before.uid(), gid: before.gid(), mode: before.mode() & 0o7777 };
+        chown(disk, Some(uid), Some(uid)).map_err(failed)?;
+        Ok(Some(lent))
+    }
+
+    /// How to start the VMM. `jailer` is there exactly when the jail was made with a uid.
+    pub(super) fn launch(
+        &self,
+        binary: &Path,
+        jailer: Option<(&Path, Option<&Cgroups>)>,
+        id: &str,
+        machine: (u32, u32),
+        largest_file: u64,
+        output: OwnedFd,
+    ) -> io::Result<Launch> {
+        let own = ["--id", id, "--api-sock", API_SOCKET, "--level", "Warning"];
+        let (Some((jailer, cgroups)), Some(uid)) = (jailer, self.uid) else {
+            let args: Vec<String> = own.iter().map(|arg| (*arg).to_owned()).collect();
+            return Launch::new(binary, &args, &self.root, output);
+        };
+        let text = |path: &Path| {
+            path.to_str()
+                .map(str::to_owned)
+                .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a path of the service is not UTF-8"))
+        };
+        // <work> of `<work>/<exec name>`, which the jailer appends by itself.
+        let base = self.top.parent().unwrap_or(&self.top);
+        let mut args: Vec<String> = ["--id", id, "--exec-file"].map(str::to_owned).to_vec();
+        args.push(text(binary)?);
+        args.extend(["--uid".into(), uid.to_string(), "--gid".into(), uid.to_string()]);
+        args.extend(["--chroot-base-dir".into(), text(base)?]);
+        args.extend(["--resource-limit".into(), format!("fsize={largest_file}")]);
+        if let Some(cgroups) = cgroups {
+            args.extend(cgroups.jailer_args(machine.0, machine.1));
+        }
+        args.push("--".into());
+        // The jailer hands the id on itself.
+        args.extend(own.iter().skip(2).map(|arg| (*arg).to_owned()));
+        let mut launch = Launch::new(jailer, &args, Path::new("/"), output)?;
+        for Shared { from, to, writable } in &self.shared {
+            launch.bind(from, to, *writable)?;
+        }
+        launch.in_own_pid_namespace();
+        Ok(launch)
+    }
+}
+
+/// Removes a machine's folder. Nothing writes to it any more, and links in it are not followed.
+pub(super) fn remove(top: &Path) {
+    match fs::remove_dir_all(top) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, path = %top.display(), "a machine's folder is left");
+        }
+        _ => {}
+    }
+}
+
+/// Makes sure that VMMs, which have uids of their own, can read a snapshot's file.
+pub(super) fn readable(path: &Path) -> io::Result<()> {
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & 0o004 == 0 {
+        fs::set_permissions(path, Permissions::from_mode((mode & 0o7777) | 0o444))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uids_are_never_shared_and_come_back() {
+        let uids = Uids::new(100..103);
+        let held: Vec<_> = (0..3).map(|_| uids.take().unwrap()).collect();
+        assert!(matches!(uids.take(), Err(VmmError::Unavailable(_))));
+        let mut numbers: Vec<_> = held.iter().map(Uid::get).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [100, 101, 102]);
+        drop(held);
+        assert_eq!(uids.take().unwrap().get(), 100);
+        assert!(Uids::new(5..5).take().is_err());
+    }
+
+    #[test]
+    fn a_plain_machine_sees_links_in_a_folder_of_its_own() {
+        let work = tempfile::tempdir().unwrap();
+        let mut jail = Jail::make(work.path(), "firecracker", "m1", None).unwrap();
+        fs::write(work.path().join("kernel"), "elf").unwrap();
+        jail.share(&work.path().join("kernel"), "kernel").unwrap();
+        assert_eq!(fs::read(jail.path("kernel")).unwrap(), b"elf");
+        remove(jail.top());
+        assert!(!jail.top().exists() && work.path().join("kernel").exists());
+    }
+}

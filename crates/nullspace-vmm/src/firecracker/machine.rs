@@ -1,0 +1,283 @@
+//! A running Firecracker, and what its snapshots consist of.
+//!
+//! ```text
+//!   <snapshot folder>/state         Firecracker's device state
+//!                     memory        the guest's memory, zero pages as holes
+//!                     disk.raw      the whole disk as the guest left it, holes kept
+//!                     machine.json  what the restoring driver must know (Description)
+//! ```
+//!
+//! The disk is whole, not a difference to its base: any host can give a sandbox a copy of it in the way that its
+//! filesystem is best at, and the content-addressed store keeps equal parts once. A booted machine's disk is moved into
+//! the snapshot, which costs nothing; only a machine that was itself restored, and lives on, has its disk copied.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use nullspace_guest::message::GuestNetwork;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::agent;
+use super::api::Api;
+use super::console::Console;
+use super::files;
+use super::folder::Folder;
+use super::jail::{DISK, VSOCK};
+use super::launch::Process;
+use crate::{AgentStream, Compatibility, SnapshotSummary, Vm, VmmError};
+
+pub(super) const STATE: &str = "state";
+pub(super) const MEMORY: &str = "memory";
+pub(super) const DISK_FILE: &str = "disk.raw";
+pub(super) const DESCRIPTION: &str = "machine.json";
+const STATE_PART: &str = "state.part";
+const MEMORY_PART: &str = "memory.part";
+
+/// A guest's kernel, modules and agent are up in well under a second with hardware virtualisation, and in half a minute
+/// where that itself is emulated on a busy machine.
+const AGENT_LIMIT: Duration = Duration::from_secs(120);
+/// After SIGKILL: the kernel frees the memory, we remove folder and groups.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// How long an API error waits to see whether the VMM is ending, which is the better explanation.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// Kept in a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Description {
+    /// It has a network card, so it can be restored only where taps can be made.
+    pub(super) card: bool,
+}
+
+/// Where a machine's disk is.
+#[derive(Debug)]
+pub(super) enum DiskPlace {
+    /// In its folder; can be moved into a snapshot.
+    Own,
+    /// As [`DiskPlace::Own`], but the machine is to live on after a snapshot.
+    Kept,
+    /// The caller's.
+    Lent(PathBuf),
+}
+
+/// A machine.
+pub(super) struct Machine {
+    pub(super) id: String,
+    pub(super) api: Api,
+    pub(super) folder: Folder,
+    /// Path of the folder, for copies of the disk.
+    pub(super) root: PathBuf,
+    pub(super) process: Arc<Process>,
+    pub(super) console: Console,
+    /// How the VMM ended, once it has.
+    pub(super) exit: watch::Receiver<Option<String>>,
+    /// True once everything that it had is removed.
+    pub(super) removed: watch::Receiver<bool>,
+    pub(super) disk: DiskPlace,
+    pub(super) disk_bytes: u64,
+    pub(super) vcpus: u32,
+    pub(super) memory_mib: u32,
+    pub(super) description: Description,
+    pub(super) network: Option<GuestNetwork>,
+    pub(super) restored: bool,
+    pub(super) compatibility: Compatibility,
+    pub(super) paused: tokio::sync::Mutex<bool>,
+    /// The disk went into a snapshot: there is nothing to run on.
+    pub(super) spent: AtomicBool,
+    pub(super) agent: Mutex<CancellationToken>,
+}
+
+impl Machine {
+    /// An error of the API, or what is behind it: the VMM has ended.
+    pub(super) async fn explain<T>(&self, result: Result<T, VmmError>) -> Result<T, VmmError> {
+        let error = match result {
+            Ok(value) => return Ok(value),
+            Err(error @ VmmError::Refused { .. }) => return Err(error),
+            Err(error) => error,
+        };
+        let mut exit = self.exit.clone();
+        match tokio::time::timeout(LAST_WORDS, exit.wait_for(Option::is_some)).await {
+            Ok(Ok(how)) => Err(VmmError::Exited(how.clone().unwrap_or_default())),
+            _ => Err(error),
+        }
+    }
+
+    fn usable(&self) -> Result<(), VmmError> {
+        if self.spent.load(Ordering::Acquire) {
+            return Err(VmmError::Refused {
+                context: "use a machine after its snapshot".into(),
+                message: "its disk was moved into the snapshot; it can only be ended".into(),
+            });
+        }
+        Ok(())
+    }
+
+    fn begin_agent(&self) -> CancellationToken {
+        let token = CancellationToken::new();
+        let mut current = self.agent.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        std::mem::replace(&mut *current, token.clone()).cancel();
+        token
+    }
+
+    /// Moves and copies what a snapshot consists of. Blocks.
+    fn collect(&self, dir: &Path) -> Result<(), VmmError> {
+        let failed = |name: &str| {
+            let context = format!("put {name} into a snapshot");
+            move |source| VmmError::Io { context, source }
+        };
+        files::take(&self.folder, STATE_PART, &dir.join(STATE)).map_err(failed(STATE))?;
+        let memory = files::take(&self.folder, MEMORY_PART, &dir.join(MEMORY)).map_err(failed(MEMORY))?;
+        let punched = files::punch_zeros(&memory).map_err(failed(MEMORY))?;
+        let target = dir.join(DISK_FILE);
+        let copied = match &self.disk {
+            DiskPlace::Own => {
+                self.spent.store(true, Ordering::Release);
+                files::take(&self.folder, DISK, &target).map(|_| None)
+            }
+            DiskPlace::Kept => files::copy(&self.root.join(DISK), &target, self.disk_bytes).map(Some),
+            DiskPlace::Lent(path) => files::copy(path, &target, self.disk_bytes).map(Some),
+        }
+        .map_err(failed(DISK_FILE))?;
+        if copied.is_some() {
+            std::fs::File::open(&target).and_then(|file| files::seal(&file)).map_err(failed(DISK_FILE))?;
+        }
+        let description = serde_json::to_vec(&self.description).map_err(|e| failed(DESCRIPTION)(e.into()))?;
+        files::write_new(&dir.join(DESCRIPTION), &description).map_err(failed(DESCRIPTION))?;
+        tracing::debug!(machine = %self.id, punched, ?copied, "snapshot collected");
+        Ok(())
+    }
+}
+
+/// The [`Vm`] that callers hold: dropping it ends the machine.
+pub(super) struct Running(pub(super) Arc<Machine>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The task that watches the process removes the rest.
+        self.0.process.kill();
+    }
+}
+
+#[async_trait]
+impl Vm for Running {
+    fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    fn guest_network(&self) -> Option<GuestNetwork> {
+        self.0.network.clone()
+    }
+
+    async fn agent(&self) -> Result<Box<dyn AgentStream>, VmmError> {
+        let machine = &self.0;
+        machine.usable()?;
+        let token = machine.begin_agent();
+        let deadline = Instant::now() + AGENT_LIMIT;
+        let mut exit = machine.exit.clone();
+        let stream = tokio::select! {
+            connected = agent::connect(&machine.folder, VSOCK, deadline) => connected.map_err(|error| {
+                tracing::debug!(machine = %machine.id, %error, "the agent's port does not answer");
+                VmmError::Timeout {
+                    what: "the guest's agent".into(),
+                    limit_ms: AGENT_LIMIT.as_millis() as u64,
+                }
+            })?,
+            ended = exit.wait_for(Option::is_some) => {
+                let how = ended.ok().and_then(|how| how.clone()).unwrap_or_default();
+                return Err(VmmError::Exited(how));
+            }
+            () = token.cancelled() => {
+                return Err(VmmError::Refused {
+                    context: "connect to the guest's agent".into(),
+                    message: "another connection was asked for".into(),
+                });
+            }
+        };
+        let reconnect = machine.restored.then(|| {
+            let folder = machine.folder.clone();
+            agent::reconnecting(folder, VSOCK, AGENT_LIMIT)
+        });
+        Ok(Box::new(agent::Stream::new(stream, token.cancelled_owned(), reconnect)))
+    }
+
+    async fn pause(&self) -> Result<(), VmmError> {
+        let mut paused = self.0.paused.lock().await;
+        if !*paused {
+            self.0.explain(self.0.api.pause().await).await?;
+            *paused = true;
+        }
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), VmmError> {
+        self.0.usable()?;
+        let mut paused = self.0.paused.lock().await;
+        if *paused {
+            self.0.explain(self.0.api.resume().await).await?;
+            *paused = false;
+        }
+        Ok(())
+    }
+
+    async fn snapshot(&self, dir: &Path) -> Result<SnapshotSummary, VmmError> {
+        let machine = &self.0;
+        machine.usable()?;
+        let paused = machine.paused.lock().await;
+        if !*paused {
+            return Err(VmmError::Refused {
+                context: "take a snapshot".into(),
+                message: "the machine is not paused".into(),
+            });
+        }
+        // The agent's stream would be in the snapshot as a connection that nobody has.
+        drop(machine.begin_agent());
+        machine.explain(machine.api.create_snapshot(STATE_PART, MEMORY_PART).await).await?;
+        let (collector, target) = (Arc::clone(machine), dir.to_owned());
+        let collected = tokio::task::spawn_blocking(move || collector.collect(&target)).await;
+        let collected = collected
+            .unwrap_or_else(|e| Err(VmmError::Io { context: "put a snapshot together".into(), source: e.into() }));
+        if let Err(error) = collected {
+            for name in [STATE_PART, MEMORY_PART] {
+                machine.folder.remove(name);
+            }
+            return Err(error);
+        }
+        Ok(SnapshotSummary {
+            compatibility: machine.compatibility.clone(),
+            vcpus: machine.vcpus,
+            memory_mib: machine.memory_mib,
+            disk_bytes: machine.disk_bytes,
+            files: [STATE, MEMORY, DISK_FILE, DESCRIPTION].map(str::to_owned).to_vec(),
+        })
+    }
+
+    async fn exited(&self) -> String {
+        let mut exit = self.0.exit.clone();
+        match exit.wait_for(Option::is_some).await {
+            Ok(how) => how.clone().unwrap_or_default(),
+            Err(_) => "the service is ending".into(),
+        }
+    }
+
+    fn console_tail(&self) -> String {
+        self.0.console.tail()
+    }
+
+    async fn kill(&self) -> Result<(), VmmError> {
+        self.0.process.kill();
+        let mut removed = self.0.removed.clone();
+        match tokio::time::timeout(KILL_LIMIT, removed.wait_for(|removed| *removed)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(VmmError::Timeout {
+                what: "the end of a virtual machine".into(),
+                limit_ms: KILL_LIMIT.as_millis() as u64,
+            }),
+        }
+    }
+}

@@ -1,0 +1,549 @@
+//! The Firecracker driver.
+//!
+//! ```text
+//!  boot / restore
+//!    uid, network ------------------+
+//!    folder: disk copy, sockets ----+--> launch: holder (PID namespace) -> jailer -> firecracker
+//!    template files bound read-only +            |
+//!                                               API socket: configure + InstanceStart | snapshot load + resume
+//!                                               |
+//!    Vm  <--------------------------------------+       the end of the process, whatever ends it:
+//!                                                       groups, folder, network, uid are removed by the watching task
+//! ```
+//!
+//! As root with a jailer, every VMM runs under its own uid in its own folder, process, mount and network namespaces and
+//! control groups; what it restores from is visible to it read-only. Without root it is a plain child of the service:
+//! no network card, no limits but Firecracker's own seccomp filter; [`Firecracker::is_jailed`] says which.
+//!
+//! Disks are raw files. [`Disk::Overlay`] makes the machine a copy of its base: a reflink where the filesystem has them
+//! (XFS, btrfs), whose cost does not depend on the image; elsewhere (ext4) the data is copied inside the kernel and the
+//! holes are not, which costs time and space by the image's data.
+//!
+//! Versions 1.10 to 1.17; what differs between them is in `version.rs`.
+
+mod agent;
+mod api;
+mod cgroups;
+mod compatibility;
+mod console;
+mod files;
+mod folder;
+mod http;
+mod jail;
+mod launch;
+mod machine;
+mod version;
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::api::{Api, BootSource, Drive, MachineConfig, MemoryBackend, NetworkInterface, SnapshotLoad, Vsock};
+use self::cgroups::Cgroups;
+use self::console::Console;
+use self::jail::{API_SOCKET, DISK, Jail, Lent, Uid, Uids, VSOCK};
+use self::launch::Process;
+use self::machine::{DESCRIPTION, DISK_FILE, Description, DiskPlace, MEMORY, Machine, Running, STATE};
+pub use self::version::{OLDEST, Version};
+use crate::net::{GUEST_MAC, NetLease, NetPool, TAP_NAME};
+use crate::{BootSpec, Compatibility, Disk, GuestImage, Network, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
+
+/// From exec to a listening API socket: milliseconds, or seconds where everything is emulated.
+const API_LIMIT: Duration = Duration::from_secs(20);
+const VERSION_LIMIT: Duration = Duration::from_secs(10);
+/// How much of a failed start's output goes into the error.
+const LAST_LINES: usize = 4;
+/// Every guest's vsock address; the host's end is a socket of the machine's own, so they need not differ.
+const GUEST_CID: u32 = 3;
+const CARD: &str = "eth0";
+/// Room in a VMM's file size limit beyond its largest file.
+const FILE_SLACK: u64 = 64 << 20;
+/// The kernel's command line. The serial console is for the log of a failed boot; the keyboard controller's probes cost
+/// 100 ms and more; `reboot=k` makes a guest's reboot end the VMM.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet reboot=k panic=1 pci=off nowatchdog audit=0 8250.nr_uarts=1 \
+random.trust_cpu=on i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd";
+
+/// Settings of [`Firecracker`].
+pub struct FirecrackerConfig {
+    /// The VMM.
+    pub binary: PathBuf,
+    /// Its jailer; used when the service is root.
+    pub jailer: Option<PathBuf>,
+    /// Kernel and initramfs. Versions before 1.17 need the uncompressed kernel.
+    pub guest: GuestImage,
+    /// User ids for jailed VMMs, one for each that runs; no other account's.
+    pub uids: Range<u32>,
+    /// Networks; `None`: machines have no card, and [`Network::Internet`] is refused.
+    pub net: Option<Arc<NetPool>>,
+    /// More kernel arguments, for hosts with special needs. Blank by default.
+    pub kernel_arguments: String,
+}
+
+impl FirecrackerConfig {
+    /// User ids that no distribution hands out by itself.
+    pub const UIDS: Range<u32> = 910_000..920_000;
+}
+
+/// The driver.
+pub struct Firecracker {
+    binary: PathBuf,
+    exec_name: String,
+    jailer: Option<PathBuf>,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    boot_args: String,
+    version: Version,
+    compatibility: Compatibility,
+    uids: Arc<Uids>,
+    cgroups: Option<Arc<Cgroups>>,
+    net: Option<Arc<NetPool>>,
+}
+
+/// What a machine occupies while its process lives. Dropping it removes all of that, and blocks for it.
+struct Holdings {
+    cgroups: Option<Arc<Cgroups>>,
+    id: String,
+    top: Option<PathBuf>,
+    lent: Option<Lent>,
+    lease: Option<NetLease>,
+    _uid: Option<Uid>,
+}
+
+impl Drop for Holdings {
+    fn drop(&mut self) {
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.remove(&self.id);
+        }
+        if let Some(top) = &self.top {
+            jail::remove(top);
+        }
+        if let Some(lent) = &self.lent {
+            lent.give_back();
+        }
+        // Network and uid come last, by the order of the fields.
+    }
+}
+
+/// A machine before its process.
+struct Prepared {
+    jail: Jail,
+    holdings: Holdings,
+    disk: DiskPlace,
+    disk_bytes: u64,
+}
+
+struct Facts {
+    id: String,
+    vcpus: u32,
+    memory_mib: u32,
+    restored: bool,
+}
+
+impl Firecracker {
+    /// Looks at binary, KVM, kernel and host. Whether KVM really runs guests only a boot can tell.
+    pub async fn new(config: FirecrackerConfig) -> Result<Self, VmmError> {
+        let unavailable = |text: String| VmmError::Unavailable(text);
+        let binary = std::fs::canonicalize(&config.binary).map_err(|_| {
+            unavailable(format!("{} is not there: install Firecracker 1.10 or newer", config.binary.display()))
+        })?;
+        let exec_name = binary
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or_else(|| unavailable("Firecracker's file name is not UTF-8".into()))?
+            .to_owned();
+        let version = ask_version(&binary).await?;
+        if version < OLDEST {
+            return Err(unavailable(format!("Firecracker {version} is too old: {OLDEST} or newer is needed")));
+        }
+        std::fs::File::options().read(true).write(true).open("/dev/kvm").map_err(|error| {
+            unavailable(format!("/dev/kvm cannot be opened ({error}): load kvm, or join the group kvm"))
+        })?;
+        let kernel = if version.boots_bzimage() { Some(config.guest.vmlinuz) } else { config.guest.vmlinux };
+        let kernel = kernel.ok_or_else(|| {
+            unavailable(format!("Firecracker {version} boots only an uncompressed kernel, and none was prepared"))
+        })?;
+        let jailer = match config.jailer {
+            Some(jailer) if rustix::process::geteuid().is_root() => {
+                let jailer = std::fs::canonicalize(&jailer).map_err(|_| {
+                    unavailable(format!("{} is not there: install Firecracker's jailer", jailer.display()))
+                })?;
+                for file in [&kernel, &config.guest.initramfs] {
+                    check_readable(file)?;
+                }
+                Some(jailer)
+            }
+            _ => {
+                tracing::warn!("Firecracker runs without its jailer: that needs root and the jailer's binary");
+                None
+            }
+        };
+        let initramfs = config.guest.initramfs;
+        let (k, i) = (kernel.clone(), initramfs.clone());
+        let compatibility = blocking(move || compatibility::of_host(version, &k, &i)).await?;
+        let cgroups = if jailer.is_some() { blocking(|| Ok(Cgroups::set_up())).await? } else { None };
+        Ok(Self {
+            binary,
+            exec_name,
+            net: config.net.filter(|_| jailer.is_some()),
+            jailer,
+            kernel,
+            initramfs,
+            boot_args: format!("{KERNEL_ARGUMENTS} {}", config.kernel_arguments).trim_end().to_owned(),
+            version,
+            compatibility,
+            uids: Uids::new(config.uids),
+            cgroups: cgroups.map(Arc::new),
+        })
+    }
+
+    /// True when VMMs run jailed; else `doctor` should warn.
+    pub fn is_jailed(&self) -> bool {
+        self.jailer.is_some()
+    }
+
+    /// The VMM's version.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    async fn lease(&self, network: &Network, uid: Option<&Uid>) -> Result<Option<NetLease>, VmmError> {
+        match (&self.net, uid) {
+            (Some(net), Some(uid)) => net.acquire(network, Some(uid.get())).await.map(Some),
+            _ if *network == Network::Internet => Err(VmmError::Unavailable(
+                "a network for Firecracker needs root, its jailer, iproute2 and nftables; without them only isolated \
+                 machines run"
+                    .into(),
+            )),
+            _ => Ok(None),
+        }
+    }
+
+    fn check_id(id: &str) -> Result<(), VmmError> {
+        let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        if (1..=64).contains(&id.len()) && id.bytes().all(fine) {
+            return Ok(());
+        }
+        Err(VmmError::Refused {
+            context: "name a machine".into(),
+            message: "an id is 1 to 64 of a-z, 0-9 and -".into(),
+        })
+    }
+
+    /// Starts the process, hands everything that it occupies to the task that watches it, waits for its API.
+    async fn launch(&self, facts: Facts, prepared: Prepared) -> Result<Running, VmmError> {
+        let Prepared { jail, holdings, disk, disk_bytes } = prepared;
+        let Facts { id, vcpus, memory_mib, restored } = facts;
+        let lease = holdings.lease.as_ref();
+        let network = lease.filter(|lease| lease.has_uplink()).map(|_| NetPool::guest_network());
+        let description = Description { card: lease.is_some() };
+        let (folder, root) = (jail.folder().clone(), jail.path(""));
+
+        let prepared = Console::new().and_then(|(console, output)| {
+            let largest = disk_bytes.max(u64::from(memory_mib) << 20).saturating_add(FILE_SLACK);
+            let jailer = self.jailer.as_deref().map(|jailer| (jailer, self.cgroups.as_deref()));
+            let mut launch = jail.launch(&self.binary, jailer, &id, (vcpus, memory_mib), largest, output)?;
+            if let Some(lease) = lease {
+                launch.network(lease.namespace())?;
+            }
+            Ok((console, launch))
+        });
+        let (console, launch) =
+            prepared.map_err(|source| VmmError::Io { context: "prepare the start of Firecracker".into(), source })?;
+        // In one piece, so that a caller who stops waiting drops the process before what it stands on.
+        let (process, holdings) = blocking(move || {
+            Process::start(launch)
+                .map(|process| (Arc::new(process), holdings))
+                .map_err(|source| VmmError::Io { context: "start Firecracker".into(), source })
+        })
+        .await?;
+        let (exit, removed) = watch_over(Arc::clone(&process), holdings);
+        let machine = Arc::new(Machine {
+            api: Api::new(folder.clone(), API_SOCKET),
+            id,
+            folder,
+            root,
+            process,
+            console,
+            exit,
+            removed,
+            disk,
+            disk_bytes,
+            vcpus,
+            memory_mib,
+            description,
+            network,
+            restored,
+            compatibility: self.compatibility.clone(),
+            paused: tokio::sync::Mutex::new(false),
+            spent: AtomicBool::new(false),
+            agent: Mutex::new(CancellationToken::new()),
+        });
+        let running = Running(machine);
+        match self.wait_for_api(&running.0).await {
+            Ok(()) => Ok(running),
+            Err(error) => Err(give_up(&running, error).await),
+        }
+    }
+
+    async fn wait_for_api(&self, machine: &Machine) -> Result<(), VmmError> {
+        let deadline = Instant::now() + API_LIMIT;
+        while !machine.api.listens().await {
+            if let Some(how) = machine.exit.borrow().clone() {
+                // No guest has run: these are the jailer's or Firecracker's words.
+                let words = machine.console.tail();
+                let lines: Vec<_> = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+                let last = lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default().join("; ");
+                return Err(VmmError::Refused {
+                    context: "start Firecracker".into(),
+                    message: format!("{how}: {last}"),
+                });
+            }
+            if Instant::now() > deadline {
+                return Err(VmmError::Timeout {
+                    what: "Firecracker's API".into(),
+                    limit_ms: API_LIMIT.as_millis() as u64,
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let found = machine.explain(machine.api.version().await).await?;
+        if found != self.version {
+            return Err(VmmError::Unavailable(format!(
+                "Firecracker was exchanged while the service runs: it was {}, it is {found}; restart the service",
+                self.version
+            )));
+        }
+        Ok(())
+    }
+
+    async fn configure_and_start(&self, machine: &Machine) -> Result<(), VmmError> {
+        let api = &machine.api;
+        api.machine_config(&MachineConfig { vcpu_count: machine.vcpus, mem_size_mib: machine.memory_mib }).await?;
+        api.boot_source(&BootSource {
+            kernel_image_path: "kernel",
+            initrd_path: "initramfs",
+            boot_args: &self.boot_args,
+        })
+        .await?;
+        api.drive(&Drive {
+            drive_id: "root",
+            path_on_host: DISK,
+            // The initramfs mounts it; nothing goes onto the command line.
+            is_root_device: false,
+            is_read_only: false,
+            cache_type: "Writeback",
+        })
+        .await?;
+        if machine.description.card {
+            let card = NetworkInterface { iface_id: CARD, host_dev_name: TAP_NAME, guest_mac: GUEST_MAC };
+            api.network_interface(&card).await?;
+        }
+        api.vsock(&Vsock { guest_cid: GUEST_CID, uds_path: VSOCK }).await?;
+        api.entropy().await?;
+        api.start().await
+    }
+
+    async fn load(&self, machine: &Machine) -> Result<(), VmmError> {
+        let load = SnapshotLoad {
+            snapshot_path: STATE,
+            mem_backend: MemoryBackend::file(MEMORY),
+            resume_vm: true,
+            clock_realtime: self.version.sets_clock_at_load().then_some(true),
+        };
+        machine.api.load_snapshot(&load).await
+    }
+
+    /// Reads and checks what a snapshot says of itself.
+    fn check_snapshot(&self, spec: &RestoreSpec) -> Result<(), VmmError> {
+        if let Some(conflict) = spec.summary.compatibility.conflict_with(&self.compatibility) {
+            return Err(VmmError::Incompatible(conflict));
+        }
+        let description = files::read_small(&spec.snapshot_dir.join(DESCRIPTION), 4096)
+            .and_then(|text| serde_json::from_slice::<Description>(&text).map_err(Into::into))
+            .map_err(|source| VmmError::Io { context: "read a snapshot's description".into(), source })?;
+        if description.card && self.net.is_none() {
+            return Err(VmmError::Incompatible(
+                "the snapshot's machine has a network card, and this host cannot make networks for Firecracker".into(),
+            ));
+        }
+        if !description.card && self.net.is_some() {
+            return Err(VmmError::Incompatible("the snapshot's machine has no network card".into()));
+        }
+        Ok(())
+    }
+
+    async fn prepare_boot(&self, spec: &BootSpec) -> Result<Prepared, VmmError> {
+        let (kernel, initramfs, disk) = (self.kernel.clone(), self.initramfs.clone(), spec.disk.clone());
+        self.prepare(&spec.id, &spec.network, &spec.work_dir, move |jail, holdings| {
+            jail.share(&kernel, "kernel")?;
+            jail.share(&initramfs, "initramfs")?;
+            match disk {
+                Disk::Overlay { base, size_bytes } => Ok((DiskPlace::Own, copy_disk(&base, jail, size_bytes)?)),
+                Disk::Direct { path } => {
+                    holdings.lent = jail.lend(&path, DISK)?;
+                    let bytes = std::fs::metadata(&path).map(|meta| meta.len()).map_err(disk_error(&path))?;
+                    Ok((DiskPlace::Lent(path), bytes))
+                }
+            }
+        })
+        .await
+    }
+
+    async fn prepare_restore(&self, spec: &RestoreSpec) -> Result<Prepared, VmmError> {
+        let (snapshot, size, jailed) = (spec.snapshot_dir.clone(), spec.summary.disk_bytes, self.is_jailed());
+        self.prepare(&spec.id, &spec.network, &spec.work_dir, move |jail, _| {
+            for name in [STATE, MEMORY] {
+                let path = snapshot.join(name);
+                if jailed {
+                    jail::readable(&path).map_err(disk_error(&path))?;
+                }
+                jail.share(&path, name)?;
+            }
+            Ok((DiskPlace::Kept, copy_disk(&snapshot.join(DISK_FILE), jail, size)?))
+        })
+        .await
+    }
+
+    /// Uid, network and folder of a machine, the folder filled by `fill`.
+    async fn prepare<F>(&self, id: &str, network: &Network, work: &Path, fill: F) -> Result<Prepared, VmmError>
+    where
+        F: FnOnce(&mut Jail, &mut Holdings) -> Result<(DiskPlace, u64), VmmError> + Send + 'static,
+    {
+        let uid = self.take_uid()?;
+        let lease = self.lease(network, uid.as_ref()).await?;
+        let cgroups = self.cgroups.clone();
+        let (work, exec_name, id) = (work.to_owned(), self.exec_name.clone(), id.to_owned());
+        blocking(move || {
+            let mut jail = Jail::make(&work, &exec_name, &id, uid.as_ref().map(Uid::get))?;
+            let top = Some(jail.top().to_owned());
+            let mut holdings = Holdings { cgroups, id, top, lent: None, lease, _uid: uid };
+            let (disk, disk_bytes) = fill(&mut jail, &mut holdings)?;
+            Ok(Prepared { jail, holdings, disk, disk_bytes })
+        })
+        .await
+    }
+
+    fn take_uid(&self) -> Result<Option<Uid>, VmmError> {
+        self.jailer.as_ref().map(|_| self.uids.take()).transpose()
+    }
+}
+
+#[async_trait]
+impl Vmm for Firecracker {
+    fn kind(&self) -> VmmKind {
+        VmmKind::Firecracker
+    }
+
+    fn compatibility(&self) -> &Compatibility {
+        &self.compatibility
+    }
+
+    async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Vm>, VmmError> {
+        Self::check_id(&spec.id)?;
+        let prepared = self.prepare_boot(&spec).await?;
+        let facts = Facts { id: spec.id, vcpus: spec.vcpus, memory_mib: spec.memory_mib, restored: false };
+        let running = self.launch(facts, prepared).await?;
+        let configured = self.configure_and_start(&running.0).await;
+        match running.0.explain(configured).await {
+            Ok(()) => Ok(Box::new(running)),
+            Err(error) => Err(give_up(&running, error).await),
+        }
+    }
+
+    async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Vm>, VmmError> {
+        Self::check_id(&spec.id)?;
+        self.check_snapshot(&spec)?;
+        let prepared = self.prepare_restore(&spec).await?;
+        let facts =
+            Facts { id: spec.id, vcpus: spec.summary.vcpus, memory_mib: spec.summary.memory_mib, restored: true };
+        let running = self.launch(facts, prepared).await?;
+        let loaded = self.load(&running.0).await;
+        match running.0.explain(loaded).await {
+            Ok(()) => Ok(Box::new(running)),
+            Err(error) => Err(give_up(&running, error).await),
+        }
+    }
+}
+
+/// The task that outlives every handle: waits for the end, tells it, removes what is left.
+fn watch_over(process: Arc<Process>, holdings: Holdings) -> (watch::Receiver<Option<String>>, watch::Receiver<bool>) {
+    let (exit_sender, exit) = watch::channel(None);
+    let (removed_sender, removed) = watch::channel(false);
+    tokio::spawn(async move {
+        let how = process.wait().await;
+        tracing::debug!(machine = %holdings.id, how, "a VMM has ended");
+        exit_sender.send_replace(Some(how));
+        let _ = tokio::task::spawn_blocking(move || drop(holdings)).await;
+        removed_sender.send_replace(true);
+    });
+    (exit, removed)
+}
+
+/// Ends a machine that did not come up, and keeps the reason.
+async fn give_up(running: &Running, error: VmmError) -> VmmError {
+    tracing::debug!(machine = %running.0.id, console = %running.0.console.tail(), "a machine did not come up");
+    if let Err(kill) = running.kill().await {
+        tracing::warn!(machine = %running.0.id, error = %kill, "and could not be ended");
+    }
+    error
+}
+
+/// The machine's own copy. Returns the size that the guest sees.
+fn copy_disk(base: &Path, jail: &Jail, size: u64) -> Result<u64, VmmError> {
+    let target = jail.path(DISK);
+    let copied = files::copy(base, &target, size).map_err(disk_error(base))?;
+    jail.own(DISK)?;
+    let bytes = std::fs::metadata(&target).map(|meta| meta.len()).map_err(disk_error(base))?;
+    tracing::debug!(?copied, bytes, "disk made");
+    Ok(bytes)
+}
+
+fn disk_error(path: &Path) -> impl FnOnce(std::io::Error) -> VmmError + use<> {
+    let context = format!("use {}", path.display());
+    move |source| VmmError::Io { context, source }
+}
+
+fn check_readable(path: &Path) -> Result<(), VmmError> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(path).map_err(disk_error(path))?.permissions().mode();
+    if mode & 0o004 == 0 {
+        return Err(VmmError::Unavailable(format!(
+            "{} must be readable by all, for jailed VMMs have uids of their own: chmod a+r it",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+async fn ask_version(binary: &Path) -> Result<Version, VmmError> {
+    let output = tokio::process::Command::new(binary)
+        .arg("--version")
+        .env_clear()
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(VERSION_LIMIT, output)
+        .await
+        .map_err(|_| VmmError::Timeout {
+            what: "`firecracker --version`".into(),
+            limit_ms: VERSION_LIMIT.as_millis() as u64,
+        })?
+        .map_err(|error| VmmError::Unavailable(format!("{} cannot be run: {error}", binary.display())))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Version::parse(&text)
+        .ok_or_else(|| VmmError::Unavailable(format!("{} does not say which Firecracker it is", binary.display())))
+}
+
+/// Runs what blocks on disks or other processes outside the async threads.
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T, VmmError> + Send + 'static) -> Result<T, VmmError> {
+    tokio::task::spawn_blocking(f)
+        .await
+        .unwrap_or_else(|e| Err(VmmError::Io { context: "run a background task".into(), source: e.into() }))
+}
