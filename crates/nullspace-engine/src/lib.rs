@@ -1,1 +1,180 @@
-//! The domain: plans, queue, build pipeline, templates, sandboxes.
+//! The domain: plans, queue, build pipeline, templates, sandboxes. Knows no HTTP.
+//!
+//! ```text
+//!   callers ──> Engine ──accept──> store (queue) ──lease──> worker ──> pipeline ──> artifact
+//!                 │                                            │  prepare · startup · readiness · snapshot
+//!                 │ logs: read from the store, woken by LogHub │
+//!                 │                                            v
+//!                 └──create_sandbox──> restore ─────────────> Machine (VMM + agent), counted by Admission
+//! ```
+//!
+//! One task runs a build and writes its row and log ([`worker`]); everything that a build or sandbox holds on this host
+//! is owned by one value that gives it back ([`pipeline::Scope`], a sandbox's `Live`). [`Engine::start`] begins the
+//! background work, [`Engine::stop`] hands running builds back and ends sandboxes.
+
+mod admission;
+mod builds;
+mod builtin;
+mod collect;
+mod credentials;
+mod error;
+mod failure;
+mod image;
+mod import;
+mod lines;
+mod logs;
+mod machine;
+mod pipeline;
+mod plan;
+mod prepare;
+mod readiness;
+mod records;
+mod sandboxes;
+mod templates;
+mod validate;
+mod worker;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nullspace_oci::registry::Registry;
+use nullspace_store::{ArtifactStore, Caller, KeyHash, Metadata, QueueLimits, SandboxStatus, StoreError};
+use nullspace_vmm::Vmm;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use admission::{Admission, Capacity, Full};
+pub use builds::LogStream;
+pub use error::{Error, Result};
+pub use failure::{chain, reason};
+pub use plan::DEFAULT_WORKDIR;
+pub use sandboxes::{SandboxPage, SandboxQuery};
+
+/// Settings of an [`Engine`].
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Name of this host among those that share the database; owner of its leases and sandboxes.
+    pub host: String,
+    /// Builds that run here at once.
+    pub build_concurrency: usize,
+    /// Bound of one attempt of a build.
+    pub build_timeout: Duration,
+    /// A worker that is silent for so long has lost its build.
+    pub lease_ttl: Duration,
+    /// Attempts of a build before its interruption is its end.
+    pub max_attempts: u32,
+    /// What machines may hold together.
+    pub capacity: Capacity,
+    /// Unfinished builds.
+    pub queue: QueueLimits,
+    /// Tar of the root tree of the built-in base template.
+    pub base_tar: Option<PathBuf>,
+}
+
+/// The service without its HTTP. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: EngineConfig,
+    pub(crate) metadata: Arc<dyn Metadata>,
+    pub(crate) files: ArtifactStore,
+    pub(crate) vmm: Arc<dyn Vmm>,
+    pub(crate) registry: Registry,
+    pub(crate) admission: Admission,
+    pub(crate) hub: Arc<logs::LogHub>,
+    pub(crate) running: worker::Running,
+    pub(crate) credentials: credentials::Credentials,
+    pub(crate) sandboxes: sandboxes::Sandboxes,
+    pub(crate) imports: import::InFlight,
+    pub(crate) base: builtin::State,
+    /// A build was accepted: a waiting worker looks.
+    pub(crate) queued: Notify,
+    /// Something was let go: the collector looks.
+    pub(crate) collect: Notify,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Engine {
+    /// Puts the parts together. Nothing runs before [`Engine::start`].
+    pub fn new(
+        config: EngineConfig,
+        metadata: Arc<dyn Metadata>,
+        files: ArtifactStore,
+        vmm: Arc<dyn Vmm>,
+        registry: Registry,
+    ) -> Engine {
+        let admission = Admission::new(config.capacity);
+        Engine {
+            inner: Arc::new(Inner {
+                config,
+                metadata,
+                files,
+                vmm,
+                registry,
+                admission,
+                hub: Arc::default(),
+                running: worker::Running::default(),
+                credentials: credentials::Credentials::default(),
+                sandboxes: sandboxes::Sandboxes::default(),
+                imports: import::InFlight::default(),
+                base: builtin::State::default(),
+                queued: Notify::new(),
+                collect: Notify::new(),
+                shutdown: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+            }),
+        }
+    }
+
+    /// Cleans up after a crash, then starts workers and collector and sees to the built-in template.
+    pub async fn start(&self) -> std::result::Result<(), StoreError> {
+        let inner = &self.inner;
+        let now = Timestamp::now();
+        let host = &inner.config.host;
+        let ended =
+            inner.metadata.end_sandboxes_of_host(host, SandboxStatus::Destroyed, "the service stopped", now).await?;
+        let report = inner.files.sweep(inner.metadata.known_files().await?).await?;
+        if !ended.is_empty() || !report.removed.is_empty() {
+            tracing::info!(sandboxes = ended.len(), files = ?report.removed, "cleaned up after an earlier run");
+        }
+        if report.missing != nullspace_store::KnownFiles::default() {
+            tracing::error!(missing = ?report.missing, "files of the store are missing: what needs them fails");
+        }
+        for _ in 0..inner.config.build_concurrency {
+            inner.tasks.spawn(worker::work(Arc::clone(inner)));
+        }
+        inner.tasks.spawn(collect::run(Arc::clone(inner)));
+        builtin::ensure(inner).await;
+        Ok(())
+    }
+
+    /// Hands running builds back to the queue, ends all sandboxes, and returns when nothing of them is left.
+    pub async fn stop(&self) {
+        let inner = &self.inner;
+        inner.shutdown.cancel();
+        inner.end_all_sandboxes("the service stopped").await;
+        inner.tasks.close();
+        if tokio::time::timeout(Duration::from_secs(120), inner.tasks.wait()).await.is_err() {
+            tracing::error!("background work does not end");
+        }
+        // A create that was under way when the first round went by.
+        inner.end_all_sandboxes("the service stopped").await;
+        inner.metadata.close().await;
+    }
+
+    /// Whose key this is; `None` when it opens nothing.
+    pub async fn authenticate(&self, key: &str) -> Result<Option<Caller>> {
+        match self.inner.metadata.authenticate(&KeyHash::of(key), Timestamp::now()).await {
+            Ok(caller) => Ok(Some(caller)),
+            Err(StoreError::NotFound) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

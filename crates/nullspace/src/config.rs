@@ -24,6 +24,8 @@ pub struct Config {
     pub base_tar: Option<PathBuf>,
     /// Which VMM runs the machines.
     pub vmm: VmmChoice,
+    /// How QEMU runs guests.
+    pub accel: AccelChoice,
     /// The QEMU program.
     pub qemu: PathBuf,
     /// The Firecracker program.
@@ -66,6 +68,18 @@ pub enum VmmChoice {
     Qemu,
 }
 
+/// `accel` setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccelChoice {
+    /// KVM when a guest truly runs in it, found out once by booting one; else software.
+    Auto,
+    /// KVM.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
 /// `log_format` setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -84,6 +98,7 @@ impl Default for Config {
             guest_dir: None,
             base_tar: None,
             vmm: VmmChoice::Auto,
+            accel: AccelChoice::Auto,
             qemu: PathBuf::from("qemu-system-x86_64"),
             firecracker: PathBuf::from("firecracker"),
             jailer: PathBuf::from("jailer"),
@@ -120,6 +135,7 @@ const KEYS: &[(&str, Kind)] = &[
     ("guest_dir", Kind::Text),
     ("base_tar", Kind::Text),
     ("vmm", Kind::Text),
+    ("accel", Kind::Text),
     ("qemu", Kind::Text),
     ("firecracker", Kind::Text),
     ("jailer", Kind::Text),

@@ -1,2 +1,166 @@
-//! nullspace
-fn main() {}
+//! The `nullspace` command: the service, its operator's tools, and a client of its API.
+//!
+//! ```text
+//!   serve    config ─> store + VMM + registry ─> Engine ─> HTTP     (serve.rs wires it, one screen)
+//!   keys     writes a key's hash into the store
+//!   doctor   says what this host lacks and what cures it
+//!   template, sandbox    talk to a running service over HTTP, as any client does
+//! ```
+
+mod config;
+mod doctor;
+mod guest;
+mod keys;
+mod remote;
+mod sandbox;
+mod serve;
+mod service;
+mod template;
+mod vmm;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, LogFormat, VmmChoice};
+
+/// Builds microVM templates and resumes sandboxes from them.
+#[derive(Debug, Parser)]
+#[command(name = "nullspace", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve(Serve),
+    /// Make and list API keys (the service may be running).
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Say what works on this host and what cures what does not.
+    Doctor(Settings),
+    /// Build, list and delete templates on a running service.
+    #[command(subcommand)]
+    Template(template::Command),
+    /// Create and use sandboxes on a running service.
+    #[command(subcommand)]
+    Sandbox(sandbox::Command),
+}
+
+#[derive(Debug, Subcommand)]
+enum KeysCommand {
+    /// Make a key for a tenant, who is made too if new. The key is printed once; only its hash is stored.
+    Create {
+        /// The tenant's name.
+        #[arg(long)]
+        tenant: String,
+        /// A note to tell keys apart.
+        #[arg(long, default_value = "")]
+        label: String,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// List keys: their first characters, never whole.
+    List {
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Make a key open nothing from now on.
+    Revoke {
+        /// Id of the key, as `keys list` shows it.
+        id: String,
+        #[command(flatten)]
+        settings: Settings,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// Address of the HTTP API.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Where settings come from; flags win over variables, variables over the file.
+#[derive(Debug, Args)]
+struct Settings {
+    /// Settings file.
+    #[arg(long, env = "NULLSPACE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Database, artifacts and scratch space.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Which VMM runs the machines.
+    #[arg(long, value_enum)]
+    vmm: Option<VmmChoice>,
+}
+
+impl Settings {
+    fn load(&self) -> anyhow::Result<Config> {
+        let mut config = Config::load(self.config.as_deref(), |name| std::env::var(name).ok())?;
+        if let Some(dir) = &self.data_dir {
+            config.data_dir.clone_from(dir);
+        }
+        if let Some(vmm) = self.vmm {
+            config.vmm = vmm;
+        }
+        Ok(config)
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Two providers are in the dependency tree; without a choice rustls panics at its first use.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        eprintln!("nullspace: a TLS provider was installed before");
+    }
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("nullspace: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    match command {
+        Command::Serve(serve) => {
+            let mut config = serve.settings.load()?;
+            if let Some(listen) = serve.listen {
+                config.listen = listen;
+            }
+            log(&config)?;
+            runtime.block_on(serve::run(config))
+        }
+        Command::Keys(command) => runtime.block_on(async {
+            match command {
+                KeysCommand::Create { tenant, label, settings } => keys::create(&settings.load()?, &tenant, &label).await,
+                KeysCommand::List { settings } => keys::list(&settings.load()?).await,
+                KeysCommand::Revoke { id, settings } => keys::revoke(&settings.load()?, &id).await,
+            }
+        }),
+        Command::Doctor(settings) => runtime.block_on(doctor::run(&settings.load()?)),
+        Command::Template(command) => runtime.block_on(template::run(command)),
+        Command::Sandbox(command) => runtime.block_on(sandbox::run(command)),
+    }
+}
+
+/// Log lines go to standard error: standard output is for what a command answers.
+fn log(config: &Config) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log).with_context(|| format!("log '{}'", config.log))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! Why a build failed: one typed value from which the row, the log's last entry and the API's `error_detail` are made.
+//!
+//! Reasons are part of the contract with users: each is documented here and tested where it arises.
+
+use nullspace_api::{TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase};
+use nullspace_guest::host::AgentError;
+use nullspace_vmm::VmmError;
+use serde_json::{Map, Value};
+
+/// A build's failure, in the user's terms.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct BuildFailure {
+    /// Where in the build.
+    pub phase: TemplateFailurePhase,
+    /// Whose fault, coarsely.
+    pub code: TemplateFailureDetailCode,
+    /// `details.reason`: see the constants of [`reason`].
+    pub reason: &'static str,
+    /// What happened, one sentence.
+    pub message: String,
+    /// True when the same build may succeed later, unchanged.
+    pub retryable: bool,
+    /// What to do about it.
+    pub suggested_action: String,
+    /// Further keys of `details`.
+    pub details: Map<String, Value>,
+}
+
+/// Values of `details.reason`.
+pub mod reason {
+    /// The image has no manifest for this host's platform. Details: wanted, available.
+    pub const UNSUPPORTED_PLATFORM: &str = "oci_unsupported_platform";
+    /// A layer holds a device, FIFO or socket. Details: path, entry_type.
+    pub const UNSUPPORTED_SPECIAL_FILE: &str = "oci_unsupported_special_file";
+    /// The registry does not have the image.
+    pub const IMAGE_NOT_FOUND: &str = "image_not_found";
+    /// The registry wants other credentials.
+    pub const REGISTRY_UNAUTHORIZED: &str = "registry_unauthorized";
+    /// The registry cannot be reached or answers with errors.
+    pub const REGISTRY_UNAVAILABLE: &str = "registry_unavailable";
+    /// The image breaks its format's rules or a limit.
+    pub const INVALID_IMAGE: &str = "invalid_image";
+    /// The image does not fit into `disk_mb`. Details: needed_mb.
+    pub const DISK_TOO_SMALL: &str = "disk_too_small";
+    /// The parent template was deleted after the build was accepted.
+    pub const PARENT_NOT_FOUND: &str = "parent_template_not_found";
+    /// The start command ended with an error before it was ready. Details: exit_code.
+    pub const START_CMD_EXITED: &str = "start_cmd_exited";
+    /// The start command could not be started (no such program, user or folder).
+    pub const START_CMD_NOT_STARTED: &str = "start_cmd_not_started";
+    /// The readiness check did not hold in time. Details: last_probe.
+    pub const READINESS_TIMEOUT: &str = "readiness_timeout";
+    /// The machine did not come up or ended by itself.
+    pub const MACHINE_FAILED: &str = "machine_failed";
+    /// The image's root could not be mounted or prepared in the machine.
+    pub const ROOT_UNUSABLE: &str = "root_unusable";
+    /// The whole build took longer than the service allows. Details: limit_secs.
+    pub const BUILD_TIMEOUT: &str = "build_timeout";
+    /// The host had no room for the machine in time.
+    pub const CAPACITY: &str = "capacity_exceeded";
+    /// Worker after worker died over this build.
+    pub const ATTEMPTS_SPENT: &str = "attempts_spent";
+    /// Credentials given with the request are gone with the process that held them.
+    pub const CREDENTIALS_LOST: &str = "credentials_lost";
+    /// A fault of the service; the log has its request or build id.
+    pub const INTERNAL: &str = "internal";
+}
+
+const RETRY_LATER: &str = "Try again; if it persists, tell the operator the build id.";
+
+impl BuildFailure {
+    /// A failure that is the definition's or the image's, not to be retried unchanged.
+    pub fn user(
+        phase: TemplateFailurePhase,
+        reason: &'static str,
+        message: impl Into<String>,
+        suggested_action: impl Into<String>,
+    ) -> Self {
+        BuildFailure {
+            phase,
+            code: TemplateFailureDetailCode::BuildError,
+            reason,
+            message: message.into(),
+            retryable: false,
+            suggested_action: suggested_action.into(),
+            details: Map::new(),
+        }
+    }
+
+    /// A fault of the service or the host, worth another attempt. `message` is for users: no internals.
+    pub fn infrastructure(phase: TemplateFailurePhase, reason: &'static str, message: impl Into<String>) -> Self {
+        BuildFailure {
+            code: TemplateFailureDetailCode::InternalError,
+            retryable: true,
+            ..BuildFailure::user(phase, reason, message, RETRY_LATER)
+        }
+    }
+
+    /// An error that no user can do anything about: logged whole, shown without internals.
+    pub fn internal(phase: TemplateFailurePhase, error: &dyn std::fmt::Display) -> Self {
+        tracing::error!(%error, phase = ?phase, "internal error in a build");
+        BuildFailure::infrastructure(phase, reason::INTERNAL, "the service failed at its own work")
+    }
+
+    /// Adds a key to `details`.
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// A machine's failure while in `phase`.
+    pub fn machine(phase: TemplateFailurePhase, error: &VmmError) -> Self {
+        tracing::error!(error = %chain(error), phase = ?phase, "machine failed in a build");
+        let message = match error {
+            VmmError::Timeout { what, limit_ms } => format!("the build machine failed: {what} took over {limit_ms} ms"),
+            VmmError::Unavailable(why) => format!("this host cannot run machines: {why}"),
+            _ => String::from("the build machine ended or failed by itself"),
+        };
+        BuildFailure::infrastructure(phase, reason::MACHINE_FAILED, message)
+    }
+
+    /// The agent's failure while in `phase`; a [`AgentError::Failed`] is the image's or the definition's.
+    pub fn agent(phase: TemplateFailurePhase, error: &AgentError) -> Self {
+        match error {
+            AgentError::Failed(failure) => BuildFailure::user(
+                phase,
+                reason::START_CMD_NOT_STARTED,
+                failure.message.clone(),
+                "Check start_cmd, default_user and default_workdir against what the image holds.",
+            ),
+            _ => {
+                tracing::error!(error = %chain(error), phase = ?phase, "guest agent failed in a build");
+                BuildFailure::infrastructure(phase, reason::MACHINE_FAILED, "the build machine stopped answering")
+            }
+        }
+    }
+
+    /// The `error_detail` of the wire.
+    pub fn detail(&self, build_id: &str, attempt: u32, max_attempts: u32) -> TemplateFailureDetail {
+        let (message, action) = (self.message.clone(), self.suggested_action.clone());
+        let mut detail = TemplateFailureDetail::new(self.code, self.phase, self.retryable, message, action);
+        detail.attempt = Some(attempt);
+        detail.max_attempts = Some(max_attempts);
+        detail.build_id = Some(build_id.to_owned());
+        detail.details = Some(self.details.clone());
+        detail.with_reason(self.reason)
+    }
+}
+
+/// An error with its causes, for the log.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

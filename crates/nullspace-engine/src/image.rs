@@ -1,0 +1,281 @@
+//! OCI images: what a registry has, what an image says of run time, and how an import's errors read to users.
+
+use std::fs::File;
+
+use nullspace_api::{
+    TemplateBaseImageAuth, TemplateFailureDetailCode, TemplateFailurePhase as Phase, TemplateOciHealthcheckMetadata,
+    TemplateOciImageMetadata,
+};
+use nullspace_oci::config::{Healthcheck, ImageConfig};
+use nullspace_oci::merge::LayerError;
+use nullspace_oci::platform::Platform;
+use nullspace_oci::reference::Reference;
+use nullspace_oci::registry::{Credentials, Registry, RegistryError, Repository, ResolvedImage};
+use nullspace_oci::{ImportError, ImportOptions};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::{BuildFailure, chain, reason};
+use crate::import::{self, Imported};
+use crate::plan::{DEFAULT_WORKDIR, Runtime, StartCommand, readiness_to_api};
+use crate::readiness::{Readiness, Timing};
+
+/// What a tag means now: an image with the way to its layers.
+#[derive(Clone)]
+pub(crate) struct Image {
+    repository: Repository,
+    resolved: ResolvedImage,
+}
+
+impl Image {
+    /// Digest of what the reference named: an index or a manifest.
+    pub(crate) fn digest(&self) -> String {
+        self.resolved.digest.to_string()
+    }
+
+    /// Digest of the manifest for this host's platform.
+    pub(crate) fn manifest_digest(&self) -> String {
+        self.resolved.manifest_digest.to_string()
+    }
+
+    /// What is to be downloaded, bytes.
+    pub(crate) fn compressed_bytes(&self) -> u64 {
+        self.resolved.layers_size()
+    }
+
+    pub(crate) fn config(&self) -> &ImageConfig {
+        &self.resolved.config
+    }
+}
+
+/// Asks the registry what the reference means now.
+pub(crate) async fn resolve(
+    registry: &Registry,
+    reference: &str,
+    auth: Option<TemplateBaseImageAuth>,
+) -> Result<Image, BuildFailure> {
+    let parsed: Reference = reference.parse().map_err(|error| {
+        let message = format!("{reference} is not an image reference: {error}");
+        BuildFailure::user(Phase::Prepare, reason::INVALID_IMAGE, message, "Correct base_image.")
+    })?;
+    let credentials = match auth {
+        None => Credentials::Anonymous,
+        Some(TemplateBaseImageAuth::Basic(basic)) => {
+            Credentials::Basic { username: basic.username, password: basic.password.into() }
+        }
+        // Refused when the request came.
+        Some(other) => {
+            let message = format!("credentials of kind {} are not in this version", other.kind());
+            return Err(BuildFailure::user(Phase::Auth, reason::REGISTRY_UNAUTHORIZED, message, "Use kind basic."));
+        }
+    };
+    let platform = Platform::host().ok_or_else(|| {
+        BuildFailure::internal(Phase::Prepare, &format!("no OCI platform for {}", std::env::consts::ARCH))
+    })?;
+    let repository = registry.repository(&parsed, credentials).map_err(|error| refused(&error))?;
+    let resolved = repository.resolve(platform).await.map_err(|error| refused(&error))?;
+    Ok(Image { repository, resolved })
+}
+
+/// Downloads, verifies and merges the layers into an ext4 image in `target`.
+pub(crate) async fn import(
+    image: Image,
+    target: File,
+    key: String,
+    disk_bytes: u64,
+    progress: import::Progress,
+    cancel: CancellationToken,
+) -> Result<Imported, BuildFailure> {
+    let runtime = tokio::runtime::Handle::current();
+    let layers = image.resolved.layers.len();
+    import::blocking(move || {
+        import::to_image(target, &key, disk_bytes, |sink| {
+            let say = |at: &nullspace_oci::Progress| {
+                let (done, all) = (at.downloaded_bytes >> 20, at.total_bytes >> 20);
+                progress
+                    .say(|| format!("{done} of {all} MiB downloaded, {} of {layers} layers merged", at.layers_done));
+            };
+            let options = ImportOptions::default();
+            runtime.block_on(nullspace_oci::import(&image.repository, &image.resolved, sink, options, &say, &cancel))
+        })
+    })
+    .await
+}
+
+/// A registry's refusal in the user's terms.
+fn refused(error: &RegistryError) -> BuildFailure {
+    let message = error.to_string();
+    let mut failure = match error.decisive() {
+        RegistryError::Unauthorized { .. } => BuildFailure {
+            code: TemplateFailureDetailCode::Unauthorized,
+            ..BuildFailure::user(
+                Phase::Auth,
+                reason::REGISTRY_UNAUTHORIZED,
+                message,
+                "Check the image's name and give base_image_auth with credentials that may pull it.",
+            )
+        },
+        RegistryError::NotFound { .. } => BuildFailure::user(
+            Phase::Prepare,
+            reason::IMAGE_NOT_FOUND,
+            message,
+            "Check the image's name and tag, and that it was pushed.",
+        ),
+        RegistryError::UnsupportedPlatform { wanted, available } => BuildFailure::user(
+            Phase::Prepare,
+            reason::UNSUPPORTED_PLATFORM,
+            message,
+            format!("Push an image for {wanted}."),
+        )
+        .with("wanted", wanted.as_str())
+        .with("available", json!(available)),
+        RegistryError::RateLimited { .. }
+        | RegistryError::Unreachable { .. }
+        | RegistryError::Interrupted { .. }
+        | RegistryError::Status { .. } => BuildFailure::user(
+            Phase::Prepare,
+            reason::REGISTRY_UNAVAILABLE,
+            message,
+            "Check that the registry is up and reachable from the service's host, then build again.",
+        ),
+        RegistryError::Setup(_) => BuildFailure::internal(Phase::Prepare, error),
+        _ => BuildFailure::user(
+            Phase::Prepare,
+            reason::INVALID_IMAGE,
+            message,
+            "Push the image again, or use another tool.",
+        ),
+    };
+    failure.retryable = error.is_retryable();
+    failure
+}
+
+/// An import's error in the user's terms.
+pub(crate) fn failed(error: &ImportError) -> BuildFailure {
+    match error {
+        ImportError::Registry(error) => refused(error),
+        ImportError::Layer { source: LayerError::UnsupportedSpecialFile { path, entry_type }, .. } => {
+            BuildFailure::user(
+                Phase::Prepare,
+                reason::UNSUPPORTED_SPECIAL_FILE,
+                error.to_string(),
+                "Remove that file from the image; devices appear in the guest by themselves.",
+            )
+            .with("path", path.as_str())
+            .with("entry_type", *entry_type)
+        }
+        ImportError::Cancelled => {
+            BuildFailure::infrastructure(Phase::Interrupted, reason::INTERNAL, "the import was stopped")
+        }
+        other => BuildFailure::user(
+            Phase::Prepare,
+            reason::INVALID_IMAGE,
+            format!("the image cannot be imported: {}", chain(other)),
+            "Build and push the image again.",
+        ),
+    }
+}
+
+/// What the image says of run time. Malformed variables are skipped, as the contract says.
+pub(crate) fn runtime(config: &ImageConfig) -> Runtime {
+    let run = &config.config;
+    let envs = run.env.iter().filter_map(|text| text.split_once('='));
+    let envs = envs.filter(|(key, value)| !key.is_empty() && !key.contains('\0') && !value.contains('\0'));
+    let absolute = run.working_dir.starts_with('/') && !run.working_dir.contains('\0');
+    Runtime {
+        envs: envs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        user: Some(run.user.clone()).filter(|user| !user.is_empty()),
+        workdir: if absolute { run.working_dir.clone() } else { DEFAULT_WORKDIR.to_owned() },
+        start: StartCommand::of_image(run.entrypoint.as_deref().unwrap_or(&[]), run.cmd.as_deref().unwrap_or(&[])),
+        readiness: run.healthcheck.as_ref().and_then(mapped),
+    }
+}
+
+/// What the API shows of the image.
+pub(crate) fn metadata(config: &ImageConfig) -> TemplateOciImageMetadata {
+    let run = &config.config;
+    TemplateOciImageMetadata {
+        labels: run.labels.clone(),
+        exposed_ports: run.exposed_ports.clone(),
+        volumes: run.volumes.clone(),
+        healthcheck: run.healthcheck.as_ref().map(|check| TemplateOciHealthcheckMetadata {
+            test: check.test.clone(),
+            interval_ns: positive(check.interval),
+            timeout_ns: positive(check.timeout),
+            start_period_ns: positive(check.start_period),
+            retries: positive(check.retries).and_then(|retries| u32::try_from(retries).ok()),
+            mapped_readiness: mapped(check).as_ref().map(readiness_to_api),
+        }),
+    }
+}
+
+fn positive(value: i64) -> Option<u64> {
+    u64::try_from(value).ok().filter(|&value| value > 0)
+}
+
+/// A shell or exec healthcheck as a command readiness. Docker gives up after `retries` failures in a row, `interval`
+/// apart, those of the start period not counted; so that long the command is tried here, the pauses shorter because a
+/// build waits for it.
+fn mapped(check: &Healthcheck) -> Option<Readiness> {
+    let (kind, rest) = check.test.split_first()?;
+    let command = match (kind.as_str(), rest) {
+        ("CMD-SHELL", [line]) => line.clone(),
+        ("CMD", argv) => StartCommand::of_image(argv, &[])?.shown,
+        _ => return None,
+    };
+    const NS: u64 = 1_000_000_000;
+    let or = |value, default: u64| positive(value).unwrap_or(default * NS);
+    let tries = positive(check.retries).unwrap_or(3).min(100);
+    let each = or(check.interval, 30).saturating_add(or(check.timeout, 30));
+    let timing = Timing {
+        timeout_secs: each.saturating_mul(tries).div_ceil(NS).clamp(1, 3600),
+        interval_ms: (or(check.interval, 30) / 1_000_000).clamp(100, Timing::default().interval_ms),
+        startup_grace_secs: positive(check.start_period).unwrap_or(0).div_ceil(NS).min(3600),
+    };
+    Some(Readiness::Command { command, timing })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(json: &str) -> ImageConfig {
+        ImageConfig::parse(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn an_images_config_becomes_the_runtime() {
+        let runtime = runtime(&config(
+            r#"{"config": {"Env": ["PATH=/bin", "malformed", "=x", "A=b=c"], "User": "app:1000", "WorkingDir": "/srv",
+                "Entrypoint": ["/serve"], "Cmd": ["--port", "80 81"]}}"#,
+        ));
+        let envs: Vec<_> = runtime.envs.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        assert_eq!(envs, ["A=b=c", "PATH=/bin"]);
+        assert_eq!((runtime.user.as_deref(), runtime.workdir.as_str()), (Some("app:1000"), "/srv"));
+        assert_eq!(runtime.start.unwrap().shown, "/serve --port '80 81'");
+    }
+
+    #[test]
+    fn an_image_that_says_nothing_gets_the_defaults() {
+        assert_eq!(runtime(&config("{}")), Runtime::default());
+    }
+
+    #[test]
+    fn healthchecks_map_where_they_can_run() {
+        let of = |test: &str| {
+            let json =
+                format!(r#"{{"config": {{"Healthcheck": {{"Test": {test}, "Interval": 1000000000, "Retries": 2}}}}}}"#);
+            runtime(&config(&json)).readiness
+        };
+        let Some(Readiness::Command { command, timing }) = of(r#"["CMD", "curl", "-f", "http://x/a b"]"#) else {
+            panic!()
+        };
+        assert_eq!(command, "curl -f 'http://x/a b'");
+        assert_eq!((timing.timeout_secs, timing.interval_ms, timing.startup_grace_secs), (62, 500, 0));
+        let Some(Readiness::Command { command, .. }) = of(r#"["CMD-SHELL", "true && x"]"#) else { panic!() };
+        assert_eq!(command, "true && x");
+        for none in [r#"["NONE"]"#, "[]", r#"["CMD"]"#, r#"["CMD-SHELL"]"#, r#"["OTHER", "x"]"#] {
+            assert_eq!(of(none), None, "{none}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Bytes of a process into lines for a log.
+
+/// Splits a byte stream into text lines of bounded length. What is not UTF-8 is shown as U+FFFD; a longer line is cut
+/// into pieces.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    rest: Vec<u8>,
+    longest: usize,
+}
+
+impl Lines {
+    /// Lines of at most `longest` bytes.
+    pub(crate) fn new(longest: usize) -> Lines {
+        Lines { rest: Vec::new(), longest: longest.max(4) }
+    }
+
+    /// The lines that these bytes complete.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+        let mut lines = Vec::new();
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.rest.extend_from_slice(piece);
+            if self.rest.last() == Some(&b'\n') {
+                self.rest.pop();
+                let whole = std::mem::take(&mut self.rest);
+                self.cut(whole, true, &mut lines);
+            } else if self.rest.len() > self.longest {
+                let long = std::mem::take(&mut self.rest);
+                self.cut(long, false, &mut lines);
+            }
+        }
+        lines
+    }
+
+    /// The last line, if it had no end.
+    pub(crate) fn finish(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let rest = std::mem::take(&mut self.rest);
+        if !rest.is_empty() {
+            self.cut(rest, true, &mut lines);
+        }
+        lines
+    }
+
+    fn cut(&mut self, mut line: Vec<u8>, whole: bool, lines: &mut Vec<String>) {
+        if whole && line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        let mut rest = line.as_slice();
+        while rest.len() > self.longest {
+            // Not inside a character: continuation bytes are 0b10xxxxxx.
+            let at =
+                (self.longest - 3..=self.longest).rev().find(|&at| rest[at] & 0xc0 != 0x80).unwrap_or(self.longest);
+            let (head, tail) = rest.split_at(at);
+            lines.push(String::from_utf8_lossy(head).into_owned());
+            rest = tail;
+        }
+        if whole {
+            lines.push(String::from_utf8_lossy(rest).into_owned());
+        } else {
+            self.rest = rest.to_vec();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn all(longest: usize, chunks: &[&[u8]]) -> Vec<String> {
+        let mut lines = Lines::new(longest);
+        let mut out: Vec<String> = chunks.iter().flat_map(|chunk| lines.push(chunk)).collect();
+        out.extend(lines.finish());
+        out
+    }
+
+    #[test]
+    fn lines_end_at_newlines_wherever_the_chunks_end() {
+        assert_eq!(all(100, &[b"a", b"b\nc\r\n", b"\n", b"d"]), ["ab", "c", "", "d"]);
+    }
+
+    #[test]
+    fn a_long_line_is_cut_between_characters() {
+        assert_eq!(all(5, &["äöüß\n".as_bytes()]), ["äö", "üß"]);
+        assert_eq!(all(4, &[b"\xff\xfeab"]), ["\u{fffd}\u{fffd}ab"]);
+    }
+
+    proptest! {
+        #[test]
+        fn chunking_never_changes_ascii_text(text in "[a-z\n]{0,300}", at in 0usize..300) {
+            let bytes = text.as_bytes();
+            let (head, tail) = bytes.split_at(at.min(bytes.len()));
+            prop_assert_eq!(all(1000, &[head, tail]), all(1000, &[bytes]));
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The log of a build: written once by the worker that holds the lease, durable before anyone sees it, replayed
+//! identically for ever, followed live.
+//!
+//! ```text
+//!  worker ── BuildLog::write ──> store (offset given, fsynced) ── LogHub::notify ──> followers read on from the store
+//! ```
+//! Followers never get an entry from memory: a notification only says "look again". A follower on another host, which no
+//! notification reaches, looks again every [`POLL`].
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nullspace_api::{
+    TemplateBuildLogEntry, TemplateBuildLogEntryCacheKind, TemplateBuildLogEntryCacheReason,
+    TemplateBuildLogEntryCacheStatus, TemplateBuildLogKind, TemplateBuildLogLevel,
+};
+use nullspace_store::{ArtifactId, Build, BuildId, Lease, LogEntry, Metadata, NewLogEntry, StoreError};
+use tokio::sync::watch;
+
+/// How long a follower waits for a notification before it looks again anyway.
+pub(crate) const POLL: Duration = Duration::from_secs(1);
+
+/// Tells followers in this process that a build's log has grown.
+#[derive(Debug, Default)]
+pub(crate) struct LogHub {
+    builds: Mutex<HashMap<BuildId, watch::Sender<()>>>,
+}
+
+impl LogHub {
+    /// Wakes the followers of a build and forgets builds that nobody follows.
+    pub(crate) fn notify(&self, build: BuildId) {
+        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = builds.get(&build)
+            && sender.send(()).is_err()
+        {
+            builds.remove(&build);
+        }
+    }
+
+    /// A receiver that changes after each notification from now on.
+    pub(crate) fn follow(&self, build: BuildId) -> watch::Receiver<()> {
+        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        builds.entry(build).or_insert_with(|| watch::channel(()).0).subscribe()
+    }
+}
+
+/// Ids that every entry repeats.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogIds {
+    pub(crate) build: BuildId,
+    pub(crate) artifact: ArtifactId,
+}
+
+impl From<&Build> for LogIds {
+    fn from(build: &Build) -> Self {
+        LogIds { build: build.id, artifact: build.artifact_id }
+    }
+}
+
+/// An entry with nothing but a kind, a level and a message. Offset and time are the store's to give.
+pub(crate) fn entry(
+    ids: LogIds,
+    kind: TemplateBuildLogKind,
+    level: TemplateBuildLogLevel,
+    message: impl Into<String>,
+) -> TemplateBuildLogEntry {
+    TemplateBuildLogEntry {
+        build_id: ids.build.to_string(),
+        template_id: ids.artifact.to_string(),
+        offset: 0,
+        timestamp: Timestamp::UNIX_EPOCH.into(),
+        kind,
+        level,
+        message: message.into(),
+        error_detail: None,
+        result: None,
+        result_metadata: None,
+        phase: None,
+        step_index: None,
+        total_steps: None,
+        attempt: None,
+        max_attempts: None,
+        cache_kind: None,
+        cache_status: None,
+        cache_reason: None,
+        cache_subject: None,
+    }
+}
+
+/// The entry as the store keeps it.
+pub(crate) fn to_store(entry: &TemplateBuildLogEntry, at: Timestamp) -> Result<NewLogEntry, StoreError> {
+    let body = serde_json::to_value(entry)
+        .map_err(|error| StoreError::Corrupt { what: format!("a log entry does not serialise: {error}") })?;
+    Ok(NewLogEntry { at, body })
+}
+
+/// The entry as the API shows it.
+pub(crate) fn from_store(stored: LogEntry) -> Result<TemplateBuildLogEntry, StoreError> {
+    let mut entry: TemplateBuildLogEntry = serde_json::from_value(stored.body)
+        .map_err(|error| StoreError::Corrupt { what: format!("build_log.entry: {error}") })?;
+    entry.offset = stored.offset;
+    entry.timestamp = stored.at.into();
+    Ok(entry)
+}
+
+/// The pen of the worker that holds the lease.
+#[derive(Clone)]
+pub(crate) struct BuildLog {
+    metadata: Arc<dyn Metadata>,
+    hub: Arc<LogHub>,
+    lease: Lease,
+    ids: LogIds,
+}
+
+impl BuildLog {
+    pub(crate) fn new(metadata: Arc<dyn Metadata>, hub: Arc<LogHub>, lease: Lease, build: &Build) -> Self {
+        BuildLog { metadata, hub, lease, ids: build.into() }
+    }
+
+    pub(crate) fn ids(&self) -> LogIds {
+        self.ids
+    }
+
+    /// Appends entries in their order; returns when they are durable.
+    pub(crate) async fn append(&self, entries: Vec<TemplateBuildLogEntry>) -> Result<(), StoreError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        let entries = entries.iter().map(|entry| to_store(entry, now)).collect::<Result<Vec<_>, _>>()?;
+        self.metadata.append_log(&self.lease, entries).await?;
+        self.hub.notify(self.ids.build);
+        Ok(())
+    }
+
+    /// One line about what the build is doing in `phase`.
+    pub(crate) async fn say(&self, phase: &str, message: impl Into<String>) -> Result<(), StoreError> {
+        self.append(vec![self.message(phase, TemplateBuildLogLevel::Info, message)]).await
+    }
+
+    /// A `message` entry, not appended yet.
+    pub(crate) fn message(
+        &self,
+        phase: &str,
+        level: TemplateBuildLogLevel,
+        message: impl Into<String>,
+    ) -> TemplateBuildLogEntry {
+        TemplateBuildLogEntry {
+            phase: Some(phase.to_owned()),
+            ..entry(self.ids, TemplateBuildLogKind::Message, level, message)
+        }
+    }
+
+    /// A cache lookup's or store's entry.
+    pub(crate) async fn cache(
+        &self,
+        kind: TemplateBuildLogEntryCacheKind,
+        status: TemplateBuildLogEntryCacheStatus,
+        reason: Option<TemplateBuildLogEntryCacheReason>,
+        subject: &str,
+        message: impl Into<String>,
+    ) -> Result<(), StoreError> {
+        let entry = TemplateBuildLogEntry {
+            phase: Some("prepare".to_owned()),
+            cache_kind: Some(kind),
+            cache_status: Some(status),
+            cache_reason: reason,
+            cache_subject: Some(subject.to_owned()),
+            ..entry(self.ids, TemplateBuildLogKind::Cache, TemplateBuildLogLevel::Info, message)
+        };
+        self.append(vec![entry]).await
+    }
+}

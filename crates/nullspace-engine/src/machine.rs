@@ -1,0 +1,124 @@
+//! A machine with its agent: what builds and sandboxes have in common.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use jiff::Timestamp;
+use nullspace_guest::host::{Agent, AgentError};
+use nullspace_guest::message::{AgentInfo, Configure, Restored};
+use nullspace_vmm::{BootSpec, RestoreSpec, Vm, Vmm, VmmError};
+use rand::RngCore;
+
+use crate::admission::Permit;
+
+/// From the VMM's start to the agent's first word. A guest under software emulation on a loaded host takes most of it.
+const BOOT: Duration = Duration::from_secs(90);
+/// The same after a restore.
+const RESTORE: Duration = Duration::from_secs(30);
+
+/// A running machine that answers. [`Machine::end`] ends it; dropping it kills it too, without waiting.
+pub(crate) struct Machine {
+    pub(crate) vm: Box<dyn Vm>,
+    pub(crate) agent: Agent,
+    _permit: Permit,
+}
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MachineError {
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The guest runs and its root filesystem cannot be used: the image's fault.
+    #[error("{0}")]
+    Root(String),
+}
+
+impl Machine {
+    /// Boots a machine, waits for its agent and gives it name, clock and network.
+    pub(crate) async fn boot(vmm: &dyn Vmm, spec: BootSpec, permit: Permit) -> Result<Machine, MachineError> {
+        let hostname = spec.id.clone();
+        let vm = vmm.boot(spec).await?;
+        let greeting = async {
+            let (agent, info) = Agent::connect(vm.agent().await?, BOOT).await?;
+            if !info.root_ready {
+                return Err(MachineError::Root(
+                    info.root_error.unwrap_or_else(|| "the root is not mounted".to_owned()),
+                ));
+            }
+            let configure = Configure { hostname, network: vm.guest_network(), unix_time_ns: unix_time_ns() };
+            agent.configure(configure).await?;
+            Ok((agent, info))
+        };
+        let greeted = alive(vm.as_ref(), greeting).await;
+        Machine::joined(vm, greeted, permit).await
+    }
+
+    /// Resumes a snapshot, and returns when the guest is a new one: own random numbers, clock, name and machine id.
+    pub(crate) async fn restore(vmm: &dyn Vmm, spec: RestoreSpec, permit: Permit) -> Result<Machine, MachineError> {
+        let hostname = spec.id.clone();
+        let vm = vmm.restore(spec).await?;
+        let greeting = async {
+            let stream = vm.agent().await?;
+            let restored = identity(hostname, vm.as_ref());
+            Ok(Agent::connect_restored(stream, restored, RESTORE).await?)
+        };
+        let greeted = alive(vm.as_ref(), greeting).await;
+        Machine::joined(vm, greeted, permit).await
+    }
+
+    async fn joined(
+        vm: Box<dyn Vm>,
+        greeted: Result<(Agent, AgentInfo), MachineError>,
+        permit: Permit,
+    ) -> Result<Machine, MachineError> {
+        match greeted {
+            Ok((agent, _)) => Ok(Machine { vm, agent, _permit: permit }),
+            Err(error) => {
+                tracing::warn!(machine = vm.id(), %error, console = vm.console_tail(), "machine did not come up");
+                if let Err(error) = vm.kill().await {
+                    tracing::error!(machine = vm.id(), %error, "machine could not be ended");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the machine and waits until nothing of it is left.
+    pub(crate) async fn end(&self) {
+        if let Err(error) = self.vm.kill().await {
+            tracing::error!(machine = self.vm.id(), error = %crate::failure::chain(&error), "machine could not be ended");
+        }
+    }
+}
+
+/// The work, unless the machine ends first.
+async fn alive<T>(vm: &dyn Vm, work: impl Future<Output = Result<T, MachineError>>) -> Result<T, MachineError> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        how = vm.exited() => Err(VmmError::Exited(how).into()),
+    }
+}
+
+fn identity(hostname: String, vm: &dyn Vm) -> Restored {
+    let mut random = [0; 64 + 16];
+    rand::rng().fill_bytes(&mut random);
+    let (entropy, machine_id) = random.split_at(64);
+    Restored {
+        hostname,
+        machine_id: hex::encode(machine_id),
+        entropy: base64::engine::general_purpose::STANDARD.encode(entropy),
+        unix_time_ns: unix_time_ns(),
+        network: vm.guest_network(),
+    }
+}
+
+fn unix_time_ns() -> u64 {
+    u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or_default()
+}
+
+/// A machine that several tasks use.
+pub(crate) type SharedMachine = Arc<Machine>;

@@ -1,0 +1,430 @@
+//! One build from its plan to a snapshot.
+//!
+//! ```text
+//!  prepare    source -> immutable root image, shared by its key           (prepare.rs)
+//!  startup    machine over a copy-on-write disk; start command runs once
+//!  readiness  tcp | http | command | timeout, from inside the guest       (readiness.rs)
+//!  snapshot   freeze filesystem, drop the agent, pause, capture, end the machine
+//!  publish    files durable under the artifact's name; the caller names them in one transaction
+//! ```
+//! Everything that the build holds on this host is registered in a [`Scope`], which outlives the future that runs the
+//! phases: cancelling is dropping that future and closing the scope.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nullspace_api::{
+    TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildResultMetadata, TemplateFailurePhase as Phase,
+};
+use nullspace_guest::host::{Agent, ExecEvent, ExecSession};
+use nullspace_guest::message::{Exec, Exit};
+use nullspace_store::{Build, FinishReady, Lease, Scratch, StoreError};
+use nullspace_vmm::{BootSpec, Disk, Network, SnapshotSummary};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::Inner;
+use crate::admission::Permit;
+use crate::failure::{BuildFailure, reason};
+use crate::lines::Lines;
+use crate::logs::{BuildLog, entry, to_store};
+use crate::machine::{Machine, MachineError, SharedMachine};
+use crate::plan::{BuildPlan, MachineSize, Runtime, StartCommand};
+use crate::prepare::{Prepared, Preparing};
+use crate::readiness::{self, Waited};
+
+/// A build waits so long for room on the host.
+const ADMISSION: Duration = Duration::from_secs(300);
+/// Without a readiness check, a start command that still runs after this counts as up.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Longest log line of a start command that is kept whole, bytes.
+const LINE: usize = 8 * 1024;
+/// Lines of a start command that reach the build's log.
+const OUTPUT_LINES: usize = 5_000;
+
+/// Why a run ended without an artifact.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The build failed.
+    #[error(transparent)]
+    Build(#[from] BuildFailure),
+    /// The store refused: the lease is lost, or the database is down.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What a build holds on this host.
+pub(crate) struct Scope {
+    scratch: Mutex<Option<Arc<Scratch>>>,
+    machine: Mutex<Option<SharedMachine>>,
+    /// Threads and tasks of the build; the folder stays until they are done.
+    pub(crate) tasks: TaskTracker,
+    /// Tells those threads and tasks to stop.
+    pub(crate) cancel: CancellationToken,
+    build: String,
+}
+
+impl Scope {
+    pub(crate) fn new(_inner: &Inner, build: &Build) -> Scope {
+        Scope {
+            scratch: Mutex::new(None),
+            machine: Mutex::new(None),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            build: build.id.to_string(),
+        }
+    }
+
+    /// The build's folder, made when first asked for.
+    pub(crate) fn scratch(&self, inner: &Inner) -> Result<Arc<Scratch>, StoreError> {
+        let mut slot = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(scratch) = &*slot {
+            return Ok(Arc::clone(scratch));
+        }
+        let scratch = Arc::new(inner.files.scratch()?);
+        *slot = Some(Arc::clone(&scratch));
+        Ok(scratch)
+    }
+
+    fn hold(&self, machine: Machine) -> SharedMachine {
+        let machine = Arc::new(machine);
+        *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&machine));
+        machine
+    }
+
+    /// Ends the machine and waits until nothing of it is left.
+    async fn end_machine(&self) {
+        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(machine) = machine {
+            machine.end().await;
+        }
+    }
+
+    /// Ends everything; returns when nothing of the build is left on the host but what it published.
+    pub(crate) async fn close(&self) {
+        self.cancel.cancel();
+        self.end_machine().await;
+        self.tasks.close();
+        if tokio::time::timeout(Duration::from_secs(60), self.tasks.wait()).await.is_err() {
+            tracing::error!(build = self.build, "threads of a build do not end");
+        }
+        let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(scratch) = scratch {
+            // Removing a folder of gigabytes takes a while.
+            let _ = tokio::task::spawn_blocking(move || drop(scratch)).await;
+        }
+    }
+}
+
+/// Runs all phases. What it returns is durable on disk and not yet named by the database.
+pub(crate) async fn run(
+    inner: &Arc<Inner>,
+    build: &Build,
+    lease: &Lease,
+    log: &BuildLog,
+    scope: &Scope,
+) -> Result<FinishReady, Error> {
+    let plan: BuildPlan = serde_json::from_value(build.definition.0.clone())
+        .map_err(|error| StoreError::Corrupt { what: format!("builds.definition: {error}") })?;
+
+    let prepared = Preparing { inner, build, lease, plan: &plan, log, scope }.run().await?;
+    let runtime = prepared.runtime.clone().with(plan.start_cmd.as_deref(), &plan.runtime);
+
+    let permit = room(inner, &plan.machine, log).await?;
+    let machine = scope.hold(boot(inner, build, &plan, &prepared, permit, log, scope).await?);
+    start(&machine, &plan, &runtime, log, scope).await?;
+    let (snapshot_dir, summary) = snapshot(inner, &machine, log, scope).await?;
+
+    let published = inner.files.publish_artifact(&snapshot_dir, build.artifact_id).await?;
+    let runtime_defaults = runtime.shown();
+    let result = inner.ready_info(build, &runtime_defaults).await?;
+    let metadata = TemplateBuildResultMetadata {
+        runtime_defaults: Some(runtime_defaults.clone()),
+        oci_metadata: prepared.oci_metadata.clone(),
+    };
+    let mut last = entry(
+        build.into(),
+        TemplateBuildLogKind::End,
+        TemplateBuildLogLevel::Info,
+        format!("Template {} is ready", build.canonical_ref()),
+    );
+    last.result = Some(result);
+    last.result_metadata = Some(metadata);
+    Ok(FinishReady {
+        rootfs_key: prepared.rootfs.key.clone(),
+        disk_bytes: summary.disk_bytes,
+        stored_bytes: published.stored_bytes,
+        compatibility: json!(summary.compatibility),
+        snapshot: json!(summary),
+        runtime: json!(runtime).into(),
+        runtime_defaults: json!(runtime_defaults),
+        oci_metadata: prepared.oci_metadata.as_ref().map(|metadata| json!(metadata)),
+        cache_summary: Some(json!(prepared.cache)),
+        retention_expires_at: None,
+        entry: to_store(&last, jiff::Timestamp::now())?,
+    })
+}
+
+/// Waits for room on the host.
+async fn room(inner: &Inner, size: &MachineSize, log: &BuildLog) -> Result<Permit, Error> {
+    let deadline = Instant::now() + ADMISSION;
+    let mut said = false;
+    loop {
+        let full = match inner.admission.admit(size.memory_mib, size.vcpus) {
+            Ok(permit) => return Ok(permit),
+            Err(full) => full,
+        };
+        if Instant::now() >= deadline {
+            let failure = BuildFailure::infrastructure(Phase::Prepare, reason::CAPACITY, full.to_string());
+            return Err(failure.into());
+        }
+        if !said {
+            said = true;
+            log.say("startup", format!("Waiting: {full}")).await?;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn boot(
+    inner: &Arc<Inner>,
+    build: &Build,
+    plan: &BuildPlan,
+    prepared: &Prepared,
+    permit: Permit,
+    log: &BuildLog,
+    scope: &Scope,
+) -> Result<Machine, Error> {
+    let began = Instant::now();
+    let work_dir = scope.scratch(inner)?.path().join("machine");
+    std::fs::create_dir(&work_dir).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+    let spec = BootSpec {
+        id: machine_id(build),
+        vcpus: plan.machine.vcpus,
+        memory_mib: plan.machine.memory_mib,
+        disk: Disk::Overlay { base: prepared.rootfs_path.clone(), size_bytes: prepared.disk_bytes },
+        network: if plan.machine.internet_access { Network::Internet } else { Network::Isolated },
+        work_dir,
+    };
+    let machine = Machine::boot(inner.vmm.as_ref(), spec, permit).await.map_err(|error| match error {
+        MachineError::Vmm(error) => BuildFailure::machine(Phase::Prepare, &error),
+        MachineError::Agent(error) => BuildFailure::agent(Phase::Prepare, &error),
+        MachineError::Root(why) => BuildFailure::user(
+            Phase::Prepare,
+            reason::ROOT_UNUSABLE,
+            format!("the image's root filesystem cannot be used in a machine: {why}"),
+            "Check the image: a file or link stands where a folder must be.",
+        ),
+    })?;
+    if prepared.disk_bytes > prepared.rootfs.bytes {
+        machine.agent.grow_root().await.map_err(|error| BuildFailure::agent(Phase::Prepare, &error))?;
+    }
+    log.say("startup", format!("Machine booted in {} ms", began.elapsed().as_millis())).await?;
+    Ok(machine)
+}
+
+/// A machine's id: the end of the build's, which is what differs between builds of one moment.
+fn machine_id(build: &Build) -> String {
+    let id = build.id.uuid().as_simple().to_string();
+    format!("build-{}-{}", &id[16..], build.attempt)
+}
+
+/// Runs the start command and waits until it is ready.
+async fn start(
+    machine: &SharedMachine,
+    plan: &BuildPlan,
+    runtime: &Runtime,
+    log: &BuildLog,
+    scope: &Scope,
+) -> Result<(), Error> {
+    let began = Instant::now();
+    let mut envs = runtime.envs.clone();
+    envs.extend(plan.build_envs.clone());
+    let exec = Exec {
+        argv: Vec::new(),
+        envs,
+        cwd: Some(runtime.workdir.clone()),
+        user: runtime.user.clone(),
+        timeout_ms: None,
+        stdin: false,
+    };
+    let ended = match &runtime.start {
+        None => None,
+        Some(command) => Some(launch(&machine.agent, command, &exec, log, scope).await?),
+    };
+    let waited = wait_ready(&machine.agent, runtime, &exec, ended.clone());
+    let outcome = tokio::select! {
+        biased;
+        outcome = waited => outcome?,
+        how = machine.vm.exited() => {
+            tracing::error!(how, "machine ended while the start command ran");
+            let message = "the machine ended while the start command ran (shut down, crashed or out of memory)";
+            return Err(BuildFailure::user(
+                Phase::Readiness,
+                reason::MACHINE_FAILED,
+                message,
+                "Check that start_cmd does not power the machine off, and give it more memory_mib.",
+            ).into());
+        }
+    };
+    match outcome {
+        None => Ok(()),
+        Some(Waited::Ready { attempts }) => {
+            let ms = began.elapsed().as_millis();
+            log.say("readiness", format!("Ready after {ms} ms ({attempts} probes)")).await?;
+            Ok(())
+        }
+        Some(Waited::TimedOut { limit, last }) => {
+            let message = format!("the readiness check did not hold within {} s: {last}", limit.as_secs());
+            let advice = "Read the start command's output in this log; raise timeout_secs if it only needs longer.";
+            let failure = BuildFailure::user(Phase::Readiness, reason::READINESS_TIMEOUT, message, advice);
+            Err(failure.with("last_probe", last).into())
+        }
+    }
+}
+
+/// How a start command ended; `None` while it runs.
+type Ended = watch::Receiver<Option<Exit>>;
+
+/// Starts the command as a service of the guest and sends its output to the log.
+async fn launch(
+    agent: &Agent,
+    command: &StartCommand,
+    exec: &Exec,
+    log: &BuildLog,
+    scope: &Scope,
+) -> Result<Ended, Error> {
+    log.say("startup", format!("Running start command: {}", command.shown)).await?;
+    let fail = |error| BuildFailure::agent(Phase::Readiness, &error);
+    let exec = Exec { argv: command.argv.clone(), ..exec.clone() };
+    let pid = agent.start_service(exec).await.map_err(fail)?;
+    let session = agent.attach(pid).await.map_err(fail)?;
+    let (ended_tx, ended) = watch::channel(None);
+    scope.tasks.spawn(follow(session, log.clone(), ended_tx, scope.cancel.clone()));
+    Ok(ended)
+}
+
+/// Copies a service's output into the log, line by line, until it ends or the session does.
+async fn follow(
+    mut session: ExecSession,
+    log: BuildLog,
+    ended: watch::Sender<Option<Exit>>,
+    cancel: CancellationToken,
+) {
+    let (mut out, mut err) = (Lines::new(LINE), Lines::new(LINE));
+    let mut left = OUTPUT_LINES;
+    loop {
+        let event = tokio::select! {
+            () = cancel.cancelled() => return,
+            event = session.next() => event,
+        };
+        let (lines, level, exit) = match event {
+            Ok(Some(ExecEvent::Stdout(bytes))) => (out.push(&bytes), TemplateBuildLogLevel::Info, None),
+            Ok(Some(ExecEvent::Stderr(bytes))) => (err.push(&bytes), TemplateBuildLogLevel::Warn, None),
+            Ok(Some(ExecEvent::Exit(exit))) => {
+                let mut rest = out.finish();
+                rest.extend(err.finish());
+                (rest, TemplateBuildLogLevel::Info, Some(exit))
+            }
+            // The agent is dropped before the snapshot: the usual end.
+            Ok(None) | Err(_) => return,
+        };
+        let kept = lines.len().min(left);
+        let cut = kept < lines.len() && left > 0;
+        left -= kept;
+        let mut entries: Vec<_> =
+            lines.into_iter().take(kept).map(|line| log.message("startup", level, line)).collect();
+        if cut {
+            left = 0;
+            let notice = format!("Output beyond {OUTPUT_LINES} lines is not kept");
+            entries.push(log.message("startup", TemplateBuildLogLevel::Warn, notice));
+        }
+        if let Err(error) = log.append(entries).await {
+            tracing::warn!(%error, "output of the start command could not be logged");
+            return;
+        }
+        if let Some(exit) = exit {
+            ended.send_replace(Some(exit));
+            return;
+        }
+    }
+}
+
+/// Waits for readiness, or for a start command without one to settle. `None`: there was nothing to wait for.
+async fn wait_ready(
+    agent: &Agent,
+    runtime: &Runtime,
+    exec: &Exec,
+    ended: Option<Ended>,
+) -> Result<Option<Waited>, Error> {
+    let failed = async {
+        let Some(mut ended) = ended.clone() else { return std::future::pending().await };
+        let exit = ended.wait_for(|exit| exit.is_some_and(|exit| exit.code != 0)).await.map(|exit| *exit);
+        match exit {
+            Ok(exit) => exit.unwrap_or_default(),
+            // It ended with 0, or its output cannot be followed any more.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let ready = async {
+        match (&runtime.readiness, ended.clone()) {
+            (Some(readiness), _) => readiness::wait(agent, readiness, exec).await.map(Some),
+            (None, Some(mut ended)) => {
+                let done = async { ended.wait_for(Option::is_some).await.map(drop) };
+                let _ = tokio::time::timeout(SETTLE, done).await;
+                Ok(None)
+            }
+            (None, None) => Ok(None),
+        }
+    };
+    tokio::select! {
+        biased;
+        exit = failed => Err(exited(&exit).into()),
+        waited = ready => {
+            // Both may have become true at once.
+            if let Some(exit) = ended.as_ref().and_then(|ended| *ended.borrow()).filter(|exit| exit.code != 0) {
+                return Err(exited(&exit).into());
+            }
+            waited.map_err(|error| BuildFailure::agent(Phase::Readiness, &error).into())
+        }
+    }
+}
+
+fn exited(exit: &Exit) -> BuildFailure {
+    let how = match exit.signal {
+        Some(signal) => format!("was ended by signal {signal}"),
+        None => format!("exited with code {}", exit.code),
+    };
+    let advice =
+        "Read the start command's last output lines in this log; it must stay up, or exit 0 if it only prepares.";
+    BuildFailure::user(
+        Phase::Readiness,
+        reason::START_CMD_EXITED,
+        format!("the start command {how} before it was ready"),
+        advice,
+    )
+    .with("exit_code", exit.code)
+}
+
+/// Freezes and captures the machine, and ends it.
+async fn snapshot(
+    inner: &Inner,
+    machine: &SharedMachine,
+    log: &BuildLog,
+    scope: &Scope,
+) -> Result<(std::path::PathBuf, SnapshotSummary), Error> {
+    let began = Instant::now();
+    let dir = scope.scratch(inner)?.path().join("snapshot");
+    std::fs::create_dir(&dir).map_err(|error| BuildFailure::internal(Phase::Snapshot, &error))?;
+    machine.agent.freeze().await.map_err(|error| BuildFailure::agent(Phase::Snapshot, &error))?;
+    // The guest must not remember half a conversation.
+    machine.agent.disconnect().await;
+    let vm = |error| BuildFailure::machine(Phase::Snapshot, &error);
+    machine.vm.pause().await.map_err(vm)?;
+    let summary = machine.vm.snapshot(&dir).await.map_err(vm)?;
+    scope.end_machine().await;
+    log.say("snapshot", format!("Snapshot taken in {} ms", began.elapsed().as_millis())).await?;
+    Ok((dir, summary))
+}

@@ -1,0 +1,240 @@
+//! What is to be built: the request after validation, normalised, without secrets. It is what the database keeps of a
+//! definition and all that a worker needs, on whichever host.
+
+use std::collections::BTreeMap;
+
+use nullspace_api::{
+    CommandReadinessProbe, HttpReadinessProbe, TcpReadinessProbe, TemplateReadinessProbe, TimeoutReadinessProbe,
+};
+use nullspace_store::ArtifactId;
+use serde::{Deserialize, Serialize};
+
+use crate::readiness::{Readiness, Timing};
+
+/// Workdir of a template that names none; it exists in every guest.
+pub const DEFAULT_WORKDIR: &str = "/workspace";
+
+/// A build's definition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildPlan {
+    /// Where the root filesystem comes from.
+    pub source: Source,
+    /// Size and reach of the machine.
+    pub machine: MachineSize,
+    /// Variables of build time; gone afterwards.
+    pub build_envs: BTreeMap<String, String>,
+    /// The user's start command, run by `sh -c`.
+    pub start_cmd: Option<String>,
+    /// What the request says of run time; the source fills the gaps.
+    pub runtime: RuntimeWish,
+    /// Reuse nothing.
+    pub skip_cache: bool,
+    /// Credentials came with the request; their values are in memory only.
+    pub authenticated: bool,
+}
+
+/// Where a root filesystem comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Source {
+    /// An image in a registry.
+    Image {
+        /// As the user wrote it.
+        reference: String,
+    },
+    /// Another template, pinned when the build was accepted.
+    Template {
+        /// As the user wrote it.
+        reference: String,
+        /// What it meant then.
+        artifact: ArtifactId,
+    },
+    /// The root tree of the built-in base template: a tar on this host.
+    BaseTar {
+        /// SHA-256 of the tar, hex.
+        sha256: String,
+    },
+}
+
+/// Size and reach of a build's machine and of the sandboxes made from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSize {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u32,
+    /// Whether the build machine reaches the internet.
+    pub internet_access: bool,
+    /// Disk as the guest sees it, MiB; `None`: the source's size and some headroom.
+    pub disk_mb: Option<u32>,
+}
+
+/// What a request says of run time. `None`: as the source has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeWish {
+    /// User of start command and execs.
+    pub user: Option<String>,
+    /// Their working directory.
+    pub workdir: Option<String>,
+    /// Variables of building, start command, sandboxes and child templates.
+    pub envs: BTreeMap<String, String>,
+    /// When the start command counts as ready.
+    pub readiness: Option<Readiness>,
+}
+
+/// What sandboxes of a template start with. Kept with the artifact, with the values of variables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runtime {
+    /// Variables.
+    pub envs: BTreeMap<String, String>,
+    /// User; `None` is root.
+    pub user: Option<String>,
+    /// Working directory.
+    pub workdir: String,
+    /// What ran when the machine was snapshotted.
+    pub start: Option<StartCommand>,
+    /// When it counted as ready.
+    pub readiness: Option<Readiness>,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Runtime { envs: BTreeMap::new(), user: None, workdir: DEFAULT_WORKDIR.to_owned(), start: None, readiness: None }
+    }
+}
+
+/// A start command, as shown and as run. An image's own ENTRYPOINT and CMD run without a shell, since the image may have
+/// none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartCommand {
+    /// As `runtime_defaults.start_cmd` shows it.
+    pub shown: String,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+}
+
+impl StartCommand {
+    /// A line for `sh -c`.
+    pub fn shell(line: &str) -> Self {
+        StartCommand { shown: line.to_owned(), argv: ["sh", "-c", line].map(str::to_owned).to_vec() }
+    }
+
+    /// ENTRYPOINT and CMD joined, escaped for show; `None` when both are empty.
+    pub fn of_image(entrypoint: &[String], cmd: &[String]) -> Option<Self> {
+        let argv: Vec<String> = entrypoint.iter().chain(cmd).cloned().collect();
+        if argv.is_empty() {
+            return None;
+        }
+        Some(StartCommand { shown: argv.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" "), argv })
+    }
+}
+
+/// A word as a POSIX shell reads it back.
+fn quote(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(&byte);
+    if !word.is_empty() && word.bytes().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+impl Runtime {
+    /// The source's runtime with the request's wishes over it: variables one by one, everything else whole.
+    pub fn with(mut self, start_cmd: Option<&str>, wish: &RuntimeWish) -> Runtime {
+        self.envs.extend(wish.envs.clone());
+        if let Some(user) = &wish.user {
+            self.user = Some(user.clone());
+        }
+        if let Some(workdir) = &wish.workdir {
+            self.workdir = workdir.clone();
+        }
+        if let Some(line) = start_cmd {
+            // The source's readiness was about the source's start command.
+            self.start = Some(StartCommand::shell(line));
+            self.readiness = None;
+        }
+        if let Some(readiness) = &wish.readiness {
+            self.readiness = Some(readiness.clone());
+        }
+        self
+    }
+
+    /// What the API shows: keys of variables, never values.
+    pub fn shown(&self) -> nullspace_api::TemplateRuntimeDefaults {
+        nullspace_api::TemplateRuntimeDefaults {
+            default_env_keys: self.envs.keys().cloned().collect(),
+            start_cmd: self.start.as_ref().map(|start| start.shown.clone()),
+            default_user: self.user.clone(),
+            default_workdir: Some(self.workdir.clone()),
+            readiness: self.readiness.as_ref().map(readiness_to_api),
+        }
+    }
+}
+
+/// The wire's form of a readiness.
+pub fn readiness_to_api(readiness: &Readiness) -> TemplateReadinessProbe {
+    let parts =
+        |timing: &Timing| (Some(timing.timeout_secs), Some(timing.interval_ms), Some(timing.startup_grace_secs));
+    match readiness {
+        Readiness::Tcp { port, timing } => {
+            let (timeout_secs, interval_ms, startup_grace_secs) = parts(timing);
+            TemplateReadinessProbe::Tcp(TcpReadinessProbe {
+                port: *port,
+                timeout_secs,
+                interval_ms,
+                startup_grace_secs,
+            })
+        }
+        Readiness::Http { port, path, timing } => {
+            let (timeout_secs, interval_ms, startup_grace_secs) = parts(timing);
+            let (port, path) = (*port, path.clone());
+            let probe = HttpReadinessProbe { port, path, timeout_secs, interval_ms, startup_grace_secs };
+            TemplateReadinessProbe::Http(probe)
+        }
+        Readiness::Command { command, timing } => {
+            let (timeout_secs, interval_ms, startup_grace_secs) = parts(timing);
+            let command = command.clone();
+            let probe = CommandReadinessProbe { command, timeout_secs, interval_ms, startup_grace_secs };
+            TemplateReadinessProbe::Command(probe)
+        }
+        Readiness::Timeout { timeout_ms } => {
+            TemplateReadinessProbe::Timeout(TimeoutReadinessProbe { timeout_ms: *timeout_ms })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entrypoint_and_cmd_are_joined_and_escaped_for_show_only() {
+        let words = |text: &[&str]| text.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let start = StartCommand::of_image(&words(&["/bin/it's"]), &words(&["a b", "-x=1", ""])).unwrap();
+        assert_eq!(start.shown, r"'/bin/it'\''s' 'a b' -x=1 ''");
+        assert_eq!(start.argv.len(), 4);
+        assert_eq!(StartCommand::of_image(&[], &[]), None);
+    }
+
+    #[test]
+    fn a_child_inherits_what_it_does_not_give_and_its_own_start_command_drops_the_parents_readiness() {
+        let parent = Runtime {
+            envs: BTreeMap::from([("A".into(), "1".into()), ("B".into(), "2".into())]),
+            user: Some("app".into()),
+            start: Some(StartCommand::shell("serve")),
+            readiness: Some(Readiness::Tcp { port: 80, timing: Timing::default() }),
+            ..Runtime::default()
+        };
+        let same = parent.clone().with(None, &RuntimeWish::default());
+        assert_eq!(same, parent);
+
+        let wish = RuntimeWish { envs: BTreeMap::from([("B".into(), "3".into())]), ..RuntimeWish::default() };
+        let child = parent.with(Some("other"), &wish);
+        assert_eq!(child.envs, BTreeMap::from([("A".into(), "1".into()), ("B".into(), "3".into())]));
+        assert_eq!(child.user.as_deref(), Some("app"));
+        assert_eq!(child.start, Some(StartCommand::shell("other")));
+        assert_eq!(child.readiness, None);
+        assert_eq!(child.shown().default_env_keys, ["A", "B"]);
+    }
+}

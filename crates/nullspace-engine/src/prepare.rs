@@ -1,0 +1,212 @@
+//! The first phase: from the plan's source to an immutable root image on this host.
+//!
+//! ```text
+//!  image     resolve the tag to a digest ── key ── image there? ── no: import, publish ──┐
+//!  base tar  its SHA-256 ───────────────── key ── there? ─────── no: import, publish ──┼──> root image + runtime
+//!  template  the parent's root image, as it was before the parent's start command ran ──┘
+//! ```
+//! Root images are shared: the key says everything that the bytes depend on (see [`import`]), so the same source twice
+//! is one file, and a tag that moved is another key.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use nullspace_api::{
+    TemplateBuildCacheSummary, TemplateBuildLogEntryCacheKind as CacheKind,
+    TemplateBuildLogEntryCacheReason as CacheReason, TemplateBuildLogEntryCacheStatus as CacheStatus,
+    TemplateFailurePhase as Phase, TemplateOciImageMetadata,
+};
+use nullspace_store::{Build, Lease, Rootfs, StoreError};
+use serde_json::json;
+
+use crate::Inner;
+use crate::failure::{BuildFailure, reason};
+use crate::image;
+use crate::import::{self, Imported};
+use crate::logs::BuildLog;
+use crate::pipeline::{Error, Scope};
+use crate::plan::{BuildPlan, Runtime, Source};
+use crate::records::column;
+
+/// What the following phases build on.
+pub(crate) struct Prepared {
+    pub(crate) rootfs: Rootfs,
+    pub(crate) rootfs_path: PathBuf,
+    /// What the guest's disk is to have.
+    pub(crate) disk_bytes: u64,
+    /// What the source says of run time.
+    pub(crate) runtime: Runtime,
+    pub(crate) oci_metadata: Option<TemplateOciImageMetadata>,
+    pub(crate) cache: TemplateBuildCacheSummary,
+}
+
+/// One build at its first phase.
+pub(crate) struct Preparing<'a> {
+    pub(crate) inner: &'a Arc<Inner>,
+    pub(crate) build: &'a Build,
+    pub(crate) lease: &'a Lease,
+    pub(crate) plan: &'a BuildPlan,
+    pub(crate) log: &'a BuildLog,
+    pub(crate) scope: &'a Scope,
+}
+
+impl Preparing<'_> {
+    pub(crate) async fn run(&self) -> Result<Prepared, Error> {
+        match &self.plan.source {
+            Source::Image { reference } => self.image(reference).await,
+            Source::BaseTar { sha256 } => self.base_tar(sha256).await,
+            Source::Template { reference, artifact } => self.template(reference, *artifact).await,
+        }
+    }
+
+    async fn image(&self, reference: &str) -> Result<Prepared, Error> {
+        let credentials = match (self.plan.authenticated, self.inner.credentials.get(self.build.id)) {
+            (true, None) => {
+                let mut failure = BuildFailure::infrastructure(
+                    Phase::Interrupted,
+                    reason::CREDENTIALS_LOST,
+                    "the service restarted, and credentials of a build are kept in memory only",
+                );
+                failure.suggested_action = "Send the build again with its credentials.".to_owned();
+                // Another attempt would not have them either.
+                failure.retryable = false;
+                return Err(failure.into());
+            }
+            (_, auth) => auth,
+        };
+        self.log.say("prepare", format!("Resolving {reference}")).await?;
+        let resolved = image::resolve(&self.inner.registry, reference, credentials).await?;
+        let digest = resolved.digest();
+        self.inner.metadata.set_source_digest(self.lease, &digest, Timestamp::now()).await?;
+        self.log.say("prepare", format!("{reference} is {digest}")).await?;
+
+        let disk_bytes = import::disk_bytes(self.plan.machine.disk_mb, resolved.compressed_bytes());
+        let key = import::image_key(&resolved.manifest_digest(), disk_bytes);
+        let mut cache = TemplateBuildCacheSummary::default();
+        let rootfs = self
+            .rootfs(&key, &digest, &mut cache, |target, progress, cancel| {
+                image::import(resolved.clone(), target, key.clone(), disk_bytes, progress, cancel)
+            })
+            .await?;
+        let runtime = image::runtime(resolved.config());
+        let oci_metadata = Some(image::metadata(resolved.config()));
+        self.prepared(rootfs, disk_bytes, runtime, oci_metadata, cache)
+    }
+
+    async fn base_tar(&self, sha256: &str) -> Result<Prepared, Error> {
+        let Some(tar) = self.inner.config.base_tar.clone() else {
+            let message = "this host has no tar of the base template";
+            return Err(BuildFailure::infrastructure(Phase::Prepare, reason::INTERNAL, message).into());
+        };
+        let disk_bytes = import::BASE_DISK_BYTES;
+        let mut cache = TemplateBuildCacheSummary::default();
+        let digest = sha256.to_owned();
+        let rootfs = self
+            .rootfs(&import::tar_key(sha256), &format!("sha256:{sha256}"), &mut cache, |target, _, cancel| {
+                import::tar(tar.clone(), digest.clone(), target, disk_bytes, cancel)
+            })
+            .await?;
+        self.prepared(rootfs, disk_bytes, Runtime::default(), None, cache)
+    }
+
+    async fn template(&self, reference: &str, artifact: nullspace_store::ArtifactId) -> Result<Prepared, Error> {
+        let parent = match self.inner.metadata.get_artifact(artifact).await {
+            Ok(parent) => parent,
+            Err(StoreError::NotFound) => {
+                return Err(BuildFailure::user(
+                    Phase::Prepare,
+                    reason::PARENT_NOT_FOUND,
+                    format!("template {reference} was deleted after this build was accepted"),
+                    "Build from a template that exists.",
+                )
+                .into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.inner.metadata.set_source_digest(self.lease, &parent.build.to_string(), Timestamp::now()).await?;
+        let rootfs = self
+            .inner
+            .metadata
+            .find_rootfs(self.lease, &parent.rootfs.key, Timestamp::now())
+            .await?
+            .ok_or_else(|| StoreError::Corrupt { what: format!("root image of artifact {artifact}") })?;
+        self.log.say("prepare", format!("Starting from template {reference} ({})", parent.build)).await?;
+        let wanted = self.plan.machine.disk_mb.map_or(0, |mb| u64::from(mb) << 20);
+        let disk_bytes = parent.disk_bytes.max(wanted);
+        let runtime: Runtime = column("artifacts.runtime", &parent.runtime.0)?;
+        let oci_metadata =
+            parent.oci_metadata.as_ref().map(|json| column("artifacts.oci_metadata", json)).transpose()?;
+        self.prepared(rootfs, disk_bytes, runtime, oci_metadata, TemplateBuildCacheSummary::default())
+    }
+
+    fn prepared(
+        &self,
+        rootfs: Rootfs,
+        disk_bytes: u64,
+        runtime: Runtime,
+        oci_metadata: Option<TemplateOciImageMetadata>,
+        cache: TemplateBuildCacheSummary,
+    ) -> Result<Prepared, Error> {
+        let rootfs_path = self.inner.files.rootfs_path(&rootfs.file)?;
+        Ok(Prepared { disk_bytes: disk_bytes.max(rootfs.bytes), rootfs, rootfs_path, runtime, oci_metadata, cache })
+    }
+
+    /// The root image of this key: found, or imported and published. At most one import of a key runs in this process.
+    async fn rootfs<F, R>(
+        &self,
+        key: &str,
+        subject: &str,
+        cache: &mut TemplateBuildCacheSummary,
+        start: F,
+    ) -> Result<Rootfs, Error>
+    where
+        F: FnOnce(std::fs::File, import::Progress, tokio_util::sync::CancellationToken) -> R,
+        R: Future<Output = Result<Imported, BuildFailure>>,
+    {
+        let _alone = self.inner.imports.enter(key).await;
+        if self.plan.skip_cache {
+            cache.layer_bypasses += 1;
+            let message = format!("{subject}: cache not asked");
+            let reason = Some(CacheReason::WholeBuildSkipCache);
+            self.log.cache(CacheKind::Layer, CacheStatus::Bypass, reason, subject, message).await?;
+        } else if let Some(rootfs) = self.inner.metadata.find_rootfs(self.lease, key, Timestamp::now()).await? {
+            cache.layer_hits += 1;
+            let message = format!("{subject}: imported before");
+            self.log.cache(CacheKind::Layer, CacheStatus::Hit, None, subject, message).await?;
+            return Ok(rootfs);
+        } else {
+            cache.layer_misses += 1;
+            let message = format!("{subject}: not here yet");
+            let reason = Some(CacheReason::MissingOrIncompatible);
+            self.log.cache(CacheKind::Layer, CacheStatus::Miss, reason, subject, message).await?;
+        }
+
+        let began = Instant::now();
+        let scratch = self.scope.scratch(self.inner)?;
+        let path = scratch.path().join("rootfs.ext4");
+        let target = std::fs::File::options().create_new(true).read(true).write(true).open(&path);
+        let target = target.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+        let progress = import::Progress::new(self.log.clone(), &self.scope.tasks);
+        // The threads of an import outlive a dropped future: the scope waits for them before the folder goes.
+        let _busy = self.scope.tasks.token();
+        let imported = start(target, progress, self.scope.cancel.clone()).await?;
+        let published = self.inner.files.publish_rootfs(&path, key).await?;
+        let rootfs =
+            Rootfs { key: key.to_owned(), file: published.file.clone(), bytes: published.bytes, info: json!({}) };
+        let kept = self.inner.metadata.put_rootfs(self.lease, rootfs, Timestamp::now()).await?;
+        if kept.file != published.file {
+            self.inner.files.remove_rootfs(&published.file).await?;
+        }
+        cache.layer_stores += 1;
+        let message = format!(
+            "Imported {} files and {} MiB in {} ms",
+            imported.entries,
+            imported.content_bytes >> 20,
+            began.elapsed().as_millis()
+        );
+        self.log.cache(CacheKind::Layer, CacheStatus::Stored, None, subject, message).await?;
+        Ok(kept)
+    }
+}

@@ -1,0 +1,373 @@
+//! A request into a plan: every rule of the request, checked before anything is accepted.
+//!
+//! Rules are checked all, not up to the first, so that one answer names everything to mend.
+
+use std::collections::BTreeMap;
+
+use nullspace_api::{CreateTemplateRequest, Envs, TemplateBuildBackend, TemplateReadinessProbe};
+use nullspace_store::{Tag, TemplateName};
+
+use crate::error::{Error, Result};
+use crate::plan::{MachineSize, RuntimeWish};
+use crate::readiness::{Readiness, Timing};
+
+/// Smallest disk, MiB, from the contract.
+pub const MIN_DISK_MB: u32 = 512;
+/// Bounds of a machine, whatever the host has.
+pub const MAX_VCPUS: u32 = 32;
+/// Guests below this do not boot with their initramfs.
+pub const MIN_MEMORY_MIB: u32 = 128;
+/// Largest memory of a machine, MiB.
+pub const MAX_MEMORY_MIB: u32 = 65_536;
+/// Largest disk, MiB.
+pub const MAX_DISK_MB: u32 = 1_048_576;
+/// Variables of one map.
+const MAX_ENVS: usize = 1_000;
+/// Bytes of one variable's value, start command or readiness command: what `execve` takes as one argument.
+const MAX_TEXT: usize = 128 * 1024 - 1;
+/// Seconds of a readiness check.
+const MAX_READY_SECS: u64 = 3_600;
+
+/// A valid request; its source is not looked up yet.
+#[derive(Debug)]
+pub(crate) struct Valid {
+    pub(crate) name: Option<TemplateName>,
+    pub(crate) tags: Vec<Tag>,
+    pub(crate) source: WantedSource,
+    pub(crate) machine: MachineSize,
+    pub(crate) build_envs: BTreeMap<String, String>,
+    pub(crate) start_cmd: Option<String>,
+    pub(crate) runtime: RuntimeWish,
+    pub(crate) skip_cache: bool,
+}
+
+/// What the request builds from.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum WantedSource {
+    /// `base_image`: an OCI or a template reference.
+    Image(String),
+    /// No source: the default base, as it is.
+    DefaultBase,
+}
+
+/// Checks everything that can be checked without the database.
+pub(crate) fn check(request: &CreateTemplateRequest) -> Result<Valid> {
+    let mut wrong = Wrong::default();
+
+    let name = request.name.as_deref().map(|name| ("name", name));
+    let name = name.or(request.alias.as_deref().map(|alias| ("alias", alias)));
+    let name = name.and_then(|(field, text)| wrong.parse::<TemplateName>(field, text));
+    let tags = tags(request, &mut wrong);
+    let machine = machine(request, &mut wrong);
+    let build_envs = envs("build_envs", request.build_envs.as_ref(), &mut wrong);
+    let start_cmd = request.start_cmd.clone().filter(|line| !line.trim().is_empty());
+    if let Some(line) = &start_cmd {
+        wrong.text("start_cmd", line);
+    }
+    let runtime = runtime(request, &mut wrong);
+
+    let source = match request.base_image.as_deref() {
+        Some(image) if image.trim().is_empty() => {
+            wrong.say("base_image", "is empty");
+            WantedSource::DefaultBase
+        }
+        Some(image) => WantedSource::Image(image.trim().to_owned()),
+        None => WantedSource::DefaultBase,
+    };
+    let steps = request.steps.as_ref().is_some_and(|steps| !steps.is_empty());
+    if request.dockerfile.is_some() && (request.base_image.is_some() || steps) {
+        wrong.say("dockerfile", "excludes base_image and steps: give exactly one source");
+    }
+    if request.dockerfile.is_some() && request.build_backend == Some(TemplateBuildBackend::Native) {
+        wrong.say("build_backend", "is native: Dockerfiles are built by buildkit");
+    }
+    if request.dockerfile.is_none() {
+        for (field, given) in [
+            ("dockerfile_path", request.dockerfile_path.is_some()),
+            ("build_args", request.build_args.as_ref().is_some_and(|args| !args.is_empty())),
+            ("build_target", request.build_target.is_some()),
+            ("build_secrets", request.build_secrets.as_ref().is_some_and(|secrets| !secrets.is_empty())),
+            ("registry_auth", request.registry_auth.as_ref().is_some_and(|auth| !auth.is_empty())),
+        ] {
+            if given {
+                wrong.say(field, "is for Dockerfiles only");
+            }
+        }
+        if request.build_backend == Some(TemplateBuildBackend::Buildkit) {
+            wrong.say("build_backend", "is buildkit: only Dockerfiles are built by it");
+        }
+    }
+    if request.base_image_auth.is_some() && request.base_image.is_none() && request.dockerfile.is_none() {
+        wrong.say("base_image_auth", "needs base_image");
+    }
+    wrong.result()?;
+
+    // Valid, but not in this version: said plainly, after what is wrong with the request.
+    if request.dockerfile.is_some() {
+        return Err(Error::not_implemented(
+            "Dockerfile builds are not in this version: build an image with docker, push it and give it as base_image",
+        ));
+    }
+    if steps {
+        return Err(Error::not_implemented("steps are not in this version: give base_image and start_cmd"));
+    }
+    if request.claim_token.is_some() {
+        return Err(Error::not_implemented("name claims are not in this version: leave claim_token out"));
+    }
+    Ok(Valid {
+        name,
+        tags,
+        source,
+        machine,
+        build_envs,
+        start_cmd,
+        runtime,
+        skip_cache: request.skip_cache.unwrap_or_default(),
+    })
+}
+
+/// What is wrong with a request, field by field.
+#[derive(Default)]
+struct Wrong(Vec<String>);
+
+impl Wrong {
+    fn say(&mut self, field: &str, what: impl std::fmt::Display) {
+        self.0.push(format!("{field} {what}"));
+    }
+
+    fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(&mut self, field: &str, text: &str) -> Option<T> {
+        text.parse().map_err(|error| self.say(field, format_args!("is not valid: {error}"))).ok()
+    }
+
+    fn range<T: PartialOrd + std::fmt::Display>(&mut self, field: &str, value: T, low: T, high: T) {
+        if value < low || value > high {
+            self.say(field, format_args!("is {value}: it must be {low} to {high}"));
+        }
+    }
+
+    /// Text that becomes an argument or a variable of a process.
+    fn text(&mut self, field: &str, text: &str) {
+        if text.contains('\0') {
+            self.say(field, "contains a NUL character");
+        }
+        if text.len() > MAX_TEXT {
+            self.say(field, format_args!("is longer than {MAX_TEXT} bytes"));
+        }
+    }
+
+    fn result(self) -> Result<()> {
+        if self.0.is_empty() { Ok(()) } else { Err(Error::invalid(self.0.join("; "))) }
+    }
+}
+
+fn tags(request: &CreateTemplateRequest, wrong: &mut Wrong) -> Vec<Tag> {
+    let Some(tags) = &request.tags else { return vec![Tag::default_tag()] };
+    if tags.is_empty() {
+        wrong.say("tags", "is empty: leave it out for [\"default\"]");
+    }
+    if tags.len() > 64 {
+        wrong.say("tags", "has more than 64 entries");
+        return Vec::new();
+    }
+    let mut parsed: Vec<Tag> = tags.iter().filter_map(|tag| wrong.parse("tags", tag)).collect();
+    parsed.sort();
+    parsed.dedup();
+    parsed
+}
+
+fn machine(request: &CreateTemplateRequest, wrong: &mut Wrong) -> MachineSize {
+    let config = request.build_config.clone().unwrap_or_default();
+    let machine = MachineSize {
+        vcpus: config.vcpus.unwrap_or(1),
+        memory_mib: config.memory_mib.unwrap_or(512),
+        internet_access: config.internet_access.unwrap_or(true),
+        disk_mb: config.disk_mb,
+    };
+    wrong.range("build_config.vcpus", machine.vcpus, 1, MAX_VCPUS);
+    wrong.range("build_config.memory_mib", machine.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB);
+    if let Some(disk_mb) = machine.disk_mb {
+        wrong.range("build_config.disk_mb", disk_mb, MIN_DISK_MB, MAX_DISK_MB);
+    }
+    machine
+}
+
+fn runtime(request: &CreateTemplateRequest, wrong: &mut Wrong) -> RuntimeWish {
+    let Some(config) = &request.runtime_config else { return RuntimeWish::default() };
+    if let Some(user) = &config.default_user {
+        wrong.text("runtime_config.default_user", user);
+        if user.is_empty() || user.len() > 256 {
+            wrong.say("runtime_config.default_user", "must have 1 to 256 bytes");
+        }
+    }
+    if let Some(workdir) = &config.default_workdir {
+        check_path("runtime_config.default_workdir", workdir, wrong);
+    }
+    RuntimeWish {
+        user: config.default_user.clone(),
+        workdir: config.default_workdir.clone(),
+        envs: envs("runtime_config.default_envs", config.default_envs.as_ref(), wrong),
+        readiness: config.readiness.as_ref().map(|probe| readiness(probe, wrong)),
+    }
+}
+
+fn check_path(field: &str, path: &str, wrong: &mut Wrong) {
+    wrong.text(field, path);
+    if !path.starts_with('/') {
+        wrong.say(field, "is not an absolute path");
+    }
+    if path.split('/').any(|part| part == "..") {
+        wrong.say(field, "contains '..'");
+    }
+    if path.len() > 4095 {
+        wrong.say(field, "is longer than 4095 bytes");
+    }
+}
+
+fn readiness(probe: &TemplateReadinessProbe, wrong: &mut Wrong) -> Readiness {
+    const FIELD: &str = "runtime_config.readiness";
+    let mut timing = |timeout_secs: Option<u64>, interval_ms: Option<u64>, startup_grace_secs: Option<u64>| {
+        let default = Timing::default();
+        let timing = Timing {
+            timeout_secs: timeout_secs.unwrap_or(default.timeout_secs),
+            interval_ms: interval_ms.unwrap_or(default.interval_ms),
+            startup_grace_secs: startup_grace_secs.unwrap_or(default.startup_grace_secs),
+        };
+        wrong.range("runtime_config.readiness.timeout_secs", timing.timeout_secs, 1, MAX_READY_SECS);
+        wrong.range("runtime_config.readiness.interval_ms", timing.interval_ms, 10, 60_000);
+        wrong.range("runtime_config.readiness.startup_grace_secs", timing.startup_grace_secs, 0, MAX_READY_SECS);
+        timing
+    };
+    match probe {
+        TemplateReadinessProbe::Tcp(tcp) => {
+            let timing = timing(tcp.timeout_secs, tcp.interval_ms, tcp.startup_grace_secs);
+            wrong.range("runtime_config.readiness.port", tcp.port, 1, u16::MAX);
+            Readiness::Tcp { port: tcp.port, timing }
+        }
+        TemplateReadinessProbe::Http(http) => {
+            let timing = timing(http.timeout_secs, http.interval_ms, http.startup_grace_secs);
+            wrong.range("runtime_config.readiness.port", http.port, 1, u16::MAX);
+            let bad = |byte: u8| byte <= b' ' || byte == 0x7f;
+            if !http.path.starts_with('/') || http.path.bytes().any(bad) || http.path.len() > 4096 {
+                wrong.say(FIELD, "has a path that is not an absolute URL path");
+            }
+            Readiness::Http { port: http.port, path: http.path.clone(), timing }
+        }
+        TemplateReadinessProbe::Command(command) => {
+            let timing = timing(command.timeout_secs, command.interval_ms, command.startup_grace_secs);
+            if command.command.trim().is_empty() {
+                wrong.say("runtime_config.readiness.command", "is empty");
+            }
+            wrong.text("runtime_config.readiness.command", &command.command);
+            Readiness::Command { command: command.command.clone(), timing }
+        }
+        TemplateReadinessProbe::Timeout(timeout) => {
+            wrong.range("runtime_config.readiness.timeout_ms", timeout.timeout_ms, 0, MAX_READY_SECS * 1000);
+            Readiness::Timeout { timeout_ms: timeout.timeout_ms }
+        }
+    }
+}
+
+fn envs(field: &str, envs: Option<&Envs>, wrong: &mut Wrong) -> BTreeMap<String, String> {
+    let Some(envs) = envs else { return BTreeMap::new() };
+    if envs.len() > MAX_ENVS {
+        wrong.say(field, format_args!("has more than {MAX_ENVS} variables"));
+    }
+    for (key, value) in envs {
+        if key.is_empty() || key.contains(['=', '\0']) || key.len() > 256 {
+            wrong.say(field, "has a key that is empty, longer than 256 bytes, or contains '=' or NUL");
+        }
+        wrong.text(&format!("{field}.{key}"), value);
+    }
+    envs.0.clone()
+}
+
+/// Variables given when a sandbox is made or a command is run.
+pub(crate) fn check_envs(field: &str, given: Option<&Envs>) -> Result<BTreeMap<String, String>> {
+    let mut wrong = Wrong::default();
+    let checked = envs(field, given, &mut wrong);
+    wrong.result()?;
+    Ok(checked)
+}
+
+/// An absolute path in a guest.
+pub(crate) fn check_workdir(field: &str, path: &str) -> Result<()> {
+    let mut wrong = Wrong::default();
+    check_path(field, path, &mut wrong);
+    wrong.result()
+}
+
+#[cfg(test)]
+mod tests {
+    use nullspace_api::ErrorResponseCode;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn checked(request: Value) -> Result<Valid> {
+        check(&serde_json::from_value(request).unwrap())
+    }
+
+    #[test]
+    fn every_fault_is_named_at_once() {
+        let error = checked(json!({
+            "name": "no spaces", "tags": [], "base_image": " ",
+            "build_config": {"vcpus": 0, "memory_mib": 1, "disk_mb": 511},
+            "build_envs": {"A=B": "x"}, "start_cmd": "a\u{0}b",
+            "runtime_config": {"default_workdir": "rel/../x", "readiness": {"kind": "http", "port": 0, "path": "x y"}},
+            "build_args": {"A": "1"}, "build_backend": "buildkit"
+        }))
+        .unwrap_err();
+        assert_eq!(error.code, ErrorResponseCode::InvalidRequest);
+        for field in [
+            "name",
+            "tags",
+            "base_image",
+            "build_config.vcpus",
+            "build_config.memory_mib",
+            "build_config.disk_mb",
+            "build_envs",
+            "start_cmd",
+            "default_workdir is not an absolute path",
+            "default_workdir contains '..'",
+            "readiness.port",
+            "readiness has a path",
+            "build_args",
+            "build_backend",
+        ] {
+            assert!(error.message.contains(field), "{field}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn values_of_variables_are_never_in_a_message() {
+        let error = checked(json!({"build_envs": {"TOKEN": "hunter2\u{0}"}})).unwrap_err();
+        assert!(error.message.contains("build_envs.TOKEN") && !error.message.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn the_contracts_defaults_are_filled_in() {
+        let valid = checked(json!({
+            "alias": "web", "base_image": "ubuntu:22.04", "runtime_config": {"readiness": {"kind": "tcp", "port": 80}}
+        }))
+        .unwrap();
+        assert_eq!(valid.name.unwrap().as_str(), "web");
+        assert_eq!(valid.tags, [Tag::default_tag()]);
+        assert_eq!(valid.source, WantedSource::Image("ubuntu:22.04".into()));
+        assert_eq!((valid.machine.vcpus, valid.machine.memory_mib, valid.machine.internet_access), (1, 512, true));
+        let Some(Readiness::Tcp { timing, .. }) = valid.runtime.readiness else { panic!() };
+        assert_eq!((timing.timeout_secs, timing.interval_ms, timing.startup_grace_secs), (30, 500, 2));
+    }
+
+    #[test]
+    fn what_this_version_cannot_do_is_said_after_what_is_wrong() {
+        for request in [
+            json!({"dockerfile": "FROM scratch"}),
+            json!({"steps": [{"action": "run", "command": "true"}]}),
+            json!({"claim_token": "x"}),
+        ] {
+            assert_eq!(checked(request.clone()).unwrap_err().code, ErrorResponseCode::NotImplemented, "{request}");
+        }
+        let both = checked(json!({"dockerfile": "FROM scratch", "base_image": "x"})).unwrap_err();
+        assert_eq!(both.code, ErrorResponseCode::InvalidRequest);
+    }
+}

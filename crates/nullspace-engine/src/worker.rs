@@ -1,0 +1,268 @@
+//! Workers: take builds from the queue and bring each to its end, whatever happens.
+//!
+//! ```text
+//!  lease ──> run ──┬─ artifact ────────────> finish_ready   (a cancel that was answered wins: cancelled)
+//!   ^              ├─ typed failure ───────> retry later while it may pass and attempts are left, else finish_error
+//!   │              ├─ cancel asked ────────> finish_cancelled
+//!   │              ├─ service stops ───────> hand back, another worker takes it at once
+//!   └── notified,  ├─ over its time ───────> finish_error
+//!       or POLL    └─ lease lost ──────────> write nothing more
+//! ```
+//! Whatever the end, everything that the run had on this host (machine, folder, threads) is gone *before* the end is
+//! written, so that whoever sees a final status finds nothing left behind.
+//!
+//! Only the task that runs a build writes its row and its log. Others ask: through the store (`cancel_requested`, seen at
+//! the next heartbeat) and, in the same process, through [`Running`], which makes the heartbeat come at once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nullspace_api::{TemplateBuildLogKind, TemplateBuildLogLevel, TemplateFailurePhase};
+use nullspace_store::{Build, BuildId, FinishError, Finished, Lease, Leased, Release, StoreError};
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::Inner;
+use crate::failure::{BuildFailure, chain, reason};
+use crate::logs::{BuildLog, entry, to_store};
+use crate::pipeline::{self, Scope};
+
+/// How long a worker without work waits for a notification before it asks the queue again.
+const POLL: Duration = Duration::from_secs(1);
+/// Pause before another attempt, doubled with each.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// Builds that run in this process: who wants one looked at at once finds it here.
+#[derive(Debug, Default)]
+pub(crate) struct Running {
+    builds: Mutex<HashMap<BuildId, Arc<Notify>>>,
+}
+
+impl Running {
+    /// Makes the build's worker ask the store now whether it is to go on.
+    pub(crate) fn nudge(&self, build: BuildId) {
+        if let Some(notify) = self.lock().get(&build) {
+            notify.notify_one();
+        }
+    }
+
+    fn enter(&self, build: BuildId) -> Arc<Notify> {
+        let notify = Arc::new(Notify::new());
+        self.lock().insert(build, Arc::clone(&notify));
+        notify
+    }
+
+    fn leave(&self, build: BuildId) {
+        self.lock().remove(&build);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<BuildId, Arc<Notify>>> {
+        self.builds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a run stops before its own end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    Cancelled,
+    LeaseLost,
+    ShuttingDown,
+}
+
+/// One worker. Returns when the service shuts down and its build, if it had one, is handed back.
+pub(crate) async fn work(inner: Arc<Inner>) {
+    let mut storage_down = false;
+    while !inner.shutdown.is_cancelled() {
+        match inner.metadata.lease_build(&inner.config.host, inner.config.lease_ttl, Timestamp::now()).await {
+            Ok(Some(leased)) => {
+                storage_down = false;
+                run(&inner, leased).await;
+                continue;
+            }
+            Ok(None) => storage_down = false,
+            // Said once per outage, not once per second.
+            Err(error) if !storage_down => {
+                storage_down = true;
+                tracing::error!(error = %chain(&error), "the queue cannot be read");
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = inner.shutdown.cancelled() => {}
+            () = inner.queued.notified() => {}
+            () = tokio::time::sleep(POLL) => {}
+        }
+    }
+}
+
+#[tracing::instrument(name = "build", skip_all, fields(build_id = tracing::field::Empty, attempt = tracing::field::Empty))]
+async fn run(inner: &Arc<Inner>, leased: Leased) {
+    let (lease, build, spent) = match leased {
+        Leased::Run { lease, build } => (lease, build, false),
+        Leased::Spent { lease, build } => (lease, build, true),
+    };
+    let span = tracing::Span::current();
+    span.record("build_id", build.id.to_string());
+    span.record("attempt", build.attempt);
+    let log = BuildLog::new(Arc::clone(&inner.metadata), Arc::clone(&inner.hub), lease.clone(), &build);
+    let end = if spent {
+        finish_error(inner, &lease, &build, &interrupted(&build)).await
+    } else {
+        attempt(inner, &lease, &build, log).await
+    };
+    inner.hub.notify(build.id);
+    match end {
+        Ok(()) => {}
+        Err(StoreError::LeaseLost) => tracing::warn!("another worker has this build now"),
+        // The lease runs out and the next worker finds the build: nothing is lost but time.
+        Err(error) => tracing::error!(error = %chain(&error), "the build's end could not be written"),
+    }
+}
+
+fn interrupted(build: &Build) -> BuildFailure {
+    BuildFailure::infrastructure(
+        TemplateFailurePhase::Interrupted,
+        reason::ATTEMPTS_SPENT,
+        format!("the build was interrupted {} times, each time because its worker stopped", build.max_attempts),
+    )
+}
+
+async fn attempt(inner: &Arc<Inner>, lease: &Lease, build: &Build, log: BuildLog) -> Result<(), StoreError> {
+    let (stop_tx, mut stop) = watch::channel(None);
+    let nudge = inner.running.enter(build.id);
+    let heartbeat =
+        AbortOnDropHandle::new(tokio::spawn(heartbeats(Arc::clone(inner), lease.clone(), Arc::clone(&nudge), stop_tx)));
+
+    let scope = Scope::new(inner, build);
+    let result = {
+        let run = pipeline::run(inner, build, lease, &log, &scope);
+        tokio::select! {
+            biased;
+            stopped = stop.wait_for(Option::is_some) => Err(stopped.ok().and_then(|stop| *stop).unwrap_or(Stop::LeaseLost)),
+            result = tokio::time::timeout(inner.config.build_timeout, run) => Ok(result),
+        }
+    };
+    // The lease is held while the machine ends and the folder goes.
+    scope.close().await;
+    drop(heartbeat);
+    inner.running.leave(build.id);
+
+    match result {
+        Err(Stop::Cancelled) => finish_cancelled(inner, lease, build).await,
+        Err(Stop::LeaseLost) => Err(StoreError::LeaseLost),
+        Err(Stop::ShuttingDown) => {
+            let message = "The service is shutting down; the build goes on with another worker";
+            release(inner, lease, build, Release::HandBack, message).await
+        }
+        Ok(Err(_elapsed)) => {
+            let limit = inner.config.build_timeout.as_secs();
+            let failure = BuildFailure::user(
+                TemplateFailurePhase::Interrupted,
+                reason::BUILD_TIMEOUT,
+                format!("the build took longer than this service allows ({limit} s)"),
+                "Make the build shorter, or ask the operator to raise build_timeout_secs.",
+            );
+            finish_error(inner, lease, build, &failure.with("limit_secs", limit)).await
+        }
+        Ok(Ok(Err(pipeline::Error::Store(error)))) => Err(error),
+        Ok(Ok(Err(pipeline::Error::Build(failure)))) if failure.retryable && build.attempt < build.max_attempts => {
+            tracing::warn!(reason = failure.reason, %failure, "attempt failed; it will be retried");
+            let delay = RETRY_AFTER.saturating_mul(1 << build.attempt.min(8).saturating_sub(1));
+            let message = format!(
+                "Attempt {} of {} failed: {failure}; the next one starts in {} s",
+                build.attempt,
+                build.max_attempts,
+                delay.as_secs()
+            );
+            release(inner, lease, build, Release::RetryAfter(delay), &message).await
+        }
+        Ok(Ok(Err(pipeline::Error::Build(failure)))) => finish_error(inner, lease, build, &failure).await,
+        Ok(Ok(Ok(done))) => match inner.metadata.finish_ready(lease, done, Timestamp::now()).await? {
+            Finished::Ready(_) => {
+                inner.credentials.forget(build.id);
+                tracing::info!("build is ready");
+                Ok(())
+            }
+            Finished::CancelRequested => finish_cancelled(inner, lease, build).await,
+        },
+    }
+}
+
+/// Keeps the lease and says when the run must stop.
+async fn heartbeats(inner: Arc<Inner>, lease: Lease, nudge: Arc<Notify>, stop: watch::Sender<Option<Stop>>) {
+    let ttl = inner.config.lease_ttl;
+    let mut held_until = tokio::time::Instant::now() + ttl;
+    loop {
+        tokio::select! {
+            () = inner.shutdown.cancelled() => { stop.send_replace(Some(Stop::ShuttingDown)); return; }
+            () = nudge.notified() => {}
+            () = tokio::time::sleep(ttl / 3) => {}
+        }
+        let asked = tokio::time::Instant::now();
+        match inner.metadata.heartbeat(&lease, ttl, Timestamp::now()).await {
+            Ok(answer) if answer.cancel_requested => {
+                stop.send_replace(Some(Stop::Cancelled));
+                // Go on holding the lease: ending the machine takes a moment.
+            }
+            Ok(_) => held_until = asked + ttl,
+            Err(StoreError::LeaseLost) => {
+                stop.send_replace(Some(Stop::LeaseLost));
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "heartbeat failed");
+                // Past this moment another worker may have the build.
+                if tokio::time::Instant::now() >= held_until {
+                    stop.send_replace(Some(Stop::LeaseLost));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn release(inner: &Inner, lease: &Lease, build: &Build, how: Release, message: &str) -> Result<(), StoreError> {
+    let now = Timestamp::now();
+    let mut retry = entry(build.into(), TemplateBuildLogKind::Retry, TemplateBuildLogLevel::Warn, message);
+    retry.attempt = Some(build.attempt);
+    retry.max_attempts = Some(build.max_attempts);
+    inner.metadata.release_build(lease, how, vec![to_store(&retry, now)?], now).await
+}
+
+async fn finish_cancelled(inner: &Inner, lease: &Lease, build: &Build) -> Result<(), StoreError> {
+    inner.credentials.forget(build.id);
+    let now = Timestamp::now();
+    let last = cancelled_entry(build);
+    inner.metadata.finish_cancelled(lease, to_store(&last, now)?, now).await?;
+    tracing::info!("build is cancelled");
+    Ok(())
+}
+
+/// The `cancelled` entry that ends a log.
+pub(crate) fn cancelled_entry(build: &Build) -> nullspace_api::TemplateBuildLogEntry {
+    entry(build.into(), TemplateBuildLogKind::Cancelled, TemplateBuildLogLevel::Warn, "Build cancelled")
+}
+
+async fn finish_error(inner: &Inner, lease: &Lease, build: &Build, failure: &BuildFailure) -> Result<(), StoreError> {
+    inner.credentials.forget(build.id);
+    let now = Timestamp::now();
+    let detail = failure.detail(&build.id.to_string(), build.attempt, build.max_attempts);
+    let phase = failure.phase.as_str().to_owned();
+    let mut last =
+        entry(build.into(), TemplateBuildLogKind::Error, TemplateBuildLogLevel::Error, failure.message.clone());
+    last.phase = Some(phase.clone());
+    last.error_detail = Some(detail.clone());
+    let error = FinishError {
+        phase,
+        message: failure.message.clone(),
+        detail: json!(detail),
+        cache_summary: None,
+        entry: to_store(&last, now)?,
+    };
+    inner.metadata.finish_error(lease, error, now).await?;
+    tracing::info!(reason = failure.reason, phase = ?failure.phase, "build ended with an error");
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! API keys, for the operator: straight into the store, beside a running service if there is one.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use comfy_table::Table;
+use jiff::Timestamp;
+use nullspace_store::{Metadata, NamespaceKind, NewKey, SqliteStore};
+
+use crate::config::Config;
+use crate::serve;
+
+async fn store(config: &Config) -> anyhow::Result<SqliteStore> {
+    serve::open_metadata(config).await
+}
+
+pub(crate) async fn create(config: &Config, tenant: &str, label: &str) -> anyhow::Result<ExitCode> {
+    if tenant.trim().is_empty() || tenant == "nullspace" {
+        bail!("--tenant must not be empty, nor nullspace, which owns the built-in templates");
+    }
+    let store = store(config).await?;
+    let now = Timestamp::now();
+    let tenant = store.ensure_tenant(tenant, NamespaceKind::User, now).await.context("make the tenant")?;
+    let key = NewKey::generate();
+    store.create_key(&tenant, label, &key, now).await.context("store the key's hash")?;
+    store.close().await;
+    eprintln!("Key of tenant {} (namespace {}); it is not shown again:", tenant.name, tenant.namespace.slug);
+    println!("{}", key.expose());
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn list(config: &Config) -> anyhow::Result<ExitCode> {
+    let store = store(config).await?;
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::NOTHING).set_header(["ID", "TENANT", "KEY", "LABEL", "CREATED", "STATE"]);
+    for tenant in store.list_tenants().await.context("list tenants")? {
+        for key in store.list_keys(&tenant).await.context("list keys")? {
+            let state = if key.revoked_at.is_some() { "revoked" } else { "active" };
+            let created = key.created_at.to_string();
+            table.add_row([&key.id.to_string(), &tenant.name, &format!("{}…", key.shown), &key.label, &created, state]);
+        }
+    }
+    store.close().await;
+    println!("{table}");
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn revoke(config: &Config, id: &str) -> anyhow::Result<ExitCode> {
+    let id = id.parse().with_context(|| format!("'{id}' is not a key's id; `nullspace keys list` shows them"))?;
+    let store = store(config).await?;
+    store.revoke_key(id, Timestamp::now()).await.context("revoke the key")?;
+    store.close().await;
+    eprintln!("Key {id} opens nothing from now on.");
+    Ok(ExitCode::SUCCESS)
+}

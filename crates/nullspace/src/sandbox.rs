@@ -1,0 +1,147 @@
+//! `nullspace sandbox …`: sandboxes of a running service.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Args, Subcommand};
+use comfy_table::Table;
+use nullspace_api::{CreateSandboxRequest, ExecRequest};
+
+use crate::remote::{Remote, pair, shown};
+
+/// What to do with sandboxes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Resume a template's snapshot as a new sandbox; prints its id.
+    Create {
+        /// Reference of the template.
+        #[arg(default_value = "base")]
+        template: String,
+        /// Variable that commands in it see, NAME=VALUE; may be repeated.
+        #[arg(long = "env", value_parser = pair)]
+        envs: Vec<(String, String)>,
+        /// Milliseconds until it ends by itself.
+        #[arg(long)]
+        timeout_ms: Option<u64>,
+        /// No network.
+        #[arg(long)]
+        no_internet: bool,
+        /// Say on standard error how long it took.
+        #[arg(long)]
+        timings: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Run a command in a sandbox; its exit code is this command's.
+    Exec(Exec),
+    /// List sandboxes that have not ended.
+    List {
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// List the processes in a sandbox.
+    Processes {
+        /// Id of the sandbox, `sb_…`.
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// End a sandbox.
+    Delete {
+        /// Id of the sandbox, `sb_…`.
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+/// A command to run in a sandbox.
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// Id of the sandbox, `sb_…`.
+    id: String,
+    /// Program and arguments, after `--`.
+    #[arg(required = true, last = true)]
+    command: Vec<String>,
+    /// User to run it as.
+    #[arg(long)]
+    user: Option<String>,
+    /// Working directory.
+    #[arg(long)]
+    cwd: Option<String>,
+    /// Seconds it may take.
+    #[arg(long)]
+    timeout_secs: Option<u64>,
+    /// Say on standard error how long it took.
+    #[arg(long)]
+    timings: bool,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Create { template, envs, timeout_ms, no_internet, timings, remote } => {
+            let request = CreateSandboxRequest {
+                template: Some(template),
+                envs: (!envs.is_empty()).then(|| envs.into_iter().collect()),
+                timeout_ms,
+                internet_access: no_internet.then_some(false),
+                ..CreateSandboxRequest::default()
+            };
+            let client = remote.client()?;
+            let began = Instant::now();
+            let sandbox = client.create_sandbox(&request).await?;
+            if timings {
+                eprintln!("created in {}", shown(began.elapsed()));
+            }
+            for warning in &sandbox.warnings {
+                eprintln!("warning: {warning}");
+            }
+            println!("{}", sandbox.id);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Exec(exec) => {
+            let mut words = exec.command.into_iter();
+            let request = ExecRequest {
+                command: words.next().unwrap_or_default(),
+                args: Some(words.collect()),
+                user: exec.user,
+                cwd: exec.cwd,
+                timeout_secs: exec.timeout_secs,
+                ..ExecRequest::default()
+            };
+            let client = exec.remote.client()?;
+            let began = Instant::now();
+            let done = client.exec(&exec.id, &request).await?;
+            if exec.timings {
+                eprintln!("answered in {}", shown(began.elapsed()));
+            }
+            std::io::stdout().write_all(done.stdout.as_bytes())?;
+            std::io::stderr().write_all(done.stderr.as_bytes())?;
+            Ok(ExitCode::from(u8::try_from(done.exit_code).unwrap_or(1)))
+        }
+        Command::List { remote } => {
+            let mut table = Table::new();
+            table.load_preset(comfy_table::presets::NOTHING).set_header(["ID", "TEMPLATE", "STATUS", "ENDS"]);
+            for sandbox in remote.client()?.list_sandboxes().await? {
+                let ends = sandbox.timeout_at.map(|at| at.to_string()).unwrap_or_default();
+                table.add_row([sandbox.id, sandbox.template, format!("{:?}", sandbox.status).to_lowercase(), ends]);
+            }
+            println!("{table}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Processes { id, remote } => {
+            for process in remote.client()?.list_processes(&id).await? {
+                println!("{:>7}  {}", process.pid, process.command);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Delete { id, remote } => {
+            remote.client()?.destroy_sandbox(&id).await?;
+            println!("deleted {id}");
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The whole service, wired.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use nullspace_engine::{Capacity, Engine, EngineConfig};
+use nullspace_oci::registry::{Registry, RegistryConfig};
+use nullspace_store::{ArtifactStore, Metadata, QueueLimits, SqliteStore};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::service::EngineService;
+use crate::{guest, vmm};
+
+/// File name of the database in the data folder.
+const DATABASE: &str = "nullspace.db";
+/// A worker that is silent for so long has lost its build.
+const LEASE: Duration = Duration::from_secs(30);
+
+pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let files = ArtifactStore::open(&config.data_dir).context("open the data folder")?;
+    let metadata: Arc<dyn Metadata> = Arc::new(open_metadata(&config).await?);
+    let machines = vmm::choose(&config).await?;
+    let registry = registry(&config)?;
+
+    let listener = tokio::net::TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listen on {} (another service? give --listen)", config.listen))?;
+    let engine = Engine::new(engine_config(&config)?, metadata, files, machines, registry);
+    engine.start().await.context("start the engine")?;
+
+    let address = listener.local_addr().context("read the address listened on")?;
+    tracing::info!("listening on http://{address}");
+    let stop = CancellationToken::new();
+    let router = nullspace_server::router(Arc::new(EngineService(engine.clone())), Default::default());
+    let server = tokio::spawn(nullspace_server::serve(listener, router, stop.clone().cancelled_owned()));
+
+    wait_for_signal().await?;
+    tracing::info!("stopping: running builds go back to the queue, sandboxes end");
+    stop.cancel();
+    engine.stop().await;
+    server.await.context("join the server")?.context("serve HTTP")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Opens the database of the data folder, made and migrated if needed.
+pub(crate) async fn open_metadata(config: &Config) -> anyhow::Result<SqliteStore> {
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("make the data folder {}", config.data_dir.display()))?;
+    let path = config.data_dir.join(DATABASE);
+    SqliteStore::open(&path).await.with_context(|| format!("open the database {}", path.display()))
+}
+
+fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
+    Ok(EngineConfig {
+        host: hostname(),
+        build_concurrency: config.build_concurrency,
+        build_timeout: Duration::from_secs(config.build_timeout_secs),
+        lease_ttl: LEASE,
+        max_attempts: 3,
+        capacity: capacity(config)?,
+        queue: QueueLimits { per_tenant: 1_000, total: 10_000 },
+        base_tar: guest::base_tar(config),
+    })
+}
+
+fn hostname() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "localhost".to_owned() } else { name }
+}
+
+fn capacity(config: &Config) -> anyhow::Result<Capacity> {
+    let memory_mib = match config.memory_mib {
+        Some(mib) => mib,
+        None => rustix::system::sysinfo().totalram / (1 << 20) * 3 / 4,
+    };
+    let cpus = std::thread::available_parallelism().context("count processors")?.get() as u64;
+    Ok(Capacity { memory_mib, vcpus: config.vcpus.unwrap_or(16 * cpus) })
+}
+
+fn registry(config: &Config) -> anyhow::Result<Registry> {
+    let extra_ca_pem = match &config.extra_ca_file {
+        None => None,
+        Some(path) => Some(std::fs::read(path).with_context(|| format!("read extra_ca_file {}", path.display()))?),
+    };
+    let mut mirrors = BTreeMap::new();
+    for (host, url) in &config.registry_mirrors {
+        let url = url.parse().with_context(|| format!("registry_mirrors: '{url}' of {host} is not a URL"))?;
+        mirrors.insert(host.clone(), vec![url]);
+    }
+    if config.buildkit.is_some() {
+        tracing::warn!("buildkit is set, and this version does not drive BuildKit yet: Dockerfile builds are refused");
+    }
+    let registry = RegistryConfig {
+        mirrors,
+        extra_ca_pem,
+        plain_http: config.plain_http_registries.iter().cloned().collect(),
+        ..RegistryConfig::default()
+    };
+    Registry::new(registry).context("set up the registry client")
+}
