@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 /// When the start command counts as ready. Attempts are made inside the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(tag = "kind", rename_all = "snake_case", expecting = "an object with a `kind`")]
 pub enum TemplateReadinessProbe {
     /// A TCP port accepts connections.
     Tcp(TcpReadinessProbe),

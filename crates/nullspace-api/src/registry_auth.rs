@@ -9,7 +9,7 @@ use crate::Secret;
 
 /// Credentials for one image registry.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "kind")]
+#[serde(tag = "kind", expecting = "an object with a `kind`")]
 pub enum TemplateBaseImageAuth {
     /// User name and password (or token).
     #[serde(rename = "basic")]

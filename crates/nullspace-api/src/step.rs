@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 /// One step of a declarative build, told apart by `action`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "action", rename_all = "snake_case")]
+#[serde(tag = "action", rename_all = "snake_case", expecting = "an object with an `action`")]
 pub enum TemplateStep {
     /// Run a shell command.
     Run(TemplateRunStep),
@@ -41,7 +41,7 @@ pub enum TemplateStep {
 
 /// Permission bits: an octal string (`"0755"`) or a number (`493`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected octal digits such as \"0755\", or a number")]
 pub enum TemplateFileMode {
     /// The bits as a number.
     Number(u32),

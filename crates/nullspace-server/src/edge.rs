@@ -5,7 +5,6 @@ use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
@@ -86,6 +85,10 @@ fn finish(mut response: Response, id: &str) -> Response {
             tracing::warn!(error = %body.error, cause = chain(&*source), "request failed");
         }
         body.request_id = Some(id.to_owned());
+        if status != StatusCode::METHOD_NOT_ALLOWED {
+            // The router names the methods of a route that fits the path, whatever we answer in the end.
+            response.headers_mut().remove(header::ALLOW);
+        }
         response = error::with_body(response, &body);
     }
     if let Ok(value) = HeaderValue::from_str(id) {
@@ -159,7 +162,7 @@ pub(crate) async fn authenticate(State(state): State<AppState>, mut request: Req
             Err(error) => error,
         },
     };
-    drain(request.into_body()).await;
+    drain(request).await;
     refusal.into_response()
 }
 
@@ -180,10 +183,14 @@ fn bearer(headers: &HeaderMap) -> Option<SecretString> {
     (sane && scheme.eq_ignore_ascii_case("bearer")).then(|| key.into())
 }
 
-/// Take in the rest of a body that will not be used, within limits.
-pub(crate) async fn drain(body: Body) {
+/// Take in the body of a request that is refused, within limits.
+pub(crate) async fn drain(request: Request) {
+    // Whoever asks first need not send it at all; reading would tell it to.
+    if request.headers().contains_key(header::EXPECT) {
+        return;
+    }
     let mut left = DRAIN_BYTES;
-    let mut chunks = body.into_data_stream();
+    let mut chunks = request.into_body().into_data_stream();
     let drained = async {
         while let Some(Ok(chunk)) = chunks.next().await {
             match left.checked_sub(chunk.len()) {

@@ -1,5 +1,6 @@
 //! What handlers take from a request, with every refusal as a [`ServiceError`].
 
+use axum::body::HttpBody;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
@@ -41,7 +42,8 @@ impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJsonBody<T
     type Rejection = ServiceError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ServiceError> {
-        if is_empty(request.headers()) {
+        // Without a body there is no media type to ask for.
+        if request.body().is_end_stream() {
             return Ok(Self(T::default()));
         }
         let bytes = read_json(request, &state.config).await?;
@@ -52,17 +54,9 @@ impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJsonBody<T
     }
 }
 
-/// True when the head says that no body follows.
-fn is_empty(headers: &HeaderMap) -> bool {
-    match headers.get(header::CONTENT_LENGTH) {
-        Some(length) => length == "0",
-        None => !headers.contains_key(header::TRANSFER_ENCODING),
-    }
-}
-
 async fn read_json(request: Request, config: &ServerConfig) -> Result<Bytes, ServiceError> {
     if !is_json(request.headers()) {
-        edge::drain(request.into_body()).await;
+        edge::drain(request).await;
         return Err(ServiceError::new(
             ErrorKind::UnsupportedMediaType,
             ErrorResponseCode::InvalidRequest,
@@ -76,11 +70,11 @@ async fn read_json(request: Request, config: &ServerConfig) -> Result<Bytes, Ser
         .unwrap_or(0);
     let max = config.max_json_body;
     let too_large = || {
-        let message = format!("The body is too large: at most {max} bytes. Upload large files as blobs.");
+        let message = format!("The body is too large: at most {max} bytes.");
         ServiceError::new(ErrorKind::TooLarge, ErrorResponseCode::InvalidRequest, message)
     };
     if announced > max {
-        edge::drain(request.into_body()).await;
+        edge::drain(request).await;
         return Err(too_large());
     }
     let read = async {
@@ -113,6 +107,12 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// Parse JSON; the error names the field, or the line and column when it is no JSON at all.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ServiceError> {
+    // The parser would take an array for an object, field by field.
+    match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        None => return Err(ServiceError::invalid("The body is empty; it must be a JSON object.")),
+        Some(b'[') => return Err(ServiceError::invalid("The body is wrong: it must be a JSON object, not an array.")),
+        Some(_) => {}
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -139,7 +139,7 @@ fn without_value(message: &str) -> String {
     else {
         return message.to_owned();
     };
-    let sort = rest.split([' ', ',']).next().unwrap_or_default();
+    let sort = rest.split(['"', '`', ',']).next().unwrap_or_default().trim_end();
     match rest.rsplit_once(", expected ") {
         Some((_, expected)) => format!("{what}: {sort}, expected {expected}"),
         None => format!("{what}: {sort}"),
@@ -214,6 +214,7 @@ mod tests {
             ("invalid type: string \"a, expected b\", expected u32", "invalid type: string, expected u32"),
             ("invalid value: integer `-7`, expected u32", "invalid value: integer, expected u32"),
             ("invalid type: map, expected a string", "invalid type: map, expected a string"),
+            ("invalid type: floating point `1.5`, expected u32", "invalid type: floating point, expected u32"),
             ("missing field `name`", "missing field `name`"),
         ] {
             assert_eq!(without_value(message), shown);

@@ -1,0 +1,169 @@
+//! Real connections: limits of time and number, and an orderly end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nullspace_api::{ErrorResponse, TemplateBuildLogKind};
+use nullspace_server::{ServerConfig, serve};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{Fake, KEY};
+
+struct Server {
+    fake: Arc<Fake>,
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+async fn start(config: ServerConfig) -> Server {
+    let fake = Fake::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = config.shutdown.clone();
+    let task = tokio::spawn(serve(listener, fake.router(config.clone()), config));
+    Server { fake, address, shutdown, task }
+}
+
+impl Server {
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    async fn raw(&self, request: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+}
+
+/// All that comes until the peer closes, within a time that a broken limit would exceed.
+async fn rest(mut stream: TcpStream) -> String {
+    let mut text = String::new();
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut text)).await;
+    read.expect("the connection is still open").unwrap();
+    text
+}
+
+fn client() -> reqwest::Client {
+    // The client wants one even for plain HTTP; a second installation is refused, which is fine.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_default_limit_gets_its_answer_even_while_it_is_being_sent() {
+    let server = start(ServerConfig::default()).await;
+    for key in [KEY, "ns_live_wrong"] {
+        let response = client()
+            .post(server.url("/v1/templates/builds"))
+            .bearer_auth(key)
+            .header("content-type", "application/json")
+            .body(vec![b' '; (16 << 20) + 1])
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(response.status().as_u16(), if key == KEY { 413 } else { 401 });
+        response.json::<ErrorResponse>().await.unwrap();
+    }
+    // One byte less is read and only then found to be no definition.
+    let response = client()
+        .post(server.url("/v1/templates/builds"))
+        .bearer_auth(KEY)
+        .header("content-type", "application/json")
+        .body(vec![b' '; 16 << 20])
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 400);
+}
+
+#[tokio::test]
+async fn a_client_that_asks_first_is_not_told_to_send_what_will_be_refused() {
+    let server = start(ServerConfig::default()).await;
+    let head = format!(
+        "POST /v1/templates/builds HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n\
+         content-length: 100000000\r\nexpect: 100-continue\r\n\r\n"
+    );
+    let text = rest(server.raw(&head).await).await;
+    assert!(text.starts_with("HTTP/1.1 413 Payload Too Large\r\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_closes_the_connection() {
+    let config = ServerConfig { header_timeout: Duration::from_millis(100), ..ServerConfig::default() };
+    let server = start(config).await;
+    rest(server.raw("GET /healthz HTTP/1.1\r\nhost: x\r\nx-slow: ").await).await;
+    rest(server.raw("").await).await;
+    // And so does idling between requests.
+    let text = rest(server.raw("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await).await;
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_408() {
+    let config = ServerConfig { body_timeout: Duration::from_millis(100), ..ServerConfig::default() };
+    let server = start(config).await;
+    let head = format!(
+        "POST /v1/templates/builds HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n\
+         content-length: 100\r\nconnection: close\r\n\r\n{{"
+    );
+    let text = rest(server.raw(&head).await).await;
+    assert!(text.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{text}");
+    assert!(text.contains("\"code\":\"invalid_request\""), "{text}");
+}
+
+#[tokio::test]
+async fn more_connections_than_allowed_wait_for_their_turn() {
+    let server = start(ServerConfig { max_connections: 1, ..ServerConfig::default() }).await;
+    let first = server.raw("GET /healthz HTTP/1.1\r\nhost: x\r\n").await;
+    let mut second = server.raw("GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    let mut byte = [0];
+    let early = tokio::time::timeout(Duration::from_millis(200), second.read(&mut byte)).await;
+    assert!(early.is_err(), "served beyond the limit");
+    drop(first);
+    assert!(rest(second).await.contains("\"ok\""));
+}
+
+#[tokio::test]
+async fn a_shutdown_lets_running_requests_end_and_takes_no_new_ones() {
+    let server = start(ServerConfig::default()).await;
+    server.fake.push(TemplateBuildLogKind::Start, "x");
+    let exec = client().post(server.url("/v1/sandboxes/sb_1/exec")).bearer_auth(KEY);
+    let running = tokio::spawn(exec.json(&serde_json::json!({"command": "sleep"})).send());
+    let logs = client().get(server.url("/v1/templates/builds/tb_1/logs?follow=true")).bearer_auth(KEY).send();
+    let logs = logs.await.unwrap();
+    let mut idle = server.raw("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    idle.read_exact(&mut [0; 12]).await.unwrap();
+    while !server.fake.last_call().contains("sleep") && server.fake.calls.lock().unwrap().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    let asked = Instant::now();
+    server.shutdown.cancel();
+    let response = running.await.unwrap().unwrap();
+    assert_eq!(response.json::<serde_json::Value>().await.unwrap()["stdout"], "slept");
+    assert!(logs.text().await.unwrap().starts_with("id: 0\n"), "the stream ended cleanly");
+    rest(idle).await;
+    server.task.await.unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert!(TcpStream::connect(server.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_end_is_dropped_when_the_grace_is_over() {
+    let config = ServerConfig { shutdown_grace: Duration::from_millis(100), ..ServerConfig::default() };
+    let server = start(config).await;
+    let exec = client().post(server.url("/v1/sandboxes/sb_1/exec")).bearer_auth(KEY);
+    let hanging = tokio::spawn(exec.json(&serde_json::json!({"command": "hang"})).send());
+    while server.fake.calls.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    server.shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(5), server.task).await.unwrap().unwrap();
+    assert!(hanging.await.unwrap().is_err());
+}

@@ -1,0 +1,7 @@
+//! The HTTP layer against a service in memory.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod answers;
+mod connections;
+mod refusals;
+mod support;
