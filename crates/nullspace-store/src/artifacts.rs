@@ -3,7 +3,7 @@
 //! ```text
 //! <data>/lock                              held by one process (flock)
 //!        work/<random>/                    scratch; nothing here outlives the process
-//!        artifacts/tmpl_…/                 one build's snapshot: memory, machine state, disk overlay
+//!        artifacts/tmpl_….<nonce>/         one build's snapshot: memory, machine state, disk overlay
 //!        rootfs/<key>.<nonce>.ext4         a root image that artifacts share
 //! ```
 //!
@@ -11,9 +11,11 @@
 //! `rootfs/` is therefore always whole. Whether it is *used* is the database's to say: [`ArtifactStore::sweep`] removes
 //! what the database does not know.
 //!
-//! A root image's file name carries a nonce because two builds may make the same image at once, and a third may collect
-//! it: with one name for all, removing the loser's or the collected file could remove the winner's. Which file holds a
-//! key is decided by the database, [`Metadata::put_rootfs`](crate::Metadata::put_rootfs).
+//! Names carry a nonce because the same thing may be published more than once. Two builds make the same root image at
+//! the same time while a third is collected; an attempt that was interrupted after it published is followed by another
+//! that publishes again, and may still be writing itself. With one name for all, removing or replacing one's files could
+//! hit another's. Which files count is decided by the database, in the transaction that names them:
+//! [`Metadata::put_rootfs`](crate::Metadata::put_rootfs) and [`finish_ready`](crate::Metadata::finish_ready).
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -53,8 +55,8 @@ struct Inner {
 /// What [`ArtifactStore::publish_artifact`] made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedArtifact {
-    /// The folder, for ever at this place until it is removed.
-    pub dir: PathBuf,
+    /// Name under `artifacts/`: what the database keeps.
+    pub folder: String,
     /// What it takes on the disk, bytes (holes not counted).
     pub stored_bytes: u64,
 }
@@ -163,15 +165,21 @@ impl ArtifactStore {
     }
 
     /// Where an artifact's folder is or would be.
-    pub fn artifact_dir(&self, id: ArtifactId) -> PathBuf {
-        self.inner.root.join(ARTIFACTS).join(id.to_string())
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when `folder` is not a name that [`publish_artifact`](Self::publish_artifact) could have
+    /// made: nothing read from the database leads out of the data directory.
+    pub fn artifact_dir(&self, folder: &str) -> Result<PathBuf> {
+        if !is_artifact_folder(folder) {
+            return Err(StoreError::corrupt("folder name of an artifact"));
+        }
+        Ok(self.inner.root.join(ARTIFACTS).join(folder))
     }
 
     /// Where a root image is or would be.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] when `file` is not a name that [`publish_rootfs`](Self::publish_rootfs) could have made:
-    /// nothing read from the database leads out of the folder.
+    /// [`StoreError::Corrupt`] when `file` is not a name that [`publish_rootfs`](Self::publish_rootfs) could have made.
     pub fn rootfs_path(&self, file: &str) -> Result<PathBuf> {
         if !is_rootfs_file(file) {
             return Err(StoreError::corrupt("file name of a root image"));
@@ -179,18 +187,24 @@ impl ArtifactStore {
         Ok(self.inner.root.join(ROOTFS).join(file))
     }
 
-    /// Makes a folder of `work/` the artifact `id`: durable and whole when this returns.
+    /// Makes a folder of `work/` the artifact `id`: durable and whole when this returns. Every attempt of a build may
+    /// publish, each under a name of its own.
+    ///
+    /// When the build then ends otherwise than ready, [`remove_artifact`](Self::remove_artifact) what was published. Not
+    /// when `finish_ready` failed with anything but [`StoreError::LeaseLost`] or a conflict: it may have happened, so
+    /// leave the folder to the sweep.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when the artifact exists, or the folder has anything but files and folders in it.
+    /// [`StoreError::Conflict`] when the folder has anything but files and folders in it.
     pub async fn publish_artifact(&self, dir: &Path, id: ArtifactId) -> Result<PublishedArtifact> {
+        let folder = format!("{id}.{}", Uuid::new_v4().as_simple());
         let from = dir.to_owned();
-        let to = self.artifact_dir(id);
+        let to = self.artifact_dir(&folder)?;
         self.blocking(move |root| {
             let from = inside_work(root, &from)?;
             let stored_bytes = sync_tree(&from)?;
             rename_new(&from, &to)?;
-            Ok(PublishedArtifact { dir: to, stored_bytes })
+            Ok(PublishedArtifact { folder, stored_bytes })
         })
         .await
     }
@@ -219,8 +233,8 @@ impl ArtifactStore {
 
     /// Removes an artifact's folder; nothing when there is none. The database must have forgotten it before
     /// ([`Metadata::purge_artifact`](crate::Metadata::purge_artifact)), or it never knew it.
-    pub async fn remove_artifact(&self, id: ArtifactId) -> Result<()> {
-        let path = self.artifact_dir(id);
+    pub async fn remove_artifact(&self, folder: &str) -> Result<()> {
+        let path = self.artifact_dir(folder)?;
         // Out of the way first: a crash half-way through must not leave a folder that looks whole.
         let bin = self.bin();
         self.blocking(move |_| discard(&path, &bin)).await
@@ -244,10 +258,9 @@ impl ArtifactStore {
                 for path in read_dir(&dir)? {
                     let name = path.file_name().and_then(|name| name.to_str());
                     // Each name found is struck from the list; what stays on it is missing.
-                    let known = name.is_some_and(|name| match name.parse() {
-                        Ok(id) if folder == ARTIFACTS => report.missing.artifacts.remove(&id),
-                        _ => folder == ROOTFS && report.missing.rootfs.remove(name),
-                    });
+                    let list =
+                        if folder == ARTIFACTS { &mut report.missing.artifacts } else { &mut report.missing.rootfs };
+                    let known = name.is_some_and(|name| list.remove(name));
                     if known {
                         continue;
                     }
@@ -322,12 +335,20 @@ fn is_rootfs_key(key: &str) -> bool {
     (32..=128).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
+fn is_nonce(text: &str) -> bool {
+    text.len() == 32 && is_rootfs_key(text)
+}
+
+fn is_artifact_folder(folder: &str) -> bool {
+    folder.split_once('.').is_some_and(|(id, nonce)| id.parse::<ArtifactId>().is_ok() && is_nonce(nonce))
+}
+
 fn is_rootfs_file(file: &str) -> bool {
     let mut parts = file.split('.');
     let (Some(key), Some(nonce), Some("ext4"), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
         return false;
     };
-    is_rootfs_key(key) && nonce.len() == 32 && is_rootfs_key(nonce)
+    is_rootfs_key(key) && is_nonce(nonce)
 }
 
 fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {

@@ -303,6 +303,8 @@ pub struct CancelRequest {
 /// A build's artifact, made durable and named in one transaction with the build becoming ready.
 #[derive(Debug, Clone)]
 pub struct FinishReady {
+    /// Name of its folder, from [`ArtifactStore::publish_artifact`](crate::ArtifactStore::publish_artifact).
+    pub folder: String,
     /// Key of the root image it boots from, held for this build through
     /// [`Metadata::put_rootfs`](crate::Metadata::put_rootfs) or [`find_rootfs`](crate::Metadata::find_rootfs).
     pub rootfs_key: String,

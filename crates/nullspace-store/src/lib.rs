@@ -7,7 +7,7 @@
 //!          │        │                                               builds and their logs, queue,
 //!          │        └── PostgreSQL, later                          artifacts, sandboxes
 //!          │
-//!          └── ArtifactStore ──── work/<random>/  ──rename──┬──>   artifacts/tmpl_…/   snapshot of one build
+//!          └── ArtifactStore ──── work/<random>/  ──rename──┬──>   artifacts/tmpl_….<nonce>/   snapshot of one build
 //!                                 written, fsynced          └──>   rootfs/<key>.<nonce>.ext4   shared root image
 //! ```
 //!
@@ -40,7 +40,7 @@ pub use build::{
 };
 pub use error::{Result, StoreError};
 pub use id::{ArtifactId, BuildId, InvalidId, KeyId, SandboxId, TemplateId, TenantId};
-pub use metadata::{KnownFiles, Metadata};
+pub use metadata::{KnownFiles, Metadata, UnusedArtifact};
 pub use private_json::PrivateJson;
 pub use reference::{InvalidReference, MAX_NAME_CHARS, Selector, Tag, TemplateName, TemplateRef, is_namespace_slug};
 pub use sandbox::{Idempotency, Inserted, NewSandbox, Sandbox, SandboxFilter, SandboxStatus};

@@ -1,14 +1,6 @@
 //! What the service asks of its database.
-//!
-//! One trait, so that SQLite (one host) and PostgreSQL (many) are the same to everything above. Rules for every method:
-//!
-//! * It is one transaction: it happened wholly or not at all.
-//! * When it returns `Ok`, the change survives the loss of power.
-//! * What belongs to a tenant is reached through a [`Caller`]; another tenant's is [`StoreError::NotFound`].
-//! * Time comes in as `now`, so that tests own the clock. Stored times have microseconds.
-//! * Dropping a call's future leaves either all or nothing of it.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -22,7 +14,15 @@ use crate::{
     Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus, TemplateRef, Tenant,
 };
 
-/// The durable half of the service. See the [module](self) for what holds of every method.
+/// The durable half of the service.
+///
+/// One trait, so that SQLite (one host) and PostgreSQL (many) are the same to everything above. Of every method holds:
+///
+/// * It is one transaction: it happened wholly or not at all, also when its future was dropped.
+/// * When it returns `Ok`, the change survives the loss of power.
+/// * What belongs to a tenant is reached through a [`Caller`]; another tenant's is [`StoreError::NotFound`].
+/// * What a worker writes is fenced by its [`Lease`]; without it, [`StoreError::LeaseLost`] and nothing is written.
+/// * Time comes in as `now`, so that tests own the clock. Stored times have microseconds.
 #[async_trait]
 pub trait Metadata: Send + Sync + 'static {
     // ---- tenants ----
@@ -189,7 +189,7 @@ pub trait Metadata: Send + Sync + 'static {
 
     /// Artifacts that nothing uses: their template is deleted, or no tag points to them and their retention is over;
     /// and no sandbox runs from them.
-    async fn collectable_artifacts(&self, now: Timestamp, limit: u32) -> Result<Vec<ArtifactId>>;
+    async fn collectable_artifacts(&self, now: Timestamp, limit: u32) -> Result<Vec<UnusedArtifact>>;
 
     /// Makes a collectable artifact unusable for ever, so that its folder can be removed. `false` when it is in use after
     /// all.
@@ -233,7 +233,16 @@ pub trait Metadata: Send + Sync + 'static {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KnownFiles {
     /// Folders under `artifacts/`.
-    pub artifacts: std::collections::BTreeSet<ArtifactId>,
+    pub artifacts: BTreeSet<String>,
     /// Files under `rootfs/`.
-    pub rootfs: std::collections::BTreeSet<String>,
+    pub rootfs: BTreeSet<String>,
+}
+
+/// An artifact that can go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnusedArtifact {
+    /// For [`Metadata::purge_artifact`].
+    pub id: ArtifactId,
+    /// For [`ArtifactStore::remove_artifact`](crate::ArtifactStore::remove_artifact), afterwards.
+    pub folder: String,
 }

@@ -64,8 +64,11 @@ pub struct TagTarget {
 /// What one build made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Artifact {
-    /// Identity, and the name of its folder.
+    /// Identity.
     pub id: ArtifactId,
+    /// Name of its folder under `artifacts/`, from
+    /// [`ArtifactStore::publish_artifact`](crate::ArtifactStore::publish_artifact).
+    pub folder: String,
     /// Whose.
     pub tenant: TenantId,
     /// The build that made it.

@@ -1,5 +1,7 @@
 //! What the artifact store promises.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
@@ -23,15 +25,13 @@ fn is_conflict<T>(result: &Result<T, StoreError>) -> bool {
 }
 
 /// Publishes an artifact with some content.
-async fn publish(store: &ArtifactStore) -> ArtifactId {
-    let id = ArtifactId::new();
+async fn publish(store: &ArtifactStore) -> String {
     let scratch = store.scratch().unwrap();
     let dir = scratch.path().join("snapshot");
     fs::create_dir_all(dir.join("disks")).unwrap();
     fs::write(dir.join("state"), b"state").unwrap();
     fs::write(dir.join("disks/root"), vec![1; 8192]).unwrap();
-    store.publish_artifact(&dir, id).await.unwrap();
-    id
+    store.publish_artifact(&dir, ArtifactId::new()).await.unwrap().folder
 }
 
 #[tokio::test]
@@ -90,32 +90,35 @@ async fn a_published_artifact_is_whole_and_measured_without_its_holes() {
     fs::create_dir(&from).unwrap();
     fs::write(from.join("state"), vec![7; 10_000]).unwrap();
     fs::File::create(from.join("memory")).unwrap().set_len(1 << 30).unwrap();
-    assert!(!store.artifact_dir(id).exists());
     let published = store.publish_artifact(&from, id).await.unwrap();
-    assert_eq!(published.dir, store.artifact_dir(id));
+    assert!(published.folder.starts_with(&id.to_string()));
+    let dir = store.artifact_dir(&published.folder).unwrap();
     assert!((10_000..1 << 20).contains(&published.stored_bytes), "{}", published.stored_bytes);
-    assert_eq!(fs::read(published.dir.join("state")).unwrap(), vec![7; 10_000]);
-    assert_eq!(fs::metadata(published.dir.join("memory")).unwrap().len(), 1 << 30);
+    assert_eq!(fs::read(dir.join("state")).unwrap(), vec![7; 10_000]);
+    assert_eq!(fs::metadata(dir.join("memory")).unwrap().len(), 1 << 30);
     assert!(!from.exists());
     drop(scratch);
-    assert!(published.dir.join("state").exists());
+    assert!(dir.join("state").exists());
     let usage = store.usage().await.unwrap();
     assert!(usage.artifacts >= published.stored_bytes && usage.artifacts < 1 << 21, "{usage:?}");
 }
 
 #[tokio::test]
-async fn an_artifact_is_published_once() {
+async fn attempts_that_publish_the_same_artifact_do_not_touch_each_others_files() {
     let dir = TempDir::new().unwrap();
     let store = ArtifactStore::open(dir.path()).unwrap();
-    let id = publish(&store).await;
-    let scratch = store.scratch().unwrap();
-    fs::write(scratch.path().join("state"), b"other").unwrap();
-    assert!(is_conflict(&store.publish_artifact(scratch.path(), id).await));
-    assert_eq!(fs::read(store.artifact_dir(id).join("state")).unwrap(), b"state");
-    // Even an empty folder in its place is not replaced.
-    let empty = ArtifactId::new();
-    fs::create_dir(store.artifact_dir(empty)).unwrap();
-    assert!(is_conflict(&store.publish_artifact(scratch.path(), empty).await));
+    let id = ArtifactId::new();
+    let mut folders = Vec::new();
+    for attempt in ["first", "second"] {
+        let scratch = store.scratch().unwrap();
+        fs::write(scratch.path().join("state"), attempt).unwrap();
+        folders.push(store.publish_artifact(scratch.path(), id).await.unwrap().folder);
+    }
+    let state = |index: usize| fs::read_to_string(store.artifact_dir(&folders[index]).unwrap().join("state"));
+    assert_eq!((state(0).unwrap(), state(1).unwrap()), ("first".to_owned(), "second".to_owned()));
+    store.remove_artifact(&folders[0]).await.unwrap();
+    assert!(state(0).is_err());
+    assert_eq!(state(1).unwrap(), "second");
 }
 
 #[tokio::test]
@@ -176,6 +179,30 @@ async fn a_root_image_is_published_as_often_as_it_is_made() {
 }
 
 #[tokio::test]
+async fn no_name_leads_out_of_the_artifacts_folder() {
+    let dir = TempDir::new().unwrap();
+    let store = ArtifactStore::open(dir.path()).unwrap();
+    let id = ArtifactId::new();
+    let good = format!("{id}.{KEY}");
+    assert_eq!(store.artifact_dir(&good).unwrap(), store.root().join("artifacts").join(&good));
+    for bad in [
+        "",
+        "..",
+        "../lock",
+        &id.to_string(),
+        &format!("{id}."),
+        &format!("{id}/.{KEY}"),
+        &format!("../{good}"),
+        &format!("{good}/"),
+        &format!("{good}.x"),
+        &format!("{id}.{}", KEY.to_uppercase()),
+    ] {
+        assert!(store.artifact_dir(bad).is_err(), "{bad:?}");
+        assert!(store.remove_artifact(bad).await.is_err(), "{bad:?}");
+    }
+}
+
+#[tokio::test]
 async fn no_name_leads_out_of_the_root_images_folder() {
     let dir = TempDir::new().unwrap();
     let store = ArtifactStore::open(dir.path()).unwrap();
@@ -214,7 +241,8 @@ async fn no_name_leads_out_of_the_root_images_folder() {
 async fn the_sweep_removes_what_is_not_known_and_reports_what_is_lost() {
     let dir = TempDir::new().unwrap();
     let store = ArtifactStore::open(dir.path()).unwrap();
-    let (kept, unknown, lost) = (publish(&store).await, publish(&store).await, ArtifactId::new());
+    let (kept, unknown) = (publish(&store).await, publish(&store).await);
+    let lost = format!("{}.{KEY}", ArtifactId::new());
     let scratch = store.scratch().unwrap();
     let image = scratch.path().join("image");
     fs::write(&image, b"x").unwrap();
@@ -226,8 +254,11 @@ async fn the_sweep_removes_what_is_not_known_and_reports_what_is_lost() {
     symlink(&precious, dir.path().join("artifacts/link")).unwrap();
     fs::write(dir.path().join("rootfs/stray"), b"x").unwrap();
     // The right name in the wrong folder is not known there.
-    fs::create_dir(dir.path().join("rootfs").join(kept.to_string())).unwrap();
-    let known = KnownFiles { artifacts: [kept, lost].into(), rootfs: [image.clone(), lost_image.clone()].into() };
+    fs::create_dir(dir.path().join("rootfs").join(&kept)).unwrap();
+    let known = KnownFiles {
+        artifacts: [kept.clone(), lost.clone()].into(),
+        rootfs: [image.clone(), lost_image.clone()].into(),
+    };
     let report = store.sweep(known).await.unwrap();
     let mut removed = vec![
         "artifacts/link".to_owned(),
@@ -238,7 +269,7 @@ async fn the_sweep_removes_what_is_not_known_and_reports_what_is_lost() {
     removed.sort();
     assert_eq!(report.removed, removed);
     assert_eq!(report.missing, KnownFiles { artifacts: [lost].into(), rootfs: [lost_image].into() });
-    assert_eq!(names(&dir.path().join("artifacts")), [kept.to_string()]);
+    assert_eq!(names(&dir.path().join("artifacts")), [kept.as_str()]);
     assert_eq!(names(&dir.path().join("rootfs")), [image]);
     assert!(precious.join("file").exists(), "a link was followed");
     let again = store.sweep(KnownFiles { artifacts: [kept].into(), ..KnownFiles::default() }).await.unwrap();
@@ -250,9 +281,9 @@ async fn removing_is_complete_and_repeatable() {
     let dir = TempDir::new().unwrap();
     let store = ArtifactStore::open(dir.path()).unwrap();
     let (one, two) = (publish(&store).await, publish(&store).await);
-    store.remove_artifact(one).await.unwrap();
-    store.remove_artifact(one).await.unwrap();
-    assert_eq!(names(&dir.path().join("artifacts")), [two.to_string()]);
+    store.remove_artifact(&one).await.unwrap();
+    store.remove_artifact(&one).await.unwrap();
+    assert_eq!(names(&dir.path().join("artifacts")), [two]);
     assert!(names(&dir.path().join("work")).is_empty());
 }
 

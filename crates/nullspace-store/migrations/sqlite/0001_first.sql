@@ -126,6 +126,8 @@ CREATE TABLE rootfs (
 -- nothing of value in it.
 CREATE TABLE artifacts (
     id                   TEXT    PRIMARY KEY NOT NULL,
+    -- A name under artifacts/.
+    folder               TEXT    NOT NULL UNIQUE,
     tenant_id            TEXT    NOT NULL REFERENCES tenants (id),
     build_id             TEXT    NOT NULL UNIQUE REFERENCES builds (id),
     rootfs_key           TEXT    REFERENCES rootfs (key),

@@ -11,7 +11,7 @@ use super::{
     rows::{self, Reader, integer},
     templates, tenants,
 };
-use crate::{Artifact, ArtifactId, Counters, KnownFiles, Lease, Result, Rootfs, StoreError};
+use crate::{Artifact, ArtifactId, Counters, KnownFiles, Lease, Result, Rootfs, StoreError, UnusedArtifact};
 
 pub(super) async fn find_rootfs(
     store: &SqliteStore,
@@ -90,14 +90,19 @@ const UNUSED_ROOTFS: &str = "r.last_used_at < ?1
     AND NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.rootfs_key = r.key)
     AND NOT EXISTS (SELECT 1 FROM rootfs_holds h WHERE h.rootfs_key = r.key)";
 
-pub(super) async fn artifacts(store: &SqliteStore, now: Timestamp, limit: u32) -> Result<Vec<ArtifactId>> {
-    let query = format!("SELECT a.id AS id FROM artifacts a WHERE {UNUSED_ARTIFACT} ORDER BY a.id LIMIT ?2");
+pub(super) async fn artifacts(store: &SqliteStore, now: Timestamp, limit: u32) -> Result<Vec<UnusedArtifact>> {
+    let query = format!(
+        "SELECT a.id AS id, a.folder AS folder FROM artifacts a WHERE {UNUSED_ARTIFACT} ORDER BY a.id LIMIT ?2"
+    );
     let found = sqlx::query(sqlx::AssertSqlSafe(query))
         .bind(now.as_microsecond())
         .bind(i64::from(limit))
         .fetch_all(&store.readers)
         .await?;
-    found.iter().map(|row| Reader(row).parsed("id")).collect()
+    found
+        .iter()
+        .map(|row| Ok(UnusedArtifact { id: Reader(row).parsed("id")?, folder: Reader(row).text("folder")? }))
+        .collect()
 }
 
 pub(super) async fn purge_artifact(store: &SqliteStore, artifact: ArtifactId, now: Timestamp) -> Result<bool> {
@@ -151,25 +156,24 @@ pub(super) async fn purge_rootfs(store: &SqliteStore, key: &str, unused_since: T
 
 pub(super) async fn known_files(store: &SqliteStore) -> Result<KnownFiles> {
     let mut tx = store.read().await?;
-    let artifacts = sqlx::query("SELECT id FROM artifacts WHERE purged_at IS NULL").fetch_all(&mut *tx).await?;
+    let artifacts = sqlx::query("SELECT folder FROM artifacts WHERE purged_at IS NULL").fetch_all(&mut *tx).await?;
     let rootfs = sqlx::query("SELECT file FROM rootfs").fetch_all(&mut *tx).await?;
     Ok(KnownFiles {
-        artifacts: artifacts.iter().map(|row| Reader(row).parsed("id")).collect::<Result<_>>()?,
+        artifacts: artifacts.iter().map(|row| Reader(row).text("folder")).collect::<Result<_>>()?,
         rootfs: rootfs.iter().map(|row| Reader(row).text("file")).collect::<Result<_>>()?,
     })
 }
 
 pub(super) async fn forget_lost(store: &SqliteStore, lost: &KnownFiles, now: Timestamp) -> Result<()> {
     let mut tx = store.write().await?;
-    let mut artifacts: Vec<ArtifactId> = lost.artifacts.iter().copied().collect();
-    for file in &lost.rootfs {
-        let on_it =
-            sqlx::query("SELECT a.id AS id FROM artifacts a JOIN rootfs r ON r.key = a.rootfs_key WHERE r.file = ?")
-                .bind(file)
-                .fetch_all(&mut *tx)
-                .await?;
-        for row in &on_it {
-            artifacts.push(Reader(row).parsed("id")?);
+    let mut artifacts: Vec<ArtifactId> = Vec::new();
+    let by_folder = "SELECT id FROM artifacts WHERE folder = ?";
+    let by_rootfs = "SELECT a.id AS id FROM artifacts a JOIN rootfs r ON r.key = a.rootfs_key WHERE r.file = ?";
+    for (query, names) in [(by_folder, &lost.artifacts), (by_rootfs, &lost.rootfs)] {
+        for name in names {
+            for row in sqlx::query(query).bind(name).fetch_all(&mut *tx).await? {
+                artifacts.push(Reader(&row).parsed("id")?);
+            }
         }
     }
     for artifact in artifacts {

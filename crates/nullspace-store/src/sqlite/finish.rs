@@ -22,11 +22,12 @@ pub(super) async fn ready(store: &SqliteStore, lease: &Lease, result: FinishRead
     let micros = now.as_microsecond();
     let id = build.id.to_string();
     sqlx::query(
-        "INSERT INTO artifacts (id, tenant_id, build_id, rootfs_key, disk_bytes, stored_bytes, compatibility, snapshot,
+        "INSERT INTO artifacts (id, folder, tenant_id, build_id, rootfs_key, disk_bytes, stored_bytes, compatibility, snapshot,
              runtime, created_at, retention_expires_at)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(build.artifact_id.to_string())
+    .bind(&result.folder)
     .bind(build.tenant.to_string())
     .bind(&id)
     .bind(&result.rootfs_key)

@@ -34,6 +34,7 @@ use crate::{
     Counters, FinishError, FinishReady, Finished, Heartbeat, Inserted, KeyHash, KeyId, KnownFiles, Lease, Leased,
     LogEntry, Metadata, Namespace, NamespaceKind, NewBuild, NewKey, NewLogEntry, NewSandbox, QueueLimits, Release,
     Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus, StoreError, TemplateRef, Tenant,
+    UnusedArtifact,
 };
 
 /// How long a statement waits for another process's transaction, and a caller for a connection.
@@ -318,7 +319,7 @@ impl Metadata for SqliteStore {
         sandboxes::end_of_host(self, host, status, reason, now).await
     }
 
-    async fn collectable_artifacts(&self, now: Timestamp, limit: u32) -> Result<Vec<ArtifactId>> {
+    async fn collectable_artifacts(&self, now: Timestamp, limit: u32) -> Result<Vec<UnusedArtifact>> {
         collection::artifacts(self, now, limit).await
     }
 
@@ -382,5 +383,46 @@ impl Metadata for SqliteStore {
         self.readers.close().await;
         // Last, so that its closing folds the journal into the file.
         self.writer.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the promise "when it returns `Ok`, the change survives the loss of power" rests on; no test can cut the power.
+    #[tokio::test]
+    async fn a_commit_waits_for_the_disk() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = SqliteStore::open(&dir.path().join("nullspace.db")).await.unwrap();
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&store.writer).await.unwrap();
+        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&store.writer).await.unwrap();
+        let foreign_keys: i64 = sqlx::query_scalar("PRAGMA foreign_keys").fetch_one(&store.writer).await.unwrap();
+        assert_eq!((journal.as_str(), synchronous, foreign_keys), ("wal", 2, 1));
+    }
+
+    #[tokio::test]
+    async fn readers_cannot_write() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = SqliteStore::open(&dir.path().join("nullspace.db")).await.unwrap();
+        let written = sqlx::query("DELETE FROM settings").execute(&store.readers).await;
+        assert!(written.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_database_of_a_newer_version_is_refused() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("nullspace.db");
+        let store = SqliteStore::open(&path).await.unwrap();
+        sqlx::query(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+             VALUES (9999, 'from the future', 1, x'00', 0)",
+        )
+        .execute(&store.writer)
+        .await
+        .unwrap();
+        store.close().await;
+        let reopened = SqliteStore::open(&path).await;
+        assert!(matches!(reopened, Err(StoreError::Migrate(_))), "{reopened:?}");
     }
 }

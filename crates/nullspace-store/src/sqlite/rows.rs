@@ -196,6 +196,7 @@ pub(super) fn artifact(row: &SqliteRow) -> Result<Artifact> {
     let row = Reader(row);
     Ok(Artifact {
         id: row.parsed("id")?,
+        folder: row.text("folder")?,
         tenant: row.parsed("tenant_id")?,
         build: row.parsed("build_id")?,
         rootfs: root,

@@ -5,7 +5,15 @@ use nullspace_store::{BuildStatus, Caller, KnownFiles, Rootfs, SandboxStatus};
 use crate::fixture::{Fixture, ROOTFS_KEY, at, cancel, entry, failure, is_not_found, new_sandbox, rootfs};
 
 async fn collectable(f: &Fixture, now: i64) -> Vec<nullspace_store::ArtifactId> {
-    f.store.collectable_artifacts(at(now), 100).await.unwrap()
+    let unused = f.store.collectable_artifacts(at(now), 100).await.unwrap();
+    for one in &unused {
+        assert!(f.store.known_files().await.unwrap().artifacts.contains(&one.folder));
+    }
+    unused.into_iter().map(|one| one.id).collect()
+}
+
+async fn folder(f: &Fixture, artifact: nullspace_store::ArtifactId) -> String {
+    f.store.get_artifact(artifact).await.unwrap().folder
 }
 
 async fn collectable_rootfs(f: &Fixture, unused_since: i64) -> Vec<Rootfs> {
@@ -52,10 +60,11 @@ async fn a_deleted_templates_artifact_is_freed_when_no_sandbox_uses_it() {
     let caller = f.tenant("acme").await;
     let build = f.ready(&caller, "web", &["default"], at(1)).await;
     let running = sandbox(&f, &caller, build.artifact_id).await;
+    let kept = folder(&f, build.artifact_id).await;
     f.delete(&caller, "web", at(3)).await.unwrap();
     assert!(collectable(&f, 4).await.is_empty());
     assert!(!f.store.purge_artifact(build.artifact_id, at(4)).await.unwrap());
-    assert!(f.store.known_files().await.unwrap().artifacts.contains(&build.artifact_id));
+    assert!(f.store.known_files().await.unwrap().artifacts.contains(&kept));
     f.store.set_sandbox_status(running, SandboxStatus::Destroyed, None, at(5)).await.unwrap();
     assert_eq!(collectable(&f, 5).await, [build.artifact_id]);
     assert!(f.store.purge_artifact(build.artifact_id, at(5)).await.unwrap());
@@ -150,11 +159,12 @@ async fn what_is_lost_from_the_disk_is_not_offered_any_more_and_can_be_made_anew
     let caller = f.tenant("acme").await;
     let one = f.ready(&caller, "one", &["default"], at(1)).await;
     let two = f.ready(&caller, "two", &["default"], at(1)).await;
-    let lost = KnownFiles { artifacts: [one.artifact_id].into(), rootfs: Default::default() };
+    let kept = folder(&f, two.artifact_id).await;
+    let lost = KnownFiles { artifacts: [folder(&f, one.artifact_id).await].into(), rootfs: Default::default() };
     f.store.forget_lost(&lost, at(5)).await.unwrap();
     assert!(is_not_found(&f.resolve(&caller, "one").await));
     assert!(f.resolve(&caller, "two").await.is_ok());
-    assert_eq!(f.store.known_files().await.unwrap().artifacts, [two.artifact_id].into());
+    assert_eq!(f.store.known_files().await.unwrap().artifacts, [kept].into());
     let lost = KnownFiles { artifacts: Default::default(), rootfs: [rootfs("a").file].into() };
     f.store.forget_lost(&lost, at(6)).await.unwrap();
     assert!(is_not_found(&f.resolve(&caller, "two").await));

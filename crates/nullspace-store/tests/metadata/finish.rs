@@ -20,7 +20,8 @@ async fn a_ready_build_has_its_artifact_tags_and_last_entry() {
     f.accept_with(&caller, asked.clone()).await;
     let (lease, _) = f.run("w", at(1)).await;
     f.rootfs(&lease).await;
-    let Finished::Ready(build) = f.store.finish_ready(&lease, result(), at(9)).await.unwrap() else { panic!() };
+    let done = result();
+    let Finished::Ready(build) = f.store.finish_ready(&lease, done.clone(), at(9)).await.unwrap() else { panic!() };
     assert_eq!((build.status, build.finished_at, build.updated_at), (BuildStatus::Ready, Some(at(9)), at(9)));
     assert_eq!(build.runtime_defaults, Some(json!({ "default_env_keys": ["TOKEN"] })));
     assert_eq!(build.cache_summary, Some(json!({ "hits": 1 })));
@@ -34,7 +35,7 @@ async fn a_ready_build_has_its_artifact_tags_and_last_entry() {
     assert!(found.tags.iter().all(|tag| tag.build == build.id && tag.moved_at == at(9)));
     let artifact = found.artifact;
     assert_eq!((artifact.id, artifact.build, artifact.tenant), (asked.artifact_id, build.id, caller.tenant));
-    assert_eq!(artifact.rootfs, rootfs("a"));
+    assert_eq!((&artifact.folder, &artifact.rootfs), (&done.folder, &rootfs("a")));
     assert_eq!((artifact.disk_bytes, artifact.stored_bytes), (1 << 30, 1 << 20));
     assert_eq!(artifact.runtime, result().runtime);
     assert_eq!(artifact.compatibility, json!({ "vmm": "qemu" }));

@@ -173,6 +173,7 @@ pub(crate) fn rootfs(nonce: &str) -> Rootfs {
 
 pub(crate) fn result() -> FinishReady {
     FinishReady {
+        folder: format!("{}.{}", ArtifactId::new(), BuildId::new().uuid().as_simple()),
         rootfs_key: ROOTFS_KEY.to_owned(),
         disk_bytes: 1 << 30,
         stored_bytes: 1 << 20,

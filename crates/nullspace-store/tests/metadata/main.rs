@@ -1,6 +1,8 @@
 //! What every implementation of [`Metadata`](nullspace_store::Metadata) promises. Nothing here names a database except
 //! [`fixture`].
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod cancel;
 mod collection;
 mod finish;
