@@ -6,29 +6,29 @@
 //! 4. write the inodes in their order, each with its directory, extent and attribute blocks ([`crate::nodes`]);
 //! 5. write bitmaps, group descriptors and superblocks.
 
-use crate::BLOCK;
 use crate::block_map::{BlockMap, set_bits};
 use crate::checksum::Checksum;
 use crate::directory;
 use crate::error::Error;
 use crate::extent::{Extent, push_blocks, tree_blocks};
-use crate::geometry::{self, BLOCKS_PER_GROUP, FILES_IN_OVERHEAD, FIRST_INODE, Geometry};
+use crate::geometry::{BLOCKS_PER_GROUP, FILES_IN_OVERHEAD, Geometry};
 use crate::nodes::{FAST_SYMLINK, NodeWriter};
 use crate::number::Numbers;
 use crate::output::Output;
 use crate::superblock::{Counts, Superblock};
 use crate::tables::{InodeStream, Tables};
-use crate::tree::{Body, Tree};
-use crate::writer::{ImageWriter, Options, Summary};
+use crate::tree::{Body, Node, Tree};
+use crate::writer::{ImageWriter, Summary};
+use crate::{BLOCK, BLOCK_SIZE};
 
 /// Writes the tree. See [`ImageWriter::finish`].
 pub(crate) fn finish(writer: ImageWriter, mut tree: Tree) -> Result<Summary, Error> {
     let ImageWriter { options, geometry, mut output, content, .. } = writer;
     tree.ensure_lost_and_found(options.time)?;
     let numbers = Numbers::of(&tree)?;
-    let demand = Demand::of(&tree, &numbers, &options, &geometry);
-    let no_room = || demand.error(&options);
-    let per_group = geometry.inodes_per_group(options.bytes_per_inode, demand.inodes).ok_or_else(no_room)?;
+    let used = u64::from(numbers.last());
+    let no_room = || options.too_small(needed_blocks(&tree, &numbers), used);
+    let per_group = geometry.inodes_per_group(options.inode_demand(used)).ok_or_else(no_room)?;
 
     output.flush()?;
     let mut map = BlockMap::new(&geometry);
@@ -111,41 +111,18 @@ fn place_journal(geometry: &Geometry, map: &mut BlockMap) -> Option<Vec<Extent>>
     Some(extents)
 }
 
-/// What a tree needs, for an error that can tell a size that suffices.
-struct Demand {
-    blocks: u64,
-    inodes: u64,
-}
-
-impl Demand {
-    fn of(tree: &Tree, numbers: &Numbers, options: &Options, geometry: &Geometry) -> Demand {
-        let mut blocks = 0;
-        for (node, _) in numbers.all() {
-            let node = tree.node(node);
-            blocks += u64::from(node.attributes.as_ref().is_some_and(|attributes| attributes.needs_block()));
-            blocks += match &node.body {
-                Body::Directory(entries) => directory::most_blocks(entries.keys().map(|name| name.len())),
-                Body::File(data) => {
-                    let extents = data.extents();
-                    let content: u64 = extents.iter().map(|extent| u64::from(extent.len)).sum();
-                    content + tree_blocks(extents.len()) as u64
-                }
-                Body::Symlink(target) => u64::from(target.len() >= FAST_SYMLINK),
-                Body::Removed => 0,
-            };
-        }
-        let usual = geometry.inodes_per_group(options.bytes_per_inode, 0).unwrap_or_default();
-        let usual = u64::from(usual) * u64::from(geometry.groups);
-        let spare = u64::from(options.spare_inodes).min(usual.saturating_sub(u64::from(FIRST_INODE)));
-        Demand { blocks, inodes: u64::from(numbers.last()) + spare }
-    }
-
-    fn error(&self, options: &Options) -> Error {
-        // Adjoining room for inode tables can be missing although blocks are left: never name a size that just failed.
-        let needed = geometry::needed_size(self.blocks, self.inodes, options.bytes_per_inode);
-        let more = options.size_bytes.saturating_add(1).next_multiple_of(1 << 20);
-        Error::TooSmall { size_bytes: options.size_bytes, needed_bytes: needed.max(more) }
-    }
+/// Blocks that a tree needs at most, for an error that can tell a size that suffices.
+fn needed_blocks(tree: &Tree, numbers: &Numbers) -> u64 {
+    let of_node = |node: &Node| {
+        let body = match &node.body {
+            Body::Directory(entries) => directory::most_blocks(entries.keys().map(|name| name.len())),
+            Body::File(data) => data.allocated_bytes() / BLOCK_SIZE + tree_blocks(data.extents().len()) as u64,
+            Body::Symlink(target) => u64::from(target.len() >= FAST_SYMLINK),
+            Body::Removed => 0,
+        };
+        body + u64::from(node.attributes.as_ref().is_some_and(|attributes| attributes.needs_block()))
+    };
+    numbers.all().map(|(node, _)| of_node(tree.node(node))).sum()
 }
 
 /// What the group descriptors are made from.

@@ -55,6 +55,17 @@ pub(crate) struct Geometry {
     pub(crate) reserved_descriptor_blocks: u32,
 }
 
+/// How many inodes there are to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InodeDemand {
+    /// One for so many bytes, at least.
+    pub(crate) bytes_per_inode: u32,
+    /// Inodes in use, the reserved ones among them.
+    pub(crate) used: u64,
+    /// So many shall be free, or half of those that the size alone would give.
+    pub(crate) spare: u32,
+}
+
 impl Geometry {
     /// The layout of an image of `size_bytes`.
     pub(crate) fn of_size(size_bytes: u64) -> Result<Geometry, Error> {
@@ -116,10 +127,10 @@ impl Geometry {
         self.groups.div_ceil(GROUPS_PER_FLEX)
     }
 
-    /// Inodes for each group: one for every `bytes_per_inode`, and at least `needed` in all. None if no number of
-    /// inodes per group gives that many.
-    pub(crate) fn inodes_per_group(&self, bytes_per_inode: u32, needed: u64) -> Option<u32> {
-        let usual = u64::from(self.blocks) * BLOCK_SIZE / u64::from(bytes_per_inode.max(1024));
+    /// Inodes for each group. None if no number of them gives as many as are needed.
+    pub(crate) fn inodes_per_group(&self, demand: InodeDemand) -> Option<u32> {
+        let usual = u64::from(self.blocks) * BLOCK_SIZE / u64::from(demand.bytes_per_inode.max(1024));
+        let needed = demand.used + u64::from(demand.spare).min(usual / 2);
         let wanted = usual.max(needed).div_ceil(u64::from(self.groups)).next_multiple_of(u64::from(INODES_PER_BLOCK));
         // The count of all inodes has 32 bits.
         let limit = (u32::MAX / self.groups).min(MAX_INODES_PER_GROUP) / INODES_PER_BLOCK * INODES_PER_BLOCK;
@@ -152,11 +163,11 @@ impl Geometry {
     }
 }
 
-/// Bytes an image must have for `content_blocks` of files and directories and `inodes` of them, rounded up to a MiB.
-pub(crate) fn needed_size(content_blocks: u64, inodes: u64, bytes_per_inode: u32) -> u64 {
+/// Bytes an image must have for `content_blocks` of files and directories and for their inodes, rounded up to a MiB.
+pub(crate) fn needed_size(content_blocks: u64, inodes: InodeDemand) -> u64 {
     const MIB: u64 = 1024 * 1024;
     // No group has more inodes than bits in a bitmap, so many inodes need many groups.
-    let groups = inodes.div_ceil(u64::from(MAX_INODES_PER_GROUP));
+    let groups = inodes.used.div_ceil(u64::from(MAX_INODES_PER_GROUP));
     let least = groups.saturating_sub(1).saturating_mul(u64::from(BLOCKS_PER_GROUP));
     let least = content_blocks.max(least).max(u64::from(MIN_BLOCKS));
     let mut size = least.saturating_mul(BLOCK_SIZE).next_multiple_of(MIB);
@@ -164,7 +175,7 @@ pub(crate) fn needed_size(content_blocks: u64, inodes: u64, bytes_per_inode: u32
     // rounds is bounded all the same.
     for _ in 0..64 {
         let Ok(geometry) = Geometry::of_size(size) else { break };
-        let missing = match geometry.inodes_per_group(bytes_per_inode, inodes) {
+        let missing = match geometry.inodes_per_group(inodes) {
             Some(per_group) => (geometry.overhead(per_group) + content_blocks).saturating_sub(geometry.blocks.into()),
             None => u64::from(BLOCKS_PER_GROUP),
         };
@@ -239,18 +250,21 @@ mod tests {
     #[test]
     fn more_inodes_than_usual_are_found_room_for_until_there_is_none() {
         let geometry = Geometry::of_size(GIB).unwrap();
-        assert_eq!(geometry.inodes_per_group(16384, 0), Some(8192));
-        assert_eq!(geometry.inodes_per_group(16384, 100_000), Some(12512));
-        assert_eq!(geometry.inodes_per_group(16384, 8 * 32768), Some(32768));
-        assert_eq!(geometry.inodes_per_group(16384, 8 * 32768 + 1), None);
+        let per_group = |used, spare| geometry.inodes_per_group(InodeDemand { bytes_per_inode: 16384, used, spare });
+        assert_eq!(per_group(0, 8192), Some(8192));
+        assert_eq!(per_group(60_000, 5536), Some(8192));
+        assert_eq!(per_group(60_000, 5537), Some(8208));
+        assert_eq!(per_group(60_000, u32::MAX), Some(11_600), "half of the usual number are free");
+        assert_eq!(per_group(8 * 32768, 0), Some(32768));
+        assert_eq!(per_group(8 * 32768, 1), None);
     }
 
     #[test]
     fn the_size_named_as_needed_suffices() {
         for (content, inodes) in [(0, 11), (10_000, 11), (1_000_000, 500_000), (1, 40_000), (31_000, 20)] {
-            let size = needed_size(content, inodes, 16384);
-            let geometry = Geometry::of_size(size).unwrap();
-            let per_group = geometry.inodes_per_group(16384, inodes).unwrap();
+            let demand = InodeDemand { bytes_per_inode: 16384, used: inodes, spare: 8192 };
+            let geometry = Geometry::of_size(needed_size(content, demand)).unwrap();
+            let per_group = geometry.inodes_per_group(demand).unwrap();
             assert!(geometry.overhead(per_group) + content <= u64::from(geometry.blocks));
         }
     }

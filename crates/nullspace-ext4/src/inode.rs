@@ -18,9 +18,11 @@ pub(crate) const SYMLINK: u16 = 0o120000;
 pub(crate) const FLAG_INDEXED: u32 = 0x1000;
 pub(crate) const FLAG_EXTENTS: u32 = 0x8_0000;
 
-/// Seconds that the inode can tell: 34 bits from 1901 on.
+/// The first second that the inode can tell, in 1901.
 const FIRST_SECOND: i64 = i32::MIN as i64;
-const LAST_SECOND: i64 = FIRST_SECOND + (1 << 34) - 1;
+/// The last second before 2310-04-04. 34 bits would reach to 2446, but e2fsck takes what begins here for dates before
+/// 1970 that a kernel of 2013 got wrong, and wants to mend them.
+const LAST_SECOND: i64 = 3 * (1 << 32) + FIRST_SECOND - 1;
 
 /// An inode to be stored.
 #[derive(Debug)]
@@ -104,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_from_1901_to_2446_survive() {
+    fn dates_from_1901_to_2310_survive() {
         for seconds in [0, 1, -1, FIRST_SECOND, LAST_SECOND, 1 << 31, (1 << 31) - 1, 1 << 32, (1 << 33) + 5] {
             assert_eq!(decoded(seconds, 123_456_789), (seconds, 123_456_789));
         }

@@ -17,8 +17,8 @@ const MAX_NAME: usize = 255;
 /// The directory into which e2fsck puts what it finds.
 pub(crate) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
-/// A point in time. What ext4 cannot store (before 1901-12-13 or after 2446-05-10) becomes the nearest it can, as in
-/// the kernel.
+/// A point in time. What ext4 cannot store (before 1901-12-13), or not without e2fsck calling it an error (from
+/// 2310-04-04 on), becomes the nearest it can, as in the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timestamp {
     /// Seconds since 1970, negative before.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::content::ContentArea;
 use crate::error::Error;
 use crate::file::FileWriter;
-use crate::geometry::{self, Geometry};
+use crate::geometry::{self, Geometry, InodeDemand};
 use crate::output::Output;
 use crate::tree::{Timestamp, Tree};
 use crate::{BLOCK, BLOCK_SIZE, finish};
@@ -28,8 +28,8 @@ pub struct Options {
     pub time: Timestamp,
     /// One inode for so many bytes of the image, as `mke2fs -i` has it. At least 1024.
     pub bytes_per_inode: u32,
-    /// Inodes to have left for new files, if that many would be free on an empty image of this size. The number of
-    /// inodes grows with the tree to keep this promise.
+    /// Inodes to have left for new files; half of what `bytes_per_inode` gives if that is less. The number of inodes
+    /// grows with the tree to keep this promise.
     pub spare_inodes: u32,
     /// Per cent of the blocks that only root may use (mke2fs: 5). At most 50.
     pub reserved_percent: u8,
@@ -48,6 +48,19 @@ impl Options {
             spare_inodes: 8192,
             reserved_percent: 0,
         }
+    }
+
+    /// Inodes for a tree that uses so many.
+    pub(crate) fn inode_demand(&self, used: u64) -> InodeDemand {
+        InodeDemand { bytes_per_inode: self.bytes_per_inode, used, spare: self.spare_inodes }
+    }
+
+    /// The error for contents that need so many blocks and inodes.
+    pub(crate) fn too_small(&self, blocks: u64, inodes: u64) -> Error {
+        let needed = geometry::needed_size(blocks, self.inode_demand(inodes));
+        // Adjoining room for inode tables can be missing although blocks are left: never name a size that just failed.
+        let more = self.size_bytes.saturating_add(1).next_multiple_of(1 << 20);
+        Error::TooSmall { size_bytes: self.size_bytes, needed_bytes: needed.max(more) }
     }
 }
 
@@ -91,12 +104,12 @@ impl ImageWriter {
             return Err(Error::BadLabel);
         }
         let geometry = Geometry::of_size(options.size_bytes)?;
-        let per_group = geometry.inodes_per_group(options.bytes_per_inode, 0).unwrap_or_default();
+        let per_group = geometry.inodes_per_group(options.inode_demand(0)).unwrap_or_default();
         let overhead = geometry.overhead(per_group);
         let Some(room) = u64::from(geometry.blocks).checked_sub(overhead) else {
             return Err(Error::TooSmall {
                 size_bytes: options.size_bytes,
-                needed_bytes: geometry::needed_size(0, 0, options.bytes_per_inode),
+                needed_bytes: geometry::needed_size(0, options.inode_demand(0)),
             });
         };
         let output = Output::create(file, options.size_bytes)?;
@@ -125,11 +138,6 @@ impl ImageWriter {
 
     /// The error for contents that found the image full.
     pub(crate) fn full(&self, more_blocks: u64) -> Error {
-        let blocks = self.content.taken() + more_blocks;
-        Error::TooSmall {
-            size_bytes: self.options.size_bytes,
-            needed_bytes: geometry::needed_size(blocks, 0, self.options.bytes_per_inode)
-                .max(self.options.size_bytes + BLOCK_SIZE),
-        }
+        self.options.too_small(self.content.taken() + more_blocks, 0)
     }
 }

@@ -1,5 +1,6 @@
 //! Images in temporary files, and e2fsprogs to judge them.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -8,10 +9,13 @@ use nullspace_ext4::{FileData, ImageWriter, Meta, Options, Summary, Timestamp, T
 use tempfile::NamedTempFile;
 use uuid::Uuid;
 
+use crate::reader::{Found, Reader};
+
 /// 2023-11-14; before any clock that runs this test.
 pub(crate) const TIME: Timestamp = Timestamp { seconds: 1_700_000_000, nanoseconds: 123_456_789 };
 
 pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const GIB: u64 = 1 << 30;
 
 /// Options of a reproducible image.
 pub(crate) fn options(size_bytes: u64) -> Options {
@@ -70,9 +74,9 @@ impl Image {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// The contents of a file of the image.
-    pub(crate) fn cat(&self, path: &str) -> Vec<u8> {
-        run("debugfs", &["-R", &format!("cat {path}")], self.path()).stdout
+    /// Everything in the image, by our own reader.
+    pub(crate) fn read(&self) -> BTreeMap<Vec<u8>, Found> {
+        Reader::open(self.reopen()).tree()
     }
 
     /// What dumpe2fs prints.
@@ -86,6 +90,25 @@ pub(crate) fn data(writer: &mut ImageWriter, contents: &[u8]) -> FileData {
     let mut file = writer.begin_file();
     file.push(contents).unwrap();
     file.finish().unwrap()
+}
+
+/// Bytes without runs of zeros, the same for the same seed.
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// The whole file as it is, holes as zeros: for comparing small images.
+pub(crate) fn bytes_of(image: &Image) -> Vec<u8> {
+    std::fs::read(image.path()).unwrap()
 }
 
 fn run(program: &str, arguments: &[&str], image: &Path) -> Output {
