@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Runs the drivers' conformance tests on a real Firecracker with real guests, on a machine whose KVM may not work:
+# in a nested host (tools/nested_host.py). Takes about 5 minutes on two cores once the nested host's image is made.
+#
+# usage: tests/nested/firecracker.sh [TEST...]       names of tests in conformance.rs; default: all
+# needs: what tools/nested_host.py needs, scripts/guest-image.sh and scripts/fetch-firecracker.sh done, cargo
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+guest=target/guest
+for file in "$guest/vmlinux" "$guest/initramfs.cpio" target/firecracker/firecracker target/firecracker/jailer; do
+  [[ -e $file ]] || { echo "nested: $file is missing" >&2; exit 2; }
+done
+
+# The test binary of this build, as cargo names it.
+binary=$(cargo test --release --quiet -p nullspace-vmm --test conformance --no-run --message-format=json |
+  python3 -c 'import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("reason") == "compiler-artifact" and message["target"]["name"] == "conformance":
+        print(message["executable"])')
+[[ -x $binary ]]
+
+exec python3 tools/nested_host.py \
+  --file "$binary:/in/conformance" --bin target/firecracker/firecracker --bin target/firecracker/jailer \
+  --bin "$(command -v busybox)" --file "$guest/vmlinux:/in/guest/vmlinux" --file "$guest/vmlinuz:/in/guest/vmlinuz" \
+  --file "$guest/initramfs.cpio:/in/guest/initramfs.cpio" \
+  --env "TESTS=$*" --env "CYCLES=${NULLSPACE_TEST_CYCLES:-50}" --env "RUST_BACKTRACE=${RUST_BACKTRACE:-0}" \
+  --timeout "${NULLSPACE_NESTED_TIMEOUT:-1100}" --script tests/nested/in_l1.sh
