@@ -1,31 +1,18 @@
-//! Limits of the HTTP layer.
+//! Limits of the HTTP layer. The defaults fit a service that is reached directly.
 
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
-/// Limits of the HTTP layer. The defaults fit a service that is reached directly.
+/// Limits of requests.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
     /// Largest JSON body in bytes; larger ones are 413.
     pub max_json_body: usize,
     /// How long a JSON body may take to arrive; slower ones are 408.
     pub body_timeout: Duration,
-    /// How long a request's head may take, and how long a connection may be idle between requests.
-    pub header_timeout: Duration,
     /// Largest request head in bytes (request line and headers); larger ones are 431.
     pub max_head: usize,
-    /// Connections served at once; more wait in the kernel's queue.
-    pub max_connections: usize,
-    /// How long a peer may leave sent bytes unacknowledged before its connection is dropped.
-    pub stalled_peer_timeout: Duration,
     /// Time between the comments that keep an event stream alive.
     pub heartbeat: Duration,
-    /// How long running requests may take to end after `shutdown`.
-    pub shutdown_grace: Duration,
-    /// Cancelled when the service ends: no new connections, event streams end, running requests get
-    /// `shutdown_grace`.
-    pub shutdown: CancellationToken,
 }
 
 impl Default for ServerConfig {
@@ -33,13 +20,32 @@ impl Default for ServerConfig {
         Self {
             max_json_body: 16 << 20,
             body_timeout: Duration::from_secs(60),
-            header_timeout: Duration::from_secs(30),
             max_head: 32 << 10,
+            heartbeat: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Limits of connections.
+#[derive(Debug, Clone)]
+pub struct ConnectionLimits {
+    /// How long a request's head may take, and how long a connection may be idle between requests.
+    pub header_timeout: Duration,
+    /// Connections served at once; more wait in the kernel's queue.
+    pub max_connections: usize,
+    /// How long a peer may leave sent bytes unacknowledged before its connection is dropped.
+    pub stalled_peer_timeout: Duration,
+    /// How long running requests may take to end after the shutdown.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(30),
             max_connections: 1024,
             stalled_peer_timeout: Duration::from_secs(60),
-            heartbeat: Duration::from_secs(10),
             shutdown_grace: Duration::from_secs(10),
-            shutdown: CancellationToken::new(),
         }
     }
 }

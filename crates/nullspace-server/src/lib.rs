@@ -26,8 +26,8 @@ mod serve;
 mod service;
 mod sse;
 
-pub use config::ServerConfig;
+pub use config::{ConnectionLimits, ServerConfig};
 pub use openapi::openapi;
 pub use routes::router;
-pub use serve::serve;
+pub use serve::{serve, serve_with_limits};
 pub use service::{Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError};

@@ -2,89 +2,122 @@
 //!
 //! ```text
 //!   accept (while below max_connections) ──> one task a connection ──> router
-//!   shutdown: stop accepting ──> every connection finishes its request ──> grace over: the rest is dropped
+//!   shutdown: stop accepting ──> event streams end, running requests finish ──> grace over: the rest is dropped
 //! ```
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use crate::config::ServerConfig;
+use crate::config::ConnectionLimits;
 
-/// How long to wait after the kernel refused to hand out a connection (out of file descriptors, say).
+/// How long to wait after the kernel could not hand out a connection (out of file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Serve `router` on `listener` until `config.shutdown` is cancelled; return when the last connection has ended.
-pub async fn serve(listener: TcpListener, router: Router, config: ServerConfig) {
-    let slots = Arc::new(Semaphore::new(config.max_connections));
+/// Tells handlers that answer without end that the service is stopping.
+#[derive(Clone)]
+pub(crate) struct Stopping(pub(crate) CancellationToken);
+
+/// Serve `router` on `listener` until `shutdown` is ready; return when the last connection has ended.
+///
+/// # Errors
+/// When the listener does not work any more.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+    serve_with_limits(listener, router, ConnectionLimits::default(), shutdown).await
+}
+
+/// As [`serve`], with other limits.
+///
+/// # Errors
+/// When the listener does not work any more.
+pub async fn serve_with_limits(
+    listener: TcpListener,
+    router: Router,
+    limits: ConnectionLimits,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let stopping = CancellationToken::new();
+    let router = router.layer(Extension(Stopping(stopping.clone())));
     let mut connections = JoinSet::new();
+    let accepted = tokio::select! {
+        () = shutdown => Ok(()),
+        Err(error) = accept(&listener, &router, &limits, &stopping, &mut connections) => Err(error),
+    };
+    drop(listener);
+    stopping.cancel();
+    let all = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(limits.shutdown_grace, all).await.is_err() {
+        tracing::warn!(open = connections.len(), "drop the connections that outlast the shutdown's grace");
+        connections.shutdown().await;
+    }
+    accepted
+}
+
+/// Take connections for ever.
+async fn accept(
+    listener: &TcpListener,
+    router: &Router,
+    limits: &ConnectionLimits,
+    stopping: &CancellationToken,
+    connections: &mut JoinSet<()>,
+) -> io::Result<()> {
+    let slots = Arc::new(Semaphore::new(limits.max_connections));
     loop {
-        let slot = tokio::select! {
-            () = config.shutdown.cancelled() => break,
-            slot = Arc::clone(&slots).acquire_owned() => match slot {
-                Ok(slot) => slot,
-                // Nobody closes the semaphore.
-                Err(_) => break,
-            },
+        let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                return Err(error);
+            }
+            Err(error) => {
+                // The peer gave up in the queue, or the process is out of descriptors or memory: it may get better.
+                tracing::warn!(%error, "accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
         };
-        let stream = tokio::select! {
-            () = config.shutdown.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
-        };
-        if let Err(error) = prepare(&stream, &config) {
+        if let Err(error) = prepare(&stream, limits) {
             // The peer is gone already.
             tracing::debug!(%error, "prepare a connection");
             continue;
         }
-        let connection = connection(stream, router.clone(), config.clone());
+        let connection = connection(stream, router.clone(), limits.header_timeout, stopping.clone());
         connections.spawn(async move {
             connection.await;
             drop(slot);
         });
-        // Reap what has ended.
+        // Forget what has ended.
         while connections.try_join_next().is_some() {}
-    }
-    drop(listener);
-    let all = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(config.shutdown_grace, all).await.is_err() {
-        tracing::warn!(open = connections.len(), "connections dropped at the end of the shutdown's grace");
-        connections.shutdown().await;
     }
 }
 
 /// Answers are small and wanted at once; a peer that takes nothing in must not hold its connection for ever.
-fn prepare(stream: &TcpStream, config: &ServerConfig) -> io::Result<()> {
+fn prepare(stream: &TcpStream, limits: &ConnectionLimits) -> io::Result<()> {
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_socket_keepalive(stream, true)?;
-    let millis = u32::try_from(config.stalled_peer_timeout.as_millis()).unwrap_or(u32::MAX);
+    let millis = u32::try_from(limits.stalled_peer_timeout.as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_user_timeout(stream, millis)?;
     Ok(())
 }
 
-async fn connection(stream: TcpStream, router: Router, config: ServerConfig) {
-    let service = TowerToHyperService::new(router);
+async fn connection(stream: TcpStream, router: Router, header_timeout: Duration, stopping: CancellationToken) {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(config.header_timeout);
+    builder.timer(TokioTimer::new()).header_read_timeout(header_timeout);
+    let service = TowerToHyperService::new(router);
     let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = config.shutdown.cancelled() => {
+        () = stopping.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

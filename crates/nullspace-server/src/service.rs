@@ -27,6 +27,8 @@ use secrecy::SecretString;
 pub struct Caller {
     /// Id of the tenant that everything belongs to.
     pub tenant_id: String,
+    /// Slug of the tenant's own namespace.
+    pub namespace: String,
     /// Id of the key (not the key), for logs and `triggered_by`.
     pub key_id: String,
 }

@@ -32,20 +32,20 @@ const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 const BATCH: usize = 64;
 
 /// An answer that streams `entries`.
-pub(crate) fn response(entries: LogStream, heartbeat: Duration, shutdown: CancellationToken) -> Response {
+pub(crate) fn response(entries: LogStream, heartbeat: Duration, stopping: CancellationToken) -> Response {
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         // nginx would otherwise hold entries back until its buffer is full.
         (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
-    (headers, Body::from_stream(frames(entries, heartbeat, shutdown))).into_response()
+    (headers, Body::from_stream(frames(entries, heartbeat, stopping))).into_response()
 }
 
 struct State {
     entries: Pin<Box<ReadyChunks<LogStream>>>,
     heartbeat: Interval,
-    shutdown: CancellationToken,
+    stopping: CancellationToken,
     /// What to do when the entries at hand are sent.
     next: Next,
 }
@@ -59,11 +59,11 @@ enum Next {
 fn frames(
     entries: LogStream,
     heartbeat: Duration,
-    shutdown: CancellationToken,
+    stopping: CancellationToken,
 ) -> impl Stream<Item = Result<Bytes, io::Error>> {
     let mut heartbeat = tokio::time::interval_at(Instant::now() + heartbeat, heartbeat);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let state = State { entries: Box::pin(entries.ready_chunks(BATCH)), heartbeat, shutdown, next: Next::Read };
+    let state = State { entries: Box::pin(entries.ready_chunks(BATCH)), heartbeat, stopping, next: Next::Read };
     stream::unfold(state, |mut state| async move {
         loop {
             match std::mem::replace(&mut state.next, Next::Read) {
@@ -78,7 +78,7 @@ fn frames(
             }
             let bytes = tokio::select! {
                 biased;
-                () = state.shutdown.cancelled() => return None,
+                () = state.stopping.cancelled() => return None,
                 batch = state.entries.next() => {
                     let (bytes, next) = encode(batch?);
                     state.next = next;

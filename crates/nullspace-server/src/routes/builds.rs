@@ -1,5 +1,6 @@
 //! Starting and following builds.
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
@@ -12,6 +13,7 @@ use utoipa::IntoParams;
 
 use super::{AppState, json};
 use crate::extract::{JsonBody, OptionalJsonBody, PathParam, QueryParams};
+use crate::serve::Stopping;
 use crate::service::{Caller, RequestContext, ServiceError};
 use crate::sse;
 
@@ -100,13 +102,16 @@ pub(super) struct LogsQuery {
 pub(super) async fn stream_template_build_logs(
     State(state): State<AppState>,
     caller: Caller,
+    stopping: Option<Extension<Stopping>>,
     headers: HeaderMap,
     PathParam(build_id): PathParam,
     QueryParams(query): QueryParams<LogsQuery>,
 ) -> Result<Response, ServiceError> {
     let offset = query.offset.or(query.cursor).or_else(|| after_last_event(&headers)).unwrap_or(0);
     let entries = state.service.build_logs(&caller, &build_id, offset, query.follow.unwrap_or(false)).await?;
-    Ok(sse::response(entries, state.config.heartbeat, state.config.shutdown.clone()))
+    // Without a server around the router there is nothing that stops.
+    let stopping = stopping.map(|Extension(Stopping(token))| token).unwrap_or_default();
+    Ok(sse::response(entries, state.config.heartbeat, stopping))
 }
 
 /// What a browser's EventSource asks for when it comes back by itself.

@@ -233,18 +233,6 @@ async fn a_stream_that_fails_breaks_off_after_what_it_had() {
     assert!(body.next().await.is_none());
 }
 
-#[tokio::test]
-async fn a_stream_ends_when_the_service_does() {
-    let fake = Fake::new();
-    fake.push(Start, "x");
-    let config = ServerConfig::default();
-    let shutdown = config.shutdown.clone();
-    let mut body = stream(&fake, "?follow=true", config).await.into_body().into_data_stream();
-    assert!(body.next().await.unwrap().is_ok());
-    shutdown.cancel();
-    assert!(body.next().await.is_none());
-}
-
 #[test]
 fn every_field_of_a_sandbox_can_be_picked_and_every_documented_field_of_a_template() {
     let document = nullspace_server::openapi();

@@ -1,11 +1,12 @@
 //! Real connections: limits of time and number, and an orderly end.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nullspace_api::{ErrorResponse, TemplateBuildLogKind};
-use nullspace_server::{ServerConfig, serve};
+use nullspace_server::{ConnectionLimits, ServerConfig, serve_with_limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -17,15 +18,20 @@ struct Server {
     fake: Arc<Fake>,
     address: SocketAddr,
     shutdown: CancellationToken,
-    task: JoinHandle<()>,
+    task: JoinHandle<io::Result<()>>,
 }
 
-async fn start(config: ServerConfig) -> Server {
+async fn start(limits: ConnectionLimits) -> Server {
+    start_with(ServerConfig::default(), limits).await
+}
+
+async fn start_with(config: ServerConfig, limits: ConnectionLimits) -> Server {
     let fake = Fake::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let shutdown = config.shutdown.clone();
-    let task = tokio::spawn(serve(listener, fake.router(config.clone()), config));
+    let shutdown = CancellationToken::new();
+    let serving = serve_with_limits(listener, fake.router(config), limits, shutdown.clone().cancelled_owned());
+    let task = tokio::spawn(serving);
     Server { fake, address, shutdown, task }
 }
 
@@ -57,7 +63,7 @@ fn client() -> reqwest::Client {
 
 #[tokio::test]
 async fn a_body_beyond_the_default_limit_gets_its_answer_even_while_it_is_being_sent() {
-    let server = start(ServerConfig::default()).await;
+    let server = start(ConnectionLimits::default()).await;
     for key in [KEY, "ns_live_wrong"] {
         let response = client()
             .post(server.url("/v1/templates/builds"))
@@ -84,7 +90,7 @@ async fn a_body_beyond_the_default_limit_gets_its_answer_even_while_it_is_being_
 
 #[tokio::test]
 async fn a_client_that_asks_first_is_not_told_to_send_what_will_be_refused() {
-    let server = start(ServerConfig::default()).await;
+    let server = start(ConnectionLimits::default()).await;
     let head = format!(
         "POST /v1/templates/builds HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n\
          content-length: 100000000\r\nexpect: 100-continue\r\n\r\n"
@@ -95,8 +101,8 @@ async fn a_client_that_asks_first_is_not_told_to_send_what_will_be_refused() {
 
 #[tokio::test]
 async fn a_head_that_does_not_come_closes_the_connection() {
-    let config = ServerConfig { header_timeout: Duration::from_millis(100), ..ServerConfig::default() };
-    let server = start(config).await;
+    let limits = ConnectionLimits { header_timeout: Duration::from_millis(100), ..ConnectionLimits::default() };
+    let server = start(limits).await;
     rest(server.raw("GET /healthz HTTP/1.1\r\nhost: x\r\nx-slow: ").await).await;
     rest(server.raw("").await).await;
     // And so does idling between requests.
@@ -107,7 +113,7 @@ async fn a_head_that_does_not_come_closes_the_connection() {
 #[tokio::test]
 async fn a_body_that_does_not_come_is_408() {
     let config = ServerConfig { body_timeout: Duration::from_millis(100), ..ServerConfig::default() };
-    let server = start(config).await;
+    let server = start_with(config, ConnectionLimits::default()).await;
     let head = format!(
         "POST /v1/templates/builds HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n\
          content-length: 100\r\nconnection: close\r\n\r\n{{"
@@ -119,7 +125,7 @@ async fn a_body_that_does_not_come_is_408() {
 
 #[tokio::test]
 async fn more_connections_than_allowed_wait_for_their_turn() {
-    let server = start(ServerConfig { max_connections: 1, ..ServerConfig::default() }).await;
+    let server = start(ConnectionLimits { max_connections: 1, ..ConnectionLimits::default() }).await;
     let first = server.raw("GET /healthz HTTP/1.1\r\nhost: x\r\n").await;
     let mut second = server.raw("GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
     let mut byte = [0];
@@ -131,7 +137,7 @@ async fn more_connections_than_allowed_wait_for_their_turn() {
 
 #[tokio::test]
 async fn a_shutdown_lets_running_requests_end_and_takes_no_new_ones() {
-    let server = start(ServerConfig::default()).await;
+    let server = start(ConnectionLimits::default()).await;
     server.fake.push(TemplateBuildLogKind::Start, "x");
     let exec = client().post(server.url("/v1/sandboxes/sb_1/exec")).bearer_auth(KEY);
     let running = tokio::spawn(exec.json(&serde_json::json!({"command": "sleep"})).send());
@@ -149,21 +155,21 @@ async fn a_shutdown_lets_running_requests_end_and_takes_no_new_ones() {
     assert_eq!(response.json::<serde_json::Value>().await.unwrap()["stdout"], "slept");
     assert!(logs.text().await.unwrap().starts_with("id: 0\n"), "the stream ended cleanly");
     rest(idle).await;
-    server.task.await.unwrap();
+    server.task.await.unwrap().unwrap();
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     assert!(TcpStream::connect(server.address).await.is_err());
 }
 
 #[tokio::test]
 async fn a_request_that_does_not_end_is_dropped_when_the_grace_is_over() {
-    let config = ServerConfig { shutdown_grace: Duration::from_millis(100), ..ServerConfig::default() };
-    let server = start(config).await;
+    let limits = ConnectionLimits { shutdown_grace: Duration::from_millis(100), ..ConnectionLimits::default() };
+    let server = start(limits).await;
     let exec = client().post(server.url("/v1/sandboxes/sb_1/exec")).bearer_auth(KEY);
     let hanging = tokio::spawn(exec.json(&serde_json::json!({"command": "hang"})).send());
     while server.fake.calls.lock().unwrap().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     server.shutdown.cancel();
-    tokio::time::timeout(Duration::from_secs(5), server.task).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(5), server.task).await.unwrap().unwrap().unwrap();
     assert!(hanging.await.unwrap().is_err());
 }

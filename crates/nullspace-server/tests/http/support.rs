@@ -181,7 +181,7 @@ impl Service for Fake {
             }
             _ => return Ok(None),
         };
-        Ok(Some(Caller { tenant_id: tenant_id.into(), key_id: "key_1".into() }))
+        Ok(Some(Caller { tenant_id: tenant_id.into(), namespace: "ns".into(), key_id: "key_1".into() }))
     }
 
     async fn start_build(
