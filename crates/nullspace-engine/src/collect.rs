@@ -32,11 +32,11 @@ pub(crate) async fn run(inner: Arc<Inner>) {
 
 async fn once(inner: &Inner) -> Result<(), StoreError> {
     let now = Timestamp::now();
-    for artifact in inner.metadata.collectable_artifacts(now, BATCH).await? {
+    for unused in inner.metadata.collectable_artifacts(now, BATCH).await? {
         // The row first: files without a row are swept at the next start, a row without files would be a lie.
-        if inner.metadata.purge_artifact(artifact, now).await? {
-            inner.files.remove_artifact(artifact).await?;
-            tracing::info!(%artifact, "artifact removed");
+        if inner.metadata.purge_artifact(unused.id, now).await? {
+            inner.files.remove_artifact(&unused.folder).await?;
+            tracing::info!(artifact = %unused.id, "artifact removed");
         }
     }
     let unused_since = now - KEEP_ROOTFS;

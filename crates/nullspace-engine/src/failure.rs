@@ -10,21 +10,21 @@ use serde_json::{Map, Value};
 /// A build's failure, in the user's terms.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
-pub struct BuildFailure {
+pub(crate) struct BuildFailure {
     /// Where in the build.
-    pub phase: TemplateFailurePhase,
+    pub(crate) phase: TemplateFailurePhase,
     /// Whose fault, coarsely.
-    pub code: TemplateFailureDetailCode,
+    pub(crate) code: TemplateFailureDetailCode,
     /// `details.reason`: see the constants of [`reason`].
-    pub reason: &'static str,
+    pub(crate) reason: &'static str,
     /// What happened, one sentence.
-    pub message: String,
+    pub(crate) message: String,
     /// True when the same build may succeed later, unchanged.
-    pub retryable: bool,
+    pub(crate) retryable: bool,
     /// What to do about it.
-    pub suggested_action: String,
+    pub(crate) suggested_action: String,
     /// Further keys of `details`.
-    pub details: Map<String, Value>,
+    pub(crate) details: Map<String, Value>,
 }
 
 /// Values of `details.reason`.
@@ -71,7 +71,7 @@ const RETRY_LATER: &str = "Try again; if it persists, tell the operator the buil
 
 impl BuildFailure {
     /// A failure that is the definition's or the image's, not to be retried unchanged.
-    pub fn user(
+    pub(crate) fn user(
         phase: TemplateFailurePhase,
         reason: &'static str,
         message: impl Into<String>,
@@ -89,7 +89,11 @@ impl BuildFailure {
     }
 
     /// A fault of the service or the host, worth another attempt. `message` is for users: no internals.
-    pub fn infrastructure(phase: TemplateFailurePhase, reason: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn infrastructure(
+        phase: TemplateFailurePhase,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
         BuildFailure {
             code: TemplateFailureDetailCode::InternalError,
             retryable: true,
@@ -98,19 +102,19 @@ impl BuildFailure {
     }
 
     /// An error that no user can do anything about: logged whole, shown without internals.
-    pub fn internal(phase: TemplateFailurePhase, error: &dyn std::fmt::Display) -> Self {
+    pub(crate) fn internal(phase: TemplateFailurePhase, error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, phase = ?phase, "internal error in a build");
         BuildFailure::infrastructure(phase, reason::INTERNAL, "the service failed at its own work")
     }
 
     /// Adds a key to `details`.
-    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+    pub(crate) fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.details.insert(key.to_owned(), value.into());
         self
     }
 
     /// A machine's failure while in `phase`.
-    pub fn machine(phase: TemplateFailurePhase, error: &VmmError) -> Self {
+    pub(crate) fn machine(phase: TemplateFailurePhase, error: &VmmError) -> Self {
         tracing::error!(error = %chain(error), phase = ?phase, "machine failed in a build");
         let message = match error {
             VmmError::Timeout { what, limit_ms } => format!("the build machine failed: {what} took over {limit_ms} ms"),
@@ -121,7 +125,7 @@ impl BuildFailure {
     }
 
     /// The agent's failure while in `phase`; a [`AgentError::Failed`] is the image's or the definition's.
-    pub fn agent(phase: TemplateFailurePhase, error: &AgentError) -> Self {
+    pub(crate) fn agent(phase: TemplateFailurePhase, error: &AgentError) -> Self {
         match error {
             AgentError::Failed(failure) => BuildFailure::user(
                 phase,
@@ -137,7 +141,7 @@ impl BuildFailure {
     }
 
     /// The `error_detail` of the wire.
-    pub fn detail(&self, build_id: &str, attempt: u32, max_attempts: u32) -> TemplateFailureDetail {
+    pub(crate) fn detail(&self, build_id: &str, attempt: u32, max_attempts: u32) -> TemplateFailureDetail {
         let (message, action) = (self.message.clone(), self.suggested_action.clone());
         let mut detail = TemplateFailureDetail::new(self.code, self.phase, self.retryable, message, action);
         detail.attempt = Some(attempt);

@@ -1,22 +1,22 @@
 //! OCI images: what a registry has, what an image says of run time, and how an import's errors read to users.
 
-use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use nullspace_api::{
     TemplateBaseImageAuth, TemplateFailureDetailCode, TemplateFailurePhase as Phase, TemplateOciHealthcheckMetadata,
     TemplateOciImageMetadata,
 };
 use nullspace_oci::config::{Healthcheck, ImageConfig};
+use nullspace_oci::import::{ImportError, ImportOptions, Progress};
 use nullspace_oci::merge::LayerError;
 use nullspace_oci::platform::Platform;
 use nullspace_oci::reference::Reference;
 use nullspace_oci::registry::{Credentials, Registry, RegistryError, Repository, ResolvedImage};
-use nullspace_oci::{ImportError, ImportOptions};
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
-use crate::failure::{BuildFailure, chain, reason};
-use crate::import::{self, Imported};
+use crate::failure::{BuildFailure, reason};
+use crate::import::{self, Imported, Target};
 use crate::plan::{DEFAULT_WORKDIR, Runtime, StartCommand, readiness_to_api};
 use crate::readiness::{Readiness, Timing};
 
@@ -77,29 +77,33 @@ pub(crate) async fn resolve(
     Ok(Image { repository, resolved })
 }
 
-/// Downloads, verifies and merges the layers into an ext4 image in `target`.
+/// Downloads, verifies and merges the layers into an ext4 image. Blobs that come before their turn wait in `spool`.
 pub(crate) async fn import(
     image: Image,
-    target: File,
-    key: String,
-    disk_bytes: u64,
-    progress: import::Progress,
-    cancel: CancellationToken,
+    target: Target,
+    spool: PathBuf,
+    lines: import::Lines,
 ) -> Result<Imported, BuildFailure> {
-    let runtime = tokio::runtime::Handle::current();
-    let layers = image.resolved.layers.len();
-    import::blocking(move || {
-        import::to_image(target, &key, disk_bytes, |sink| {
-            let say = |at: &nullspace_oci::Progress| {
-                let (done, all) = (at.downloaded_bytes >> 20, at.total_bytes >> 20);
-                progress
-                    .say(|| format!("{done} of {all} MiB downloaded, {} of {layers} layers merged", at.layers_done));
-            };
-            let options = ImportOptions::default();
-            runtime.block_on(nullspace_oci::import(&image.repository, &image.resolved, sink, options, &say, &cancel))
-        })
-    })
-    .await
+    let options = ImportOptions {
+        cancel: target.cancel.clone(),
+        spool_directory: Some(spool),
+        progress: Arc::new(move |progress| match progress {
+            Progress::Started { layers, bytes } => {
+                lines.say(|| format!("Importing {layers} layers, {} MiB", bytes >> 20))
+            }
+            Progress::Downloaded { bytes, total } => {
+                lines.say(|| format!("Downloaded {} of {} MiB", bytes >> 20, total >> 20));
+            }
+            Progress::LayerDone { done, layers, uncompressed, .. } => {
+                lines.say(|| format!("Merged layer {done} of {layers} ({} MiB unpacked)", uncompressed >> 20));
+            }
+        }),
+        ..ImportOptions::default()
+    };
+    let (sink, writing) = target.begin()?;
+    let imported = nullspace_oci::import::import(&image.repository, &image.resolved, sink, options).await;
+    let merged = imported.map(|imported| imported.tree).map_err(|error| failed(&error));
+    writing.finish(merged).await
 }
 
 /// A registry's refusal in the user's terms.
@@ -151,29 +155,40 @@ fn refused(error: &RegistryError) -> BuildFailure {
 }
 
 /// An import's error in the user's terms.
-pub(crate) fn failed(error: &ImportError) -> BuildFailure {
+fn failed(error: &ImportError) -> BuildFailure {
     match error {
         ImportError::Registry(error) => refused(error),
-        ImportError::Layer { source: LayerError::UnsupportedSpecialFile { path, entry_type }, .. } => {
-            BuildFailure::user(
-                Phase::Prepare,
-                reason::UNSUPPORTED_SPECIAL_FILE,
-                error.to_string(),
-                "Remove that file from the image; devices appear in the guest by themselves.",
-            )
-            .with("path", path.as_str())
-            .with("entry_type", *entry_type)
-        }
+        ImportError::Layer { source, .. } => layer_failed(source, error),
         ImportError::Cancelled => {
             BuildFailure::infrastructure(Phase::Interrupted, reason::INTERNAL, "the import was stopped")
         }
-        other => BuildFailure::user(
-            Phase::Prepare,
-            reason::INVALID_IMAGE,
-            format!("the image cannot be imported: {}", chain(other)),
-            "Build and push the image again.",
-        ),
+        ImportError::Io(_) => BuildFailure::internal(Phase::Prepare, error),
+        ImportError::Stream { .. } => invalid(error),
     }
+}
+
+/// A layer's error in the user's terms; `whole` is the error that says which layer.
+pub(crate) fn layer_failed(error: &LayerError, whole: &dyn std::error::Error) -> BuildFailure {
+    match error {
+        LayerError::UnsupportedSpecialFile { path, entry_type } => BuildFailure::user(
+            Phase::Prepare,
+            reason::UNSUPPORTED_SPECIAL_FILE,
+            whole.to_string(),
+            "Remove that file from the image; devices appear in the guest by themselves.",
+        )
+        .with("path", path.as_str())
+        .with("entry_type", *entry_type),
+        _ => invalid(whole),
+    }
+}
+
+fn invalid(error: &dyn std::error::Error) -> BuildFailure {
+    BuildFailure::user(
+        Phase::Prepare,
+        reason::INVALID_IMAGE,
+        format!("the image cannot be imported: {error}"),
+        "Build and push the image again.",
+    )
 }
 
 /// What the image says of run time. Malformed variables are skipped, as the contract says.

@@ -14,17 +14,19 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nullspace_api::TemplateFailurePhase as Phase;
 use nullspace_ext4::{FileData, ImageWriter, NodeId, Options, Summary, Tree};
-use nullspace_oci::ImportError;
 use nullspace_oci::merge::{ContentSink, EntryKind, MergedTree, Meta, SinkError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
 
 use crate::failure::{BuildFailure, reason};
@@ -109,13 +111,13 @@ impl InFlight {
 }
 
 /// Progress of an import as log lines, at a humane rate. Called from the reader's thread.
-pub(crate) struct Progress {
+pub(crate) struct Lines {
     lines: tokio::sync::mpsc::Sender<String>,
     last: Mutex<Instant>,
 }
 
-impl Progress {
-    pub(crate) fn new(log: BuildLog, tasks: &TaskTracker) -> Progress {
+impl Lines {
+    pub(crate) fn new(log: BuildLog, tasks: &TaskTracker) -> Lines {
         let (lines, mut said) = tokio::sync::mpsc::channel::<String>(1);
         tasks.spawn(async move {
             while let Some(line) = said.recv().await {
@@ -124,7 +126,7 @@ impl Progress {
                 }
             }
         });
-        Progress { lines, last: Mutex::new(Instant::now()) }
+        Lines { lines, last: Mutex::new(Instant::now()) }
     }
 
     /// Says it, unless something was said a moment ago.
@@ -139,14 +141,10 @@ impl Progress {
 }
 
 /// Imports a root tree's tar whose SHA-256 is known.
-pub(crate) async fn tar(
-    path: PathBuf,
-    sha256: String,
-    target: File,
-    disk_bytes: u64,
-    cancel: CancellationToken,
-) -> Result<Imported, BuildFailure> {
-    blocking(move || {
+pub(crate) async fn tar(path: PathBuf, sha256: String, target: Target) -> Result<Imported, BuildFailure> {
+    let cancel = target.cancel.clone();
+    let (sink, writing) = target.begin()?;
+    let merged = blocking(move || {
         // Read twice, but hashed first: what was pinned is what is imported.
         let found = crate::builtin::sha256(&path).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
         if found != sha256 {
@@ -154,45 +152,87 @@ pub(crate) async fn tar(
             return Err(BuildFailure::user(Phase::Prepare, reason::INVALID_IMAGE, message, "Restart the service."));
         }
         let file = File::open(&path).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
-        let key = tar_key(&sha256);
-        to_image(target, &key, disk_bytes, |sink| nullspace_oci::import_tar(file, sink, &cancel))
+        let reader = Cancellable { inner: file, cancel };
+        let imported = nullspace_oci::import::import_tar(reader, sink, &Default::default());
+        imported.map(|imported| imported.tree).map_err(|error| crate::image::layer_failed(&error, &error))
     })
-    .await
+    .await;
+    writing.finish(merged).await
+}
+
+/// A reader that ends when the build does.
+struct Cancellable<R> {
+    inner: R,
+    cancel: CancellationToken,
+}
+
+impl<R: Read> Read for Cancellable<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(std::io::Error::other("the build was stopped"));
+        }
+        self.inner.read(buffer)
+    }
 }
 
 /// Runs a job on a thread of its own and waits for it.
-pub(crate) async fn blocking<T: Send + 'static>(
+async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, BuildFailure> + Send + 'static,
 ) -> Result<T, BuildFailure> {
     let done = tokio::task::spawn_blocking(job).await;
     done.unwrap_or_else(|error| Err(BuildFailure::internal(Phase::Prepare, &error)))
 }
 
-/// Reads with `read` into an ext4 image in `target`.
-pub(crate) fn to_image(
-    target: File,
-    key: &str,
-    disk_bytes: u64,
-    read: impl FnOnce(&mut Sink) -> Result<MergedTree<Content>, ImportError>,
-) -> Result<Imported, BuildFailure> {
-    let options = options(key, disk_bytes);
-    let image = ImageWriter::create(target, options).map_err(|error| written(&error))?;
-    let (ops, queue) = sync_channel(QUEUED);
-    std::thread::scope(|threads| {
-        let writer = threads.spawn(move || write(image, queue));
-        let mut sink = Sink { ops, next: 0, buffer: Vec::with_capacity(PIECE) };
-        let merged = read(&mut sink);
-        drop(sink);
-        let written_contents = writer.join().unwrap_or_else(|_| Err(WriteError::Died));
-        // A writer's error is the cause when both have one: the reader only saw its channel close.
-        let (image, contents) = match (written_contents, &merged) {
-            (Err(WriteError::Ext4(error)), _) => return Err(written(&error)),
-            (Err(error @ WriteError::Died), _) => return Err(BuildFailure::internal(Phase::Prepare, &error)),
-            (Ok(done), _) => done,
-        };
-        let merged = merged.map_err(|error| crate::image::failed(&error))?;
-        finish(image, contents, merged)
-    })
+/// The image file to write.
+pub(crate) struct Target {
+    pub(crate) file: File,
+    pub(crate) key: String,
+    pub(crate) disk_bytes: u64,
+    /// Ends the import.
+    pub(crate) cancel: CancellationToken,
+    /// Held by the writer's thread, which ends last: the file's folder stays until then.
+    pub(crate) busy: TaskTrackerToken,
+}
+
+impl Target {
+    /// Starts the writer's thread.
+    pub(crate) fn begin(self) -> Result<(Sink, Writing), BuildFailure> {
+        let options = options(&self.key, self.disk_bytes);
+        let image = ImageWriter::create(self.file, options).map_err(|error| written(&error))?;
+        let (ops, queue) = sync_channel(QUEUED);
+        let busy = self.busy.clone();
+        let thread = std::thread::Builder::new().name("image-writer".to_owned()).spawn(move || {
+            let _busy = busy;
+            write(image, queue)
+        });
+        let thread = thread.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+        Ok((Sink { ops, next: 0, buffer: Vec::new() }, Writing { thread, busy: self.busy }))
+    }
+}
+
+/// The writer's thread, from outside.
+pub(crate) struct Writing {
+    thread: JoinHandle<Result<(ImageWriter, Vec<FileData>), WriteError>>,
+    busy: TaskTrackerToken,
+}
+
+impl Writing {
+    /// Waits for the contents and writes what `merged` says of them. The sink must be gone by now.
+    pub(crate) async fn finish(
+        self,
+        merged: Result<MergedTree<Content>, BuildFailure>,
+    ) -> Result<Imported, BuildFailure> {
+        blocking(move || {
+            let _busy = self.busy;
+            match self.thread.join().unwrap_or(Err(WriteError::Died)) {
+                // The cause, when both have failed: the reader only saw its channel close.
+                Err(WriteError::Ext4(error)) => Err(written(&error)),
+                Err(error @ WriteError::Died) => Err(BuildFailure::internal(Phase::Prepare, &error)),
+                Ok((image, contents)) => finish(image, contents, merged?),
+            }
+        })
+        .await
+    }
 }
 
 /// Everything in the image that is not its content, from the key.
@@ -259,10 +299,10 @@ impl ContentSink for Sink {
             self.flush()?;
         }
         if bytes.len() >= PIECE {
-            self.send(Op::Bytes(bytes.to_vec()))
-        } else {
-            Ok(self.buffer.extend_from_slice(bytes))
+            return self.send(Op::Bytes(bytes.to_vec()));
         }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
     }
 
     fn hole(&mut self, len: u64) -> Result<(), SinkError> {

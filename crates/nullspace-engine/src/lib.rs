@@ -145,7 +145,8 @@ impl Engine {
             tracing::info!(sandboxes = ended.len(), files = ?report.removed, "cleaned up after an earlier run");
         }
         if report.missing != nullspace_store::KnownFiles::default() {
-            tracing::error!(missing = ?report.missing, "files of the store are missing: what needs them fails");
+            tracing::error!(missing = ?report.missing, "files of the store are missing: templates made of them are gone");
+            inner.metadata.forget_lost(&report.missing, now).await?;
         }
         for _ in 0..inner.config.build_concurrency {
             inner.tasks.spawn(worker::work(Arc::clone(inner)));

@@ -119,10 +119,6 @@ impl BuildLog {
         BuildLog { metadata, hub, lease, ids: build.into() }
     }
 
-    pub(crate) fn ids(&self) -> LogIds {
-        self.ids
-    }
-
     /// Appends entries in their order; returns when they are durable.
     pub(crate) async fn append(&self, entries: Vec<TemplateBuildLogEntry>) -> Result<(), StoreError> {
         if entries.is_empty() {

@@ -153,6 +153,7 @@ pub(crate) async fn run(
     last.result = Some(result);
     last.result_metadata = Some(metadata);
     Ok(FinishReady {
+        folder: published.folder,
         rootfs_key: prepared.rootfs.key.clone(),
         disk_bytes: summary.disk_bytes,
         stored_bytes: published.stored_bytes,

@@ -16,27 +16,27 @@ pub const DEFAULT_WORKDIR: &str = "/workspace";
 
 /// A build's definition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BuildPlan {
+pub(crate) struct BuildPlan {
     /// Where the root filesystem comes from.
-    pub source: Source,
+    pub(crate) source: Source,
     /// Size and reach of the machine.
-    pub machine: MachineSize,
+    pub(crate) machine: MachineSize,
     /// Variables of build time; gone afterwards.
-    pub build_envs: BTreeMap<String, String>,
+    pub(crate) build_envs: BTreeMap<String, String>,
     /// The user's start command, run by `sh -c`.
-    pub start_cmd: Option<String>,
+    pub(crate) start_cmd: Option<String>,
     /// What the request says of run time; the source fills the gaps.
-    pub runtime: RuntimeWish,
+    pub(crate) runtime: RuntimeWish,
     /// Reuse nothing.
-    pub skip_cache: bool,
+    pub(crate) skip_cache: bool,
     /// Credentials came with the request; their values are in memory only.
-    pub authenticated: bool,
+    pub(crate) authenticated: bool,
 }
 
 /// Where a root filesystem comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Source {
+pub(crate) enum Source {
     /// An image in a registry.
     Image {
         /// As the user wrote it.
@@ -58,43 +58,43 @@ pub enum Source {
 
 /// Size and reach of a build's machine and of the sandboxes made from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachineSize {
+pub(crate) struct MachineSize {
     /// Virtual CPUs.
-    pub vcpus: u32,
+    pub(crate) vcpus: u32,
     /// Memory, MiB.
-    pub memory_mib: u32,
+    pub(crate) memory_mib: u32,
     /// Whether the build machine reaches the internet.
-    pub internet_access: bool,
+    pub(crate) internet_access: bool,
     /// Disk as the guest sees it, MiB; `None`: the source's size and some headroom.
-    pub disk_mb: Option<u32>,
+    pub(crate) disk_mb: Option<u32>,
 }
 
 /// What a request says of run time. `None`: as the source has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RuntimeWish {
+pub(crate) struct RuntimeWish {
     /// User of start command and execs.
-    pub user: Option<String>,
+    pub(crate) user: Option<String>,
     /// Their working directory.
-    pub workdir: Option<String>,
+    pub(crate) workdir: Option<String>,
     /// Variables of building, start command, sandboxes and child templates.
-    pub envs: BTreeMap<String, String>,
+    pub(crate) envs: BTreeMap<String, String>,
     /// When the start command counts as ready.
-    pub readiness: Option<Readiness>,
+    pub(crate) readiness: Option<Readiness>,
 }
 
 /// What sandboxes of a template start with. Kept with the artifact, with the values of variables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Runtime {
+pub(crate) struct Runtime {
     /// Variables.
-    pub envs: BTreeMap<String, String>,
+    pub(crate) envs: BTreeMap<String, String>,
     /// User; `None` is root.
-    pub user: Option<String>,
+    pub(crate) user: Option<String>,
     /// Working directory.
-    pub workdir: String,
+    pub(crate) workdir: String,
     /// What ran when the machine was snapshotted.
-    pub start: Option<StartCommand>,
+    pub(crate) start: Option<StartCommand>,
     /// When it counted as ready.
-    pub readiness: Option<Readiness>,
+    pub(crate) readiness: Option<Readiness>,
 }
 
 impl Default for Runtime {
@@ -106,21 +106,21 @@ impl Default for Runtime {
 /// A start command, as shown and as run. An image's own ENTRYPOINT and CMD run without a shell, since the image may have
 /// none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StartCommand {
+pub(crate) struct StartCommand {
     /// As `runtime_defaults.start_cmd` shows it.
-    pub shown: String,
+    pub(crate) shown: String,
     /// Program and arguments.
-    pub argv: Vec<String>,
+    pub(crate) argv: Vec<String>,
 }
 
 impl StartCommand {
     /// A line for `sh -c`.
-    pub fn shell(line: &str) -> Self {
+    pub(crate) fn shell(line: &str) -> Self {
         StartCommand { shown: line.to_owned(), argv: ["sh", "-c", line].map(str::to_owned).to_vec() }
     }
 
     /// ENTRYPOINT and CMD joined, escaped for show; `None` when both are empty.
-    pub fn of_image(entrypoint: &[String], cmd: &[String]) -> Option<Self> {
+    pub(crate) fn of_image(entrypoint: &[String], cmd: &[String]) -> Option<Self> {
         let argv: Vec<String> = entrypoint.iter().chain(cmd).cloned().collect();
         if argv.is_empty() {
             return None;
@@ -141,7 +141,7 @@ fn quote(word: &str) -> String {
 
 impl Runtime {
     /// The source's runtime with the request's wishes over it: variables one by one, everything else whole.
-    pub fn with(mut self, start_cmd: Option<&str>, wish: &RuntimeWish) -> Runtime {
+    pub(crate) fn with(mut self, start_cmd: Option<&str>, wish: &RuntimeWish) -> Runtime {
         self.envs.extend(wish.envs.clone());
         if let Some(user) = &wish.user {
             self.user = Some(user.clone());
@@ -161,7 +161,7 @@ impl Runtime {
     }
 
     /// What the API shows: keys of variables, never values.
-    pub fn shown(&self) -> nullspace_api::TemplateRuntimeDefaults {
+    pub(crate) fn shown(&self) -> nullspace_api::TemplateRuntimeDefaults {
         nullspace_api::TemplateRuntimeDefaults {
             default_env_keys: self.envs.keys().cloned().collect(),
             start_cmd: self.start.as_ref().map(|start| start.shown.clone()),
@@ -173,7 +173,7 @@ impl Runtime {
 }
 
 /// The wire's form of a readiness.
-pub fn readiness_to_api(readiness: &Readiness) -> TemplateReadinessProbe {
+pub(crate) fn readiness_to_api(readiness: &Readiness) -> TemplateReadinessProbe {
     let parts =
         |timing: &Timing| (Some(timing.timeout_secs), Some(timing.interval_ms), Some(timing.startup_grace_secs));
     match readiness {

@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::Inner;
 use crate::failure::{BuildFailure, reason};
 use crate::image;
-use crate::import::{self, Imported};
+use crate::import::{self, Imported, Target};
 use crate::logs::BuildLog;
 use crate::pipeline::{Error, Scope};
 use crate::plan::{BuildPlan, Runtime, Source};
@@ -86,8 +86,9 @@ impl Preparing<'_> {
         let key = import::image_key(&resolved.manifest_digest(), disk_bytes);
         let mut cache = TemplateBuildCacheSummary::default();
         let rootfs = self
-            .rootfs(&key, &digest, &mut cache, |target, progress, cancel| {
-                image::import(resolved.clone(), target, key.clone(), disk_bytes, progress, cancel)
+            .rootfs(&key, &digest, disk_bytes, &mut cache, |target, spool| {
+                let lines = import::Lines::new(self.log.clone(), &self.scope.tasks);
+                image::import(resolved.clone(), target, spool, lines)
             })
             .await?;
         let runtime = image::runtime(resolved.config());
@@ -104,15 +105,15 @@ impl Preparing<'_> {
         let mut cache = TemplateBuildCacheSummary::default();
         let digest = sha256.to_owned();
         let rootfs = self
-            .rootfs(&import::tar_key(sha256), &format!("sha256:{sha256}"), &mut cache, |target, _, cancel| {
-                import::tar(tar.clone(), digest.clone(), target, disk_bytes, cancel)
+            .rootfs(&import::tar_key(sha256), &format!("sha256:{sha256}"), disk_bytes, &mut cache, |target, _| {
+                import::tar(tar, digest, target)
             })
             .await?;
         self.prepared(rootfs, disk_bytes, Runtime::default(), None, cache)
     }
 
     async fn template(&self, reference: &str, artifact: nullspace_store::ArtifactId) -> Result<Prepared, Error> {
-        let parent = match self.inner.metadata.get_artifact(artifact).await {
+        let parent = match self.inner.metadata.hold_artifact(self.lease, artifact).await {
             Ok(parent) => parent,
             Err(StoreError::NotFound) => {
                 return Err(BuildFailure::user(
@@ -158,11 +159,12 @@ impl Preparing<'_> {
         &self,
         key: &str,
         subject: &str,
+        disk_bytes: u64,
         cache: &mut TemplateBuildCacheSummary,
         start: F,
     ) -> Result<Rootfs, Error>
     where
-        F: FnOnce(std::fs::File, import::Progress, tokio_util::sync::CancellationToken) -> R,
+        F: FnOnce(Target, PathBuf) -> R,
         R: Future<Output = Result<Imported, BuildFailure>>,
     {
         let _alone = self.inner.imports.enter(key).await;
@@ -186,12 +188,15 @@ impl Preparing<'_> {
         let began = Instant::now();
         let scratch = self.scope.scratch(self.inner)?;
         let path = scratch.path().join("rootfs.ext4");
-        let target = std::fs::File::options().create_new(true).read(true).write(true).open(&path);
-        let target = target.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
-        let progress = import::Progress::new(self.log.clone(), &self.scope.tasks);
-        // The threads of an import outlive a dropped future: the scope waits for them before the folder goes.
-        let _busy = self.scope.tasks.token();
-        let imported = start(target, progress, self.scope.cancel.clone()).await?;
+        let file = std::fs::File::options().create_new(true).read(true).write(true).open(&path);
+        let target = Target {
+            file: file.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?,
+            key: key.to_owned(),
+            disk_bytes,
+            cancel: self.scope.cancel.clone(),
+            busy: self.scope.tasks.token(),
+        };
+        let imported = start(target, scratch.path().to_owned()).await?;
         let published = self.inner.files.publish_rootfs(&path, key).await?;
         let rootfs =
             Rootfs { key: key.to_owned(), file: published.file.clone(), bytes: published.bytes, info: json!({}) };

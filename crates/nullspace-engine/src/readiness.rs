@@ -22,7 +22,7 @@ use tokio::time::Instant;
 /// What counts as ready, with the contract's defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Readiness {
+pub(crate) enum Readiness {
     /// A TCP connection to localhost opens.
     Tcp {
         /// Port in the guest.
@@ -58,13 +58,13 @@ pub enum Readiness {
 
 /// How long and how often a probe is tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Timing {
+pub(crate) struct Timing {
     /// Seconds until the build fails, the grace not counted.
-    pub timeout_secs: u64,
+    pub(crate) timeout_secs: u64,
     /// Milliseconds between two attempts.
-    pub interval_ms: u64,
+    pub(crate) interval_ms: u64,
     /// Seconds that do not count.
-    pub startup_grace_secs: u64,
+    pub(crate) startup_grace_secs: u64,
 }
 
 impl Default for Timing {
@@ -75,14 +75,14 @@ impl Default for Timing {
 
 impl Timing {
     /// When the build fails for want of readiness, from the start command's start.
-    pub fn limit(&self) -> Duration {
+    pub(crate) fn limit(&self) -> Duration {
         Duration::from_secs(self.timeout_secs.saturating_add(self.startup_grace_secs))
     }
 }
 
 /// How waiting for readiness ended.
 #[derive(Debug)]
-pub enum Waited {
+pub(crate) enum Waited {
     /// It is ready after so many attempts.
     Ready {
         /// Attempts made.
@@ -101,7 +101,7 @@ pub enum Waited {
 const ATTEMPT: Duration = Duration::from_secs(10);
 
 /// Probes until ready or over time. Cancel by dropping.
-pub async fn wait(agent: &Agent, readiness: &Readiness, exec: &Exec) -> Result<Waited, AgentError> {
+pub(crate) async fn wait(agent: &Agent, readiness: &Readiness, exec: &Exec) -> Result<Waited, AgentError> {
     let (check, timing) = match readiness {
         Readiness::Timeout { timeout_ms } => {
             tokio::time::sleep(Duration::from_millis(*timeout_ms)).await;

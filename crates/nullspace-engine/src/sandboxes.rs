@@ -262,7 +262,10 @@ impl Engine {
             return Err(missing());
         }
         let inner = Arc::clone(&self.inner);
-        let work = async move { Ok(inner.end_sandbox(parsed, SandboxStatus::Destroyed, None).await) };
+        let work = async move {
+            inner.end_sandbox(parsed, SandboxStatus::Destroyed, None).await;
+            Ok(())
+        };
         joined(self.inner.tasks.spawn(work).await)?;
         Ok(DestroySandboxResponse { id: id.to_owned(), status: WireStatus::Destroyed })
     }
@@ -345,7 +348,7 @@ impl Inner {
         let spec = RestoreSpec {
             id: format!("sb-{}", id.uuid().as_simple()),
             base: Some(self.files.rootfs_path(&resolved.artifact.rootfs.file)?),
-            snapshot_dir: self.files.artifact_dir(resolved.artifact.id),
+            snapshot_dir: self.files.artifact_dir(&resolved.artifact.folder)?,
             summary,
             network: if config.internet_access { Network::Internet } else { Network::Isolated },
             work_dir: scratch.path().to_owned(),

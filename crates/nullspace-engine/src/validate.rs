@@ -12,15 +12,15 @@ use crate::plan::{MachineSize, RuntimeWish};
 use crate::readiness::{Readiness, Timing};
 
 /// Smallest disk, MiB, from the contract.
-pub const MIN_DISK_MB: u32 = 512;
+pub(crate) const MIN_DISK_MB: u32 = 512;
 /// Bounds of a machine, whatever the host has.
-pub const MAX_VCPUS: u32 = 32;
+pub(crate) const MAX_VCPUS: u32 = 32;
 /// Guests below this do not boot with their initramfs.
-pub const MIN_MEMORY_MIB: u32 = 128;
+pub(crate) const MIN_MEMORY_MIB: u32 = 128;
 /// Largest memory of a machine, MiB.
-pub const MAX_MEMORY_MIB: u32 = 65_536;
+pub(crate) const MAX_MEMORY_MIB: u32 = 65_536;
 /// Largest disk, MiB.
-pub const MAX_DISK_MB: u32 = 1_048_576;
+pub(crate) const MAX_DISK_MB: u32 = 1_048_576;
 /// Variables of one map.
 const MAX_ENVS: usize = 1_000;
 /// Bytes of one variable's value, start command or readiness command: what `execve` takes as one argument.

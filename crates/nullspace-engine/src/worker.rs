@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use nullspace_api::{TemplateBuildLogKind, TemplateBuildLogLevel, TemplateFailurePhase};
-use nullspace_store::{Build, BuildId, FinishError, Finished, Lease, Leased, Release, StoreError};
+use nullspace_store::{Build, BuildId, FinishError, FinishReady, Finished, Lease, Leased, Release, StoreError};
 use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -108,7 +108,10 @@ async fn run(inner: &Arc<Inner>, leased: Leased) {
     span.record("build_id", build.id.to_string());
     span.record("attempt", build.attempt);
     let log = BuildLog::new(Arc::clone(&inner.metadata), Arc::clone(&inner.hub), lease.clone(), &build);
-    let end = if spent {
+    let end = if build.cancel_requested_at.is_some() {
+        // A request to cancel outlives the worker that it was meant for.
+        finish_cancelled(inner, &lease, &build).await
+    } else if spent {
         finish_error(inner, &lease, &build, &interrupted(&build)).await
     } else {
         attempt(inner, &lease, &build, log).await
@@ -180,14 +183,27 @@ async fn attempt(inner: &Arc<Inner>, lease: &Lease, build: &Build, log: BuildLog
             release(inner, lease, build, Release::RetryAfter(delay), &message).await
         }
         Ok(Ok(Err(pipeline::Error::Build(failure)))) => finish_error(inner, lease, build, &failure).await,
-        Ok(Ok(Ok(done))) => match inner.metadata.finish_ready(lease, done, Timestamp::now()).await? {
-            Finished::Ready(_) => {
-                inner.credentials.forget(build.id);
-                tracing::info!("build is ready");
-                Ok(())
-            }
-            Finished::CancelRequested => finish_cancelled(inner, lease, build).await,
-        },
+        Ok(Ok(Ok(done))) => finish_ready(inner, lease, build, done).await,
+    }
+}
+
+/// Names the published artifact. One that nobody names goes; but when it is not known whether the transaction happened,
+/// it stays for the sweep of the next start.
+async fn finish_ready(inner: &Inner, lease: &Lease, build: &Build, done: FinishReady) -> Result<(), StoreError> {
+    let folder = done.folder.clone();
+    let finished = inner.metadata.finish_ready(lease, done, Timestamp::now()).await;
+    let unnamed =
+        matches!(finished, Ok(Finished::CancelRequested) | Err(StoreError::LeaseLost | StoreError::Conflict { .. }));
+    if unnamed && let Err(error) = inner.files.remove_artifact(&folder).await {
+        tracing::warn!(error = %chain(&error), "an artifact without a name could not be removed");
+    }
+    match finished? {
+        Finished::Ready(_) => {
+            inner.credentials.forget(build.id);
+            tracing::info!("build is ready");
+            Ok(())
+        }
+        Finished::CancelRequested => finish_cancelled(inner, lease, build).await,
     }
 }
 

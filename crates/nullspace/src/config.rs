@@ -44,10 +44,20 @@ pub struct Config {
     pub build_concurrency: usize,
     /// Bound of a whole build, seconds.
     pub build_timeout_secs: u64,
+    /// A worker that is silent for so many seconds has lost its build.
+    pub lease_secs: u64,
     /// Guest memory of all machines together, MiB; default: 3/4 of the host's.
     pub memory_mib: Option<u64>,
     /// Virtual CPUs of all machines together; default: 16 for each of the host's.
     pub vcpus: Option<u64>,
+    /// How machines reach the internet.
+    pub network: NetworkChoice,
+    /// First letters of this service's network interfaces and of its nftables table; unlike any other service's here.
+    pub network_prefix: String,
+    /// IPv4 addresses for the links to machines; used on this host only.
+    pub network_pool: String,
+    /// Private destinations that machines may reach all the same: `10.1.2.3`, `10.0.0.0/8`, `10.1.2.3:443`.
+    pub network_allow: Vec<String>,
     /// Name servers of guests; default: the host's.
     pub dns: Vec<String>,
     /// Log filter, as in `info,nullspace_engine=debug`.
@@ -80,6 +90,18 @@ pub enum AccelChoice {
     Tcg,
 }
 
+/// `network` setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkChoice {
+    /// Namespaces as root, else QEMU's user network.
+    Auto,
+    /// A namespace for each machine, closed against this host and private networks. Needs root.
+    Namespaces,
+    /// QEMU's user network, through which machines reach what this host's user reaches, its loopback included.
+    User,
+}
+
 /// `log_format` setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -108,8 +130,13 @@ impl Default for Config {
             buildkit: None,
             build_concurrency: 2,
             build_timeout_secs: 1800,
+            lease_secs: 30,
             memory_mib: None,
             vcpus: None,
+            network: NetworkChoice::Auto,
+            network_prefix: String::from("nsv"),
+            network_pool: String::from("100.96.0.0/16"),
+            network_allow: Vec::new(),
             dns: Vec::new(),
             log: String::from("info"),
             log_format: LogFormat::Text,
@@ -145,8 +172,13 @@ const KEYS: &[(&str, Kind)] = &[
     ("buildkit", Kind::Text),
     ("build_concurrency", Kind::Number),
     ("build_timeout_secs", Kind::Number),
+    ("lease_secs", Kind::Number),
     ("memory_mib", Kind::Number),
     ("vcpus", Kind::Number),
+    ("network", Kind::Text),
+    ("network_prefix", Kind::Text),
+    ("network_pool", Kind::Text),
+    ("network_allow", Kind::List),
     ("dns", Kind::List),
     ("log", Kind::Text),
     ("log_format", Kind::Text),
@@ -183,8 +215,14 @@ impl Config {
         if !(1..=64).contains(&self.build_concurrency) {
             bail!("build_concurrency is {}: it must be 1 to 64", self.build_concurrency);
         }
+        if !(1..=8).contains(&self.network_prefix.len()) || !self.network_prefix.bytes().all(|b| b.is_ascii_lowercase()) {
+            bail!("network_prefix is '{}': it must be 1 to 8 lower-case letters", self.network_prefix);
+        }
         if !(10..=86_400).contains(&self.build_timeout_secs) {
             bail!("build_timeout_secs is {}: it must be 10 to 86400", self.build_timeout_secs);
+        }
+        if !(1..=3600).contains(&self.lease_secs) {
+            bail!("lease_secs is {}: it must be 1 to 3600", self.lease_secs);
         }
         Ok(())
     }

@@ -18,8 +18,6 @@ use crate::{guest, vmm};
 
 /// File name of the database in the data folder.
 const DATABASE: &str = "nullspace.db";
-/// A worker that is silent for so long has lost its build.
-const LEASE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let files = ArtifactStore::open(&config.data_dir).context("open the data folder")?;
@@ -70,7 +68,7 @@ fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
         host: hostname(),
         build_concurrency: config.build_concurrency,
         build_timeout: Duration::from_secs(config.build_timeout_secs),
-        lease_ttl: LEASE,
+        lease_ttl: Duration::from_secs(config.lease_secs),
         max_attempts: 3,
         capacity: capacity(config)?,
         queue: QueueLimits { per_tenant: 1_000, total: 10_000 },

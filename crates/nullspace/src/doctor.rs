@@ -1,0 +1,170 @@
+//! `nullspace doctor`: each need of this host, whether it is met, and the command that meets it.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use comfy_table::Table;
+use nullspace_vmm::qemu::Qemu;
+
+use crate::config::{Config, NetworkChoice};
+use crate::{guest, vmm};
+
+/// How much a need matters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Met.
+    Works,
+    /// Not met; the service does without.
+    Without,
+    /// Not met; the service or its builds fail.
+    Fails,
+}
+
+struct Finding {
+    need: &'static str,
+    verdict: Verdict,
+    found: String,
+    cure: String,
+}
+
+impl Finding {
+    fn works(need: &'static str, found: impl Into<String>) -> Finding {
+        Finding { need, verdict: Verdict::Works, found: found.into(), cure: String::new() }
+    }
+
+    fn without(need: &'static str, found: impl Into<String>, cure: impl Into<String>) -> Finding {
+        Finding { need, verdict: Verdict::Without, found: found.into(), cure: cure.into() }
+    }
+
+    fn fails(need: &'static str, found: impl Into<String>, cure: impl Into<String>) -> Finding {
+        Finding { need, verdict: Verdict::Fails, found: found.into(), cure: cure.into() }
+    }
+}
+
+pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    let dir = guest::dir(config);
+    let mut findings = vec![data_dir(config), guest_files(&dir), base(config)];
+    findings.extend(qemu(config, &dir).await);
+    findings.push(firecracker(config));
+    findings.extend(network(config));
+    findings.push(Finding::without("BuildKit", "not driven by this version", ""));
+
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::NOTHING).set_header(["NEED", "", "FOUND", "CURE"]);
+    for finding in &findings {
+        let mark = match finding.verdict {
+            Verdict::Works => "works",
+            Verdict::Without => "without",
+            Verdict::Fails => "FAILS",
+        };
+        table.add_row([finding.need, mark, &finding.found, &finding.cure]);
+    }
+    println!("{table}");
+    let failing = findings.iter().filter(|finding| finding.verdict == Verdict::Fails).count();
+    if failing > 0 {
+        println!("\n{failing} needs are not met");
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("\nthe service can run here");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn data_dir(config: &Config) -> Finding {
+    const NEED: &str = "data folder";
+    let shown = config.data_dir.display();
+    let probe = config.data_dir.join(".doctor");
+    let tried = std::fs::create_dir_all(&config.data_dir).and_then(|()| std::fs::write(&probe, b"x"));
+    let _ = std::fs::remove_file(&probe);
+    if let Err(error) = tried {
+        return Finding::fails(NEED, format!("{shown}: {error}"), "choose another with --data-dir, or mend its owner");
+    }
+    match rustix::fs::statvfs(&config.data_dir) {
+        Ok(stat) => {
+            let free = stat.f_bavail.saturating_mul(stat.f_frsize) >> 20;
+            if free < 4096 {
+                return Finding::fails(NEED, format!("{shown}: {free} MiB free"), "free space: a template takes up to a GiB");
+            }
+            Finding::works(NEED, format!("{shown}: writable, {free} MiB free"))
+        }
+        Err(error) => Finding::fails(NEED, format!("{shown}: {error}"), "choose another with --data-dir"),
+    }
+}
+
+fn guest_files(dir: &Path) -> Finding {
+    const NEED: &str = "guest kernel and initramfs";
+    if guest::missing(dir).is_empty() {
+        let version = std::fs::read_to_string(dir.join("kernel.version")).unwrap_or_default();
+        let version = version.lines().next().unwrap_or_default().trim().to_owned();
+        Finding::works(NEED, format!("{} {version}", dir.display()))
+    } else {
+        Finding::fails(NEED, format!("not in {}", dir.display()), "make guest")
+    }
+}
+
+fn base(config: &Config) -> Finding {
+    const NEED: &str = "root of template base";
+    match guest::base_tar(config) {
+        Some(path) if path.exists() => Finding::works(NEED, path.display().to_string()),
+        Some(path) => Finding::fails(NEED, format!("{} is not there", path.display()), "make base, or mend base_tar"),
+        None => Finding::without(NEED, "none: nullspace/base is not offered", "make base"),
+    }
+}
+
+async fn qemu(config: &Config, dir: &Path) -> Vec<Finding> {
+    const NEED: &str = "QEMU";
+    if !guest::missing(dir).is_empty() {
+        return vec![Finding::fails(NEED, "cannot be tried without the guest's files", "make guest")];
+    }
+    let report = match Qemu::probe(&vmm::qemu_config(config, dir)).await {
+        Ok(report) => report,
+        Err(error) => return vec![Finding::fails(NEED, error.to_string(), "apt-get install qemu-system-x86")],
+    };
+    let mut findings = vec![Finding::works(NEED, report.vmm_version)];
+    for accelerator in report.accelerators {
+        let kvm = accelerator.accelerator == "kvm";
+        let need = if kvm { "KVM (booting a guest)" } else { "software emulation (booting a guest)" };
+        findings.push(match (accelerator.works, kvm) {
+            (true, _) => Finding::works(need, accelerator.detail),
+            (false, true) => Finding::without(need, accelerator.detail, "a host with working virtualisation; software is slower"),
+            (false, false) => Finding::fails(need, accelerator.detail, "apt-get install --reinstall qemu-system-x86"),
+        });
+    }
+    findings
+}
+
+fn firecracker(config: &Config) -> Finding {
+    const NEED: &str = "Firecracker";
+    let cure = "install firecracker and jailer from its releases into PATH; QEMU is used without";
+    let Some(binary) = vmm::find(&config.firecracker) else { return Finding::without(NEED, "not in PATH", cure) };
+    let version = first_line(Command::new(&binary).arg("--version")).unwrap_or_else(|| "version unknown".to_owned());
+    let root = rustix::process::geteuid().is_root();
+    let jail = match (vmm::find(&config.jailer), root) {
+        (Some(_), true) => "jailed",
+        (Some(_), false) => "not jailed: that needs root",
+        (None, _) => "not jailed: jailer is not in PATH",
+    };
+    Finding::works(NEED, format!("{version}, {jail}"))
+}
+
+fn network(config: &Config) -> Vec<Finding> {
+    const NEED: &str = "networks of machines";
+    if config.network == NetworkChoice::User {
+        return vec![Finding::without(NEED, "QEMU's user network, as set: machines reach this host's loopback", "network = \"auto\"")];
+    }
+    if !rustix::process::geteuid().is_root() {
+        let found = "not root: QEMU's user network, through which machines reach this host's loopback";
+        return vec![Finding::without(NEED, found, "run the service as root")];
+    }
+    [("ip", "iproute2"), ("nft", "nftables")]
+        .into_iter()
+        .map(|(program, package)| match vmm::find(Path::new(program)) {
+            Some(path) => Finding::works(NEED, path.display().to_string()),
+            None => Finding::fails(NEED, format!("{program} is missing"), format!("apt-get install {package}")),
+        })
+        .collect()
+}
+
+fn first_line(command: &mut Command) -> Option<String> {
+    let output = command.output().ok()?;
+    String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)
+}

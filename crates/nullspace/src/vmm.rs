@@ -1,0 +1,122 @@
+//! Which VMM runs the machines, and their networks.
+//!
+//! ```text
+//!  vmm = qemu          QEMU, with KVM when a guest truly boots in it, else in software
+//!  vmm = firecracker   Firecracker, or an error
+//!  vmm = auto          Firecracker when its program is here and KVM works, else QEMU
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use nullspace_vmm::Vmm;
+use nullspace_vmm::firecracker::{Firecracker, FirecrackerConfig};
+use nullspace_vmm::net::{NetConfig, NetPool};
+use nullspace_vmm::qemu::{Accelerator, Qemu, QemuConfig};
+
+use crate::config::{AccelChoice, Config, NetworkChoice, VmmChoice};
+use crate::guest;
+
+/// Sets up the driver that the settings ask for.
+pub(crate) async fn choose(config: &Config) -> anyhow::Result<Arc<dyn Vmm>> {
+    let dir = guest::dir(config);
+    let missing = guest::missing(&dir);
+    if !missing.is_empty() {
+        bail!("the guest's files are missing ({}): make them with `make guest`, or set guest_dir", list(&missing));
+    }
+    let network = network(config).await?.map(Arc::new);
+    let vmm: Arc<dyn Vmm> = match config.vmm {
+        VmmChoice::Qemu => Arc::new(qemu(config, &dir, network).await?),
+        VmmChoice::Firecracker => Arc::new(firecracker(config, &dir, network).await?),
+        VmmChoice::Auto => {
+            let qemu = qemu(config, &dir, network.clone()).await?;
+            let works = qemu.accelerator() == Accelerator::Kvm && find(&config.firecracker).is_some();
+            if works { Arc::new(firecracker(config, &dir, network).await?) } else { Arc::new(qemu) }
+        }
+    };
+    let what = vmm.compatibility();
+    tracing::info!(vmm = ?what.vmm, version = what.vmm_version, accelerator = what.accelerator, "machines run under");
+    Ok(vmm)
+}
+
+/// Settings of the QEMU driver, networks left out.
+pub(crate) fn qemu_config(config: &Config, dir: &Path) -> QemuConfig {
+    QemuConfig {
+        binary: config.qemu.clone(),
+        accelerator: match config.accel {
+            AccelChoice::Auto => None,
+            AccelChoice::Kvm => Some(Accelerator::Kvm),
+            AccelChoice::Tcg => Some(Accelerator::Tcg),
+        },
+        cache_dir: Some(config.data_dir.clone()),
+        ..QemuConfig::new(guest::image(dir))
+    }
+}
+
+async fn qemu(config: &Config, dir: &Path, network: Option<Arc<NetPool>>) -> anyhow::Result<Qemu> {
+    Qemu::new(QemuConfig { network, ..qemu_config(config, dir) }).await.context("set up QEMU")
+}
+
+async fn firecracker(config: &Config, dir: &Path, net: Option<Arc<NetPool>>) -> anyhow::Result<Firecracker> {
+    let binary = find(&config.firecracker)
+        .with_context(|| format!("firecracker is not in PATH as '{}': install it, or set firecracker", config.firecracker.display()))?;
+    let settings = FirecrackerConfig {
+        binary,
+        jailer: find(&config.jailer),
+        guest: guest::image(dir),
+        uids: FirecrackerConfig::UIDS,
+        net,
+        kernel_arguments: String::new(),
+    };
+    let firecracker = Firecracker::new(settings).await.context("set up Firecracker")?;
+    if !firecracker.is_jailed() {
+        tracing::warn!("Firecracker runs without its jailer: that needs root and the program `jailer`");
+    }
+    Ok(firecracker)
+}
+
+/// Networks of machines, where the settings and the rights allow them.
+async fn network(config: &Config) -> anyhow::Result<Option<NetPool>> {
+    let root = rustix::process::geteuid().is_root();
+    match config.network {
+        NetworkChoice::User => return Ok(None),
+        NetworkChoice::Auto if !root => {
+            tracing::warn!("not root: machines use QEMU's user network, through which they reach this host's loopback");
+            return Ok(None);
+        }
+        NetworkChoice::Auto | NetworkChoice::Namespaces => {}
+    }
+    let prefix = &config.network_prefix;
+    let settings = NetConfig {
+        table: format!("nullspace_{prefix}"),
+        interface_prefix: prefix.clone(),
+        pool: config.network_pool.parse().context("network_pool")?,
+        allow: parse_all(&config.network_allow).context("network_allow")?,
+        resolvers: parse_all(&config.dns).context("dns")?,
+        ..NetConfig::default()
+    };
+    match NetPool::new(settings).await {
+        Ok(pool) => Ok(Some(pool)),
+        // As root, a machine that could reach this host's loopback for want of a tool is not what anybody asked for.
+        Err(error) => Err(error).context("set up networks of machines (network = \"user\" does without)"),
+    }
+}
+
+fn parse_all<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(texts: &[String]) -> anyhow::Result<Vec<T>> {
+    texts.iter().map(|text| text.parse::<T>().with_context(|| format!("'{text}'"))).collect()
+}
+
+/// A program by path, or by name in PATH.
+pub(crate) fn find(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return program.exists().then(|| program.to_owned());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(system).map(|dir| dir.join(program)).find(|found| found.exists())
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
