@@ -83,8 +83,14 @@ pub(crate) fn most_blocks(name_lens: impl Iterator<Item = usize>) -> u64 {
     }
     // A leaf is closed when the next entry would exceed its fill; the longest entry has 264 bytes.
     let leaves = bytes.div_ceil(LEAF_FILL - 264);
-    let nodes = if leaves > ROOT_ENTRIES { leaves.div_ceil(NODE_ENTRIES) } else { 0 };
+    let nodes = index_blocks(leaves).unwrap_or(ROOT_ENTRIES);
     (1 + nodes + leaves) as u64
+}
+
+/// Index blocks between the first block and so many leaves. None if two levels cannot name them.
+fn index_blocks(leaves: usize) -> Option<usize> {
+    let blocks = if leaves > ROOT_ENTRIES { leaves.div_ceil(NODE_ENTRIES) } else { 0 };
+    (blocks <= ROOT_ENTRIES).then_some(blocks)
 }
 
 /// Lays out a directory.
@@ -97,10 +103,7 @@ pub(crate) fn build(place: Place, entries: &[Entry<'_>], hasher: &NameHasher) ->
     order.sort_unstable_by_key(|(hash, entry)| (*hash, entry.name));
 
     let leaves = leaves(&order);
-    let nodes = if leaves.len() > ROOT_ENTRIES { leaves.len().div_ceil(NODE_ENTRIES) } else { 0 };
-    if nodes > ROOT_ENTRIES {
-        return Err(Error::DirectoryTooLarge { entries: entries.len() });
-    }
+    let nodes = index_blocks(leaves.len()).ok_or(Error::DirectoryTooLarge { entries: entries.len() })?;
     let mut bytes = vec![0; (1 + nodes + leaves.len()) * BLOCK];
     let (index, leaf_blocks) = bytes.split_at_mut((1 + nodes) * BLOCK);
     let mut pointers = Vec::with_capacity(leaves.len());
@@ -231,8 +234,13 @@ fn put_index(block: &mut [u8], start: usize, most: usize, pointers: &[(u32, u32)
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
+    use uuid::Uuid;
+
     use super::*;
     use crate::le::{get_u16, get_u32};
+    use crate::{ImageWriter, Meta, Options, Timestamp, Tree};
 
     const PLACE: Place = Place { inode: 12, parent: 2, seed: Checksum::EMPTY };
 
@@ -298,11 +306,43 @@ mod tests {
     }
 
     #[test]
-    fn more_leaves_than_two_levels_can_name_are_refused() {
-        // 255-byte names: 12 to a leaf, so three million of them would do; sizes alone decide it.
-        let entry = Entry { name: &[b'x'; 255], inode: 100, kind: EntryType::File };
-        let entries = vec![entry; ROOT_ENTRIES * NODE_ENTRIES * 13];
-        let result = build(PLACE, &entries, &NameHasher::new(&[7; 16]));
-        assert!(matches!(result, Err(Error::DirectoryTooLarge { .. })));
+    fn two_levels_of_index_name_so_many_leaves() {
+        // Three million names of 255 bytes, or a hundred million short ones.
+        assert_eq!(index_blocks(507), Some(0));
+        assert_eq!(index_blocks(508), Some(1));
+        assert_eq!(index_blocks(507 * 510), Some(507));
+        assert_eq!(index_blocks(507 * 510 + 1), None);
+    }
+
+    /// Names of one hash on both sides of a leaf's border: whoever looks for the second must be led past the first.
+    #[test]
+    fn names_of_equal_hash_in_two_leaves_are_found_by_others() {
+        let options = Options::new(64 << 20, Uuid::from_u128(1), Uuid::from_u128(2), Timestamp::default());
+        let hasher = NameHasher::new(options.hash_seed.as_bytes());
+        // By the birthday rule about five pairs of equal hash.
+        let mut names: Vec<Vec<u8>> = (0..150_000).map(|number| format!("{number:016}").into_bytes()).collect();
+        names.sort_by_key(|name| hasher.hash(name));
+        let in_leaf = LEAF_FILL / entry_len(16);
+        let major = |index: usize| hasher.hash(&names[index]).major;
+        let pair = (in_leaf..names.len() - 1000).find(|&index| major(index) == major(index + 1)).unwrap();
+        let chosen = &names[pair + 1 - in_leaf..pair + 500];
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let writer = ImageWriter::create(file.reopen().unwrap(), options).unwrap();
+        let mut tree = Tree::new(Meta::default()).unwrap();
+        let directory = tree.add_dir(Tree::ROOT, b"d", Meta::default()).unwrap();
+        for name in chosen {
+            tree.add_symlink(directory, name, Meta::default(), b"x").unwrap();
+        }
+        writer.finish(tree).unwrap();
+
+        let run = |program: &str, arguments: &[&str]| {
+            let output = Command::new(program).args(arguments).arg(file.path()).output().unwrap();
+            (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let (clean, messages) = run("e2fsck", &["-fn"]);
+        assert!(clean, "{messages}");
+        let (_, index) = run("debugfs", &["-R", "htree_dump /d"]);
+        assert!(index.contains(&format!("{:#010x}", major(pair) | CONTINUED)), "no continued leaf: {index}");
     }
 }

@@ -138,11 +138,11 @@ fn a_file_torn_into_thousands_of_pieces_has_a_deep_extent_tree() {
 
 #[test]
 fn contents_flow_around_the_superblock_copies() {
-    let (image, mut writer) = Image::writer(options(512 * MIB));
-    let expected = noise(8, 300 << 20);
+    let (image, mut writer) = Image::writer(options(256 * MIB));
+    let expected = noise(8, 140 << 20);
     let contents = data(&mut writer, &expected);
     let summary = finish(writer, vec![("file", contents)]);
-    assert_eq!(summary.content_blocks, 300 << 8);
+    assert_eq!(summary.content_blocks, 140 << 8);
     image.check();
     assert!(image.read()[&b"file"[..]].contents == expected);
 }

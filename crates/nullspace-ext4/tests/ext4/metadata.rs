@@ -59,7 +59,8 @@ fn dates_before_1970_and_after_2038_are_kept_and_others_become_the_nearest() {
 #[test]
 fn attributes_live_in_the_inode_a_block_or_both() {
     let capability = vec![1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let sets: [(&str, Vec<(&[u8], Vec<u8>)>); 5] = [
+    type Pair = (&'static [u8], Vec<u8>);
+    let sets: [(&str, Vec<Pair>); 5] = [
         ("capability", vec![(b"security.capability", capability.clone())]),
         ("empty", vec![(b"user.empty", vec![]), (b"trusted.overlay.opaque", b"y".to_vec())]),
         ("large", vec![(b"user.large", vec![7; 4036])]),
