@@ -1,0 +1,196 @@
+//! Which image of several is ours.
+//!
+//! ```text
+//! index entries -> drop those with os.version or os.features   (they ask for a host we cannot promise)
+//!               -> exact  linux/amd64/v1   (arm64: v8, v8.0)
+//!               -> else   linux/amd64      without a variant
+//!               -> else   UnsupportedPlatform, with all that was on offer
+//! ```
+//!
+//! The choice is made on the index as the registry sent it: no aliases (`x86_64`), no normalisation, no "closest" variant.
+//! An image that has no index says what it is in its config, and that is checked by the same rule.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The platform an image is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Platform {
+    /// `linux/amd64/v1`, or without a variant.
+    LinuxAmd64,
+    /// `linux/arm64/v8`, or without a variant.
+    LinuxArm64,
+}
+
+impl Platform {
+    /// The platform of the machine this program runs on, if images for it can be used.
+    pub fn host() -> Option<Platform> {
+        match std::env::consts::ARCH {
+            "x86_64" => Some(Platform::LinuxAmd64),
+            "aarch64" => Some(Platform::LinuxArm64),
+            _ => None,
+        }
+    }
+
+    /// The architecture's name in image indexes.
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Platform::LinuxAmd64 => "amd64",
+            Platform::LinuxArm64 => "arm64",
+        }
+    }
+
+    /// The variants that are an exact match.
+    fn exact_variants(self) -> &'static [&'static str] {
+        match self {
+            Platform::LinuxAmd64 => &["v1"],
+            Platform::LinuxArm64 => &["v8", "v8.0"],
+        }
+    }
+
+    fn fit(self, offered: &OfferedPlatform) -> Option<Fit> {
+        let plain = offered.os_version.is_empty() && offered.os_features.is_empty();
+        if !plain || offered.os != "linux" || offered.architecture != self.architecture() {
+            return None;
+        }
+        if self.exact_variants().contains(&offered.variant.as_str()) {
+            Some(Fit::Exact)
+        } else if offered.variant.is_empty() {
+            Some(Fit::Variantless)
+        } else {
+            None
+        }
+    }
+
+    /// Whether an image for `offered` can be used.
+    pub fn accepts(self, offered: &OfferedPlatform) -> bool {
+        self.fit(offered).is_some()
+    }
+
+    /// The index (into `offered`) of the image to use: the first exact match, else the first without a variant.
+    pub fn choose<'a>(self, offered: impl IntoIterator<Item = &'a OfferedPlatform>) -> Option<usize> {
+        let mut variantless = None;
+        for (at, platform) in offered.into_iter().enumerate() {
+            match self.fit(platform) {
+                Some(Fit::Exact) => return Some(at),
+                Some(Fit::Variantless) => variantless = variantless.or(Some(at)),
+                None => {}
+            }
+        }
+        variantless
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "linux/{}", self.architecture())
+    }
+}
+
+enum Fit {
+    Exact,
+    Variantless,
+}
+
+/// The `platform` object of an index entry, or the same fields of an image config. Missing and null are the empty text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OfferedPlatform {
+    /// `linux`, `windows`, …
+    #[serde(deserialize_with = "crate::json::null_default")]
+    pub os: String,
+    /// `amd64`, `arm64`, …
+    #[serde(deserialize_with = "crate::json::null_default")]
+    pub architecture: String,
+    /// `v1`, `v8`, …
+    #[serde(deserialize_with = "crate::json::null_default")]
+    pub variant: String,
+    /// A minimal host OS version (Windows).
+    #[serde(rename = "os.version", deserialize_with = "crate::json::null_default")]
+    pub os_version: String,
+    /// Host OS features that are needed (Windows).
+    #[serde(rename = "os.features", deserialize_with = "crate::json::null_default")]
+    pub os_features: Vec<String>,
+}
+
+impl OfferedPlatform {
+    /// BuildKit's attestation manifests carry this platform so that no client takes them for an image.
+    pub(crate) fn is_attestation(&self) -> bool {
+        self.os == "unknown" && self.architecture == "unknown"
+    }
+}
+
+impl fmt::Display for OfferedPlatform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_unknown = |text: &str| if text.is_empty() { "unknown".to_owned() } else { text.to_owned() };
+        write!(f, "{}/{}", or_unknown(&self.os), or_unknown(&self.architecture))?;
+        if !self.variant.is_empty() {
+            write!(f, "/{}", self.variant)?;
+        }
+        if !self.os_version.is_empty() {
+            write!(f, " (os.version {})", self.os_version)?;
+        }
+        if !self.os_features.is_empty() {
+            write!(f, " (os.features {})", self.os_features.join(","))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `os/architecture/variant`, then `version=…` and `feature=…`, as the table writes an entry.
+    fn offered(text: &str) -> OfferedPlatform {
+        let mut words = text.split_whitespace();
+        let mut parts = words.next().unwrap_or("").split('/').map(str::to_owned);
+        let mut platform = OfferedPlatform {
+            os: parts.next().unwrap_or_default(),
+            architecture: parts.next().unwrap_or_default(),
+            variant: parts.next().unwrap_or_default(),
+            ..OfferedPlatform::default()
+        };
+        for word in words {
+            match word.split_once('=').unwrap() {
+                ("version", version) => platform.os_version = version.to_owned(),
+                ("feature", feature) => platform.os_features.push(feature.to_owned()),
+                other => panic!("unknown word {other:?}"),
+            }
+        }
+        platform
+    }
+
+    /// `tests/platforms.txt`: `host | entry, entry, … | index of the chosen one or "none"`.
+    #[test]
+    fn platform_choice_follows_the_table() {
+        let mut rows = 0;
+        for line in include_str!("../tests/platforms.txt").lines() {
+            if line.trim().is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let columns: Vec<&str> = line.split('|').map(str::trim).collect();
+            let &[host, entries, wanted] = columns.as_slice() else { panic!("bad row: {line}") };
+            let host = match host {
+                "amd64" => Platform::LinuxAmd64,
+                "arm64" => Platform::LinuxArm64,
+                other => panic!("unknown host {other}"),
+            };
+            let entries: Vec<OfferedPlatform> = entries.split(',').map(|entry| offered(entry.trim())).collect();
+            let wanted = (wanted != "none").then(|| wanted.parse::<usize>().unwrap());
+            assert_eq!(host.choose(&entries), wanted, "{line}");
+            rows += 1;
+        }
+        assert!(rows >= 20, "the table has only {rows} rows");
+    }
+
+    #[test]
+    fn offered_platform_reads_nulls_and_shows_all_it_has() {
+        let json =
+            r#"{"os":"windows","architecture":"amd64","variant":null,"os.version":"10.0","os.features":["win32k"]}"#;
+        let platform: OfferedPlatform = serde_json::from_str(json).unwrap();
+        assert_eq!(platform.to_string(), "windows/amd64 (os.version 10.0) (os.features win32k)");
+        assert_eq!(OfferedPlatform::default().to_string(), "unknown/unknown");
+    }
+}

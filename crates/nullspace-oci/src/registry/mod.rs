@@ -1,0 +1,57 @@
+//! A client for the registry protocol (OCI distribution-spec), as far as pulling needs it.
+//!
+//! ```text
+//!  Registry (settings, HTTP clients)
+//!     └─ repository(reference, credentials) ─▶ Repository (endpoints: mirrors…, origin; a token for each)
+//!           ├─ resolve(platform) ─▶ ResolvedImage     tag ─▶ [index] ─▶ manifest ─▶ config, every digest checked
+//!           └─ blob(digest, size) ─▶ BlobReader       streamed, resumed by Range, size and digest checked at the end
+//! ```
+//!
+//! It is written on `reqwest` and not on `oci-client`, which was tried first: that crate reads manifests without a bound,
+//! cannot resume a blob it has begun to hand out, ignores `Retry-After`, knows no mirrors, follows redirects wherever they
+//! lead, and sends a registry's password to whatever token server it names, over plain HTTP as well.
+//!
+//! # What goes where
+//! - Plain HTTP only to hosts in [`RegistryConfig::plain_http`] and, as with Docker, to loopback registries that do not
+//!   speak TLS.
+//! - The caller's credentials go to the reference's own registry and the token server it names, never to a mirror, and
+//!   never along a redirect to another host. A mirror's credentials stand in its URL.
+//! - A registry cannot lead the client from a public host to a loopback one, nor from HTTPS to HTTP.
+//! - Every request has timeouts, every document a size limit, every retry an end. `Retry-After` is honoured within bounds.
+
+mod auth;
+mod blob;
+mod credentials;
+mod endpoint;
+mod error;
+mod http;
+mod repository;
+mod settings;
+
+pub use blob::BlobReader;
+pub use credentials::Credentials;
+pub use error::{At, RegistryError};
+pub use repository::{Layer, Repository, ResolvedImage};
+pub use settings::{RegistryConfig, Timeouts};
+
+use std::sync::Arc;
+
+use crate::reference::Reference;
+
+/// The way to all registries. Cheap to clone; keep one for the life of the program, it pools connections.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    http: Arc<http::Http>,
+}
+
+impl Registry {
+    /// Sets up the HTTP clients. The process must have a default rustls crypto provider by now.
+    pub fn new(config: RegistryConfig) -> Result<Registry, RegistryError> {
+        Ok(Registry { http: Arc::new(http::Http::new(config)?) })
+    }
+
+    /// The repository a reference names, to be talked to with these credentials. Nothing is sent yet.
+    pub fn repository(&self, reference: &Reference, credentials: Credentials) -> Result<Repository, RegistryError> {
+        Repository::new(self.http.clone(), reference.clone(), credentials)
+    }
+}

@@ -1,0 +1,9 @@
+//! Tests of the crate from outside: archives, merges and registries made here, nothing from a network.
+
+#![allow(missing_docs)]
+// A helper that fails is a test that fails.
+#![allow(clippy::unwrap_used)]
+
+mod import;
+mod merge_cases;
+mod support;
