@@ -72,6 +72,8 @@ fn frames(
                     tracing::warn!(cause = chain(&error), "log stream broke off");
                     state.next = Next::End;
                     // The status is long sent; a body that breaks off is how the client learns to come back.
+                    // The entries before it are flushed while we wait; the error itself drops what is not flushed.
+                    tokio::task::yield_now().await;
                     return Some((Err(io::Error::other("log stream broke off")), state));
                 }
                 Next::Read => {}
