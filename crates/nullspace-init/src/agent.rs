@@ -2,7 +2,7 @@
 //!
 //! The reader thread of a connection hands frames in. Requests that change who the guest is run on that thread, so that
 //! what the host sent behind them (the first exec after a restore) finds them done; everything else has a thread
-//! of its own, ends its channel, and may panic without taking more than its channel along.
+//! to itself, ends its channel, and may panic without taking more than its channel along.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,7 @@ use crate::process::{list, prepare::prepare, spawn::spawn};
 use crate::services::Services;
 use crate::session::{Channel, Opened, Session, StdinOver};
 use crate::wake::Wake;
-use crate::{filesystem, identity, network, probe};
+use crate::{filesystem, identity, network, probe, workers};
 
 /// How long the last answer may take to reach the host before the power goes.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -38,6 +38,8 @@ pub struct Ground {
 #[derive(Debug)]
 pub struct Agent {
     ground: Ground,
+    /// Gathered once: all of it is the same for the machine's life, and the answer to HELLO is waited for.
+    info: AgentInfo,
     services: Services,
     session: Mutex<Option<Arc<Session>>>,
     network: Mutex<Option<GuestNetwork>>,
@@ -61,7 +63,16 @@ fn io_done(what: &str, result: std::io::Result<()>) -> Outcome {
 impl Agent {
     /// An agent without a session.
     pub fn new(ground: Ground) -> Arc<Agent> {
-        Arc::new(Agent { ground, services: Services::default(), session: Mutex::default(), network: Mutex::default() })
+        let proc = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+        let info = AgentInfo {
+            abi: AGENT_ABI,
+            kernel: proc("/proc/sys/kernel/osrelease"),
+            boot_id: proc("/proc/sys/kernel/random/boot_id"),
+            root_ready: ground.root.is_ok(),
+            root_error: ground.root.clone().err(),
+        };
+        let (services, session, network) = (Services::default(), Mutex::default(), Mutex::default());
+        Arc::new(Agent { ground, info, services, session, network })
     }
 
     /// HELLO: ends the session before, unless it is a repetition, and acknowledges.
@@ -76,19 +87,8 @@ impl Agent {
                 current.insert(Session::begin(id, outbox.clone())).clone()
             }
         };
-        session.message(0, Kind::HelloAck, &self.info());
+        session.message(0, Kind::HelloAck, &self.info);
         session
-    }
-
-    fn info(&self) -> AgentInfo {
-        let proc = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
-        AgentInfo {
-            abi: AGENT_ABI,
-            kernel: proc("/proc/sys/kernel/osrelease"),
-            boot_id: proc("/proc/sys/kernel/random/boot_id"),
-            root_ready: self.ground.root.is_ok(),
-            root_error: self.ground.root.clone().err(),
-        }
     }
 
     /// A whole message or data frame of the current session.
@@ -114,8 +114,7 @@ impl Agent {
             return self.serve(request, &channel);
         }
         let (agent, served) = (self.clone(), channel.clone());
-        let thread = std::thread::Builder::new().name(format!("channel-{}", frame.channel));
-        if let Err(error) = thread.spawn(move || agent.serve(request, &served)) {
+        if let Err(error) = workers::run(move || agent.serve(request, &served)) {
             channel.end(&failed(FailureKind::Limit, format!("The agent can start no thread: {error}.")));
         }
     }
@@ -168,6 +167,7 @@ impl Agent {
         configure.network.as_ref().map_or(Ok(()), network::check)?;
         identity::set_clock(configure.unix_time_ns)?;
         identity::set_hostname(&configure.hostname)?;
+        identity::ensure_machine_id(&self.info.boot_id)?;
         self.set_network(configure.network.as_ref())
     }
 

@@ -29,10 +29,10 @@ pub fn run() -> ! {
     modules::load(Path::new("/modules"));
     let _ = nix::unistd::sethostname("nullspace");
     if let Err(error) = network::loopback_up() {
-        log::line(format_args!("loopback: {error}"));
+        log::problem(format_args!("loopback: {error}"));
     }
     if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, FILES.0, FILES.1) {
-        log::line(format_args!("open files: {error}"));
+        log::problem(format_args!("open files: {error}"));
     }
     let mut transport = transport::open();
     let arguments = fs::read_to_string("/proc/cmdline").unwrap_or_default();
@@ -40,7 +40,7 @@ pub fn run() -> ! {
     let root =
         catch_unwind(|| root::enter(device)).unwrap_or_else(|_| Err("the agent failed while it mounted it".into()));
     if let Err(error) = &root {
-        log::line(format_args!("root: {error}"));
+        log::problem(format_args!("root: {error}"));
     }
     let off = match &transport {
         Transport::Port(..) => RebootMode::RB_POWER_OFF,
@@ -48,10 +48,10 @@ pub fn run() -> ! {
         Transport::Vsock(_) => RebootMode::RB_AUTOBOOT,
     };
     let agent = Agent::new(Ground { root: root.map(|()| device.to_owned()), off });
-    log::line("agent serves");
+    log::note("agent serves");
     loop {
         if catch_unwind(AssertUnwindSafe(|| transport::run(&agent, &mut transport))).is_err() {
-            log::line("agent: a connection failed by a bug; serving again");
+            log::problem("agent: a connection failed by a bug; serving again");
         }
     }
 }
@@ -97,7 +97,7 @@ pub(crate) fn power_off(mode: RebootMode) -> ! {
     let _ = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>);
     loop {
         let Err(error) = reboot(mode);
-        log::line(format_args!("power off: {error}"));
+        log::problem(format_args!("power off: {error}"));
         std::thread::sleep(Duration::from_secs(1));
     }
 }

@@ -65,7 +65,7 @@ fn read(agent: &Arc<Agent>, stream: &Stream, outbox: &Arc<Outbox>) -> std::io::R
                 (Ok(Some(frame)), Some(session)) if frame.session == session.id() => agent.take(session, &frame),
                 (Ok(_), _) => {}
                 (Err(error), _) => {
-                    crate::log::line(format_args!("from the host: {error}; waiting for its next session"));
+                    crate::log::problem(format_args!("from the host: {error}; waiting for its next session"));
                     decoder.seek(Seek::Hello);
                     assembler.clear();
                 }

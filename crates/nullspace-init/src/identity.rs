@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use base64::Engine;
@@ -99,6 +99,15 @@ pub(crate) fn set_machine_id(id: &str) -> Result<(), Failure> {
     replace("/etc/machine-id", &format!("{id}\n"), 0o444)
 }
 
+/// Gives a freshly booted guest a machine id when its image has none: services may want one before the first restore,
+/// which then only overwrites it. The kernel's boot id is random and as long.
+pub(crate) fn ensure_machine_id(boot_id: &str) -> Result<(), Failure> {
+    match fs::metadata("/etc/machine-id") {
+        Ok(meta) if meta.len() > 0 => Ok(()),
+        _ => set_machine_id(&boot_id.replace('-', "")),
+    }
+}
+
 /// Writes /etc/resolv.conf.
 pub(crate) fn set_resolver(network: &GuestNetwork) -> Result<(), Failure> {
     let servers: String = network.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
@@ -121,11 +130,14 @@ fn hosts(old: &str, name: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Puts a new file in place of whatever is there. A symbolic link is replaced, not followed: images link
-/// /etc/resolv.conf to files of daemons that do not run here.
+/// Makes `path` a file of this content. A symbolic link is replaced, not followed: images link /etc/resolv.conf to files
+/// of daemons that do not run here.
 fn replace(path: &str, content: &str, mode: u32) -> Result<(), Failure> {
     let write = || -> io::Result<()> {
         let path = Path::new(path);
+        if overwrite(path, content.as_bytes())? {
+            return Ok(());
+        }
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -142,6 +154,25 @@ fn replace(path: &str, content: &str, mode: u32) -> Result<(), Failure> {
         })
     };
     write().map_err(|error| internal(&format!("{path} cannot be written"), error))
+}
+
+/// Writes into the file that is there, when it is a plain one that has no other name: much less work for the filesystem
+/// than a new file, and all of it is waited for after a restore. False when there is none.
+fn overwrite(path: &Path, content: &[u8]) -> io::Result<bool> {
+    let plain = |meta: &fs::Metadata| meta.is_file() && meta.nlink() == 1;
+    if !fs::symlink_metadata(path).is_ok_and(|meta| plain(&meta)) {
+        return Ok(false);
+    }
+    let mut file = fs::OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let meta = file.metadata()?;
+    if !plain(&meta) {
+        return Ok(false);
+    }
+    file.write_all(content)?;
+    if meta.len() > content.len() as u64 {
+        file.set_len(content.len() as u64)?;
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -193,18 +224,25 @@ mod tests {
     #[test]
     fn files_replace_links_and_keep_their_mode() {
         use std::os::unix::fs::PermissionsExt;
+
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("etc/resolv.conf");
         fs::create_dir(folder.path().join("etc")).unwrap();
         fs::write(folder.path().join("victim"), "old").unwrap();
         std::os::unix::fs::symlink("../victim", &path).unwrap();
         replace(path.to_str().unwrap(), "new", 0o444).unwrap();
+        replace(path.to_str().unwrap(), "newer than new", 0o444).unwrap();
         replace(path.to_str().unwrap(), "newer", 0o444).unwrap();
         assert_eq!(fs::read_to_string(folder.path().join("victim")).unwrap(), "old");
         assert_eq!(fs::read_to_string(&path).unwrap(), "newer");
         let meta = fs::symlink_metadata(&path).unwrap();
         assert!(meta.is_file());
         assert_eq!(meta.permissions().mode() & 0o777, 0o444);
+        // A file with a second name keeps what that name stands for.
+        fs::hard_link(&path, folder.path().join("other")).unwrap();
+        replace(path.to_str().unwrap(), "newest", 0o644).unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("other")).unwrap(), "newer");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "newest");
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(replace(path.to_str().unwrap(), "x", 0o644).is_err());

@@ -9,7 +9,7 @@
 //!                                            |
 //!  connection   reader thread ---- frames ---+--- outbox ---- writer thread
 //!                   |                                 ^
-//!  session      OPEN -> channel -> a thread of its own: exec, attach, probe, freeze ..
+//!  session      OPEN -> channel -> a worker thread: exec, attach, probe, freeze ..
 //!                                     |
 //!  processes    prepare -> spawn -> supervise          reaper: waits for every child and orphan
 //! ```
@@ -36,6 +36,7 @@ mod stream;
 mod transport;
 mod users;
 mod wake;
+mod workers;
 
 pub use agent::{Agent, Ground};
 pub use connection::serve;

@@ -12,10 +12,19 @@ pub(crate) fn open() {
     KMSG.get_or_init(|| File::options().write(true).open("/dev/kmsg").ok());
 }
 
-/// Logs one line.
-pub(crate) fn line(text: impl std::fmt::Display) {
+/// Logs what went wrong, at a level that reaches the console of a quiet boot too.
+pub(crate) fn problem(text: impl std::fmt::Display) {
+    line(3, text);
+}
+
+/// Logs a milestone, for `dmesg`.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    line(6, text);
+}
+
+fn line(level: u8, text: impl std::fmt::Display) {
     if let Some(Some(kmsg)) = KMSG.get() {
         // One write is one record. A full log is no reason to fail.
-        let _ = (&mut &*kmsg).write_all(format!("<5>nullspace-init: {text}\n").as_bytes());
+        let _ = (&mut &*kmsg).write_all(format!("<{level}>nullspace-init: {text}\n").as_bytes());
     }
 }

@@ -20,7 +20,7 @@ pub(crate) fn load(folder: &Path) {
             }
         });
         if let Err(error) = loaded {
-            log::line(format_args!("module {name}: {error}"));
+            log::problem(format_args!("module {name}: {error}"));
         }
         let _ = fs::remove_file(path);
     }

@@ -1,10 +1,10 @@
-//! Processes of the guest: prepared, forked, watched, reaped.
+//! Processes of the guest: prepared, started, watched, reaped.
 //!
 //! ```text
 //!  Exec --prepare--> Plan --spawn--> Child --supervise--> Exit
 //!                      |               |        ^  output, stdin, timeout
 //!   users, PATH, env   |   error pipe  |        |
-//!                      +--- fork ------+     reaper: the one thread that waits for children
+//!                      +--- clone -----+     reaper: the one thread that waits for children
 //! ```
 //!
 //! Not `std::process`: its error path waits for the child itself and would race with the reaper, which has to wait for

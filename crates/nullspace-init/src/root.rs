@@ -54,7 +54,7 @@ pub(crate) fn mount_early() {
         let _ = fs::create_dir(wanted.at);
         if let Err(error) = mount(Some(wanted.kind), wanted.at, Some(wanted.kind), wanted.flags, None::<&str>) {
             // devtmpfs may be mounted by the kernel already.
-            log::line(format_args!("initramfs {}: {error}", wanted.at));
+            log::problem(format_args!("initramfs {}: {error}", wanted.at));
         }
     }
 }
@@ -91,7 +91,7 @@ fn fill_up() -> Result<(), String> {
         match mounted {
             Ok(()) => {}
             Err(error) if wanted.needed => return Err(format!("mount {}: {error}", wanted.at)),
-            Err(error) => log::line(format_args!("mount {}: {error}", wanted.at)),
+            Err(error) => log::problem(format_args!("mount {}: {error}", wanted.at)),
         }
     }
     for (link, to) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
@@ -104,7 +104,7 @@ fn fill_up() -> Result<(), String> {
     // On disk, not tmpfs: what a build leaves there is part of the image. Folders that the image has stay as they are.
     for (path, mode) in [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/etc", 0o755), (WORKSPACE, 0o755)] {
         if let Err(error) = folder(path, mode) {
-            log::line(format_args!("{path}: {error}"));
+            log::problem(format_args!("{path}: {error}"));
         }
     }
     Ok(())

@@ -41,17 +41,17 @@ pub(crate) fn open() -> Transport {
         if let Some(path) = find_port() {
             match open_port(&path) {
                 Ok(fd) => return Transport::Port(path, Some(fd)),
-                Err(error) => log::line(format_args!("{}: {error}", path.display())),
+                Err(error) => log::problem(format_args!("{}: {error}", path.display())),
             }
         } else if has_vsock() {
             match listen() {
                 Ok(fd) => return Transport::Vsock(fd),
-                Err(error) => log::line(format_args!("vsock: {error}")),
+                Err(error) => log::problem(format_args!("vsock: {error}")),
             }
         }
         looks = looks.saturating_add(1);
         if looks == 5000 {
-            log::line(format_args!("no port {PORT_NAME} and no vsock device: the host cannot reach this guest"));
+            log::problem(format_args!("no port {PORT_NAME} and no vsock device: the host cannot reach this guest"));
         }
         std::thread::sleep(LOOK_EVERY);
     }
@@ -119,7 +119,7 @@ pub(crate) fn run(agent: &Arc<Agent>, transport: &mut Transport) {
         Transport::Vsock(listener) => accept_connections(agent, listener),
     };
     if let Err(error) = failed {
-        log::line(format_args!("agent transport: {error}"));
+        log::problem(format_args!("agent transport: {error}"));
     }
     std::thread::sleep(REST);
 }

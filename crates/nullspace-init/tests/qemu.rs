@@ -232,6 +232,7 @@ async fn a_running_service_survives_snapshot_and_restore() {
         shell(&agent, "hostname; cat /etc/hostname; cat /etc/resolv.conf").await,
         "build-1\nbuild-1\nnameserver 10.0.2.3"
     );
+    assert_eq!(shell(&agent, "cat /etc/machine-id").await, info.boot_id.replace('-', ""));
     assert!(shell(&agent, "cat /etc/hosts").await.ends_with("127.0.1.1\tbuild-1"));
     let routes = shell(&agent, "ip -4 addr show eth0; ip route; ip -4 addr show lo").await;
     for part in ["inet 10.0.2.15/24", "default via 10.0.2.2 dev eth0", "inet 127.0.0.1/8"] {

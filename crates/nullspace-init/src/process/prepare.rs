@@ -1,4 +1,4 @@
-//! From a request to everything that a fork needs.
+//! From a request to everything that a child needs.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -18,7 +18,7 @@ pub(crate) const WORKSPACE: &str = "/workspace";
 /// More of /etc/passwd or /etc/group than this is not read.
 const MAX_ACCOUNT_FILE: u64 = 4 * 1024 * 1024;
 
-/// A process, ready to be forked: nothing in it allocates or looks anything up any more.
+/// A process, ready to be started: nothing in it is looked up any more.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) program: CString,

@@ -57,11 +57,11 @@ impl Reaper {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls `fork`, which answers the child's pid. The child is known before the reaper can see it end.
-    pub(crate) fn spawn(&self, fork: impl FnOnce() -> io::Result<i32>) -> io::Result<Arc<Watch>> {
+    /// Calls `start`, which answers the child's pid. The child is known before the reaper can see it end.
+    pub(crate) fn spawn(&self, start: impl FnOnce() -> io::Result<i32>) -> io::Result<Arc<Watch>> {
         let wake = Wake::new()?;
         let mut watched = self.lock();
-        let pid = fork()?;
+        let pid = start()?;
         let watch = Arc::new(Watch { pid, exit: OnceLock::new(), wake });
         watched.insert(pid, watch.clone());
         self.spawned.notify_all();

@@ -1,8 +1,21 @@
-//! fork and exec.
+//! Starting a process.
+//!
+//! Not by fork: copying the agent's memory map, and the page faults that follow in parent and child, cost more than
+//! all the rest. The child is cloned into the agent's memory instead, on a stack of its own, until its exec gives it new
+//! memory. Unlike with vfork the parent goes on meanwhile, so that a program that cannot be read (a dead network
+//! filesystem) holds up nothing but its own request.
+//!
+//! ```text
+//!  parent                      child (same memory, own stack, own descriptors)
+//!   clone ------------------->  signals, setsid, dup2, chdir, ids
+//!   waits at the error pipe     execve: old memory left, then the pipe closed
+//!         <-- end of file --    or 5 bytes (stage, errno), and exit
+//!   frees stack and strings
+//! ```
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +28,8 @@ use super::reaper::{Reaper, Watch};
 
 /// How long a child may take from fork to exec: reading a program from a slow disk.
 const EXEC_LIMIT: Duration = Duration::from_secs(20);
+/// How long a child that was killed before its exec may take to be gone.
+const KILLED_LIMIT: Duration = Duration::from_secs(2);
 
 /// A process that runs, and our ends of its pipes.
 #[derive(Debug)]
@@ -83,50 +98,32 @@ pub(crate) fn spawn(plan: &Plan, with_stdin: bool) -> Result<Child, Failure> {
     };
     nonblocking(&out_read).and_then(|()| nonblocking(&err_read)).map_err(system)?;
 
-    let argv = pointers(&plan.argv);
-    let envp = pointers(&plan.envp);
-    let image = Image {
-        stdio: [in_read.as_raw_fd(), out_write.as_raw_fd(), err_write.as_raw_fd()],
-        status: status_write.as_raw_fd(),
-        program: &plan.program,
-        argv: &argv,
-        envp: &envp,
-        cwd: &plan.cwd,
-        uid: plan.account.uid,
-        gid: plan.account.gid,
-        groups: &plan.account.groups,
-    };
-    let fork = || {
-        // SAFETY: the child only makes system calls on what was prepared above, and never returns.
-        match unsafe { libc::fork() } {
-            -1 => Err(io::Error::last_os_error()),
-            // SAFETY: this is the child, right after fork.
-            0 => unsafe { image.become_it() },
-            pid => Ok(pid),
-        }
-    };
-    let watch = Reaper::get().spawn(fork).map_err(system)?;
+    let stdio = [in_read.as_raw_fd(), out_write.as_raw_fd(), err_write.as_raw_fd()];
+    let mut image = Box::new(Image::new(plan, stdio, status_write.as_raw_fd()));
+    let watch = Reaper::get().spawn(|| image.clone_it()).map_err(system)?;
     drop((in_read, out_write, err_write, status_write));
 
-    match await_exec(status_read.as_fd()) {
+    match await_exec(status_read.as_fd(), EXEC_LIMIT) {
         Ok(None) => Ok(Child { watch, stdin: in_write, stdout: out_read, stderr: err_read }),
         Ok(Some((stage, errno))) => Err(explain(plan, stage, errno)),
         Err(error) => {
-            Reaper::get().signal_group(&watch, libc::SIGKILL, false);
-            // Before setsid the child is in our own group, so by its number too.
-            if watch.exit().is_none() {
-                // SAFETY: a plain system call. The child is ours and hangs before exec; were it reaped this instant, its
-                // number would not be given out again so soon.
-                unsafe { libc::kill(watch.pid(), libc::SIGKILL) };
+            // SAFETY: a plain system call. The child hangs before exec; were it reaped this instant, its number would
+            // not be given out again so soon. By its number, since it may not lead a group yet.
+            unsafe { libc::kill(watch.pid(), libc::SIGKILL) };
+            if await_exec(status_read.as_fd(), KILLED_LIMIT).is_err() {
+                // It does not end, and may still run in this memory one day.
+                std::mem::forget(image);
             }
             Err(internal("A process did not start", error))
         }
     }
 }
 
-/// `None` once exec has closed the pipe.
-fn await_exec(status: std::os::fd::BorrowedFd<'_>) -> io::Result<Option<(u8, i32)>> {
-    let until = std::time::Instant::now() + EXEC_LIMIT;
+/// Waits until the child has left our memory, by exec or by its end; what it told, when it failed. The kernel
+/// closes descriptors after it has left the memory in both cases (`begin_new_exec`, `do_exit`).
+fn await_exec(status: BorrowedFd<'_>, limit: Duration) -> io::Result<Option<(u8, i32)>> {
+    let until = std::time::Instant::now() + limit;
+    let mut failure = None;
     loop {
         let left = until.saturating_duration_since(std::time::Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
@@ -137,13 +134,13 @@ fn await_exec(status: std::os::fd::BorrowedFd<'_>) -> io::Result<Option<(u8, i32
             Err(error) => return Err(error.into()),
         }
         let mut told = [0; 5];
-        return match nix::unistd::read(status, &mut told) {
-            Ok(0) => Ok(None),
+        match nix::unistd::read(status, &mut told) {
+            Ok(0) => return Ok(failure),
             // Five bytes into an empty pipe are written as one.
-            Ok(_) => Ok(Some((told[0], i32::from_le_bytes([told[1], told[2], told[3], told[4]])))),
-            Err(nix::Error::EINTR) => continue,
-            Err(error) => Err(error.into()),
-        };
+            Ok(_) => failure = Some((told[0], i32::from_le_bytes([told[1], told[2], told[3], told[4]]))),
+            Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
@@ -183,77 +180,164 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
 }
 
-/// All that the child needs, borrowed from the parent's memory, which fork copies.
-struct Image<'a> {
+/// All that the child needs. Its own copies: they may have to outlive the request.
+struct Image {
     stdio: [RawFd; 3],
     status: RawFd,
-    program: &'a CStr,
-    argv: &'a [*const libc::c_char],
-    envp: &'a [*const libc::c_char],
-    cwd: &'a CStr,
+    program: CString,
+    cwd: CString,
     uid: u32,
     gid: u32,
-    groups: &'a [u32],
+    groups: Vec<u32>,
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+    /// What `argv` and `envp` point into.
+    _strings: [Vec<CString>; 2],
+    stack: Vec<u8>,
+    root: bool,
 }
 
-impl Image<'_> {
-    /// Turns the forked child into the program.
+/// The child calls a dozen functions, none deep.
+const STACK: usize = 64 * 1024;
+
+impl Image {
+    fn new(plan: &Plan, stdio: [RawFd; 3], status: RawFd) -> Image {
+        // Moving a CString moves no bytes of it, so the pointers stay good.
+        let strings = [plan.argv.clone(), plan.envp.clone()];
+        // PID 1 is root. An agent in a developer's tests may not be, and then is the user already or may not become it.
+        // SAFETY: plain system calls.
+        let (own_uid, own_gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+        Image {
+            stdio,
+            status,
+            program: plan.program.clone(),
+            cwd: plan.cwd.clone(),
+            uid: plan.account.uid,
+            gid: plan.account.gid,
+            groups: plan.account.groups.clone(),
+            argv: pointers(&strings[0]),
+            envp: pointers(&strings[1]),
+            _strings: strings,
+            stack: vec![0; STACK],
+            root: own_uid == 0 || (own_uid, own_gid) != (plan.account.uid, plan.account.gid),
+        }
+    }
+
+    /// Starts the child; answers its pid. `self` must stay until [`await_exec`] has seen it leave.
+    fn clone_it(&mut self) -> io::Result<i32> {
+        extern "C" fn child(image: *mut libc::c_void) -> libc::c_int {
+            // SAFETY: `clone_it` passes itself, and its caller keeps it until the child has left this memory.
+            unsafe { (*image.cast::<Image>()).become_it() }
+        }
+        let image: *mut Image = self;
+        let top = self.stack.as_mut_ptr_range().end;
+        // SAFETY: the stack is the child's alone. All signals are blocked around the clone, so that the child runs no
+        // handler in memory that is not its own; it unblocks them once it has reset them.
+        unsafe {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            let mut before: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+            // The ABI wants 16 bytes of alignment.
+            let top = top.sub(top.addr() % 16).cast();
+            let pid = libc::clone(child, top, libc::CLONE_VM | libc::SIGCHLD, image.cast());
+            let error = io::Error::last_os_error();
+            libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+            if pid < 0 { Err(error) } else { Ok(pid) }
+        }
+    }
+
+    /// Turns the cloned child into the program.
     ///
     /// # Safety
-    /// Only in a child right after fork: other threads of the parent may have held any lock, so nothing here allocates,
-    /// and only async-signal-safe calls are made. User and group are set by raw system calls, since the C library's
-    /// wrappers signal all threads it believes to exist.
+    /// Only in the child. It shares memory and thread-local storage with a parent that runs: so it allocates nothing, takes no
+    /// lock, writes to nothing but its stack, and makes its system calls without the C library, which keeps errno in that
+    /// storage.
     unsafe fn become_it(&self) -> ! {
-        // SAFETY: every pointer comes from strings and slices that outlive the call, in memory of this child alone.
+        let default = [0u64; 4];
+        let none = 0u64;
+        // SAFETY: every pointer is into `self` or this frame.
         unsafe {
-            // The raw call, since the C library refuses signals 32 and 33, which may be inherited as ignored all the same.
-            // Zeros are the default action without flags, as the kernel's own `struct sigaction` on 64-bit machines.
-            let default = [0u64; 4];
             for signal in 1..=64 {
-                // SIGKILL and SIGSTOP refuse; that is right.
-                libc::syscall(libc::SYS_rt_sigaction, signal, &default, std::ptr::null::<u64>(), 8usize);
+                // Zeros are the default action, as the kernel's `struct sigaction` has it. SIGKILL and SIGSTOP refuse; that
+                // is right.
+                syscall(libc::SYS_rt_sigaction, [signal, default.as_ptr().addr(), 0, 8, 0]);
             }
-            let mut none: libc::sigset_t = std::mem::zeroed();
-            libc::sigemptyset(&mut none);
-            libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
-            libc::setsid();
+            syscall(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, (&raw const none).addr(), 0, 8, 0]);
+            syscall(libc::SYS_setsid, [0; 5]);
             for (at, fd) in self.stdio.iter().enumerate() {
-                if libc::dup2(*fd, at as RawFd) < 0 {
-                    self.fail(Stage::Stdio);
-                }
+                self.must(Stage::Stdio, syscall(libc::SYS_dup3, [*fd as usize, at, 0, 0, 0]));
             }
             // As root, so that a home that the user may not search can still be a working directory, as in runc.
-            let entered = libc::chdir(self.cwd.as_ptr()) == 0;
-            // PID 1 is root. An agent in a developer's tests may not be, and then is the user already or may not become it.
-            let already = libc::geteuid() != 0 && libc::geteuid() == self.uid && libc::getegid() == self.gid;
-            if !already
-                && (libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()) != 0
-                    || libc::syscall(libc::SYS_setresgid, self.gid, self.gid, self.gid) != 0
-                    || libc::syscall(libc::SYS_setresuid, self.uid, self.uid, self.uid) != 0)
-            {
-                self.fail(Stage::User);
+            let cwd = [self.cwd.as_ptr().addr(), 0, 0, 0, 0];
+            let entered = syscall(libc::SYS_chdir, cwd) == 0;
+            if self.root {
+                let (uid, gid) = (self.uid as usize, self.gid as usize);
+                let groups = [self.groups.len(), self.groups.as_ptr().addr(), 0, 0, 0];
+                self.must(Stage::User, syscall(libc::SYS_setgroups, groups));
+                self.must(Stage::User, syscall(libc::SYS_setresgid, [gid, gid, gid, 0, 0]));
+                self.must(Stage::User, syscall(libc::SYS_setresuid, [uid, uid, uid, 0, 0]));
             }
-            // A network filesystem may know the user and not root.
-            if !entered && libc::chdir(self.cwd.as_ptr()) != 0 {
-                self.fail(Stage::Cwd);
+            if !entered {
+                // A network filesystem may know the user and not root.
+                self.must(Stage::Cwd, syscall(libc::SYS_chdir, cwd));
             }
-            libc::umask(0o022);
+            syscall(libc::SYS_umask, [0o022, 0, 0, 0, 0]);
             // Ours are all close-on-exec; this is for those that a kernel or test harness handed down.
-            libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
-            libc::execve(self.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr());
-            self.fail(Stage::Exec)
+            syscall(libc::SYS_close_range, [3, u32::MAX as usize, libc::CLOSE_RANGE_CLOEXEC as usize, 0, 0]);
+            let (program, argv, envp) = (self.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr());
+            self.must(Stage::Exec, syscall(libc::SYS_execve, [program.addr(), argv.addr(), envp.addr(), 0, 0]));
+            exit()
         }
     }
 
+    /// Tells the parent of a failed call, and ends.
+    ///
     /// # Safety
     /// As [`Image::become_it`].
-    unsafe fn fail(&self, stage: Stage) -> ! {
-        // SAFETY: system calls on memory of this frame.
+    unsafe fn must(&self, stage: Stage, result: isize) {
+        if result >= 0 {
+            return;
+        }
+        let errno = (-result as i32).to_le_bytes();
+        let told = [stage as u8, errno[0], errno[1], errno[2], errno[3]];
+        // SAFETY: memory of this frame.
         unsafe {
-            let errno = (*libc::__errno_location()).to_le_bytes();
-            let told = [stage as u8, errno[0], errno[1], errno[2], errno[3]];
-            libc::write(self.status, told.as_ptr().cast(), told.len());
-            libc::_exit(127)
+            syscall(libc::SYS_write, [self.status as usize, told.as_ptr().addr(), told.len(), 0, 0]);
+            exit()
         }
     }
 }
+
+/// # Safety
+/// As [`Image::become_it`].
+unsafe fn exit() -> ! {
+    loop {
+        // SAFETY: ends this process, which has one thread.
+        unsafe { syscall(libc::SYS_exit_group, [127, 0, 0, 0, 0]) };
+    }
+}
+
+/// A system call; a negative result is an errno.
+///
+/// # Safety
+/// As the call itself.
+#[cfg(target_arch = "x86_64")]
+unsafe fn syscall(number: libc::c_long, arguments: [usize; 5]) -> isize {
+    let [a, b, c, d, e] = arguments;
+    let result: isize;
+    // SAFETY: the kernel's calling convention: it clobbers rcx and r11 and touches no stack.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            inlateout("rax") number as isize => result,
+            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e,
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack)
+        );
+    }
+    result
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("guests are x86-64 machines; another architecture needs its system call convention here");
