@@ -17,8 +17,16 @@
 //! path or an argument: ids, folders and numbers come from the service.
 
 pub mod firecracker;
+mod memory;
 pub mod net;
+pub mod probe;
+mod process;
+mod qcow2;
+pub mod qemu;
+mod sparse;
 pub mod spec;
+mod tail;
+mod uids;
 
 pub use spec::*;
 

@@ -1,0 +1,401 @@
+//! What all machines of a driver share, and how one is put together.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nullspace_guest::message::{AGENT_ABI, GuestNetwork};
+use serde_json::json;
+
+use super::args::{self, CARD, CommandLine, Memory, Netdev, Start};
+use super::disk::{OVERLAY, OpenDisk};
+use super::guest::GuestFiles;
+use super::launch::{self, Running, start};
+use super::machine::{Machine, Own};
+use super::qmp::timed_out;
+use super::snapshot::{self, CardKind, FORMAT, MEMORY, Manifest, STATE};
+use super::version::{self, Version};
+use super::{Accelerator, QemuConfig, host};
+use crate::memory::{self, TemplateMemory};
+use crate::net::{NetLease, NetPool};
+use crate::process::Identity;
+use crate::uids::{Uid, Uids};
+use crate::{BootSpec, Compatibility, Network, RestoreSpec, Vm, VmmError, VmmKind};
+
+/// Bounds of a machine's shape: what `microvm` takes, and no more than anybody has.
+const MAX_VCPUS: u32 = 64;
+const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=1 << 20;
+
+/// What is the same whichever accelerator is chosen.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    binary: PathBuf,
+    version: Version,
+    guest: Arc<GuestFiles>,
+    uids: Option<Arc<Uids>>,
+}
+
+impl Parts {
+    /// Finds and opens everything.
+    pub(super) async fn open(config: &QemuConfig) -> Result<Self, VmmError> {
+        if config.run_as.is_some() && !rustix::process::geteuid().is_root() {
+            return Err(VmmError::Unavailable("running QEMU as a user of its own needs root".into()));
+        }
+        let binary = version::find(&config.binary)?;
+        let version = Version::of(&binary).await?;
+        if !version.is_recent_enough() {
+            return Err(VmmError::Unavailable(format!(
+                "QEMU {} is too old: 6.0 is the oldest that works",
+                version.text
+            )));
+        }
+        let image = config.guest.clone();
+        let guest = tokio::task::spawn_blocking(move || GuestFiles::open(&image)).await.map_err(broken)??;
+        Ok(Self { binary, version, guest: Arc::new(guest), uids: config.run_as.map(Uids::new) })
+    }
+
+    pub(super) fn version_text(&self) -> &str {
+        &self.version.text
+    }
+
+    /// What a verdict on an accelerator depends on, besides the host's boot.
+    pub(crate) fn fingerprint(&self) -> String {
+        format!("{} guest {} uid {}", self.version.text, self.guest.digest, self.uids.is_some())
+    }
+}
+
+/// A driver with its accelerator chosen.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    parts: Parts,
+    pub(super) accelerator: Accelerator,
+    pub(super) compatibility: Compatibility,
+    pub(super) templates: Arc<TemplateMemory>,
+    tsc_khz: Option<u64>,
+    network: Option<NetPoolHandle>,
+    start_limit: Duration,
+}
+
+/// A pool that can be shown.
+#[derive(Clone)]
+struct NetPoolHandle(Arc<NetPool>);
+
+impl std::fmt::Debug for NetPoolHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NetPool")
+    }
+}
+
+/// A machine's card.
+struct Card {
+    netdev: Netdev,
+    lease: Option<NetLease>,
+    guest: Option<GuestNetwork>,
+}
+
+impl Driver {
+    pub(crate) async fn new(config: &QemuConfig, parts: &Parts, accelerator: Accelerator) -> Self {
+        let tsc_khz = match accelerator {
+            Accelerator::Tcg => tokio::task::spawn_blocking(host::tsc_khz).await.unwrap_or(None),
+            Accelerator::Kvm => None,
+        };
+        let compatibility = Compatibility {
+            vmm: VmmKind::Qemu,
+            vmm_version: parts.version.text.clone(),
+            accelerator: accelerator.name().into(),
+            format: FORMAT,
+            guest: parts.guest.digest.clone(),
+            cpu: match accelerator {
+                Accelerator::Kvm => host::cpu(),
+                Accelerator::Tcg => "tcg".into(),
+            },
+            agent_abi: AGENT_ABI,
+        };
+        Self {
+            parts: parts.clone(),
+            accelerator,
+            compatibility,
+            templates: TemplateMemory::new(config.template_memory_bytes),
+            tsc_khz,
+            network: config.network.clone().map(NetPoolHandle),
+            start_limit: config.start_limit,
+        }
+    }
+
+    /// Boots a machine.
+    pub(super) async fn boot(self: &Arc<Self>, spec: BootSpec) -> Result<Machine, VmmError> {
+        let BootSpec { id, vcpus, memory_mib, disk, network, work_dir } = spec;
+        check_shape(&id, vcpus, memory_mib)?;
+        let disk =
+            async { tokio::task::spawn_blocking(move || OpenDisk::boot(&disk, &work_dir)).await.map_err(broken)? };
+        let (disk, card) = tokio::try_join!(disk, self.card(&network))?;
+        self.boot_kernel(id, vcpus, memory_mib, disk, card).await
+    }
+
+    /// Boots a machine that has no disk and reaches nothing, to see whether it boots.
+    pub(crate) async fn boot_trial(self: &Arc<Self>, memory_mib: u32) -> Result<Box<dyn Vm>, VmmError> {
+        let disk = OpenDisk { layers: Vec::new(), size: 0, overlay: None };
+        let card = Card { netdev: Netdev::Nowhere, lease: None, guest: None };
+        Ok(Box::new(self.boot_kernel("trial".into(), 1, memory_mib, disk, card).await?))
+    }
+
+    async fn boot_kernel(
+        self: &Arc<Self>,
+        id: String,
+        vcpus: u32,
+        memory_mib: u32,
+        disk: OpenDisk,
+        card: Card,
+    ) -> Result<Machine, VmmError> {
+        let failed = |source| VmmError::Io { context: "make guest memory".into(), source };
+        let memory = memory::anonymous("nullspace-guest", memory_bytes(memory_mib)).map_err(failed)?;
+        let shared = Memory::Shared(memory.try_clone().map_err(failed)?.into());
+        let (kernel, initramfs) = self
+            .parts
+            .guest
+            .descriptors()
+            .map_err(|source| VmmError::Io { context: "open the guest kernel".into(), source })?;
+        let command_line = args::kernel_command_line(self.accelerator, self.tsc_khz);
+        let start = Start::Boot { kernel, initramfs, command_line };
+        let shape = self.shape(&id, vcpus, memory_mib);
+        let manifest = self.manifest(&card.netdev);
+        let line = CommandLine::new(&shape, shared, disk.layers, card.netdev, start);
+        let (running, hello) = self.start(line, card.lease, disk.size, ()).await?;
+        let running = self.settle(running, hello.answer()).await?;
+        tracing::debug!(id, pid = running.process.pid(), "machine booting");
+        Ok(Machine {
+            id,
+            vcpus,
+            memory_mib,
+            disk_bytes: disk.size,
+            guest_network: card.guest,
+            manifest,
+            running,
+            own: Mutex::new(Own { memory: Some(memory), overlay: disk.overlay }),
+            snapshotted: AtomicBool::new(false),
+            driver: self.clone(),
+        })
+    }
+
+    pub(super) async fn restore(self: &Arc<Self>, spec: RestoreSpec) -> Result<Machine, VmmError> {
+        let RestoreSpec { id, base, snapshot_dir, summary, network, work_dir } = spec;
+        if let Some(conflict) = summary.compatibility.conflict_with(&self.compatibility) {
+            return Err(VmmError::Incompatible(conflict));
+        }
+        check_shape(&id, summary.vcpus, summary.memory_mib)?;
+        let base = base.ok_or_else(|| VmmError::Refused {
+            context: "restore a machine".into(),
+            message: "the raw image under its disk must be named".into(),
+        })?;
+        let files = async {
+            let (written, size) = (summary.files.iter().any(|name| name == OVERLAY), summary.disk_bytes);
+            let open = move || SnapshotFiles::open(&snapshot_dir, &base, written, size, &work_dir);
+            tokio::task::spawn_blocking(open).await.map_err(broken)?
+        };
+        let (files, card) = tokio::try_join!(files, self.card(&network))?;
+        let manifest = self.manifest(&card.netdev);
+        if let Some(conflict) = files.manifest.conflict_with(&manifest) {
+            return Err(VmmError::Incompatible(conflict));
+        }
+        let failed = |source| VmmError::Io { context: "load the snapshot's memory".into(), source };
+        let bytes = memory_bytes(summary.memory_mib);
+        // A QEMU that maps it read-only, and may read it, needs no copy.
+        let direct = self.parts.version.maps_read_only() && self.parts.uids.is_none();
+        let (memory, lease) = if direct {
+            (OwnedFd::from(files.memory), None)
+        } else {
+            let lease = self.templates.get(files.memory, bytes).await.map_err(failed)?;
+            (lease.descriptor().map_err(failed)?, Some(lease))
+        };
+        let shape = self.shape(&id, summary.vcpus, summary.memory_mib);
+        let disk = files.disk;
+        let mut line = CommandLine::new(&shape, Memory::Private(memory), disk.layers, card.netdev, Start::Incoming);
+        let state = files.state.as_raw_fd();
+        line.inherit.push(files.state.into());
+        let (running, hello) = self.start(line, card.lease, disk.size, lease).await?;
+        // All of it is in the socket before QEMU listens.
+        let run = async {
+            let monitor = &running.monitor;
+            let capabilities = monitor.send("migrate-set-capabilities", snapshot::capabilities(), None).await?;
+            let incoming = monitor.send("migrate-incoming", json!({ "uri": format!("fd:{state}") }), None).await?;
+            for answer in [hello, capabilities, incoming] {
+                answer.answer().await?;
+            }
+            let ended = |status: &str| matches!(status, "completed" | "failed");
+            let seen = monitor.observe(|observed| observed.migration.as_deref().is_some_and(ended)).await?;
+            if seen.migration.as_deref() != Some("completed") {
+                let message = "QEMU could not load the machine's state".into();
+                return Err(VmmError::Refused { context: "restore a machine".into(), message });
+            }
+            let plug_in = monitor.send("set_link", json!({ "name": CARD, "up": true }), None).await?;
+            let resume = monitor.send("cont", json!({}), None).await?;
+            plug_in.answer().await?;
+            resume.answer().await
+        };
+        let outcome = tokio::time::timeout(self.start_limit, run).await;
+        let running = self.settled(running, outcome).await?;
+        tracing::debug!(id, pid = running.process.pid(), "machine restored");
+        Ok(Machine {
+            id,
+            vcpus: summary.vcpus,
+            memory_mib: summary.memory_mib,
+            disk_bytes: disk.size,
+            guest_network: card.guest,
+            manifest,
+            running,
+            own: Mutex::new(Own { memory: None, overlay: disk.overlay }),
+            snapshotted: AtomicBool::new(false),
+            driver: self.clone(),
+        })
+    }
+
+    /// Starts QEMU with what it holds for its life besides its own uid.
+    async fn start<G: Send + 'static>(
+        &self,
+        line: CommandLine,
+        lease: Option<NetLease>,
+        disk_bytes: u64,
+        held: G,
+    ) -> Result<(Running, super::qmp::Pending), VmmError> {
+        let uid = match &self.parts.uids {
+            Some(uids) => Some(uids.take().ok_or_else(|| {
+                VmmError::Unavailable("all uids for machines are in use; the setting run_as widens the range".into())
+            })?),
+            None => None,
+        };
+        let group = match self.accelerator {
+            Accelerator::Kvm => host::kvm_group(),
+            Accelerator::Tcg => None,
+        };
+        let failed = |source| VmmError::Io { context: "enter a network namespace".into(), source };
+        let namespace =
+            lease.as_ref().map(|lease| lease.namespace().try_clone_to_owned()).transpose().map_err(failed)?;
+        let parts = launch::Parts {
+            binary: &self.parts.binary,
+            line,
+            namespace,
+            identity: uid.as_ref().map(|uid: &Uid| Identity { id: uid.number(), group }),
+            // The overlay's own tables take less than a hundredth; a gigabyte more for a disk that was rewritten oddly.
+            file_limit: disk_bytes.saturating_add(disk_bytes / 64).saturating_add(1 << 30),
+        };
+        start(parts, (uid, lease, held)).await
+    }
+
+    /// Waits for the start to be done; on failure nothing is left.
+    async fn settle<T>(
+        &self,
+        running: Running,
+        done: impl Future<Output = Result<T, VmmError>>,
+    ) -> Result<Running, VmmError> {
+        let outcome = tokio::time::timeout(self.start_limit, done).await;
+        self.settled(running, outcome).await
+    }
+
+    async fn settled<T>(
+        &self,
+        running: Running,
+        outcome: Result<Result<T, VmmError>, tokio::time::error::Elapsed>,
+    ) -> Result<Running, VmmError> {
+        let error = match outcome {
+            Ok(Ok(_)) => return Ok(running),
+            Ok(Err(error)) => error,
+            Err(_) => timed_out("starting", self.start_limit),
+        };
+        Err(running.fail(error).await)
+    }
+
+    async fn card(&self, network: &Network) -> Result<Card, VmmError> {
+        let guest = (*network == Network::Internet).then(NetPool::guest_network);
+        let Some(NetPoolHandle(pool)) = &self.network else {
+            let netdev = match network {
+                Network::Isolated => Netdev::Nowhere,
+                Network::Internet => Netdev::User,
+            };
+            return Ok(Card { netdev, lease: None, guest });
+        };
+        let mut lease = pool.acquire(network, None).await?;
+        let tap = lease.take_tap().ok_or_else(|| VmmError::Unavailable("the network came without a tap".into()))?;
+        Ok(Card { netdev: Netdev::Tap(tap), lease: Some(lease), guest })
+    }
+
+    fn manifest(&self, netdev: &Netdev) -> Manifest {
+        let card = match netdev {
+            Netdev::Tap(_) => CardKind::Tap,
+            Netdev::Nowhere | Netdev::User => CardKind::Plain,
+        };
+        Manifest { card, tsc_khz: self.tsc_khz }
+    }
+
+    fn shape<'a>(&'a self, id: &'a str, vcpus: u32, memory_mib: u32) -> args::Machine<'a> {
+        args::Machine { id, accelerator: self.accelerator, version: &self.parts.version, vcpus, memory_mib }
+    }
+}
+
+/// A snapshot's files, open.
+struct SnapshotFiles {
+    manifest: Manifest,
+    memory: File,
+    state: File,
+    disk: OpenDisk,
+}
+
+impl SnapshotFiles {
+    fn open(folder: &Path, base: &Path, written: bool, size: u64, work_dir: &Path) -> Result<Self, VmmError> {
+        let open = |name: &str| {
+            let path = folder.join(name);
+            File::open(&path).map_err(|source| VmmError::Io { context: format!("open {}", path.display()), source })
+        };
+        let overlay = folder.join(OVERLAY);
+        Ok(Self {
+            manifest: Manifest::read(folder)?,
+            memory: open(MEMORY)?,
+            state: open(STATE)?,
+            disk: OpenDisk::restore(base, written.then_some(overlay.as_path()), size, work_dir)?,
+        })
+    }
+}
+
+fn check_shape(id: &str, vcpus: u32, memory_mib: u32) -> Result<(), VmmError> {
+    let refuse = |message: String| Err(VmmError::Refused { context: "the machine's shape".into(), message });
+    let named = (1..=64).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if !named {
+        return refuse("its id must be 1 to 64 of a-z, 0-9 and -".into());
+    }
+    if !(1..=MAX_VCPUS).contains(&vcpus) {
+        return refuse(format!("{vcpus} vCPUs: 1 to {MAX_VCPUS} are possible"));
+    }
+    if !MEMORY_MIB.contains(&memory_mib) {
+        let (least, most) = MEMORY_MIB.into_inner();
+        return refuse(format!("{memory_mib} MiB of memory: {least} to {most} are possible"));
+    }
+    Ok(())
+}
+
+fn memory_bytes(mib: u32) -> u64 {
+    u64::from(mib) << 20
+}
+
+fn broken(error: tokio::task::JoinError) -> VmmError {
+    VmmError::Io { context: "open a machine's files".into(), source: error.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_that_no_machine_has_are_refused() {
+        check_shape("sb-0123456789abcdef", 1, 512).unwrap();
+        check_shape("a", MAX_VCPUS, 1 << 20).unwrap();
+        for id in ["", "A", "a_b", "a,b", &"a".repeat(65), "ä"] {
+            assert!(check_shape(id, 1, 512).is_err(), "{id}");
+        }
+        for (vcpus, memory) in [(0, 512), (65, 512), (1, 63), (1, (1 << 20) + 1)] {
+            assert!(check_shape("a", vcpus, memory).is_err());
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Starting a QEMU: its sockets, its process, its monitor.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::pipe::PipeFlags;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+
+use super::agent::AgentPort;
+use super::args::CommandLine;
+use super::qmp::{Pending, Qmp};
+use crate::VmmError;
+use crate::process::{Identity, Launch, Process, launch};
+use crate::tail::Tail;
+
+/// How much of the guest's console is kept.
+const CONSOLE: usize = 64 * 1024;
+/// How much of what QEMU itself prints is kept.
+const LOG: usize = 8 * 1024;
+/// How long a QEMU that closed its monitor may take to end.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// What a QEMU starts from.
+pub(super) struct Parts<'a> {
+    pub(super) binary: &'a Path,
+    pub(super) line: CommandLine,
+    /// Network namespace to run in.
+    pub(super) namespace: Option<OwnedFd>,
+    pub(super) identity: Option<Identity>,
+    /// Longest file that QEMU may write, bytes.
+    pub(super) file_limit: u64,
+}
+
+/// A QEMU that runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) process: Process,
+    pub(super) monitor: Qmp,
+    pub(super) agent: AgentPort,
+    pub(super) console: Tail,
+    pub(super) log: Tail,
+}
+
+/// Starts it. Commands may be sent to the monitor at once; the handshake's answer is still to come. `held` lives as long
+/// as the process.
+pub(super) async fn start<G: Send + 'static>(parts: Parts<'_>, held: G) -> Result<(Running, Pending), VmmError> {
+    let Parts { binary, mut line, namespace, identity, file_limit } = parts;
+    let failed = |source| VmmError::Io { context: "make sockets for QEMU".into(), source };
+    let (monitor, monitor_end) = StdUnixStream::pair().map_err(failed)?;
+    let (agent, agent_end) = StdUnixStream::pair().map_err(failed)?;
+    let (console, console_end) = StdUnixStream::pair().map_err(failed)?;
+    let (log, log_end) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
+    line.sockets(monitor_end.into(), agent_end.into(), console_end.into());
+
+    let tails = follow(console, log).map_err(failed)?;
+    let agent = AgentPort::new(agent).map_err(failed)?;
+    let (monitor, hello) = Qmp::begin(monitor).await?;
+    let launched = Launch {
+        program: binary.to_path_buf(),
+        args: line.args.into_iter().map(Into::into).collect(),
+        inherit: line.inherit,
+        output: log_end,
+        namespace,
+        identity,
+        file_limit,
+    };
+    let process = launch(launched, held).await?;
+    let (console, log) = tails;
+    Ok((Running { process, monitor, agent, console, log }, hello))
+}
+
+fn follow(console: StdUnixStream, log: OwnedFd) -> io::Result<(Tail, Tail)> {
+    let tails = (Tail::new(CONSOLE), Tail::new(LOG));
+    console.set_nonblocking(true)?;
+    tails.0.follow(UnixStream::from_std(console)?);
+    tails.1.follow(pipe::Receiver::from_owned_fd(log)?);
+    Ok(tails)
+}
+
+impl Running {
+    /// Ends a QEMU that could not be started, and says why as well as it can be known.
+    pub(super) async fn fail(self, error: VmmError) -> VmmError {
+        if let VmmError::Exited(_) = error {
+            // It ends by itself: its last words and its status are worth a moment.
+            let _ = tokio::time::timeout(ENDING, self.process.exited()).await;
+        }
+        let by_itself = self.process.has_exited();
+        if let Err(error) = self.process.kill().await {
+            tracing::error!(%error, "end a QEMU that could not be started");
+        }
+        if by_itself { VmmError::Exited(self.how_it_ended().await) } else { error }
+    }
+
+    /// How QEMU ended; waits until it has.
+    pub(super) async fn how_it_ended(&self) -> String {
+        let status = self.process.exited().await;
+        // What it said last may still be on its way through our readers. Bounded: a forked child of QEMU, which its
+        // sandbox denies, would keep the socket open.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.monitor.closed()).await;
+        let mut text = match self.monitor.observed().shutdown.as_deref() {
+            Some("guest-shutdown") => "the guest powered off".into(),
+            Some("guest-reset" | "subsystem-reset") => match self.panicked() {
+                Some(panic) => format!("the guest's kernel stopped ({panic})"),
+                None => "the guest rebooted".into(),
+            },
+            _ => format!("QEMU ended with {status}"),
+        };
+        let last_words = self.last_words();
+        if !status.success() && !last_words.is_empty() {
+            text = format!("{text}: {last_words}");
+        }
+        text
+    }
+
+    /// The last lines that QEMU itself printed.
+    fn last_words(&self) -> String {
+        let log = self.log.text();
+        let telling =
+            log.lines().filter(|line| !line.is_empty() && !line.contains(" is not connected to host network"));
+        let lines: Vec<&str> = telling.map(|line| line.trim_start_matches("qemu-system-x86_64: ")).collect();
+        lines[lines.len().saturating_sub(3)..].join("; ")
+    }
+
+    fn panicked(&self) -> Option<String> {
+        let console = self.console.text();
+        let line = console.lines().find(|line| line.contains("Kernel panic - not syncing"))?;
+        Some(line.split_once("] ").map_or(line, |(_, message)| message).chars().take(200).collect())
+    }
+}

@@ -1,0 +1,178 @@
+//! Machines under QEMU's `microvm`: with KVM where it truly works, else in software.
+//!
+//! ```text
+//!  this process                                         QEMU: own uid, own session, own network namespace, seccomp
+//!    Machine ── monitor ───────── socketpair ────────── -mon                        it owns no file, opens no path but
+//!            ── agent ─────────── socketpair ────────── virtserialport              /proc/self/fd and /dev/fdset, and
+//!            ── console, 64 KiB ─ socketpair ────────── ttyS0                       dies with the thread that forked it
+//!            ── log, 8 KiB ────── pipe ──────────────── stdout, stderr
+//!            ── pidfd
+//!
+//!    boot      memfd ─────────────────── shared ─────── guest memory
+//!              overlay (nameless file) ─ read-write ─── /dev/vda ─┬─ disk.qcow2 overlay
+//!              base.raw ──────────────── read-only ───────────────┘
+//!              tap of a namespace, or QEMU's user network, or nothing ── eth0
+//!
+//!    snapshot  stop ─ unplug the card's backend ─ migrate to a file, without memory ─ SIGKILL ─ write memory, link overlay
+//!
+//!    restore   sealed memfd ──────────── private ────── guest memory                shared by all machines of a snapshot
+//!              empty overlay ─────────── read-write ─── /dev/vda ─┬─ overlay
+//!              disk.qcow2 of snapshot ── read-only ───────────────┤
+//!              base.raw ──────────────── read-only ───────────────┘
+//! ```
+//!
+//! Everything reaches QEMU as a descriptor that it inherits. So it runs as a uid that owns nothing, no socket or disk has
+//! a name that could be left behind or guessed, and a service killed with SIGKILL leaves neither process nor file.
+//!
+//! # A restore, measured
+//! Under TCG on two cores, a guest of 512 MiB: fork and exec 2 ms, QEMU's dynamic linking and start 18 ms (13 of them are
+//! `qemu --version`'s too), its machine 6 ms, the state 2 ms, and then 20-30 ms until the agent's first answer, which are
+//! the translation of the guest's code. The monitor's commands cost nothing: they are in its socket before QEMU starts.
+//! Tried without gain: another size of the translation cache, one thread for it, malloc settings.
+//!
+//! # Known holes
+//! * Without a [`NetPool`] (so without root), [`Network::Internet`](crate::Network::Internet) is QEMU's user network, through
+//!   which a guest reaches whatever this host's user may reach, its loopback (as 172.30.255.1) included. With root, give
+//!   the driver a pool.
+//! * Without root, QEMU runs as the service's own user: a guest that breaks out of QEMU is that user.
+//! * Under TCG, guests see the host's time stamp counter, and TCG was not written to be a wall. Its own authors say so.
+
+mod agent;
+mod args;
+mod disk;
+mod driver;
+mod guest;
+mod host;
+mod launch;
+mod machine;
+mod qmp;
+mod snapshot;
+mod version;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub(crate) use self::driver::{Driver, Parts};
+pub(crate) use self::host::{boot_id, kvm_device};
+use crate::net::NetPool;
+use crate::probe::{AcceleratorReport, ProbeReport};
+pub use crate::uids::RunAs;
+use crate::{BootSpec, Compatibility, GuestImage, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
+
+/// How guest code runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Accelerator {
+    /// The processor's virtualisation.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+impl Accelerator {
+    /// `kvm` or `tcg`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Accelerator::Kvm => "kvm",
+            Accelerator::Tcg => "tcg",
+        }
+    }
+}
+
+/// Settings of [`Qemu`].
+#[derive(Clone)]
+pub struct QemuConfig {
+    /// A path, or a name to look for in PATH.
+    pub binary: PathBuf,
+    /// Kernel and initramfs for every machine.
+    pub guest: GuestImage,
+    /// `None`: KVM when a guest boots with it, else TCG.
+    pub accelerator: Option<Accelerator>,
+    /// A uid for each machine, which needs root. `None`: QEMU runs as this service's user.
+    pub run_as: Option<RunAs>,
+    /// Namespaces and taps, which need root. `None`: QEMU's user network, with the hole described in [`self`](crate::qemu).
+    pub network: Option<Arc<NetPool>>,
+    /// How much memory of templates that no machine uses at the moment is kept, bytes.
+    pub template_memory_bytes: u64,
+    /// How long QEMU may take to start, the guest's boot not counted.
+    pub start_limit: Duration,
+    /// How long a guest may take to boot under KVM in order to count as working. A real one takes less than a second.
+    pub probe_limit: Duration,
+    /// Where the verdict on KVM is kept until this host reboots. `None`: each process tries anew.
+    pub cache_dir: Option<PathBuf>,
+}
+
+impl QemuConfig {
+    /// The settings that suit most hosts: everything that root makes possible when this is root, except networks, which
+    /// must be given.
+    pub fn new(guest: GuestImage) -> Self {
+        Self {
+            binary: "qemu-system-x86_64".into(),
+            guest,
+            accelerator: None,
+            run_as: rustix::process::geteuid().is_root().then(RunAs::default),
+            network: None,
+            template_memory_bytes: 4 << 30,
+            start_limit: Duration::from_secs(20),
+            probe_limit: Duration::from_secs(8),
+            cache_dir: None,
+        }
+    }
+}
+
+/// The QEMU driver.
+#[derive(Clone)]
+pub struct Qemu {
+    driver: Arc<Driver>,
+}
+
+impl Qemu {
+    /// Finds QEMU, opens and hashes the guest's files, and decides on an accelerator, for which it may boot a guest once
+    /// (bounded by [`QemuConfig::probe_limit`]).
+    pub async fn new(config: QemuConfig) -> Result<Self, VmmError> {
+        let parts = Parts::open(&config).await?;
+        let accelerator = match config.accelerator {
+            Some(accelerator) => accelerator,
+            None => {
+                let kvm = crate::probe::kvm(&config, &parts).await;
+                tracing::info!(works = kvm.works, detail = %kvm.detail, "KVM");
+                if kvm.works { Accelerator::Kvm } else { Accelerator::Tcg }
+            }
+        };
+        Ok(Self { driver: Arc::new(Driver::new(&config, &parts, accelerator).await) })
+    }
+
+    /// What works on this host, tried by booting a guest with each accelerator. For a person: it may take seconds.
+    pub async fn probe(config: &QemuConfig) -> Result<ProbeReport, VmmError> {
+        let parts = Parts::open(config).await?;
+        let tcg: AcceleratorReport = crate::probe::boot(config, &parts, Accelerator::Tcg).await;
+        let kvm = crate::probe::kvm(config, &parts).await;
+        Ok(ProbeReport { vmm_version: parts.version_text().to_owned(), accelerators: vec![kvm, tcg] })
+    }
+
+    /// The accelerator that machines of this driver run with.
+    pub fn accelerator(&self) -> Accelerator {
+        self.driver.accelerator
+    }
+}
+
+#[async_trait]
+impl Vmm for Qemu {
+    fn kind(&self) -> VmmKind {
+        VmmKind::Qemu
+    }
+
+    fn compatibility(&self) -> &Compatibility {
+        &self.driver.compatibility
+    }
+
+    async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Vm>, VmmError> {
+        Ok(Box::new(self.driver.boot(spec).await?))
+    }
+
+    async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Vm>, VmmError> {
+        Ok(Box::new(self.driver.restore(spec).await?))
+    }
+}

@@ -1,0 +1,111 @@
+//! Copies of files that are mostly holes.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+const PAGE: usize = 4096;
+const BUFFER: usize = 1 << 20;
+
+/// Copies the first `len` bytes of `from` into the empty file `to`: holes and pages of zeros become holes. Returns the
+/// bytes written. It is an error when `from` is shorter than `len`. Blocks.
+pub(crate) fn copy(from: &File, to: &File, len: u64) -> io::Result<u64> {
+    if from.metadata()?.len() < len {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("the file is shorter than {len} bytes")));
+    }
+    to.set_len(len)?;
+    let mut buffer = vec![0; BUFFER];
+    let (mut at, mut written) = (0, 0);
+    while let Some((start, end)) = next_data(from, at, len)? {
+        at = start;
+        while at < end {
+            let part = &mut buffer[..(end - at).min(BUFFER as u64) as usize];
+            from.read_exact_at(part, at)?;
+            written += write_nonzero(to, part, at)?;
+            at += part.len() as u64;
+        }
+    }
+    Ok(written)
+}
+
+/// The next extent at or after `at` that is not a hole.
+fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
+    if at >= len {
+        return Ok(None);
+    }
+    let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(start) if start < len => start,
+        Ok(_) | Err(Errno::NXIO) => return Ok(None),
+        // A filesystem that knows no holes: all of it is data.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((at, len))),
+        Err(error) => return Err(error.into()),
+    };
+    let end = rustix::fs::seek(file, SeekFrom::Hole(start))?;
+    Ok(Some((start, end.min(len))))
+}
+
+/// Writes the runs of pages that are not all zeros.
+fn write_nonzero(to: &File, bytes: &[u8], at: u64) -> io::Result<u64> {
+    const ZEROS: [u8; PAGE] = [0; PAGE];
+    let mut written = 0;
+    let mut run: Option<usize> = None;
+    let mut flush = |run: &mut Option<usize>, end: usize| -> io::Result<()> {
+        if let Some(start) = run.take() {
+            to.write_all_at(&bytes[start..end], at + start as u64)?;
+            written += (end - start) as u64;
+        }
+        Ok(())
+    };
+    for (index, page) in bytes.chunks(PAGE).enumerate() {
+        if *page == ZEROS[..page.len()] {
+            flush(&mut run, index * PAGE)?;
+        } else {
+            run.get_or_insert(index * PAGE);
+        }
+    }
+    flush(&mut run, bytes.len())?;
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+        #[test]
+        fn a_copy_reads_the_same_and_takes_no_more(
+            extents in prop::collection::vec((0u64..8 << 20, 1usize..100_000, any::<u8>()), 0..6), tail in 0u64..10_000
+        ) {
+            let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+            let mut len = tail;
+            for (at, count, byte) in extents {
+                from.write_all_at(&vec![byte; count], at).unwrap();
+                len = len.max(at + count as u64);
+            }
+            from.set_len(len).unwrap();
+            let written = copy(&from, &to, len).unwrap();
+            let (mut ours, mut theirs) = (vec![0; len as usize], vec![0; len as usize]);
+            from.read_exact_at(&mut ours, 0).unwrap();
+            to.read_exact_at(&mut theirs, 0).unwrap();
+            prop_assert!(ours == theirs);
+            let nonzero = ours.chunks(PAGE).filter(|page| page.iter().any(|byte| *byte != 0)).map(<[u8]>::len).sum::<usize>();
+            prop_assert_eq!(written, nonzero as u64);
+            prop_assert!(to.metadata().unwrap().blocks() <= from.metadata().unwrap().blocks() + 8);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_too_short_is_refused() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        from.set_len(100).unwrap();
+        assert_eq!(copy(&from, &to, 101).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
