@@ -47,12 +47,16 @@ $bin template build --name "$name" --from nullspace/base:latest --ready tcp:8000
 say "Creating a sandbox from it: the snapshot of the running machine is resumed"
 sandbox=$($bin sandbox create "$name" --timings)
 
-say "First exec: the web server's process is the one that ran at build"
-$bin sandbox exec "$sandbox" --timings -- sh -c '
-    echo "pid at build:    $(cat /workspace/pid)"
-    echo "pid now:         $(for p in /proc/[0-9]*; do grep -qz http.server $p/cmdline 2>/dev/null && echo ${p#/proc/}; done | head -n 1)"
+say "First exec"
+$bin sandbox exec "$sandbox" --timings -- cat /etc/hostname /etc/machine-id
+
+say "The web server's process is the one that ran at build"
+$bin sandbox exec "$sandbox" -- sh -c '
+    pid=$(cat /workspace/pid)
+    echo "pid at build:    $pid"
+    echo "pid $pid now:      $(tr "\0" " " < /proc/$pid/cmdline)"
     echo "start counter:   $(curl -fsS http://127.0.0.1:8000/starts)   (asked of the web server)"
-    [ "$(tr "\0" " " < /proc/$(cat /workspace/pid)/cmdline)" = "python3 -m http.server 8000 " ] && [ "$(cat /workspace/starts)" = 1 ]'
+    [ "$(tr "\0" " " < /proc/$pid/cmdline)" = "python3 -m http.server 8000 " ] && [ "$(cat /workspace/starts)" = 1 ]'
 
 say "Cleaning up"
 $bin sandbox delete "$sandbox"

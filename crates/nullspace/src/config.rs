@@ -13,63 +13,63 @@ use serde::Deserialize;
 /// All settings, as the file may give them.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
+pub(crate) struct Config {
     /// Address of the HTTP API.
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// Database, artifacts and scratch space. One service at a time uses it.
-    pub data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// Folder with `vmlinuz`, `initramfs.cpio` and, for Firecracker, `vmlinux`.
-    pub guest_dir: Option<PathBuf>,
+    pub(crate) guest_dir: Option<PathBuf>,
     /// Tar of the root tree of the built-in `base` template.
-    pub base_tar: Option<PathBuf>,
+    pub(crate) base_tar: Option<PathBuf>,
     /// Which VMM runs the machines.
-    pub vmm: VmmChoice,
+    pub(crate) vmm: VmmChoice,
     /// How QEMU runs guests.
-    pub accel: AccelChoice,
+    pub(crate) accel: AccelChoice,
     /// The QEMU program.
-    pub qemu: PathBuf,
+    pub(crate) qemu: PathBuf,
     /// The Firecracker program.
-    pub firecracker: PathBuf,
+    pub(crate) firecracker: PathBuf,
     /// Firecracker's jailer.
-    pub jailer: PathBuf,
+    pub(crate) jailer: PathBuf,
     /// Registry host -> base URLs asked instead of it.
-    pub registry_mirrors: BTreeMap<String, String>,
+    pub(crate) registry_mirrors: BTreeMap<String, String>,
     /// Registries, besides those on loopback, that are spoken to in plain HTTP.
-    pub plain_http_registries: Vec<String>,
+    pub(crate) plain_http_registries: Vec<String>,
     /// PEM file with CA certificates trusted besides the public ones.
-    pub extra_ca_file: Option<PathBuf>,
+    pub(crate) extra_ca_file: Option<PathBuf>,
     /// BuildKit endpoint: `docker`, `unix://…` or `tcp://…`.
-    pub buildkit: Option<String>,
+    pub(crate) buildkit: Option<String>,
     /// Builds that run at once.
-    pub build_concurrency: usize,
+    pub(crate) build_concurrency: usize,
     /// Bound of a whole build, seconds.
-    pub build_timeout_secs: u64,
+    pub(crate) build_timeout_secs: u64,
     /// A worker that is silent for so many seconds has lost its build.
-    pub lease_secs: u64,
+    pub(crate) lease_secs: u64,
     /// Guest memory of all machines together, MiB; default: 3/4 of the host's.
-    pub memory_mib: Option<u64>,
+    pub(crate) memory_mib: Option<u64>,
     /// Virtual CPUs of all machines together; default: 16 for each of the host's.
-    pub vcpus: Option<u64>,
+    pub(crate) vcpus: Option<u64>,
     /// How machines reach the internet.
-    pub network: NetworkChoice,
+    pub(crate) network: NetworkChoice,
     /// First letters of this service's network interfaces and of its nftables table; unlike any other service's here.
-    pub network_prefix: String,
+    pub(crate) network_prefix: String,
     /// IPv4 addresses for the links to machines; used on this host only.
-    pub network_pool: String,
+    pub(crate) network_pool: String,
     /// Private destinations that machines may reach all the same: `10.1.2.3`, `10.0.0.0/8`, `10.1.2.3:443`.
-    pub network_allow: Vec<String>,
+    pub(crate) network_allow: Vec<String>,
     /// Name servers of guests; default: the host's.
-    pub dns: Vec<String>,
+    pub(crate) dns: Vec<String>,
     /// Log filter, as in `info,nullspace_engine=debug`.
-    pub log: String,
+    pub(crate) log: String,
     /// `text` or `json` log lines on standard error.
-    pub log_format: LogFormat,
+    pub(crate) log_format: LogFormat,
 }
 
 /// `vmm` setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum VmmChoice {
+pub(crate) enum VmmChoice {
     /// Firecracker with working KVM and a binary, else QEMU.
     Auto,
     /// Firecracker or an error.
@@ -81,7 +81,7 @@ pub enum VmmChoice {
 /// `accel` setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum AccelChoice {
+pub(crate) enum AccelChoice {
     /// KVM when a guest truly runs in it, found out once by booting one; else software.
     Auto,
     /// KVM.
@@ -93,7 +93,7 @@ pub enum AccelChoice {
 /// `network` setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum NetworkChoice {
+pub(crate) enum NetworkChoice {
     /// Namespaces as root, else QEMU's user network.
     Auto,
     /// A namespace for each machine, closed against this host and private networks. Needs root.
@@ -105,7 +105,7 @@ pub enum NetworkChoice {
 /// `log_format` setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// For people.
     Text,
     /// One JSON object a line.
@@ -186,7 +186,7 @@ const KEYS: &[(&str, Kind)] = &[
 
 impl Config {
     /// Reads the file, if one is given, and the variables that `env` knows.
-    pub fn load(file: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> anyhow::Result<Config> {
+    pub(crate) fn load(file: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> anyhow::Result<Config> {
         let mut table = match file {
             None => toml::Table::new(),
             Some(path) => {
@@ -215,7 +215,8 @@ impl Config {
         if !(1..=64).contains(&self.build_concurrency) {
             bail!("build_concurrency is {}: it must be 1 to 64", self.build_concurrency);
         }
-        if !(1..=8).contains(&self.network_prefix.len()) || !self.network_prefix.bytes().all(|b| b.is_ascii_lowercase()) {
+        if !(1..=8).contains(&self.network_prefix.len()) || !self.network_prefix.bytes().all(|b| b.is_ascii_lowercase())
+        {
             bail!("network_prefix is '{}': it must be 1 to 8 lower-case letters", self.network_prefix);
         }
         if !(10..=86_400).contains(&self.build_timeout_secs) {

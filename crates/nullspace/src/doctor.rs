@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use comfy_table::Table;
 use nullspace_vmm::qemu::Qemu;
 
 use crate::config::{Config, NetworkChoice};
@@ -49,17 +48,17 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     findings.extend(network(config));
     findings.push(Finding::without("BuildKit", "not driven by this version", ""));
 
-    let mut table = Table::new();
-    table.load_preset(comfy_table::presets::NOTHING).set_header(["NEED", "", "FOUND", "CURE"]);
     for finding in &findings {
         let mark = match finding.verdict {
-            Verdict::Works => "works",
+            Verdict::Works => "works  ",
             Verdict::Without => "without",
-            Verdict::Fails => "FAILS",
+            Verdict::Fails => "FAILS  ",
         };
-        table.add_row([finding.need, mark, &finding.found, &finding.cure]);
+        println!("{mark}  {}: {}", finding.need, finding.found);
+        if !finding.cure.is_empty() {
+            println!("         cure: {}", finding.cure);
+        }
     }
-    println!("{table}");
     let failing = findings.iter().filter(|finding| finding.verdict == Verdict::Fails).count();
     if failing > 0 {
         println!("\n{failing} needs are not met");
@@ -82,7 +81,11 @@ fn data_dir(config: &Config) -> Finding {
         Ok(stat) => {
             let free = stat.f_bavail.saturating_mul(stat.f_frsize) >> 20;
             if free < 4096 {
-                return Finding::fails(NEED, format!("{shown}: {free} MiB free"), "free space: a template takes up to a GiB");
+                return Finding::fails(
+                    NEED,
+                    format!("{shown}: {free} MiB free"),
+                    "free space: a template takes up to a GiB",
+                );
             }
             Finding::works(NEED, format!("{shown}: writable, {free} MiB free"))
         }
@@ -125,7 +128,9 @@ async fn qemu(config: &Config, dir: &Path) -> Vec<Finding> {
         let need = if kvm { "KVM (booting a guest)" } else { "software emulation (booting a guest)" };
         findings.push(match (accelerator.works, kvm) {
             (true, _) => Finding::works(need, accelerator.detail),
-            (false, true) => Finding::without(need, accelerator.detail, "a host with working virtualisation; software is slower"),
+            (false, true) => {
+                Finding::without(need, accelerator.detail, "a host with working virtualisation; software is slower")
+            }
             (false, false) => Finding::fails(need, accelerator.detail, "apt-get install --reinstall qemu-system-x86"),
         });
     }
@@ -149,7 +154,11 @@ fn firecracker(config: &Config) -> Finding {
 fn network(config: &Config) -> Vec<Finding> {
     const NEED: &str = "networks of machines";
     if config.network == NetworkChoice::User {
-        return vec![Finding::without(NEED, "QEMU's user network, as set: machines reach this host's loopback", "network = \"auto\"")];
+        return vec![Finding::without(
+            NEED,
+            "QEMU's user network, as set: machines reach this host's loopback",
+            "network = \"auto\"",
+        )];
     }
     if !rustix::process::geteuid().is_root() {
         let found = "not root: QEMU's user network, through which machines reach this host's loopback";

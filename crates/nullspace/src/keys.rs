@@ -32,7 +32,7 @@ pub(crate) async fn create(config: &Config, tenant: &str, label: &str) -> anyhow
 pub(crate) async fn list(config: &Config) -> anyhow::Result<ExitCode> {
     let store = store(config).await?;
     let mut table = Table::new();
-    table.load_preset(comfy_table::presets::NOTHING).set_header(["ID", "TENANT", "KEY", "LABEL", "CREATED", "STATE"]);
+    table.load_style(comfy_table::presets::NOTHING).set_header(["ID", "TENANT", "KEY", "LABEL", "CREATED", "STATE"]);
     for tenant in store.list_tenants().await.context("list tenants")? {
         for key in store.list_keys(&tenant).await.context("list keys")? {
             let state = if key.revoked_at.is_some() { "revoked" } else { "active" };

@@ -143,7 +143,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Keys(command) => runtime.block_on(async {
             match command {
-                KeysCommand::Create { tenant, label, settings } => keys::create(&settings.load()?, &tenant, &label).await,
+                KeysCommand::Create { tenant, label, settings } => {
+                    keys::create(&settings.load()?, &tenant, &label).await
+                }
                 KeysCommand::List { settings } => keys::list(&settings.load()?).await,
                 KeysCommand::Revoke { id, settings } => keys::revoke(&settings.load()?, &id).await,
             }
@@ -156,7 +158,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 /// Log lines go to standard error: standard output is for what a command answers.
 fn log(config: &Config) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log).with_context(|| format!("log '{}'", config.log))?;
+    let filter =
+        tracing_subscriber::EnvFilter::try_new(&config.log).with_context(|| format!("log '{}'", config.log))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

@@ -124,7 +124,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::List { remote } => {
             let mut table = Table::new();
-            table.load_preset(comfy_table::presets::NOTHING).set_header(["ID", "TEMPLATE", "STATUS", "ENDS"]);
+            table.load_style(comfy_table::presets::NOTHING).set_header(["ID", "TEMPLATE", "STATUS", "ENDS"]);
             for sandbox in remote.client()?.list_sandboxes().await? {
                 let ends = sandbox.timeout_at.map(|at| at.to_string()).unwrap_or_default();
                 table.add_row([sandbox.id, sandbox.template, format!("{:?}", sandbox.status).to_lowercase(), ends]);

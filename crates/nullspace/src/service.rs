@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 use futures::StreamExt;
 use nullspace_api::{
-    CreateSandboxRequest, CreateSandboxResponse, CreateTemplateRequest, DestroySandboxResponse, ErrorResponseCode as Code,
-    ExecRequest, ExecResponse, ProcessInfo, SandboxInfo, SandboxListPage, TemplateBuild, TemplateBuildStatusSnapshot,
-    TemplateInfo,
+    CreateSandboxRequest, CreateSandboxResponse, CreateTemplateRequest, DestroySandboxResponse,
+    ErrorResponseCode as Code, ExecRequest, ExecResponse, ProcessInfo, SandboxInfo, SandboxListPage, TemplateBuild,
+    TemplateBuildStatusSnapshot, TemplateInfo,
 };
 use nullspace_engine::Engine;
 use nullspace_server::{Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError};
@@ -117,7 +117,7 @@ impl Service for EngineService {
 /// The caller that `authenticate` gave out, in the domain's types.
 fn domain(caller: &Caller) -> Result<store::Caller, ServiceError> {
     Ok(store::Caller {
-        tenant: caller.tenant_id.parse().map_err(ServiceError::internal::<store::InvalidId>)?,
+        tenant: caller.tenant_id.parse().map_err(|error: store::InvalidId| ServiceError::internal(error))?,
         namespace: caller.namespace.clone(),
         key: caller.key_id.parse().ok(),
     })

@@ -139,7 +139,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::List { remote } => {
             let mut table = Table::new();
-            table.load_preset(comfy_table::presets::NOTHING).set_header(["REFERENCE", "TAGS", "START COMMAND", "ID"]);
+            table.load_style(comfy_table::presets::NOTHING).set_header(["REFERENCE", "TAGS", "START COMMAND", "ID"]);
             for template in remote.client()?.list_templates().await? {
                 let start = template.runtime_defaults.and_then(|defaults| defaults.start_cmd).unwrap_or_default();
                 let start = start.split_whitespace().collect::<Vec<_>>().join(" ");

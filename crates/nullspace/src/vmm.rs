@@ -59,14 +59,16 @@ async fn qemu(config: &Config, dir: &Path, network: Option<Arc<NetPool>>) -> any
 }
 
 async fn firecracker(config: &Config, dir: &Path, net: Option<Arc<NetPool>>) -> anyhow::Result<Firecracker> {
-    let binary = find(&config.firecracker)
-        .with_context(|| format!("firecracker is not in PATH as '{}': install it, or set firecracker", config.firecracker.display()))?;
+    let binary = find(&config.firecracker).with_context(|| {
+        format!("firecracker is not in PATH as '{}': install it, or set firecracker", config.firecracker.display())
+    })?;
     let settings = FirecrackerConfig {
         binary,
         jailer: find(&config.jailer),
         guest: guest::image(dir),
         uids: FirecrackerConfig::UIDS,
         net,
+        copy_up_to: FirecrackerConfig::COPY_UP_TO,
         kernel_arguments: String::new(),
     };
     let firecracker = Firecracker::new(settings).await.context("set up Firecracker")?;
@@ -103,7 +105,9 @@ async fn network(config: &Config) -> anyhow::Result<Option<NetPool>> {
     }
 }
 
-fn parse_all<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(texts: &[String]) -> anyhow::Result<Vec<T>> {
+fn parse_all<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+    texts: &[String],
+) -> anyhow::Result<Vec<T>> {
     texts.iter().map(|text| text.parse::<T>().with_context(|| format!("'{text}'"))).collect()
 }
 
