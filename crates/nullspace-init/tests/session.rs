@@ -192,6 +192,9 @@ async fn stdin_that_nobody_reads_does_not_hold_its_writer() {
     let agent = Guest::new().connect().await;
     let mut session = agent.exec(Exec { stdin: true, ..sh("exec <&-; sleep 60") }).await.unwrap();
     tokio::time::timeout(SOON, session.write(&vec![0; 2_000_000])).await.unwrap().unwrap();
+    let pid = session.pid;
+    drop(session);
+    gone(pid).await;
 }
 
 #[tokio::test]
