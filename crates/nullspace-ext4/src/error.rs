@@ -97,6 +97,22 @@ pub enum Error {
         /// What was found.
         reason: String,
     },
+    /// An image can be made larger, not smaller.
+    #[error("the image has {current_bytes} bytes and cannot shrink to {size_bytes}")]
+    CannotShrink {
+        /// The size asked for.
+        size_bytes: u64,
+        /// The size it has.
+        current_bytes: u64,
+    },
+    /// There is no room kept for so many group descriptors.
+    #[error("the image cannot grow to {size_bytes} bytes; it was made to grow up to {limit_bytes}")]
+    CannotGrow {
+        /// The size asked for.
+        size_bytes: u64,
+        /// How large it can become.
+        limit_bytes: u64,
+    },
     /// The file below failed.
     #[error("{action}: {source}")]
     Io {

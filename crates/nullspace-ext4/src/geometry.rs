@@ -86,14 +86,40 @@ impl Geometry {
 
     /// Leaves out a last group that is too short to be of use.
     fn trimmed(blocks: u32, groups: u32, descriptor_blocks: u32, reserved_descriptor_blocks: u32) -> Geometry {
-        let mut geometry = Geometry { blocks, groups, descriptor_blocks, reserved_descriptor_blocks };
+        let geometry = Geometry { blocks, groups, descriptor_blocks, reserved_descriptor_blocks };
         let last = groups - 1;
         if last > 0 && geometry.group_len(last) < geometry.base_len(last) + MIN_LAST_GROUP {
-            geometry.blocks = geometry.group_start(last);
-            geometry.groups = last;
-            geometry.descriptor_blocks = geometry.groups.div_ceil(DESCRIPTORS_PER_BLOCK);
+            geometry.without_last_group()
+        } else {
+            geometry
         }
-        geometry
+    }
+
+    /// The layout after growing to `size_bytes`: blocks reserved for descriptors hold the new ones, so that no group's
+    /// base changes its length.
+    pub(crate) fn grown(&self, size_bytes: u64, inodes_per_group: u32) -> Result<Geometry, Error> {
+        let all = self.descriptor_blocks + self.reserved_descriptor_blocks;
+        let limit = u64::from(all) * u64::from(DESCRIPTORS_PER_BLOCK) * u64::from(BLOCKS_PER_GROUP);
+        // The count of all inodes has 32 bits, too.
+        let countable = u64::from(u32::MAX / inodes_per_group.max(1)) * u64::from(BLOCKS_PER_GROUP);
+        let limit = limit.min(countable).min(MAX_BLOCKS.into());
+        match u32::try_from(size_bytes / BLOCK_SIZE) {
+            Ok(blocks) if u64::from(blocks) <= limit => {
+                let groups = blocks.div_ceil(BLOCKS_PER_GROUP);
+                let descriptor_blocks = groups.div_ceil(DESCRIPTORS_PER_BLOCK);
+                Ok(Geometry::trimmed(blocks, groups, descriptor_blocks, all - descriptor_blocks))
+            }
+            _ => Err(Error::CannotGrow { size_bytes, limit_bytes: limit * BLOCK_SIZE }),
+        }
+    }
+
+    /// The layout without its last group.
+    pub(crate) fn without_last_group(&self) -> Geometry {
+        let all = self.descriptor_blocks + self.reserved_descriptor_blocks;
+        let groups = self.groups - 1;
+        let descriptor_blocks = groups.div_ceil(DESCRIPTORS_PER_BLOCK);
+        let blocks = self.group_start(groups);
+        Geometry { blocks, groups, descriptor_blocks, reserved_descriptor_blocks: all - descriptor_blocks }
     }
 
     /// First block of a group.

@@ -2,7 +2,7 @@
 
 use crate::checksum::Checksum;
 use crate::geometry::INODE_SIZE;
-use crate::le::{put_split_u32, put_split_u64, put_u16, put_u32};
+use crate::le::{get_u32, put_split_u32, put_split_u64, put_u16, put_u32};
 use crate::tree::Timestamp;
 use crate::xattr::Attributes;
 
@@ -56,9 +56,7 @@ impl Inode<'_> {
         put_split_u32(&mut raw, 0x18, 0x7a, self.gid);
         put_split_u64(&mut raw, 0x04, 0x6c, self.size);
         put_u16(&mut raw, 0x1a, self.links);
-        let sectors = self.blocks * 8;
-        put_u32(&mut raw, 0x1c, sectors as u32);
-        put_u16(&mut raw, 0x74, (sectors >> 32) as u16);
+        put_sectors(&mut raw, self.blocks);
         put_u32(&mut raw, 0x20, self.flags);
         raw[0x28..0x64].copy_from_slice(&self.body);
         put_u32(&mut raw, 0x68, self.attribute_block);
@@ -70,10 +68,28 @@ impl Inode<'_> {
         if let Some(attributes) = self.attributes {
             attributes.put_in_inode(&mut raw);
         }
-        let checksum = filesystem.of_inode(number, 0).with(&raw).value();
-        put_split_u32(&mut raw, 0x7c, 0x82, checksum);
+        seal(&mut raw, number, filesystem);
         raw
     }
+}
+
+/// Changes how many blocks a stored inode has.
+pub(crate) fn set_blocks(raw: &mut [u8; INODE_SIZE], number: u32, blocks: u64, filesystem: Checksum) {
+    put_sectors(raw, blocks);
+    seal(raw, number, filesystem);
+}
+
+fn put_sectors(raw: &mut [u8; INODE_SIZE], blocks: u64) {
+    let sectors = blocks * 8;
+    put_u32(raw, 0x1c, sectors as u32);
+    put_u16(raw, 0x74, (sectors >> 32) as u16);
+}
+
+fn seal(raw: &mut [u8; INODE_SIZE], number: u32, filesystem: Checksum) {
+    put_split_u32(raw, 0x7c, 0x82, 0);
+    let generation = get_u32(raw, 0x64);
+    let checksum = filesystem.of_inode(number, generation).with(raw).value();
+    put_split_u32(raw, 0x7c, 0x82, checksum);
 }
 
 /// A time as the inode has it: the low 32 bits of the seconds (signed), and beside them nanoseconds and the two bits
@@ -94,7 +110,6 @@ fn put_time(raw: &mut [u8], seconds_at: usize, extra_at: usize, time: Timestamp)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::le::get_u32;
 
     /// How the kernel reads a time (fs/ext4/ext4.h, ext4_decode_extra_time).
     fn decoded(seconds: i64, nanoseconds: u32) -> (i64, u32) {

@@ -39,6 +39,11 @@ pub(crate) fn get_u32(record: &[u8], offset: usize) -> u32 {
     u32::from_le_bytes(bytes)
 }
 
+/// Reads a 32-bit number whose halves lie at two places.
+pub(crate) fn get_split_u32(record: &[u8], low: usize, high: usize) -> u32 {
+    u32::from(get_u16(record, low)) | u32::from(get_u16(record, high)) << 16
+}
+
 /// Reads a 64-bit number whose halves lie at two places.
 pub(crate) fn get_split_u64(record: &[u8], low: usize, high: usize) -> u64 {
     u64::from(get_u32(record, low)) | u64::from(get_u32(record, high)) << 32

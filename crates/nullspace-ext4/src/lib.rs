@@ -27,7 +27,7 @@
 //! Names, link targets, attributes and numbers may come from a hostile image: each is checked, and refused with an
 //! [`Error`] that says what was wrong.
 //!
-//! [`Superblock::read`] tells an image's size and free space. Device nodes, sockets, encryption, quotas and reading
+//! [`grow`] enlarges an image, [`Superblock::read`] tells its size and free space. Device nodes, sockets, encryption, quotas and reading
 //! files back are not in here.
 //!
 //! The on-disk format follows the kernel's `Documentation/filesystems/ext4/` and, where that is silent, the kernel's
@@ -44,6 +44,7 @@ mod file;
 mod finish;
 mod geometry;
 mod group;
+mod grow;
 mod hash;
 mod inode;
 mod journal;
@@ -61,6 +62,7 @@ mod xattr;
 pub use error::{Error, NameFault, XattrFault};
 pub use extent::FileData;
 pub use file::FileWriter;
+pub use grow::grow;
 pub use superblock::Superblock;
 pub use tree::{Meta, NodeId, NodeKind, Timestamp, Tree};
 pub use writer::{ImageWriter, Options, Summary};

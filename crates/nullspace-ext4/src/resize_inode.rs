@@ -14,7 +14,7 @@ use crate::{BLOCK, BLOCK_SIZE};
 /// Inode of the reserved descriptor blocks.
 pub(crate) const RESIZE_INODE: u32 = 7;
 /// Place of the double indirect block among the 15 of an inode.
-const DOUBLE_INDIRECT: usize = 13;
+pub(crate) const DOUBLE_INDIRECT: usize = 13;
 const DIRECT: u64 = 12;
 const ADDRESSES: usize = BLOCK / 4;
 

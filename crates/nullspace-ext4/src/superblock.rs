@@ -8,7 +8,9 @@ use uuid::Uuid;
 use crate::checksum::Checksum;
 use crate::error::{Error, io};
 use crate::extent::Extent;
-use crate::geometry::{BLOCKS_PER_GROUP, DESCRIPTOR_SIZE, FIRST_INODE, GROUPS_PER_FLEX, Geometry, INODE_SIZE};
+use crate::geometry::{
+    BLOCKS_PER_GROUP, DESCRIPTOR_SIZE, FIRST_INODE, GROUPS_PER_FLEX, Geometry, INODE_SIZE, INODES_PER_BLOCK, MIN_BLOCKS,
+};
 use crate::inode::EXTRA_SIZE;
 use crate::journal::JOURNAL_INODE;
 use crate::le::{get_split_u64, get_u16, get_u32, put_split_u64, put_u16, put_u32};
@@ -30,9 +32,11 @@ const READ_ONLY_COMPATIBLE: usize = 0x64;
 
 /// has_journal, ext_attr, dir_index.
 const FEATURES: u32 = 0x04 | 0x08 | 0x20;
-pub(crate) const FEATURE_RESIZE_INODE: u32 = 0x10;
+const FEATURE_RESIZE_INODE: u32 = 0x10;
 /// filetype, extents, 64bit, flex_bg.
 const INCOMPATIBLE_FEATURES: u32 = 0x02 | 0x40 | 0x80 | 0x200;
+/// Something is in the journal.
+const NEEDS_RECOVERY: u32 = 0x04;
 /// sparse_super, large_file, huge_file, dir_nlink, extra_isize, metadata_csum.
 const READ_ONLY_FEATURES: u32 = 0x01 | 0x02 | 0x08 | 0x20 | 0x40 | 0x400;
 
@@ -135,6 +139,62 @@ impl Superblock {
         put_u32(&mut self.raw, 0x248, counts.overhead);
     }
 
+    /// Sets what else changes when it grows: the reserved blocks, and root's share in the same proportion.
+    pub(crate) fn grow(&mut self, old: &Geometry, new: &Geometry, counts: Counts) {
+        let reserved = u128::from(get_split_u64(&self.raw, 0x08, 0x154));
+        let reserved = reserved * u128::from(new.blocks) / u128::from(old.blocks);
+        // A share beyond all blocks was nonsense before.
+        let reserved = u64::try_from(reserved).unwrap_or(0).min(new.blocks.into());
+        put_split_u64(&mut self.raw, 0x08, 0x154, reserved);
+        put_u16(&mut self.raw, 0xce, new.reserved_descriptor_blocks as u16);
+        self.set_size(new, counts);
+    }
+
+    /// The layout, if it is one that this crate makes. Everything in an image may have been changed by whoever had it.
+    pub(crate) fn geometry(&self) -> Result<Geometry, Error> {
+        let bad = |reason: &str| Error::BadImage { reason: reason.to_owned() };
+        let raw = &self.raw;
+        let compatible = self.features(COMPATIBLE) & !FEATURE_RESIZE_INODE;
+        let known = compatible == FEATURES
+            && self.features(INCOMPATIBLE) & !NEEDS_RECOVERY == INCOMPATIBLE_FEATURES
+            && self.features(READ_ONLY_COMPATIBLE) == READ_ONLY_FEATURES;
+        let shape = get_u32(raw, 0x14) == 0
+            && get_u32(raw, 0x20) == BLOCKS_PER_GROUP
+            && usize::from(get_u16(raw, 0x58)) == INODE_SIZE
+            && usize::from(get_u16(raw, 0xfe)) == DESCRIPTOR_SIZE
+            && u32::from(raw[0x174]) == GROUPS_PER_FLEX.trailing_zeros();
+        if !known || !shape {
+            return Err(bad("its features or its layout are not those of an image made here"));
+        }
+        let blocks = u32::try_from(self.blocks()).map_err(|_| bad("it has too many blocks"))?;
+        let groups = blocks.div_ceil(BLOCKS_PER_GROUP);
+        let descriptor_blocks = groups.div_ceil((BLOCK / DESCRIPTOR_SIZE) as u32);
+        let reserved_descriptor_blocks = u32::from(get_u16(raw, 0xce));
+        let geometry = Geometry { blocks, groups, descriptor_blocks, reserved_descriptor_blocks };
+        let per_group = self.inodes_per_group();
+        let plausible = blocks >= MIN_BLOCKS
+            && reserved_descriptor_blocks <= (BLOCK / 4) as u32
+            && geometry.base_len(0) < blocks.min(BLOCKS_PER_GROUP)
+            && (INODES_PER_BLOCK..=BLOCKS_PER_GROUP).contains(&per_group)
+            && per_group.is_multiple_of(INODES_PER_BLOCK)
+            && u64::from(self.inodes()) == u64::from(per_group) * u64::from(groups);
+        if plausible { Ok(geometry) } else { Err(bad("the numbers in its superblock contradict each other")) }
+    }
+
+    pub(crate) fn inodes_per_group(&self) -> u32 {
+        get_u32(&self.raw, 0x28)
+    }
+
+    /// Blocks that can never hold files.
+    pub(crate) fn overhead(&self) -> u32 {
+        get_u32(&self.raw, 0x248)
+    }
+
+    /// Whether there is an inode that owns the reserved descriptor blocks.
+    pub(crate) fn has_resize_inode(&self) -> bool {
+        self.features(COMPATIBLE) & FEATURE_RESIZE_INODE != 0
+    }
+
     /// The stored form for the copy in `group`.
     pub(crate) fn encode(&self, group: u32) -> [u8; SUPERBLOCK_SIZE] {
         let mut copy = self.clone();
@@ -187,7 +247,6 @@ impl Superblock {
 
     /// Whether it was unmounted cleanly, with nothing left in its journal.
     pub fn is_clean(&self) -> bool {
-        const NEEDS_RECOVERY: u32 = 0x04;
         get_u16(&self.raw, 0x3a) == 1 && self.features(INCOMPATIBLE) & NEEDS_RECOVERY == 0
     }
 

@@ -36,7 +36,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The usual choices for an image: no label, an inode per 16 KiB, 8192 spare inodes, no blocks kept for root.
+    /// The usual choices for an image: no label, an inode per 16 KiB, 65,536 spare inodes, no blocks kept for root.
     pub fn new(size_bytes: u64, uuid: Uuid, hash_seed: Uuid, time: Timestamp) -> Options {
         Options {
             size_bytes,
@@ -45,7 +45,7 @@ impl Options {
             label: String::new(),
             time,
             bytes_per_inode: 16384,
-            spare_inodes: 8192,
+            spare_inodes: 65_536,
             reserved_percent: 0,
         }
     }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a setup that fails is a test that fails")]
 
 mod contents;
+mod growing;
 mod large;
 mod metadata;
 mod random;
