@@ -108,7 +108,7 @@ impl Engine {
                     let (build, _) = inner.metadata.build_and_next_offset(&caller, id).await?;
                     for stored in inner.metadata.log_entries(&caller, id, next, PAGE).await? {
                         next = stored.offset + 1;
-                        ready.push_back(from_store(stored)?);
+                        ready.push_back(from_store(stored, (&build).into())?);
                     }
                     if !ready.is_empty() {
                         continue;
@@ -281,7 +281,8 @@ impl Inner {
         let (build, end) = read.map_err(|error| Error::store(error, missing))?;
         let limit = u32::try_from(end.saturating_sub(offset)).unwrap_or(PAGE).min(PAGE);
         let stored = if limit == 0 { Vec::new() } else { self.metadata.log_entries(caller, id, offset, limit).await? };
-        let entries = stored.into_iter().map(from_store).collect::<std::result::Result<Vec<_>, _>>()?;
+        let entries = stored.into_iter().map(|entry| from_store(entry, (&build).into()));
+        let entries = entries.collect::<std::result::Result<Vec<_>, _>>()?;
         let next_offset = entries.last().map_or(offset.min(end), |entry| entry.offset + 1);
         Ok(TemplateBuildStatusSnapshot { build: records::build(&build, Timestamp::now())?, entries, next_offset })
     }

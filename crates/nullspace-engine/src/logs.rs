@@ -96,10 +96,13 @@ pub(crate) fn to_store(entry: &TemplateBuildLogEntry, at: Timestamp) -> Result<N
     Ok(NewLogEntry { at, body })
 }
 
-/// The entry as the API shows it.
-pub(crate) fn from_store(stored: LogEntry) -> Result<TemplateBuildLogEntry, StoreError> {
+/// The entry as the API shows it. Offset, time and ids are the store's and the build's own: one body may stand in the logs
+/// of several builds (those that end with their deleted template).
+pub(crate) fn from_store(stored: LogEntry, ids: LogIds) -> Result<TemplateBuildLogEntry, StoreError> {
     let mut entry: TemplateBuildLogEntry = serde_json::from_value(stored.body)
         .map_err(|error| StoreError::Corrupt { what: format!("build_log.entry: {error}") })?;
+    entry.build_id = ids.build.to_string();
+    entry.template_id = ids.artifact.to_string();
     entry.offset = stored.offset;
     entry.timestamp = stored.at.into();
     Ok(entry)

@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nullspace_api::{
-    TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildResultMetadata, TemplateFailurePhase as Phase,
+    TemplateBuildLogEntry, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildResultMetadata,
+    TemplateFailurePhase as Phase,
 };
 use nullspace_guest::host::{Agent, ExecEvent, ExecSession};
 use nullspace_guest::message::{Exec, Exit};
@@ -43,6 +44,10 @@ const SETTLE: Duration = Duration::from_secs(2);
 const LINE: usize = 8 * 1024;
 /// Lines of a start command that reach the build's log.
 const OUTPUT_LINES: usize = 5_000;
+/// Lines that come within this time share a transaction.
+const TOGETHER: Duration = Duration::from_millis(50);
+/// So many lines are written at once, without waiting for more.
+const MANY: usize = 200;
 
 /// Why a run ended without an artifact.
 #[derive(Debug, thiserror::Error)]
@@ -307,49 +312,98 @@ async fn launch(
     Ok(ended)
 }
 
-/// Copies a service's output into the log, line by line, until it ends or the session does.
+/// Copies a service's output into the log, line by line, until it ends or the session does. Lines of a moment go in
+/// one transaction.
 async fn follow(
     mut session: ExecSession,
     log: BuildLog,
     ended: watch::Sender<Option<Exit>>,
     cancel: CancellationToken,
 ) {
-    let (mut out, mut err) = (Lines::new(LINE), Lines::new(LINE));
-    let mut left = OUTPUT_LINES;
-    loop {
-        let event = tokio::select! {
-            () = cancel.cancelled() => return,
-            event = session.next() => event,
-        };
-        let (lines, level, exit) = match event {
-            Ok(Some(ExecEvent::Stdout(bytes))) => (out.push(&bytes), TemplateBuildLogLevel::Info, None),
-            Ok(Some(ExecEvent::Stderr(bytes))) => (err.push(&bytes), TemplateBuildLogLevel::Warn, None),
-            Ok(Some(ExecEvent::Exit(exit))) => {
-                let mut rest = out.finish();
-                rest.extend(err.finish());
-                (rest, TemplateBuildLogLevel::Info, Some(exit))
+    let mut output = Output { out: Lines::new(LINE), err: Lines::new(LINE), left: OUTPUT_LINES, entries: Vec::new() };
+    let mut flush = None;
+    let exit = loop {
+        let due = async {
+            match flush {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
             }
-            // The agent is dropped before the snapshot: the usual end.
-            Ok(None) | Err(_) => return,
         };
-        let kept = lines.len().min(left);
-        let cut = kept < lines.len() && left > 0;
-        left -= kept;
-        let mut entries: Vec<_> =
-            lines.into_iter().take(kept).map(|line| log.message("startup", level, line)).collect();
-        if cut {
-            left = 0;
-            let notice = format!("Output beyond {OUTPUT_LINES} lines is not kept");
-            entries.push(log.message("startup", TemplateBuildLogLevel::Warn, notice));
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = due => {
+                if !output.flush(&log).await {
+                    return;
+                }
+                flush = None;
+            }
+            event = session.next() => match event {
+                Ok(Some(ExecEvent::Exit(exit))) => break Some(exit),
+                Ok(Some(event)) => output.take(event, &log),
+                // The agent is dropped before the snapshot: the usual end.
+                Ok(None) | Err(_) => break None,
+            },
         }
-        if let Err(error) = log.append(entries).await {
+        if flush.is_none() && !output.entries.is_empty() {
+            flush = Some(tokio::time::Instant::now() + TOGETHER);
+        }
+        if output.entries.len() >= MANY && !output.flush(&log).await {
+            return;
+        }
+    };
+    output.finish(&log);
+    if output.flush(&log).await && exit.is_some() {
+        ended.send_replace(exit);
+    }
+}
+
+/// Output of a start command on its way into the log.
+struct Output {
+    out: Lines,
+    err: Lines,
+    /// Lines that may still be kept.
+    left: usize,
+    entries: Vec<TemplateBuildLogEntry>,
+}
+
+impl Output {
+    fn take(&mut self, event: ExecEvent, log: &BuildLog) {
+        let (lines, level) = match event {
+            ExecEvent::Stdout(bytes) => (self.out.push(&bytes), TemplateBuildLogLevel::Info),
+            ExecEvent::Stderr(bytes) => (self.err.push(&bytes), TemplateBuildLogLevel::Warn),
+            ExecEvent::Exit(_) => return,
+        };
+        self.keep(lines, level, log);
+    }
+
+    fn finish(&mut self, log: &BuildLog) {
+        let (out, err) = (self.out.finish(), self.err.finish());
+        self.keep(out, TemplateBuildLogLevel::Info, log);
+        self.keep(err, TemplateBuildLogLevel::Warn, log);
+    }
+
+    fn keep(&mut self, lines: Vec<String>, level: TemplateBuildLogLevel, log: &BuildLog) {
+        for line in lines {
+            let entry = match self.left {
+                0 => return,
+                1 => {
+                    let notice = format!("Output beyond {OUTPUT_LINES} lines is not kept");
+                    log.message("startup", TemplateBuildLogLevel::Warn, notice)
+                }
+                _ => log.message("startup", level, line),
+            };
+            self.left -= 1;
+            self.entries.push(entry);
+        }
+    }
+
+    /// False when the log takes no more.
+    async fn flush(&mut self, log: &BuildLog) -> bool {
+        let appended = log.append(std::mem::take(&mut self.entries)).await;
+        if let Err(error) = &appended {
             tracing::warn!(%error, "output of the start command could not be logged");
-            return;
         }
-        if let Some(exit) = exit {
-            ended.send_replace(Some(exit));
-            return;
-        }
+        appended.is_ok()
     }
 }
 

@@ -31,7 +31,7 @@ impl Engine {
         if resolved.template.is_builtin() {
             return Err(Error::invalid(format!("{reference} is built in and cannot be deleted")));
         }
-        // Repeated by the store into every log that ends here, under each build's own ids.
+        // One entry for every log that ends here; whoever reads it puts the build's own ids into it.
         let ids = LogIds { build: resolved.artifact.build, artifact: resolved.artifact.id };
         let last = entry(
             ids,

@@ -83,6 +83,10 @@ pub(crate) fn check(request: &CreateTemplateRequest) -> Result<Valid> {
     }
     if request.dockerfile.is_none() {
         for (field, given) in [
+            (
+                "build_context",
+                !steps && request.build_context.as_ref().is_some_and(|context| !context.files.is_empty()),
+            ),
             ("dockerfile_path", request.dockerfile_path.is_some()),
             ("build_args", request.build_args.as_ref().is_some_and(|args| !args.is_empty())),
             ("build_target", request.build_target.is_some()),
@@ -90,7 +94,14 @@ pub(crate) fn check(request: &CreateTemplateRequest) -> Result<Valid> {
             ("registry_auth", request.registry_auth.as_ref().is_some_and(|auth| !auth.is_empty())),
         ] {
             if given {
-                wrong.say(field, "is for Dockerfiles only");
+                wrong.say(
+                    field,
+                    if field == "build_context" {
+                        "is for Dockerfiles and steps only"
+                    } else {
+                        "is for Dockerfiles only"
+                    },
+                );
             }
         }
         if request.build_backend == Some(TemplateBuildBackend::Buildkit) {
