@@ -12,18 +12,23 @@ for file in "$guest/vmlinux" "$guest/initramfs.cpio" target/firecracker/firecrac
   [[ -e $file ]] || { echo "nested: $file is missing" >&2; exit 2; }
 done
 
-# The test binary of this build, as cargo names it.
-binary=$(cargo test --release --quiet -p nullspace-vmm --test conformance --no-run --message-format=json |
-  python3 -c 'import json, sys
+# The test binaries of this build, as cargo names them.
+binary() { # arguments that choose a target
+  cargo test --release --quiet -p nullspace-vmm "$@" --no-run --message-format=json | python3 -c '
+import json, sys
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("reason") == "compiler-artifact" and message["target"]["name"] == "conformance":
-        print(message["executable"])')
-[[ -x $binary ]]
+    if message.get("reason") == "compiler-artifact" and message.get("executable"):
+        print(message["executable"])'
+}
+conformance=$(binary --test conformance)
+unit=$(binary --lib)
+[[ -x $conformance && -x $unit ]]
 
 exec python3 tools/nested_host.py \
-  --file "$binary:/in/conformance" --bin target/firecracker/firecracker --bin target/firecracker/jailer \
-  --bin "$(command -v busybox)" --file "$guest/vmlinux:/in/guest/vmlinux" --file "$guest/vmlinuz:/in/guest/vmlinuz" \
+  --file "$conformance:/in/conformance" --file "$unit:/in/unit" \
+  --bin target/firecracker/firecracker --bin target/firecracker/jailer --bin "$(command -v busybox)" \
+  --file "$guest/vmlinux:/in/guest/vmlinux" --file "$guest/vmlinuz:/in/guest/vmlinuz" \
   --file "$guest/initramfs.cpio:/in/guest/initramfs.cpio" \
   --env "TESTS=$*" --env "CYCLES=${NULLSPACE_TEST_CYCLES:-50}" --env "RUST_BACKTRACE=${RUST_BACKTRACE:-0}" \
   --timeout "${NULLSPACE_NESTED_TIMEOUT:-1100}" --script tests/nested/in_l1.sh

@@ -3,14 +3,48 @@
 set -euo pipefail
 export NULLSPACE_VMM=firecracker NULLSPACE_TEST_GUEST=/in/guest NULLSPACE_TEST_FIRECRACKER=/opt/bin
 export NULLSPACE_TEST_BUSYBOX=/opt/bin/busybox NULLSPACE_TEST_CYCLES=$CYCLES
-modprobe -a veth nf_tables nft_chain_nat nft_masq nft_ct nft_reject_inet 2>/dev/null || true
+modprobe -a dm_mod dm_snapshot loop
 
-# A filesystem as most hosts have it: ext4, whose files share no blocks.
-mkdir -p /work/tmp
-# shellcheck disable=SC2086
-TMPDIR=/work/tmp /in/conformance --test-threads=1 --nocapture $TESTS
+conformance() { # folder for machines, tests
+  local folder=$1
+  shift
+  mkdir -p "$folder"
+  echo "--- in $folder: ${*:-all tests}"
+  TMPDIR=$folder /in/conformance --test-threads=1 --nocapture "$@"
+}
 
-left=$(pgrep -x firecracker || true)
-[[ -z $left ]] || { echo "a firecracker process is left: $left" >&2; exit 1; }
-left=$(ls -d /sys/fs/cgroup/nullspace-* 2>/dev/null || true)
-[[ -z $left ]] || { echo "a control group is left: $left" >&2; exit 1; }
+nothing_left() { # what, list
+  [[ -z $2 ]] || { echo "left behind, $1: $2" >&2; exit 1; }
+}
+
+if [[ -n $TESTS ]]; then
+  # shellcheck disable=SC2086
+  conformance /work/tmp $TESTS
+else
+  # The parts that need a kernel's device mapper.
+  /in/unit --nocapture firecracker::
+
+  # A filesystem as most hosts have it, ext4, whose files share no blocks: disks of restored machines are mapped.
+  NULLSPACE_TEST_COPY_UP_TO=0 conformance /work/tmp
+
+  # The same filesystem, little data: disks are copied.
+  conformance /work/tmp two_machines
+
+  # One whose files share blocks.
+  truncate -s 2G /work/xfs.img
+  mkfs.xfs -q -m reflink=1 /work/xfs.img
+  mkdir -p /work/xfs
+  mount -o loop /work/xfs.img /work/xfs
+  conformance /work/xfs/tmp two_machines a_restored_machine
+  umount /work/xfs
+
+  # As without root: no jailer, no network card.
+  NULLSPACE_TEST_PLAIN=1 conformance /work/tmp two_machines a_restored_machine
+fi
+
+nothing_left processes "$(pgrep -x firecracker || true)"
+nothing_left "control groups" "$(ls -d /sys/fs/cgroup/nullspace-* 2>/dev/null || true)"
+nothing_left mappings "$(dmsetup ls | grep nullspace || true)"
+nothing_left "loop devices" "$(losetup -a)"
+nothing_left interfaces "$(ip -br link | grep -E '^(nsv|tap)' || true)"
+nothing_left "nftables rules" "$(nft list ruleset)"

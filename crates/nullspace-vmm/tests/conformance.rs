@@ -8,6 +8,8 @@
 //! | `NULLSPACE_TEST_GUEST` | folder made by `scripts/guest-image.sh` | `target/guest` |
 //! | `NULLSPACE_TEST_FIRECRACKER` | folder made by `scripts/fetch-firecracker.sh` | `target/firecracker` |
 //! | `NULLSPACE_TEST_BUSYBOX` | a static busybox for the guest | `/bin/busybox` |
+//! | `NULLSPACE_TEST_COPY_UP_TO` | `FirecrackerConfig::copy_up_to` | its default |
+//! | `NULLSPACE_TEST_PLAIN` | set: Firecracker without jailer and network, as without root | |
 //! | `NULLSPACE_TEST_CYCLES` | sandboxes made and deleted by the leak test | 50 |
 //!
 //! Machines are made in `TMPDIR`. Without the guest's files the tests say so and pass.
@@ -28,7 +30,7 @@ use nullspace_guest::message::{Configure, Exec, Restored};
 use nullspace_vmm::firecracker::{Firecracker, FirecrackerConfig};
 use nullspace_vmm::net::{NetConfig, NetPool};
 use nullspace_vmm::qemu::{Qemu, QemuConfig};
-use nullspace_vmm::{BootSpec, Disk, GuestImage, Network, RestoreSpec, SnapshotSummary, Vm, Vmm, VmmError, VmmKind};
+use nullspace_vmm::{BootSpec, Disk, GuestImage, Network, RestoreSpec, SnapshotSummary, Vm, Vmm, VmmError};
 
 const MEMORY_MIB: u32 = 256;
 const BASE_BYTES: u64 = 48 << 20;
@@ -81,7 +83,7 @@ fn a_booted_guest_sees_its_disk_and_its_commands_run() {
 #[test]
 fn two_machines_go_on_from_one_snapshot_each_on_its_own() {
     with_driver(|stage| async move {
-        let template = stage.template(Network::Internet).await;
+        let template = stage.template(connected()).await;
         let before = template.fingerprint();
         let (a, b) = tokio::join!(stage.restore(&template, "twin-a"), stage.restore(&template, "twin-b"));
         let ((a, agent_a), (b, agent_b)) = (a, b);
@@ -183,7 +185,7 @@ fn a_snapshot_from_another_host_is_refused_and_a_running_machine_gives_none() {
 #[test]
 fn fifty_machines_come_and_go_and_nothing_is_left() {
     with_driver(|stage| async move {
-        let template = stage.template(Network::Internet).await;
+        let template = stage.template(connected()).await;
         let cycles: u32 = std::env::var("NULLSPACE_TEST_CYCLES").map_or(50, |n| n.parse().unwrap());
         // Pools keep a spare; the first machine brings them to their size.
         let (machine, _agent) = stage.restore(&template, "warm").await;
@@ -271,11 +273,13 @@ async fn driver(guest: GuestImage, net: Option<Arc<NetPool>>) -> Arc<dyn Vmm> {
             let binaries = place("NULLSPACE_TEST_FIRECRACKER", "target/firecracker");
             let config = FirecrackerConfig {
                 binary: binaries.join("firecracker"),
-                jailer: Some(binaries.join("jailer")),
+                jailer: Some(binaries.join("jailer")).filter(|_| !plain()),
                 guest,
                 uids: FirecrackerConfig::UIDS,
-                net,
+                net: net.filter(|_| !plain()),
                 // The guest runs two emulations deep where this is tested.
+                copy_up_to: std::env::var("NULLSPACE_TEST_COPY_UP_TO")
+                    .map_or(FirecrackerConfig::COPY_UP_TO, |bytes| bytes.parse().unwrap()),
                 kernel_arguments: "mitigations=off nokaslr".into(),
             };
             Arc::new(Firecracker::new(config).await.unwrap())
@@ -285,6 +289,15 @@ async fn driver(guest: GuestImage, net: Option<Arc<NetPool>>) -> Arc<dyn Vmm> {
         }
         Ok(other) => panic!("NULLSPACE_VMM is qemu or firecracker, not {other}"),
     }
+}
+
+fn plain() -> bool {
+    std::env::var_os("NULLSPACE_TEST_PLAIN").is_some()
+}
+
+/// The network of machines that should reach something, where the driver can give them one.
+fn connected() -> Network {
+    if plain() { Network::Isolated } else { Network::Internet }
 }
 
 fn place(variable: &str, default: &str) -> PathBuf {
@@ -371,17 +384,14 @@ impl Stage {
             base: Some(template.base.clone()),
             snapshot_dir: template.dir.clone(),
             summary: template.summary.clone(),
-            network: Network::Internet,
+            network: connected(),
             work_dir: self.work(id),
         }
     }
 
     /// Restores and gives the guest its new identity.
     async fn restore(&self, template: &Template, id: &str) -> (Box<dyn Vm>, Agent) {
-        let mut spec = self.restore_spec(template, id);
-        if !nix::unistd::geteuid().is_root() && self.vmm.kind() == VmmKind::Firecracker {
-            spec.network = Network::Isolated;
-        }
+        let spec = self.restore_spec(template, id);
         let machine = self.vmm.restore(spec).await.unwrap();
         let stream = machine.agent().await.unwrap();
         let random = uuid::Uuid::new_v4();

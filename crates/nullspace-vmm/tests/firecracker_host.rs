@@ -384,6 +384,7 @@ impl Stage {
             },
             uids: FirecrackerConfig::UIDS,
             net: Some(Arc::clone(&self.net)),
+            copy_up_to: FirecrackerConfig::COPY_UP_TO,
             kernel_arguments: String::new(),
         }
     }

@@ -15,32 +15,38 @@ const PAGE: usize = 4096;
 /// What is read at once.
 const CHUNK: usize = 1 << 20;
 
-/// How a copy was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Copied {
-    /// Blocks are shared; its cost does not depend on the size.
-    Reflink,
-    /// Data was copied, holes were not.
-    Data,
-}
-
-/// Makes `to`, a new file of `size` bytes (at least the source's), with the content of `from`.
-pub(super) fn copy(from: &Path, to: &Path, size: u64) -> io::Result<Copied> {
-    let source = File::open(from)?;
-    let target = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(to)?;
-    let copied = match ioctl_ficlone(&target, &source) {
-        Ok(()) => Copied::Reflink,
-        Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => {
-            copy_data(&source, &target)?;
-            Copied::Data
+/// Makes `to`, a new file of `size` bytes (at least the source's), with the content of `source`, a file or a block
+/// device: blocks are shared where the filesystem can, else data is copied and holes are not. Returns it opened.
+pub(super) fn copy(source: &File, to: &Path, size: u64) -> io::Result<File> {
+    let target = match reflink(source, to)? {
+        Some(target) => target,
+        None => {
+            let target = create(to)?;
+            copy_data(source, &target)?;
+            target
         }
-        Err(error) => return Err(error.into()),
     };
-    // A block device has no length of its own here, and a longer target is a longer disk: zeros follow.
     if target.metadata()?.len() < size {
         target.set_len(size)?;
     }
-    Ok(copied)
+    Ok(target)
+}
+
+/// A new file that shares all its blocks with `source`; `None`, and no file, where the filesystem has no such thing.
+pub(super) fn reflink(source: &File, to: &Path) -> io::Result<Option<File>> {
+    let target = create(to)?;
+    match ioctl_ficlone(&target, source) {
+        Ok(()) => Ok(Some(target)),
+        Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => {
+            std::fs::remove_file(to)?;
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn copy_data(source: &File, target: &File) -> io::Result<()> {
@@ -163,7 +169,7 @@ pub(super) fn take(folder: &Folder, name: &str, to: &Path) -> io::Result<File> {
             Ok(file)
         }
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            let target = OpenOptions::new().read(true).write(true).create_new(true).open(to)?;
+            let target = create(to)?;
             copy_data(&file, &target)?;
             folder.remove(name);
             seal(&target)?;
@@ -222,17 +228,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let base = sparse(dir.path());
         let to = dir.path().join("copy");
-        copy(&base, &to, 100 << 20).unwrap();
+        let source = File::open(&base).unwrap();
+        copy(&source, &to, 100 << 20).unwrap();
         let (a, b) = (std::fs::read(&base).unwrap(), std::fs::read(&to).unwrap());
         assert_eq!(b.len(), 100 << 20);
         assert!(a == b[..a.len()] && b[a.len()..].iter().all(|byte| *byte == 0));
         assert!(std::fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
         // Another filesystem: neither reflink nor, on old kernels, copy_file_range.
         if let Ok(other) = tempfile::tempdir_in("/dev/shm") {
-            copy(&base, &other.path().join("copy"), 0).unwrap();
+            copy(&source, &other.path().join("copy"), 0).unwrap();
             assert!(a == std::fs::read(other.path().join("copy")).unwrap());
         }
-        assert!(copy(&base, &to, 0).is_err(), "an existing target is not overwritten");
+        assert!(copy(&source, &to, 0).is_err(), "an existing target is not overwritten");
     }
 
     #[test]

@@ -170,11 +170,17 @@ impl Jail {
         Ok(())
     }
 
-    /// Makes `name`, which the service has put there, the machine's own.
-    pub(super) fn own(&self, name: &str) -> Result<(), VmmError> {
-        let Some(uid) = self.uid else { return Ok(()) };
-        chown(self.path(name), Some(uid), Some(uid))
-            .map_err(|source| VmmError::Io { context: format!("hand {name} to a machine"), source })
+    /// The machine's uid, when it is jailed.
+    pub(super) fn uid(&self) -> Option<u32> {
+        self.uid
+    }
+
+    /// Makes a file, which the service has put there, the machine's own.
+    pub(super) fn own(&self, file: &fs::File) -> io::Result<()> {
+        match self.uid {
+            Some(uid) => std::os::unix::fs::fchown(file, Some(uid), Some(uid)),
+            None => Ok(()),
+        }
     }
 
     /// Lends a caller's disk under `name`. To be given back when the machine is gone.

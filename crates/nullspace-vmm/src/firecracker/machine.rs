@@ -11,7 +11,8 @@
 //! filesystem is best at, and the content-addressed store keeps equal parts once. A booted machine's disk is moved into
 //! the snapshot, which costs nothing; only a machine that was itself restored, and lives on, has its disk copied.
 
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -60,10 +61,12 @@ pub(super) struct Description {
 pub(super) enum DiskPlace {
     /// In its folder; can be moved into a snapshot.
     Own,
-    /// As [`DiskPlace::Own`], but the machine is to live on after a snapshot.
-    Kept,
-    /// The caller's.
-    Lent(PathBuf),
+    /// Open: the machine is to live on after a snapshot, so it is copied.
+    Kept(File),
+    /// The caller's, open.
+    Lent(File),
+    /// Removed with the machine.
+    Gone,
 }
 
 /// A machine.
@@ -71,15 +74,13 @@ pub(super) struct Machine {
     pub(super) id: String,
     pub(super) api: Api,
     pub(super) folder: Folder,
-    /// Path of the folder, for copies of the disk.
-    pub(super) root: PathBuf,
     pub(super) process: Arc<Process>,
     pub(super) console: Console,
     /// How the VMM ended, once it has.
     pub(super) exit: watch::Receiver<Option<String>>,
     /// True once everything that it had is removed.
     pub(super) removed: watch::Receiver<bool>,
-    pub(super) disk: DiskPlace,
+    pub(super) disk: Mutex<DiskPlace>,
     pub(super) disk_bytes: u64,
     pub(super) vcpus: u32,
     pub(super) memory_mib: u32,
@@ -135,21 +136,21 @@ impl Machine {
         let memory = files::take(&self.folder, MEMORY_PART, &dir.join(MEMORY)).map_err(failed(MEMORY))?;
         let punched = files::punch_zeros(&memory).map_err(failed(MEMORY))?;
         let target = dir.join(DISK_FILE);
-        let copied = match &self.disk {
+        let disk = self.disk.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match &*disk {
             DiskPlace::Own => {
                 self.spent.store(true, Ordering::Release);
-                files::take(&self.folder, DISK, &target).map(|_| None)
+                files::take(&self.folder, DISK, &target).map(drop)
             }
-            DiskPlace::Kept => files::copy(&self.root.join(DISK), &target, self.disk_bytes).map(Some),
-            DiskPlace::Lent(path) => files::copy(path, &target, self.disk_bytes).map(Some),
+            DiskPlace::Kept(disk) | DiskPlace::Lent(disk) => {
+                files::copy(disk, &target, self.disk_bytes).and_then(|copy| files::seal(&copy))
+            }
+            DiskPlace::Gone => Err(std::io::ErrorKind::NotFound.into()),
         }
         .map_err(failed(DISK_FILE))?;
-        if copied.is_some() {
-            std::fs::File::open(&target).and_then(|file| files::seal(&file)).map_err(failed(DISK_FILE))?;
-        }
         let description = serde_json::to_vec(&self.description).map_err(|e| failed(DESCRIPTION)(e.into()))?;
         files::write_new(&dir.join(DESCRIPTION), &description).map_err(failed(DESCRIPTION))?;
-        tracing::debug!(machine = %self.id, punched, ?copied, "snapshot collected");
+        tracing::debug!(machine = %self.id, punched, "snapshot collected");
         Ok(())
     }
 }
@@ -273,7 +274,10 @@ impl Vm for Running {
         self.0.process.kill();
         let mut removed = self.0.removed.clone();
         match tokio::time::timeout(KILL_LIMIT, removed.wait_for(|removed| *removed)).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                *self.0.disk.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = DiskPlace::Gone;
+                Ok(())
+            }
             Err(_) => Err(VmmError::Timeout {
                 what: "the end of a virtual machine".into(),
                 limit_ms: KILL_LIMIT.as_millis() as u64,

@@ -15,9 +15,8 @@
 //! control groups; what it restores from is visible to it read-only. Without root it is a plain child of the service:
 //! no network card, no limits but Firecracker's own seccomp filter; [`Firecracker::is_jailed`] says which.
 //!
-//! Disks are raw files. [`Disk::Overlay`] makes the machine a copy of its base: a reflink where the filesystem has them
-//! (XFS, btrfs), whose cost does not depend on the image; elsewhere (ext4) the data is copied inside the kernel and the
-//! holes are not, which costs time and space by the image's data.
+//! Disks are raw files or, for restored machines on filesystems without reflinks, device-mapper snapshots: `disk.rs`
+//! says which when, and what that costs.
 //!
 //! Versions 1.10 to 1.17; what differs between them is in `version.rs`.
 
@@ -26,12 +25,14 @@ mod api;
 mod cgroups;
 mod compatibility;
 mod console;
+mod disk;
 mod files;
 mod folder;
 mod http;
 mod jail;
 mod launch;
 mod machine;
+mod overlay;
 mod version;
 
 use std::ops::Range;
@@ -51,6 +52,7 @@ use self::console::Console;
 use self::jail::{API_SOCKET, DISK, Jail, Lent, Uid, Uids, VSOCK};
 use self::launch::Process;
 use self::machine::{DESCRIPTION, DISK_FILE, Description, DiskPlace, MEMORY, Machine, Running, STATE};
+use self::overlay::Overlay;
 pub use self::version::{OLDEST, Version};
 use crate::net::{GUEST_MAC, NetLease, NetPool, TAP_NAME};
 use crate::{BootSpec, Compatibility, Disk, GuestImage, Network, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
@@ -82,6 +84,9 @@ pub struct FirecrackerConfig {
     pub uids: Range<u32>,
     /// Networks; `None`: machines have no card, and [`Network::Internet`] is refused.
     pub net: Option<Arc<NetPool>>,
+    /// Images with more data than this, bytes, get a device-mapper snapshot where files cannot share blocks;
+    /// [`Self::COPY_UP_TO`] suits.
+    pub copy_up_to: u64,
     /// More kernel arguments, for hosts with special needs. Blank by default.
     pub kernel_arguments: String,
 }
@@ -89,6 +94,8 @@ pub struct FirecrackerConfig {
 impl FirecrackerConfig {
     /// User ids that no distribution hands out by itself.
     pub const UIDS: Range<u32> = 910_000..920_000;
+    /// Copying that much is about as quick as making a mapping.
+    pub const COPY_UP_TO: u64 = disk::COPY_UP_TO;
 }
 
 /// The driver.
@@ -104,6 +111,8 @@ pub struct Firecracker {
     uids: Arc<Uids>,
     cgroups: Option<Arc<Cgroups>>,
     net: Option<Arc<NetPool>>,
+    /// How restored machines get their disks.
+    disks: disk::Choice,
 }
 
 /// What a machine occupies while its process lives. Dropping it removes all of that, and blocks for it.
@@ -137,6 +146,8 @@ struct Prepared {
     holdings: Holdings,
     disk: DiskPlace,
     disk_bytes: u64,
+    /// To be dropped when the VMM has opened its disk: from then on the kernel removes it by itself.
+    overlay: Option<Overlay>,
 }
 
 struct Facts {
@@ -188,6 +199,10 @@ impl Firecracker {
         let (k, i) = (kernel.clone(), initramfs.clone());
         let compatibility = blocking(move || compatibility::of_host(version, &k, &i)).await?;
         let cgroups = if jailer.is_some() { blocking(|| Ok(Cgroups::set_up())).await? } else { None };
+        let disks = match jailer.is_some() && blocking(|| Ok(overlay::available())).await? {
+            true => disk::Choice::MapAbove(config.copy_up_to),
+            false => disk::Choice::File,
+        };
         Ok(Self {
             binary,
             exec_name,
@@ -200,6 +215,7 @@ impl Firecracker {
             compatibility,
             uids: Uids::new(config.uids),
             cgroups: cgroups.map(Arc::new),
+            disks,
         })
     }
 
@@ -238,12 +254,12 @@ impl Firecracker {
 
     /// Starts the process, hands everything that it occupies to the task that watches it, waits for its API.
     async fn launch(&self, facts: Facts, prepared: Prepared) -> Result<Running, VmmError> {
-        let Prepared { jail, holdings, disk, disk_bytes } = prepared;
+        let Prepared { jail, holdings, disk, disk_bytes, overlay: _ } = prepared;
         let Facts { id, vcpus, memory_mib, restored } = facts;
         let lease = holdings.lease.as_ref();
         let network = lease.filter(|lease| lease.has_uplink()).map(|_| NetPool::guest_network());
         let description = Description { card: lease.is_some() };
-        let (folder, root) = (jail.folder().clone(), jail.path(""));
+        let folder = jail.folder().clone();
 
         let prepared = Console::new().and_then(|(console, output)| {
             let largest = disk_bytes.max(u64::from(memory_mib) << 20).saturating_add(FILE_SLACK);
@@ -268,12 +284,11 @@ impl Firecracker {
             api: Api::new(folder.clone(), API_SOCKET),
             id,
             folder,
-            root,
             process,
             console,
             exit,
             removed,
-            disk,
+            disk: Mutex::new(disk),
             disk_bytes,
             vcpus,
             memory_mib,
@@ -381,15 +396,19 @@ impl Firecracker {
 
     async fn prepare_boot(&self, spec: &BootSpec) -> Result<Prepared, VmmError> {
         let (kernel, initramfs, disk) = (self.kernel.clone(), self.initramfs.clone(), spec.disk.clone());
-        self.prepare(&spec.id, &spec.network, &spec.work_dir, move |jail, holdings| {
+        self.prepare(&spec.id, &spec.network, &spec.work_dir, move |jail, holdings, work| {
             jail.share(&kernel, "kernel")?;
             jail.share(&initramfs, "initramfs")?;
             match disk {
-                Disk::Overlay { base, size_bytes } => Ok((DiskPlace::Own, copy_disk(&base, jail, size_bytes)?)),
+                Disk::Overlay { base, size_bytes } => {
+                    let made = disk::make(&base, size_bytes, jail, work, disk::Choice::File);
+                    made.map(|made| (DiskPlace::Own, made.bytes, None)).map_err(disk_error(&base))
+                }
                 Disk::Direct { path } => {
                     holdings.lent = jail.lend(&path, DISK)?;
-                    let bytes = std::fs::metadata(&path).map(|meta| meta.len()).map_err(disk_error(&path))?;
-                    Ok((DiskPlace::Lent(path), bytes))
+                    let file = std::fs::File::open(&path).map_err(disk_error(&path))?;
+                    let bytes = file.metadata().map_err(disk_error(&path))?.len();
+                    Ok((DiskPlace::Lent(file), bytes, None))
                 }
             }
         })
@@ -398,7 +417,8 @@ impl Firecracker {
 
     async fn prepare_restore(&self, spec: &RestoreSpec) -> Result<Prepared, VmmError> {
         let (snapshot, size, jailed) = (spec.snapshot_dir.clone(), spec.summary.disk_bytes, self.is_jailed());
-        self.prepare(&spec.id, &spec.network, &spec.work_dir, move |jail, _| {
+        let choice = self.disks;
+        self.prepare(&spec.id, &spec.network, &spec.work_dir, move |jail, _, work| {
             for name in [STATE, MEMORY] {
                 let path = snapshot.join(name);
                 if jailed {
@@ -406,7 +426,9 @@ impl Firecracker {
                 }
                 jail.share(&path, name)?;
             }
-            Ok((DiskPlace::Kept, copy_disk(&snapshot.join(DISK_FILE), jail, size)?))
+            let image = snapshot.join(DISK_FILE);
+            let made = disk::make(&image, size, jail, work, choice).map_err(disk_error(&image))?;
+            Ok((DiskPlace::Kept(made.file), made.bytes, made.overlay))
         })
         .await
     }
@@ -414,7 +436,8 @@ impl Firecracker {
     /// Uid, network and folder of a machine, the folder filled by `fill`.
     async fn prepare<F>(&self, id: &str, network: &Network, work: &Path, fill: F) -> Result<Prepared, VmmError>
     where
-        F: FnOnce(&mut Jail, &mut Holdings) -> Result<(DiskPlace, u64), VmmError> + Send + 'static,
+        F: FnOnce(&mut Jail, &mut Holdings, &Path) -> Result<(DiskPlace, u64, Option<Overlay>), VmmError>,
+        F: Send + 'static,
     {
         let uid = self.take_uid()?;
         let lease = self.lease(network, uid.as_ref()).await?;
@@ -424,8 +447,8 @@ impl Firecracker {
             let mut jail = Jail::make(&work, &exec_name, &id, uid.as_ref().map(Uid::get))?;
             let top = Some(jail.top().to_owned());
             let mut holdings = Holdings { cgroups, id, top, lent: None, lease, _uid: uid };
-            let (disk, disk_bytes) = fill(&mut jail, &mut holdings)?;
-            Ok(Prepared { jail, holdings, disk, disk_bytes })
+            let (disk, disk_bytes, overlay) = fill(&mut jail, &mut holdings, &work)?;
+            Ok(Prepared { jail, holdings, disk, disk_bytes, overlay })
         })
         .await
     }
@@ -460,11 +483,16 @@ impl Vmm for Firecracker {
     async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Vm>, VmmError> {
         Self::check_id(&spec.id)?;
         self.check_snapshot(&spec)?;
-        let prepared = self.prepare_restore(&spec).await?;
+        let mut prepared = self.prepare_restore(&spec).await?;
+        let overlay = prepared.overlay.take();
         let facts =
             Facts { id: spec.id, vcpus: spec.summary.vcpus, memory_mib: spec.summary.memory_mib, restored: true };
         let running = self.launch(facts, prepared).await?;
         let loaded = self.load(&running.0).await;
+        if overlay.is_some() {
+            // The kernel waits for grace periods in it; nobody else needs to.
+            tokio::task::spawn_blocking(move || drop(overlay));
+        }
         match running.0.explain(loaded).await {
             Ok(()) => Ok(Box::new(running)),
             Err(error) => Err(give_up(&running, error).await),
@@ -493,16 +521,6 @@ async fn give_up(running: &Running, error: VmmError) -> VmmError {
         tracing::warn!(machine = %running.0.id, error = %kill, "and could not be ended");
     }
     error
-}
-
-/// The machine's own copy. Returns the size that the guest sees.
-fn copy_disk(base: &Path, jail: &Jail, size: u64) -> Result<u64, VmmError> {
-    let target = jail.path(DISK);
-    let copied = files::copy(base, &target, size).map_err(disk_error(base))?;
-    jail.own(DISK)?;
-    let bytes = std::fs::metadata(&target).map(|meta| meta.len()).map_err(disk_error(base))?;
-    tracing::debug!(?copied, bytes, "disk made");
-    Ok(bytes)
 }
 
 fn disk_error(path: &Path) -> impl FnOnce(std::io::Error) -> VmmError + use<> {
