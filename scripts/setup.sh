@@ -5,6 +5,12 @@ set -eu
 cd "$(dirname "$0")"
 PATH=$PATH:/usr/sbin:/sbin
 
+as_root=
+[ "$(id -u)" = 0 ] || as_root=sudo
+if [ -n "$as_root" ] && ! command -v sudo >/dev/null 2>&1; then
+    as_root="no-sudo"
+fi
+
 missing=
 for group in "$@"; do
     while read -r target package program _; do
@@ -15,13 +21,9 @@ done
 
 if [ -n "$missing" ]; then
     echo "setup: installing$missing" >&2
-    as_root=
-    if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null 2>&1 || {
-            echo "setup: not root and no sudo: as root, run: apt-get install$missing" >&2
-            exit 1
-        }
-        as_root=sudo
+    if [ "$as_root" = no-sudo ]; then
+        echo "setup: not root and no sudo: as root, run: apt-get install$missing" >&2
+        exit 1
     fi
     # QEMU's packages must be of one release: a qemu-utils from elsewhere (backports) is brought back to this one's.
     case "$missing" in
@@ -36,6 +38,12 @@ if [ -n "$missing" ]; then
     DEBIAN_FRONTEND=noninteractive $as_root apt-get install -qq -y --no-install-recommends --allow-downgrades $missing >/dev/null
 fi
 
+# The guest's kernel is downloaded, not installed; apt must know of it.
+case " $* " in
+*" guest "*)
+    [ -f ../target/guest/kernel.version ] || [ "$as_root" = no-sudo ] || $as_root apt-get update -qq
+    ;;
+esac
 case " $* " in
 *" build "*)
     command -v cargo >/dev/null 2>&1 || {
