@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --release -p nullspace-ext4 --example pack_directory <directory> <image> <MiB>
 //! ```
-//! Device nodes, sockets and extended attributes are left out. Small as it is, it shows all there is to the interface.
+//! Device nodes and sockets are left out. Small as it is, it shows all there is to the interface.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file = File::options().read(true).write(true).create_new(true).open(image)?;
     let mut packer = Packer {
         writer: ImageWriter::create(file, options)?,
-        tree: Tree::new(meta(&attributes))?,
+        tree: Tree::new(meta(root, &attributes)?)?,
         linked: HashMap::new(),
     };
     packer.pack(root, Tree::ROOT)?;
@@ -52,7 +52,7 @@ impl Packer {
             let path = entry?.path();
             let name = path.file_name().ok_or("an entry has no name")?.as_bytes();
             let attributes = fs::symlink_metadata(&path)?;
-            let meta = meta(&attributes);
+            let meta = meta(&path, &attributes)?;
             let identity = (attributes.dev(), attributes.ino());
             if attributes.is_dir() {
                 let node = self.tree.add_dir(parent, name, meta)?;
@@ -83,12 +83,25 @@ impl Packer {
     }
 }
 
-fn meta(attributes: &fs::Metadata) -> Meta {
-    Meta {
+fn meta(path: &Path, attributes: &fs::Metadata) -> Result<Meta, Box<dyn Error>> {
+    Ok(Meta {
         mode: (attributes.mode() & 0o7777) as u16,
         uid: attributes.uid(),
         gid: attributes.gid(),
         mtime: Timestamp { seconds: attributes.mtime(), nanoseconds: attributes.mtime_nsec() as u32 },
-        xattrs: Vec::new(),
+        xattrs: xattrs(path)?,
+    })
+}
+
+fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Box<dyn Error>> {
+    let mut names = vec![0; 1 << 16];
+    let length = rustix::fs::llistxattr(path, &mut names[..])?;
+    let mut xattrs = Vec::new();
+    for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+        let mut value = vec![0; 1 << 16];
+        let length = rustix::fs::lgetxattr(path, name, &mut value[..])?;
+        value.truncate(length);
+        xattrs.push((name.to_vec(), value));
     }
+    Ok(xattrs)
 }

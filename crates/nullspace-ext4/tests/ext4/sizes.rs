@@ -151,3 +151,26 @@ fn a_file_that_is_no_image_is_told_apart() {
     empty.set_len(MIB).unwrap();
     assert!(matches!(Superblock::read(&empty), Err(Error::BadImage { .. })));
 }
+
+#[test]
+fn copies_of_superblock_and_descriptors_say_what_the_first_ones_say() {
+    let (image, writer) = Image::writer(options(10 * GIB));
+    writer.finish(tree()).unwrap();
+    nullspace_ext4::grow(&image.reopen(), 40 * GIB).unwrap();
+    let file = image.reopen();
+    let read = |offset: u64, length: usize| {
+        let mut bytes = vec![0; length];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, offset).unwrap();
+        bytes
+    };
+    let (first, descriptors) = (read(1024, 1024), read(4096, 5 * 4096));
+    for group in [1u64, 3, 5, 7, 9, 25, 27, 49, 81, 125, 243] {
+        let start = group * 32768 * 4096;
+        let copy = read(start, 1024);
+        assert_eq!(copy[0x5a..0x5c], (group as u16).to_le_bytes());
+        assert!(copy[..0x5a] == first[..0x5a] && copy[0x5c..0x3fc] == first[0x5c..0x3fc], "group {group}");
+        assert!(read(start + 4096, 5 * 4096) == descriptors, "group {group}");
+        let checksum = !crc32c::crc32c(&copy[..0x3fc]);
+        assert_eq!(copy[0x3fc..], checksum.to_le_bytes());
+    }
+}
