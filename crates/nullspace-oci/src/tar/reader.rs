@@ -142,8 +142,8 @@ impl<R: BufRead> TarReader<R> {
         while left > 0 {
             let available = self.source.fill_buf().map_err(TarError::Read)?.len();
             if available == 0 {
-                // Some writers leave out the padding after the very last entry; its data must be there.
-                if left <= self.padding {
+                // Some writers leave out the padding after the very last entry. As in Go, all of it or nothing.
+                if left == self.padding {
                     self.finished = true;
                     break;
                 }

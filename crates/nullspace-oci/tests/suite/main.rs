@@ -6,4 +6,6 @@
 
 mod import;
 mod merge_cases;
+mod merge_model;
+mod registry;
 mod support;
