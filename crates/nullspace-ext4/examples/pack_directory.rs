@@ -93,7 +93,10 @@ fn meta(path: &Path, attributes: &fs::Metadata) -> Result<Meta, Box<dyn Error>> 
     })
 }
 
-fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Box<dyn Error>> {
+/// Names and values.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn xattrs(path: &Path) -> Result<Xattrs, Box<dyn Error>> {
     let mut names = vec![0; 1 << 16];
     let length = rustix::fs::llistxattr(path, &mut names[..])?;
     let mut xattrs = Vec::new();
