@@ -1,0 +1,33 @@
+//! The service as its users meet it: over HTTP, with images from a real registry, in real microVMs.
+//!
+//! ```text
+//!   test ──HTTP──> nullspace serve ──pull──> docker-registry <──push── images made of Debian packages
+//!                      └── QEMU or Firecracker ── guest
+//! ```
+//! The driver is the service's own choice, or `NULLSPACE_VMM`. A test that ends leaves nothing on the host; that is a
+//! part of every test (see `fixture::service`). Needs `make guest`, some also `make base`.
+
+// The fixture is test code too, which clippy's exception for tests does not see.
+#![allow(clippy::unwrap_used)]
+
+mod fixture;
+
+mod artifacts;
+mod bad_input;
+mod base;
+mod cache;
+mod cancel;
+mod crash;
+mod environment;
+mod exec;
+mod images;
+mod network;
+mod parents;
+mod queue;
+mod readiness;
+mod registries;
+mod sandboxes;
+mod shutdown;
+mod spine;
+mod tenants;
+mod unique;

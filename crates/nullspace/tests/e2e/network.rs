@@ -1,0 +1,47 @@
+//! Which machines have a way out.
+
+use serde_json::json;
+
+use crate::fixture::{Image, Registry, Service};
+
+#[tokio::test]
+async fn without_internet_access_there_is_no_route_and_this_host_is_closed_either_way() {
+    let registry = Registry::start();
+    registry.push("box", "1", &Image::busybox()).await;
+    let mut service = Service::start().await;
+    let api = service.api();
+    let request = |internet_access: bool| {
+        json!({
+            "base_image": registry.reference("box:1"),
+            "build_config": {"memory_mib": 192, "internet_access": internet_access},
+            "start_cmd": "ip route > /route; ip -o -4 addr > /addresses",
+        })
+    };
+    let (open, closed) = tokio::join!(api.ready(request(true)), api.ready(request(false)));
+    let default_route = |text: &str| text.lines().any(|line| line.starts_with("default "));
+
+    let sandbox = api.sandbox(open.template()).await;
+    assert!(default_route(&sandbox.sh("cat /route").await), "at build: {}", sandbox.sh("cat /route").await);
+    assert!(default_route(&sandbox.sh("ip route").await), "in the sandbox: {}", sandbox.sh("ip route").await);
+    assert!(!sandbox.sh("cat /etc/resolv.conf").await.is_empty());
+    if rustix::process::geteuid().is_root() {
+        // The registry listens on this host's loopback: no address of this host leads there.
+        let port = registry.address().rsplit_once(':').expect("a port").1;
+        let gateway = sandbox.sh("ip route | awk '/^default/ {print $3}'").await;
+        for address in [&*gateway, "10.0.2.2", "127.0.0.1"] {
+            let tried = sandbox.run(&["nc", "-z", "-w", "2", address, port]).await;
+            assert_ne!(tried.exit_code, 0, "{address}:{port} is open");
+        }
+    }
+    sandbox.delete().await;
+
+    // Closed while building says nothing of sandboxes, which have their own switch.
+    let sandbox = api.sandbox(closed.template()).await;
+    assert!(!default_route(&sandbox.sh("cat /route").await), "at build: {}", sandbox.sh("cat /route").await);
+    sandbox.delete().await;
+    let sandbox = api.sandbox_with(json!({"template": open.template(), "internet_access": false})).await;
+    assert!(!default_route(&sandbox.sh("ip route").await), "in the sandbox: {}", sandbox.sh("ip route").await);
+    let tried = sandbox.run(&["nc", "-z", "-w", "2", "1.1.1.1", "53"]).await;
+    assert_ne!(tried.exit_code, 0);
+    service.stop().await;
+}

@@ -1,0 +1,130 @@
+//! Registries that refuse, are not there, or hold what cannot be used.
+
+use nullspace_api::{TemplateBuildLogKind, TemplateFailureDetailCode, TemplateFailurePhase as Phase};
+use serde_json::{Value, json};
+
+use crate::fixture::{Compression, Image, Registry, Service, Tar, image};
+
+fn request(reference: &str) -> Value {
+    json!({"base_image": reference, "build_config": {"memory_mib": 192}})
+}
+
+#[tokio::test]
+async fn a_registry_that_refuses_ends_the_build_as_unauthorized_and_the_right_password_opens_it() {
+    const PASSWORD: &str = "canary-registry-password";
+    let registry = Registry::start_with_password("puller", PASSWORD);
+    registry.push("private", "1", &Image::busybox()).await;
+    let mut service = Service::start().await;
+    let api = service.api();
+    let with = |auth: Value| {
+        let mut request = request(&registry.reference("private:1"));
+        request["base_image_auth"] = auth;
+        request
+    };
+    for auth in [
+        Value::Null,
+        json!({"kind": "basic", "username": "puller", "password": "canary-wrong-password"}),
+        json!({"kind": "basic", "username": "nobody", "password": PASSWORD}),
+    ] {
+        let detail = api.failed(with(auth), "registry_unauthorized").await;
+        assert_eq!((detail.code, detail.phase), (TemplateFailureDetailCode::Unauthorized, Phase::Auth), "{detail:?}");
+        assert!(!detail.retryable && detail.message.contains(registry.address()), "{detail:?}");
+    }
+    let built = api.ready(with(json!({"kind": "basic", "username": "puller", "password": PASSWORD}))).await;
+    let sandbox = api.sandbox(built.template()).await;
+    assert_eq!(sandbox.sh("echo pulled").await, "pulled");
+
+    // Credentials are in no answer, no log and no file.
+    let status = api.get(&format!("/v1/templates/builds/{}", built.build.build_id)).await;
+    assert!(!String::from_utf8_lossy(&status.body).contains("canary"));
+    assert!(!service.log().lines().join("\n").contains("canary"));
+    service.stop().await;
+    let grep =
+        std::process::Command::new("grep").args(["-rlaF", "-e", "canary-"]).arg(service.data()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&grep.stdout), "", "files with a credential");
+}
+
+#[tokio::test]
+async fn what_a_registry_does_not_have_or_cannot_give_is_told_apart() {
+    let registry = Registry::start();
+    registry.push("box", "1", &Image::busybox()).await;
+    let mut service = Service::start().await;
+    let api = service.api();
+
+    for missing in ["box:2", "nothing:1", &format!("box@{}", image::digest(b"never pushed"))] {
+        let detail = api.failed(request(&registry.reference(missing)), "image_not_found").await;
+        assert_eq!((detail.phase, detail.retryable), (Phase::Prepare, false), "{detail:?}");
+    }
+
+    // Nobody listens there: worth another try, and tried again before the build gives up.
+    let closed = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    let failed = api.build(request(&format!("{closed}/box:1"))).await;
+    let retries = failed.log.iter().filter(|entry| entry.kind == TemplateBuildLogKind::Retry).count();
+    let detail = failed.clone().failure("registry_unavailable");
+    assert!(detail.retryable && detail.phase == Phase::Prepare, "{detail:?}");
+    assert_eq!((detail.attempt, detail.max_attempts), (Some(3), Some(3)), "{failed:?}");
+    assert_eq!(retries, 2, "{failed:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn images_that_cannot_run_here_are_refused_with_their_reason() {
+    let registry = Registry::start();
+    let mut service = Service::start().await;
+    let api = service.api();
+
+    // For another platform: alone, and in an index.
+    let foreign = Image::busybox().for_architecture("s390x");
+    registry.push("foreign", "1", &foreign).await;
+    let platforms = [
+        (json!({"os": "linux", "architecture": "s390x"}), &foreign),
+        (json!({"os": "windows", "architecture": "amd64", "os.version": "10.0"}), &foreign),
+    ];
+    registry.push_index("foreign", "index", &platforms).await;
+    for tag in ["foreign:1", "foreign:index"] {
+        let detail = api.failed(request(&registry.reference(tag)), "oci_unsupported_platform").await;
+        assert_eq!((detail.phase, detail.retryable), (Phase::Prepare, false), "{detail:?}");
+        let details = detail.details.as_ref().unwrap();
+        assert_eq!(details["wanted"], "linux/amd64");
+        assert!(details["available"].to_string().contains("s390x"), "{detail:?}");
+    }
+    // The right one is found among others.
+    let ours = Image::busybox();
+    let index = [
+        (json!({"os": "linux", "architecture": "s390x"}), &foreign),
+        (json!({"os": "linux", "architecture": "amd64"}), &ours),
+    ];
+    let index = registry.push_index("many", "1", &index).await;
+    let built = api.ready(request(&registry.reference("many:1"))).await;
+    assert_eq!(built.build.source_digest.as_deref(), Some(&*index));
+
+    // A FIFO, with its path.
+    let fifo = Image::busybox().with_layer(Tar::new().dir("run", 0o755).fifo("run/fifo"), Compression::Gzip);
+    registry.push("fifo", "1", &fifo).await;
+    let detail = api.failed(request(&registry.reference("fifo:1")), "oci_unsupported_special_file").await;
+    assert_eq!((detail.phase, detail.retryable), (Phase::Prepare, false), "{detail:?}");
+    let details = detail.details.as_ref().unwrap();
+    assert_eq!((&details["path"], &details["entry_type"]), (&json!("run/fifo"), &json!("fifo")), "{detail:?}");
+
+    // Bytes that are not what their digest says: a layer, and a configuration.
+    let damaged = Image::busybox_variant("damaged layer");
+    registry.push("damaged", "layer", &damaged).await;
+    registry.corrupt(&image::digest(&damaged.layers[0].bytes));
+    let detail = api.failed(request(&registry.reference("damaged:layer")), "invalid_image").await;
+    assert_eq!(detail.phase, Phase::Prepare, "{detail:?}");
+    assert!(detail.message.contains("digest"), "{detail:?}");
+    let damaged = Image::busybox_variant("damaged configuration").with_config(json!({"Env": ["A=b"]}));
+    registry.push("damaged", "config", &damaged).await;
+    registry.corrupt(&image::digest(&damaged.configuration()));
+    let detail = api.failed(request(&registry.reference("damaged:config")), "invalid_image").await;
+    assert!(detail.message.contains("digest"), "{detail:?}");
+
+    service.settles().await;
+    // Nothing of a failed import is kept.
+    let images = crate::fixture::artifacts::root_images(&service.data());
+    assert_eq!(images.len(), 1, "{images:?}");
+    service.stop().await;
+}

@@ -1,0 +1,79 @@
+//! Another tenant's things are not found, whatever is asked of them.
+
+use nullspace_api::TemplateInfo;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::fixture::{Image, Registry, Service};
+
+#[tokio::test]
+async fn what_another_tenant_has_is_not_found_on_any_route() {
+    let registry = Registry::start();
+    registry.push("box", "1", &Image::busybox()).await;
+    let mut service = Service::start().await;
+    let (owner, other) = (service.api(), service.api_of("second"));
+    let built = owner
+        .ready(json!({"name": "mine", "base_image": registry.reference("box:1"), "build_config": {"memory_mib": 192}}))
+        .await;
+    let sandbox = owner.sandbox("mine").await;
+    let (build, template) = (&built.build.build_id, built.template());
+    let by_namespace = format!("{}/mine", built.build.namespace_slug);
+
+    for (method, path, body, code) in [
+        (Method::GET, format!("/v1/templates/builds/{build}"), None, "template_build_not_found"),
+        (Method::GET, format!("/v1/templates/builds/{build}/logs"), None, "template_build_not_found"),
+        (Method::POST, format!("/v1/templates/builds/{build}/cancel"), Some(json!({})), "template_build_not_found"),
+        (Method::GET, format!("/v1/templates/{template}"), None, "template_not_found"),
+        (Method::GET, "/v1/templates/mine".to_owned(), None, "template_not_found"),
+        (Method::GET, format!("/v1/templates/mine:{build}"), None, "template_not_found"),
+        (Method::DELETE, format!("/v1/templates/{template}"), None, "template_not_found"),
+        (Method::POST, "/v1/templates/builds".to_owned(), Some(json!({"base_image": template})), "template_not_found"),
+        (Method::POST, "/v1/sandboxes".to_owned(), Some(json!({"template": template})), "template_not_found"),
+        (Method::POST, "/v1/sandboxes".to_owned(), Some(json!({"template": by_namespace})), "template_not_found"),
+        (Method::GET, format!("/v1/sandboxes/{}", sandbox.id), None, "sandbox_not_found"),
+        (Method::DELETE, format!("/v1/sandboxes/{}", sandbox.id), None, "sandbox_not_found"),
+        (Method::GET, format!("/v1/sandboxes/{}/processes", sandbox.id), None, "sandbox_not_found"),
+        (
+            Method::POST,
+            format!("/v1/sandboxes/{}/exec", sandbox.id),
+            Some(json!({"command": "id"})),
+            "sandbox_not_found",
+        ),
+    ] {
+        let mut request = other.request(method, &path);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let refused = other.send(request).await.refused(404, code);
+        // Nor does the answer give away that it exists.
+        assert!(!refused.error.contains("mine") || path.contains("mine") || path.contains("sandboxes"), "{refused:?}");
+    }
+    let templates: Vec<TemplateInfo> = other.get("/v1/templates").await.ok(200);
+    assert!(templates.iter().all(|template| template.name != "mine"), "{templates:?}");
+    let sandboxes: Vec<Value> = other.get("/v1/sandboxes").await.ok(200);
+    assert!(sandboxes.is_empty(), "{sandboxes:?}");
+
+    // The same name is free for both, and means each one's own.
+    let theirs = other
+        .ready(json!({
+            "name": "mine", "base_image": registry.reference("box:1"), "build_config": {"memory_mib": 192},
+            "start_cmd": "echo theirs > whose",
+        }))
+        .await;
+    let sandbox_of_other = other.sandbox("mine").await;
+    assert_eq!(sandbox_of_other.sh("cat whose").await, "theirs");
+    assert_eq!(other.delete("/v1/templates/mine").await.status, 204);
+    owner.get(&format!("/v1/templates/{}", theirs.template())).await.refused(404, "template_not_found");
+    assert_eq!(sandbox.sh("ls").await, "");
+    let info: TemplateInfo = owner.get("/v1/templates/mine").await.ok(200);
+    assert_eq!(info.id, built.template());
+
+    // A key that was revoked opens nothing from then on.
+    let listed = service.command(&["keys", "list"]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let id = listed.lines().find(|line| line.contains("second")).and_then(|line| line.split_whitespace().next());
+    let revoked = service.command(&["keys", "revoke", id.expect("the key's id")]).output().unwrap();
+    assert!(revoked.status.success(), "{}", String::from_utf8_lossy(&revoked.stderr));
+    other.get("/v1/templates").await.refused(401, "unauthorized");
+    service.stop().await;
+}
