@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +12,14 @@ use rustix::io::Errno;
 use super::args::{Format, Layer};
 use crate::{Disk, VmmError, qcow2, sparse};
 
-/// The overlay's name in a snapshot's folder, and in a working folder whose filesystem knows no nameless files.
-pub(super) const OVERLAY: &str = "disk.qcow2";
+/// Most overlays on each other in a snapshot: a snapshot of a machine that was restored from one adds one.
+pub(super) const MAX_OVERLAYS: usize = 16;
+
+/// Names of the overlays in a snapshot's folder, from the base up. The first is also the name in a working folder whose
+/// filesystem knows no nameless files.
+pub(super) fn overlay_name(index: usize) -> String {
+    if index == 0 { "disk.qcow2".into() } else { format!("disk.{index}.qcow2") }
+}
 
 /// Layers for QEMU, and what is kept of the disk on our side.
 #[derive(Debug)]
@@ -20,8 +27,17 @@ pub(super) struct OpenDisk {
     pub(super) layers: Vec<Layer>,
     /// As the guest sees it, bytes.
     pub(super) size: u64,
-    /// The machine's own overlay; `None` when it writes to a raw image directly.
-    pub(super) overlay: Option<Overlay>,
+    /// What a snapshot would hold of it.
+    pub(super) written: Written,
+}
+
+/// All that differs from the raw image.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    /// The template's overlays, from the base up.
+    below: Vec<File>,
+    /// The machine's own and its size as the guest sees it; `None` when it writes to a raw image directly.
+    top: Option<(Overlay, u64)>,
 }
 
 impl OpenDisk {
@@ -35,7 +51,7 @@ impl OpenDisk {
                     return Err(invalid("a disk smaller than its image", message));
                 }
                 let layers = vec![Layer { file: file.into(), format: Format::Raw, writable: false }];
-                Self::with_overlay(layers, *size_bytes, work_dir)
+                Self::with_overlay(layers, Vec::new(), *size_bytes, work_dir)
             }
             Disk::Direct { path } => {
                 let (file, size) = open(path, true)?;
@@ -43,31 +59,79 @@ impl OpenDisk {
                     return Err(invalid("a disk image", format!("{} has {size} bytes", path.display())));
                 }
                 let layers = vec![Layer { file: file.into(), format: Format::Raw, writable: true }];
-                Ok(Self { layers, size, overlay: None })
+                Ok(Self { layers, size, written: Written::default() })
             }
         }
     }
 
-    /// The disk of a restored machine: the raw image, what the snapshotted machine wrote over it, and an empty overlay.
-    /// Blocks.
-    pub(super) fn restore(base: &Path, written: Option<&Path>, size: u64, work_dir: &Path) -> Result<Self, VmmError> {
-        let (file, _) = open(base, false)?;
-        let mut layers = vec![Layer { file: file.into(), format: Format::Raw, writable: false }];
-        if let Some(path) = written {
-            let (file, _) = open(path, false)?;
-            qcow2::verify(&file, size).map_err(|error| VmmError::Incompatible(error.to_string()))?;
-            layers.push(Layer { file: file.into(), format: Format::Qcow2, writable: false });
-        }
-        Self::with_overlay(layers, size, work_dir)
+    /// A machine without one.
+    pub(super) fn none() -> Self {
+        Self { layers: Vec::new(), size: 0, written: Written::default() }
     }
 
-    fn with_overlay(mut layers: Vec<Layer>, size: u64, work_dir: &Path) -> Result<Self, VmmError> {
+    /// The disk of a restored machine: the raw image, what the snapshotted machine wrote over it, and an empty overlay.
+    /// Blocks.
+    pub(super) fn restore(base: &Path, overlays: &[PathBuf], size: u64, work_dir: &Path) -> Result<Self, VmmError> {
+        let (file, _) = open(base, false)?;
+        let mut layers = vec![Layer { file: file.into(), format: Format::Raw, writable: false }];
+        let mut below = Vec::new();
+        for path in overlays {
+            let (file, _) = open(path, false)?;
+            qcow2::verify(&file, size).map_err(|error| VmmError::Incompatible(error.to_string()))?;
+            let kept = file.try_clone();
+            below.push(kept.map_err(|source| VmmError::Io { context: format!("open {}", path.display()), source })?);
+            layers.push(Layer { file: file.into(), format: Format::Qcow2, writable: false });
+        }
+        Self::with_overlay(layers, below, size, work_dir)
+    }
+
+    fn with_overlay(mut layers: Vec<Layer>, below: Vec<File>, size: u64, work_dir: &Path) -> Result<Self, VmmError> {
         let failed =
             |source| VmmError::Io { context: format!("make a disk overlay in {}", work_dir.display()), source };
         let overlay = Overlay::create(work_dir, size).map_err(failed)?;
         let file = overlay.file.try_clone().map_err(failed)?;
         layers.push(Layer { file: file.into(), format: Format::Qcow2, writable: true });
-        Ok(Self { layers, size, overlay: Some(overlay) })
+        Ok(Self { layers, size, written: Written { below, top: Some((overlay, size)) } })
+    }
+}
+
+impl Written {
+    /// The same layers, with a nameless copy in `folder` of the one that a stopped machine writes to. Blocks.
+    pub(super) fn copy_to(&self, folder: &Path) -> io::Result<Self> {
+        let below = self.below.iter().map(File::try_clone).collect::<io::Result<_>>()?;
+        let top = match &self.top {
+            Some((overlay, size)) => Some((overlay.copy_to(folder, *size)?, *size)),
+            None => None,
+        };
+        Ok(Self { below, top })
+    }
+
+    /// Gives all layers their names in `folder`, and returns the names. Blocks.
+    pub(super) fn publish(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let Some((overlay, size)) = &self.top else { return Ok(Vec::new()) };
+        if self.below.len() >= MAX_OVERLAYS {
+            let message = format!("{MAX_OVERLAYS} snapshots lie on each other already: rebuild the template");
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, message));
+        }
+        for (index, file) in self.below.iter().enumerate() {
+            put(file, &folder.join(overlay_name(index)))?;
+        }
+        qcow2::verify(&overlay.file, *size)?;
+        put(&overlay.file, &folder.join(overlay_name(self.below.len())))?;
+        Ok((0..=self.below.len()).map(overlay_name).collect())
+    }
+}
+
+/// Gives an open file another name: a link on the same filesystem, else a copy.
+fn put(file: &File, target: &Path) -> io::Result<()> {
+    let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match rustix::fs::linkat(CWD, source, CWD, target, AtFlags::SYMLINK_FOLLOW) {
+        // Another filesystem; or a file whose last name is gone; or more names than a file may have.
+        Err(Errno::XDEV | Errno::NOENT | Errno::MLINK | Errno::PERM) => {
+            let copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(target)?;
+            sparse::copy(file, &copy, file.metadata()?.len()).map(|_| ())
+        }
+        other => Ok(other?),
     }
 }
 
@@ -96,7 +160,7 @@ impl Overlay {
         let overlay = match rustix::fs::openat(CWD, folder, flags, Mode::RUSR | Mode::WUSR) {
             Ok(fd) => Self { file: fd.into(), name: None },
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-                let name = folder.join(OVERLAY);
+                let name = folder.join(overlay_name(0));
                 let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&name)?;
                 Self { file, name: Some(name) }
             }
@@ -106,28 +170,11 @@ impl Overlay {
         Ok(overlay)
     }
 
-    /// Checks the overlay and gives it a name in `folder`: a link on the same filesystem, else a copy. Blocks.
-    pub(super) fn publish(mut self, folder: &Path, size: u64) -> io::Result<()> {
-        qcow2::verify(&self.file, size)?;
-        let target = folder.join(OVERLAY);
-        let linked = match &self.name {
-            Some(name) => std::fs::rename(name, &target),
-            None => {
-                let source = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file));
-                rustix::fs::linkat(CWD, source, CWD, &target, AtFlags::SYMLINK_FOLLOW).map_err(io::Error::from)
-            }
-        };
-        match linked {
-            Ok(()) => {
-                self.name = None;
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-                let copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target)?;
-                sparse::copy(&self.file, &copy, self.file.metadata()?.len()).map(|_| ())
-            }
-            Err(error) => Err(error),
-        }
+    fn copy_to(&self, folder: &Path, size: u64) -> io::Result<Self> {
+        let copy = Self::create(folder, size)?;
+        copy.file.set_len(0)?;
+        sparse::copy(&self.file, &copy.file, self.file.metadata()?.len())?;
+        Ok(copy)
     }
 }
 
@@ -147,29 +194,56 @@ mod tests {
 
     const SIZE: u64 = 4 << 20;
 
+    fn own(work: &Path) -> Written {
+        Written { below: Vec::new(), top: Some((Overlay::create(work, SIZE).unwrap(), SIZE)) }
+    }
+
     #[test]
     fn an_overlay_leaves_nothing_until_it_is_published() {
         let (work, snapshot) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let files = |folder: &Path| std::fs::read_dir(folder).unwrap().count();
-        drop(Overlay::create(work.path(), SIZE).unwrap());
+        drop(own(work.path()));
         assert_eq!(files(work.path()), 0);
-        let overlay = Overlay::create(work.path(), SIZE).unwrap();
-        overlay.publish(snapshot.path(), SIZE).unwrap();
-        assert_eq!((files(work.path()), files(snapshot.path())), (0, 1));
-        qcow2::verify(&File::open(snapshot.path().join(OVERLAY)).unwrap(), SIZE).unwrap();
+        let names = own(work.path()).publish(snapshot.path()).unwrap();
+        assert_eq!((names, files(work.path()), files(snapshot.path())), (vec![overlay_name(0)], 0, 1));
+        qcow2::verify(&File::open(snapshot.path().join(overlay_name(0))).unwrap(), SIZE).unwrap();
     }
 
     #[test]
     fn an_overlay_moves_to_another_filesystem_by_copy() {
         let (work, snapshot) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
-        Overlay::create(work.path(), SIZE).unwrap().publish(snapshot.path(), SIZE).unwrap();
-        qcow2::verify(&File::open(snapshot.path().join(OVERLAY)).unwrap(), SIZE).unwrap();
+        own(work.path()).publish(snapshot.path()).unwrap();
+        qcow2::verify(&File::open(snapshot.path().join(overlay_name(0))).unwrap(), SIZE).unwrap();
+    }
+
+    #[test]
+    fn layers_outlive_the_folder_that_they_came_from_and_are_bounded() {
+        let work = tempfile::tempdir().unwrap();
+        let base = work.path().join("base.raw");
+        std::fs::write(&base, [0; 1024]).unwrap();
+        let mut overlays: Vec<PathBuf> = Vec::new();
+        let mut folder = tempfile::tempdir().unwrap();
+        for generation in 0..MAX_OVERLAYS {
+            let disk = OpenDisk::restore(&base, &overlays, SIZE, work.path()).unwrap();
+            assert_eq!(disk.layers.len(), generation + 2);
+            let next = tempfile::tempdir().unwrap();
+            if generation % 2 == 0 {
+                drop(std::mem::replace(&mut folder, tempfile::tempdir().unwrap())); // the older one is deleted
+            }
+            let names = disk.written.copy_to(next.path()).unwrap().publish(next.path()).unwrap();
+            overlays = names.iter().map(|name| next.path().join(name)).collect();
+            assert!(overlays.iter().all(|path| path.exists()));
+            folder = next;
+        }
+        let disk = OpenDisk::restore(&base, &overlays, SIZE, work.path()).unwrap();
+        let next = tempfile::tempdir().unwrap();
+        assert_eq!(disk.written.publish(next.path()).unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
     }
 
     #[test]
     fn a_named_overlay_goes_when_it_is_dropped() {
         let work = tempfile::tempdir().unwrap();
-        let name = work.path().join(OVERLAY);
+        let name = work.path().join(overlay_name(0));
         let file = File::options().read(true).write(true).create_new(true).open(&name).unwrap();
         drop(Overlay { file, name: Some(name.clone()) });
         assert!(!name.exists());

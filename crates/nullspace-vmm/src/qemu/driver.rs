@@ -10,8 +10,8 @@ use std::time::Duration;
 use nullspace_guest::message::{AGENT_ABI, GuestNetwork};
 use serde_json::json;
 
-use super::args::{self, CARD, CommandLine, Memory, Netdev, Start};
-use super::disk::{OVERLAY, OpenDisk};
+use super::args::{self, CARD, CommandLine, Format, Layer, Memory, Netdev, Start};
+use super::disk::OpenDisk;
 use super::guest::GuestFiles;
 use super::launch::{self, Running, start};
 use super::machine::{Machine, Own};
@@ -22,6 +22,7 @@ use super::{Accelerator, QemuConfig, host};
 use crate::memory::{self, TemplateMemory};
 use crate::net::{NetLease, NetPool};
 use crate::process::Identity;
+use crate::qcow2;
 use crate::uids::{Uid, Uids};
 use crate::{BootSpec, Compatibility, Network, RestoreSpec, Vm, VmmError, VmmKind};
 
@@ -91,6 +92,7 @@ impl std::fmt::Debug for NetPoolHandle {
 
 /// A machine's card.
 struct Card {
+    network: Network,
     netdev: Netdev,
     lease: Option<NetLease>,
     guest: Option<GuestNetwork>,
@@ -137,8 +139,8 @@ impl Driver {
 
     /// Boots a machine that has no disk and reaches nothing, to see whether it boots.
     pub(crate) async fn boot_trial(self: &Arc<Self>, memory_mib: u32) -> Result<Box<dyn Vm>, VmmError> {
-        let disk = OpenDisk { layers: Vec::new(), size: 0, overlay: None };
-        let card = Card { netdev: Netdev::Nowhere, lease: None, guest: None };
+        let disk = OpenDisk::none();
+        let card = Card { network: Network::Isolated, netdev: Netdev::Nowhere, lease: None, guest: None };
         Ok(Box::new(self.boot_kernel("trial".into(), 1, memory_mib, disk, card).await?))
     }
 
@@ -171,10 +173,12 @@ impl Driver {
             vcpus,
             memory_mib,
             disk_bytes: disk.size,
+            network: card.network,
             guest_network: card.guest,
             manifest,
+            restored: false,
             running,
-            own: Mutex::new(Own { memory: Some(memory), overlay: disk.overlay }),
+            own: Mutex::new(Own { memory: Some(memory), disk: Arc::new(disk.written) }),
             snapshotted: AtomicBool::new(false),
             driver: self.clone(),
         })
@@ -191,13 +195,13 @@ impl Driver {
             message: "the raw image under its disk must be named".into(),
         })?;
         let files = async {
-            let (written, size) = (summary.files.iter().any(|name| name == OVERLAY), summary.disk_bytes);
-            let open = move || SnapshotFiles::open(&snapshot_dir, &base, written, size, &work_dir);
+            let (overlays, size) = (snapshot::overlays(&snapshot_dir, &summary.files), summary.disk_bytes);
+            let open = move || SnapshotFiles::open(&snapshot_dir, &base, &overlays, size, &work_dir);
             tokio::task::spawn_blocking(open).await.map_err(broken)?
         };
         let (files, card) = tokio::try_join!(files, self.card(&network))?;
-        let manifest = self.manifest(&card.netdev);
-        if let Some(conflict) = files.manifest.conflict_with(&manifest) {
+        let ours = self.manifest(&card.netdev);
+        if let Some(conflict) = files.manifest.conflict_with(&ours) {
             return Err(VmmError::Incompatible(conflict));
         }
         let failed = |source| VmmError::Io { context: "load the snapshot's memory".into(), source };
@@ -219,17 +223,12 @@ impl Driver {
         // All of it is in the socket before QEMU listens.
         let run = async {
             let monitor = &running.monitor;
-            let capabilities = monitor.send("migrate-set-capabilities", snapshot::capabilities(), None).await?;
+            let capabilities = monitor.send("migrate-set-capabilities", snapshot::capabilities(true), None).await?;
             let incoming = monitor.send("migrate-incoming", json!({ "uri": format!("fd:{state}") }), None).await?;
             for answer in [hello, capabilities, incoming] {
                 answer.answer().await?;
             }
-            let ended = |status: &str| matches!(status, "completed" | "failed");
-            let seen = monitor.observe(|observed| observed.migration.as_deref().is_some_and(ended)).await?;
-            if seen.migration.as_deref() != Some("completed") {
-                let message = "QEMU could not load the machine's state".into();
-                return Err(VmmError::Refused { context: "restore a machine".into(), message });
-            }
+            snapshot::ended(monitor, 0).await?;
             let plug_in = monitor.send("set_link", json!({ "name": CARD, "up": true }), None).await?;
             let resume = monitor.send("cont", json!({}), None).await?;
             plug_in.answer().await?;
@@ -243,10 +242,60 @@ impl Driver {
             vcpus: summary.vcpus,
             memory_mib: summary.memory_mib,
             disk_bytes: disk.size,
+            network: card.network,
             guest_network: card.guest,
-            manifest,
+            // The guest goes on counting time as it did where it was booted.
+            manifest: Manifest { tsc_khz: files.manifest.tsc_khz, ..ours },
+            restored: true,
             running,
-            own: Mutex::new(Own { memory: None, overlay: disk.overlay }),
+            own: Mutex::new(Own { memory: None, disk: Arc::new(disk.written) }),
+            snapshotted: AtomicBool::new(false),
+            driver: self.clone(),
+        })
+    }
+
+    /// A QEMU of the same shape as `machine` that takes in its state, memory included, from `inlet`, and never runs. Its
+    /// disk is empty.
+    pub(super) async fn receiver(self: &Arc<Self>, machine: &Machine, inlet: OwnedFd) -> Result<Machine, VmmError> {
+        let failed = |source| VmmError::Io { context: "make a machine to be snapshotted".into(), source };
+        // A tap that leads nowhere is a tap; a user network's state is only taken in by a user network.
+        let card = match machine.manifest.card {
+            CardKind::Tap => self.card(&Network::Isolated).await?,
+            CardKind::Plain => self.card(&machine.network).await?,
+        };
+        let memory = memory::anonymous("nullspace-guest", memory_bytes(machine.memory_mib)).map_err(failed)?;
+        let shared = Memory::Shared(memory.try_clone().map_err(failed)?.into());
+        let disk = memory::anonymous("nullspace-disk", 0).map_err(failed)?;
+        qcow2::create(&disk, machine.disk_bytes).map_err(failed)?;
+        let layers = vec![Layer { file: disk.into(), format: Format::Qcow2, writable: true }];
+        let id = "snapshot".to_owned();
+        let shape = self.shape(&id, machine.vcpus, machine.memory_mib);
+        let mut line = CommandLine::new(&shape, shared, layers, card.netdev, Start::Incoming);
+        let number = inlet.as_raw_fd();
+        line.inherit.push(inlet);
+        let (running, hello) = self.start(line, card.lease, machine.disk_bytes, ()).await?;
+        let outcome = tokio::time::timeout(self.start_limit, async {
+            let monitor = &running.monitor;
+            let capabilities = monitor.send("migrate-set-capabilities", snapshot::capabilities(false), None).await?;
+            let incoming = monitor.send("migrate-incoming", json!({ "uri": format!("fd:{number}") }), None).await?;
+            for answer in [hello, capabilities, incoming] {
+                answer.answer().await?;
+            }
+            Ok(())
+        });
+        let outcome = outcome.await;
+        let running = self.settled(running, outcome).await?;
+        Ok(Machine {
+            id,
+            vcpus: machine.vcpus,
+            memory_mib: machine.memory_mib,
+            disk_bytes: machine.disk_bytes,
+            network: card.network,
+            guest_network: None,
+            manifest: machine.manifest.clone(),
+            restored: false,
+            running,
+            own: Mutex::new(Own { memory: Some(memory), disk: Arc::default() }),
             snapshotted: AtomicBool::new(false),
             driver: self.clone(),
         })
@@ -314,11 +363,11 @@ impl Driver {
                 Network::Isolated => Netdev::Nowhere,
                 Network::Internet => Netdev::User,
             };
-            return Ok(Card { netdev, lease: None, guest });
+            return Ok(Card { network: network.clone(), netdev, lease: None, guest });
         };
         let mut lease = pool.acquire(network, None).await?;
         let tap = lease.take_tap().ok_or_else(|| VmmError::Unavailable("the network came without a tap".into()))?;
-        Ok(Card { netdev: Netdev::Tap(tap), lease: Some(lease), guest })
+        Ok(Card { network: network.clone(), netdev: Netdev::Tap(tap), lease: Some(lease), guest })
     }
 
     fn manifest(&self, netdev: &Netdev) -> Manifest {
@@ -343,17 +392,16 @@ struct SnapshotFiles {
 }
 
 impl SnapshotFiles {
-    fn open(folder: &Path, base: &Path, written: bool, size: u64, work_dir: &Path) -> Result<Self, VmmError> {
+    fn open(folder: &Path, base: &Path, overlays: &[PathBuf], size: u64, work_dir: &Path) -> Result<Self, VmmError> {
         let open = |name: &str| {
             let path = folder.join(name);
             File::open(&path).map_err(|source| VmmError::Io { context: format!("open {}", path.display()), source })
         };
-        let overlay = folder.join(OVERLAY);
         Ok(Self {
             manifest: Manifest::read(folder)?,
             memory: open(MEMORY)?,
             state: open(STATE)?,
-            disk: OpenDisk::restore(base, written.then_some(overlay.as_path()), size, work_dir)?,
+            disk: OpenDisk::restore(base, overlays, size, work_dir)?,
         })
     }
 }

@@ -11,10 +11,10 @@ use nullspace_guest::message::GuestNetwork;
 use serde_json::Value;
 
 use super::Driver;
-use super::disk::{OVERLAY, Overlay};
+use super::disk::Written;
 use super::launch::Running;
-use super::snapshot::{self, MANIFEST, MEMORY, Manifest, STATE};
-use crate::{AgentStream, SnapshotSummary, Vm, VmmError};
+use super::snapshot::{self, Manifest};
+use crate::{AgentStream, Network, SnapshotSummary, Vm, VmmError};
 
 /// Bound of a monitor command that takes microseconds, on a host that is busy. `stop` flushes the disk's metadata.
 const COMMAND: Duration = Duration::from_secs(30);
@@ -26,8 +26,11 @@ pub(super) struct Machine {
     pub(super) vcpus: u32,
     pub(super) memory_mib: u32,
     pub(super) disk_bytes: u64,
+    pub(super) network: Network,
     pub(super) guest_network: Option<GuestNetwork>,
     pub(super) manifest: Manifest,
+    /// Its memory is a private mapping of a template's.
+    pub(super) restored: bool,
     pub(super) running: Running,
     pub(super) own: Mutex<Own>,
     /// A snapshot ended QEMU on purpose.
@@ -40,8 +43,8 @@ pub(super) struct Machine {
 pub(super) struct Own {
     /// Memory of a machine that was booted; a restored one maps its template's.
     pub(super) memory: Option<File>,
-    /// Its disk, unless it writes to a raw image.
-    pub(super) overlay: Option<Overlay>,
+    /// What is written of its disk.
+    pub(super) disk: Arc<Written>,
 }
 
 impl Machine {
@@ -57,32 +60,24 @@ impl Machine {
         }
     }
 
-    async fn take_snapshot(&self, folder: &Path) -> Result<SnapshotSummary, VmmError> {
-        let status = self.command("query-status").await?;
-        if status["status"].as_str() != Some("paused") {
-            return Err(refused(format!("the machine is not paused but {}", status["status"])));
-        }
-        let (Some(memory), overlay) = self.take_own() else {
-            return Err(refused("only a machine that was booted, and once, can be snapshotted".into()));
+    /// Snapshots a machine whose memory is its own, which ends it.
+    pub(super) async fn take_snapshot(&self, folder: &Path) -> Result<SnapshotSummary, VmmError> {
+        let Own { memory: Some(memory), disk } = std::mem::take(&mut *self.own()) else {
+            return Err(refused("the machine was snapshotted before".into()));
         };
         self.explain(snapshot::write_state(&self.running.monitor, folder).await).await?;
         // Its state is out and its disk is flushed to the page cache. From here on the files must not change any more,
         // and a guest that took QEMU over could change them.
         self.snapshotted.store(true, Ordering::SeqCst);
         self.running.process.kill().await?;
-        let mut files = vec![MEMORY.to_owned(), STATE.to_owned(), MANIFEST.to_owned()];
-        if overlay.is_some() {
-            files.push(OVERLAY.to_owned());
-        }
-        let (target, manifest, size) = (folder.to_path_buf(), self.manifest.clone(), self.disk_bytes);
+        let (target, manifest) = (folder.to_path_buf(), self.manifest.clone());
         let templates = self.driver.templates.clone();
-        let write = move || -> Result<(), VmmError> {
-            let overlay = overlay.map(|overlay| (overlay, size));
-            let file = snapshot::write_files(&target, &memory, overlay, &manifest)?;
+        let write = move || -> Result<Vec<String>, VmmError> {
+            let (file, files) = snapshot::write_files(&target, &memory, &disk, &manifest)?;
             templates.put(&file, memory);
-            Ok(())
+            Ok(files)
         };
-        tokio::task::spawn_blocking(write)
+        let files = tokio::task::spawn_blocking(write)
             .await
             .map_err(|error| VmmError::Io { context: "write a snapshot".into(), source: error.into() })??;
         Ok(SnapshotSummary {
@@ -94,15 +89,20 @@ impl Machine {
         })
     }
 
-    fn take_own(&self) -> (Option<File>, Option<Overlay>) {
-        let mut own = self.own();
-        match own.memory.take() {
-            Some(memory) => (Some(memory), own.overlay.take()),
-            None => (None, None), // a restored machine keeps its overlay
+    async fn snapshot_into(&self, folder: &Path) -> Result<SnapshotSummary, VmmError> {
+        let status = self.command("query-status").await?;
+        // After a snapshot of a restored machine, QEMU calls its pause another name.
+        if !matches!(status["status"].as_str(), Some("paused" | "postmigrate")) {
+            return Err(refused(format!("the machine is not paused but {}", status["status"])));
         }
+        if self.restored {
+            let taken = self.snapshot_of_restored(folder).await;
+            return self.explain(taken).await;
+        }
+        self.take_snapshot(folder).await
     }
 
-    fn own(&self) -> MutexGuard<'_, Own> {
+    pub(super) fn own(&self) -> MutexGuard<'_, Own> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -137,9 +137,10 @@ impl Vm for Machine {
         self.command("cont").await.map(drop)
     }
 
-    /// Ends QEMU on the way, so that nothing can change the files any more: afterwards the machine can only be killed.
+    /// Ends a machine that was booted on the way, so that nothing can change the files any more: it can only be killed
+    /// afterwards. One that was restored stays paused.
     async fn snapshot(&self, dir: &Path) -> Result<SnapshotSummary, VmmError> {
-        let taken = self.take_snapshot(dir).await;
+        let taken = self.snapshot_into(dir).await;
         if taken.is_err() {
             snapshot::discard(dir);
         }

@@ -44,6 +44,7 @@ mod driver;
 mod guest;
 mod host;
 mod launch;
+mod lineage;
 mod machine;
 mod qmp;
 mod snapshot;

@@ -32,8 +32,10 @@ const MAX_LINE: u64 = 256 * 1024;
 /// What QEMU has told by itself so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Observed {
-    /// Status of the last `MIGRATION` event.
-    pub(super) migration: Option<String>,
+    /// How often a migration, in or out, has ended.
+    pub(super) migrations: u64,
+    /// True when the last of them was completed.
+    pub(super) migrated: bool,
     /// Reason of the `SHUTDOWN` event: `guest-reset`, `guest-shutdown`, `host-qmp-quit`…
     pub(super) shutdown: Option<String>,
     /// True when the socket ended: QEMU is gone, or broke the protocol.
@@ -222,7 +224,15 @@ async fn read(reader: OwnedReadHalf, waiting: &Waiting, observed: &watch::Sender
 fn note_event(event: &str, data: &Value, observed: &watch::Sender<Observed>) {
     let text = |key: &str| data[key].as_str().map(|text| text.chars().take(64).collect::<String>());
     match event {
-        "MIGRATION" => observed.send_modify(|observed| observed.migration = text("status")),
+        "MIGRATION" => {
+            let status = text("status").unwrap_or_default();
+            if matches!(status.as_str(), "completed" | "failed" | "cancelled") {
+                observed.send_modify(|observed| {
+                    observed.migrations = observed.migrations.wrapping_add(1);
+                    observed.migrated = status == "completed";
+                });
+            }
+        }
         "SHUTDOWN" => observed.send_modify(|observed| observed.shutdown = text("reason")),
         _ => tracing::trace!(event, "QEMU event"),
     }
@@ -261,15 +271,15 @@ mod tests {
         let stop = qmp.send("stop", Value::Null, None).await.unwrap();
         theirs
             .write_all(
-                b"{\"QMP\": {\"version\": {}}}\n{\"return\": {}}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n\
+                b"{\"QMP\": {\"version\": {}}}\n{\"return\": {}}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"active\"}}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n\
                   {\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\n",
             )
             .unwrap();
         assert_eq!(hello.answer().await.unwrap(), json!({}));
         let error = stop.answer().await.unwrap_err();
         assert_eq!(error.to_string(), "QEMU: stop: no");
-        let seen = qmp.observe(|observed| observed.migration.is_some()).await.unwrap();
-        assert_eq!(seen.migration.as_deref(), Some("completed"));
+        let seen = qmp.observe(|observed| observed.migrations > 0).await.unwrap();
+        assert_eq!((seen.migrations, seen.migrated), (1, true));
         let sent: Vec<String> = StdBufReader::new(theirs).lines().take(2).map(Result::unwrap).collect();
         assert_eq!(sent, ["{\"execute\":\"qmp_capabilities\"}", "{\"execute\":\"stop\"}"]);
     }
@@ -309,7 +319,7 @@ mod tests {
             let error = hello.answer().await.unwrap_err();
             assert!(matches!(error, VmmError::Exited(_)), "{error}");
             qmp.closed().await;
-            assert!(qmp.observe(|observed| observed.migration.is_some()).await.is_err());
+            assert!(qmp.observe(|observed| observed.migrations > 0).await.is_err());
             assert!(matches!(qmp.execute("stop", Value::Null, LIMIT).await, Err(VmmError::Exited(_))));
         }
     }

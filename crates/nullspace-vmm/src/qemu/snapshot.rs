@@ -4,21 +4,22 @@
 //!   memory         guest memory, sparse: pages of zeros are holes
 //!   state          QEMU's migration stream without memory: CPUs and devices, about 70 KB
 //!   disk.qcow2     what the machine wrote over its base image; absent when it wrote to a raw image directly
+//!   disk.N.qcow2   what a machine that was restored wrote over that, and so on upwards
 //!   machine.json   what else a restore must know, see [`Manifest`]
 //! ```
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::args::CARD;
-use super::disk::{OVERLAY, Overlay};
+use super::disk::{MAX_OVERLAYS, Written, overlay_name};
 use super::qmp::{Qmp, timed_out};
 use crate::{VmmError, sparse};
 
@@ -29,8 +30,8 @@ pub(super) const MEMORY: &str = "memory";
 pub(super) const STATE: &str = "state";
 pub(super) const MANIFEST: &str = "machine.json";
 
-/// Bound of the device state's way out. It takes milliseconds.
-const MIGRATION: Duration = Duration::from_secs(60);
+/// Bound of a machine's way out: milliseconds for the devices' state, a second for each gigabyte of memory.
+pub(super) const MIGRATION: Duration = Duration::from_secs(120);
 /// A manifest has a few hundred bytes.
 const MAX_MANIFEST: u64 = 64 * 1024;
 
@@ -95,42 +96,59 @@ pub(super) async fn write_state(monitor: &Qmp, folder: &Path) -> Result<(), VmmE
     let state =
         new_file(&path).map_err(|source| VmmError::Io { context: format!("make {}", path.display()), source })?;
     let run = async {
+        let before = monitor.observed().migrations;
         // The user network would put its connections into the stream, and a restore with another card would refuse it.
         // A card that lost its peer reads as unplugged; a restore plugs it in again before the guest can look.
         let unplug = monitor.send("netdev_del", json!({ "id": CARD }), None).await?;
-        let capabilities = monitor.send("migrate-set-capabilities", capabilities(), None).await?;
-        let descriptor = monitor.send("getfd", json!({ "fdname": STATE }), Some(state.as_fd())).await?;
-        let migrate = monitor.send("migrate", json!({ "uri": format!("fd:{STATE}") }), None).await?;
-        for answer in [unplug, capabilities, descriptor, migrate] {
-            answer.answer().await?;
-        }
-        let ended = |status: &str| matches!(status, "completed" | "failed" | "cancelled");
-        let seen = monitor.observe(|observed| observed.migration.as_deref().is_some_and(ended)).await?;
-        if seen.migration.as_deref() == Some("completed") {
-            return Ok(());
-        }
-        let detail = monitor.send("query-migrate", json!({}), None).await?.answer().await?;
-        let message = detail["error-desc"].as_str().unwrap_or("QEMU does not say why").to_owned();
-        Err(VmmError::Refused { context: "write the machine's state".into(), message })
+        let capabilities = monitor.send("migrate-set-capabilities", capabilities(true), None).await?;
+        unplug.answer().await?;
+        capabilities.answer().await?;
+        migrate(monitor, state.as_fd()).await?;
+        ended(monitor, before).await
     };
     tokio::time::timeout(MIGRATION, run).await.unwrap_or_else(|_| Err(timed_out("migrate", MIGRATION)))
 }
 
-/// Capabilities of both ends: memory that is mapped from a file stays out of the stream, and progress is told by events.
-pub(super) fn capabilities() -> serde_json::Value {
+/// Begins to write a stopped machine to a descriptor.
+pub(super) async fn migrate(monitor: &Qmp, target: BorrowedFd<'_>) -> Result<(), VmmError> {
+    const NAME: &str = "target";
+    // Without a bound: the default would be 128 MiB/s.
+    let parameters = monitor.send("migrate-set-parameters", json!({ "max-bandwidth": 1u64 << 40 }), None).await?;
+    let descriptor = monitor.send("getfd", json!({ "fdname": NAME }), Some(target)).await?;
+    let migrate = monitor.send("migrate", json!({ "uri": format!("fd:{NAME}") }), None).await?;
+    for answer in [parameters, descriptor, migrate] {
+        answer.answer().await?;
+    }
+    Ok(())
+}
+
+/// Waits for the end of a migration that began when `before` had ended.
+pub(super) async fn ended(monitor: &Qmp, before: u64) -> Result<(), VmmError> {
+    if monitor.observe(|observed| observed.migrations != before).await?.migrated {
+        return Ok(());
+    }
+    let detail = monitor.send("query-migrate", json!({}), None).await?.answer().await?;
+    let message = detail["error-desc"].as_str().unwrap_or("QEMU does not say why").to_owned();
+    Err(VmmError::Refused { context: "move the machine's state".into(), message })
+}
+
+/// Capabilities, which both ends must agree on: whether memory that is mapped from a file stays out of the stream; and
+/// progress is told by events.
+pub(super) fn capabilities(without_memory: bool) -> serde_json::Value {
     json!({ "capabilities": [
-        { "capability": "x-ignore-shared", "state": true },
+        { "capability": "x-ignore-shared", "state": without_memory },
         { "capability": "events", "state": true },
     ] })
 }
 
-/// Writes memory, disk and manifest of a machine whose process is gone. Returns the memory's file. Blocks.
+/// Writes memory, disk and manifest of a machine whose process is gone. Returns the memory's file, and the names of all
+/// files. Blocks.
 pub(super) fn write_files(
     folder: &Path,
     memory: &File,
-    overlay: Option<(Overlay, u64)>,
+    disk: &Written,
     manifest: &Manifest,
-) -> Result<File, VmmError> {
+) -> Result<(File, Vec<String>), VmmError> {
     let failed = |name: &str| {
         let context = format!("write {}", folder.join(name).display());
         move |source| VmmError::Io { context, source }
@@ -138,19 +156,25 @@ pub(super) fn write_files(
     let len = memory.metadata().map_err(failed(MEMORY))?.len();
     let file = new_file(&folder.join(MEMORY)).map_err(failed(MEMORY))?;
     sparse::copy(memory, &file, len).map_err(failed(MEMORY))?;
-    if let Some((overlay, size)) = overlay {
-        overlay.publish(folder, size).map_err(failed(OVERLAY))?;
-    }
+    let mut files = disk.publish(folder).map_err(failed("the disk's overlays"))?;
     let text = serde_json::to_vec(manifest).map_err(|error| failed(MANIFEST)(error.into()))?;
     let mut target = new_file(&folder.join(MANIFEST)).map_err(failed(MANIFEST))?;
     io::Write::write_all(&mut target, &text).map_err(failed(MANIFEST))?;
-    Ok(file)
+    files.extend([MEMORY, STATE, MANIFEST].map(str::to_owned));
+    Ok((file, files))
 }
 
-/// Removes what a failed snapshot may have written. Blocks, for the few milliseconds that four unlinks take.
+/// The overlays that a snapshot with these files has, from the base up.
+pub(super) fn overlays(folder: &Path, files: &[String]) -> Vec<PathBuf> {
+    let names = (0..MAX_OVERLAYS).map(overlay_name);
+    names.take_while(|name| files.contains(name)).map(|name| folder.join(name)).collect()
+}
+
+/// Removes what a failed snapshot may have written. Blocks, for the few milliseconds that some unlinks take.
 pub(super) fn discard(folder: &Path) {
-    for name in [MEMORY, STATE, OVERLAY, MANIFEST] {
-        match std::fs::remove_file(folder.join(name)) {
+    let names = [MEMORY, STATE, MANIFEST].map(str::to_owned).into_iter();
+    for name in names.chain((0..MAX_OVERLAYS).map(overlay_name)) {
+        match std::fs::remove_file(folder.join(&name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(%error, folder = %folder.display(), name, "remove a part of a failed snapshot");
             }

@@ -1,0 +1,132 @@
+//! Where the time of a QEMU restore goes.
+//!
+//! `cargo run --release -p nullspace-vmm --example restore_timing -- GUEST_DIR ROOT.ext4 [RUNS]`
+//!
+//! Boots ROOT.ext4 (with a `/bin/sh`), snapshots it, and restores it RUNS times; prints medians in ms. As root the
+//! machines have namespaces and taps, unless NETWORK=user is set.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use nullspace_guest::host::Agent;
+use nullspace_guest::message::{Configure, Exec, Restored};
+use nullspace_vmm::net::{NetConfig, NetPool};
+use nullspace_vmm::qemu::{Qemu, QemuConfig};
+use nullspace_vmm::{BootSpec, Disk, GuestImage, Network, RestoreSpec, Vmm};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+#[tokio::main]
+async fn main() -> Outcome<()> {
+    let mut args = std::env::args().skip(1);
+    let (Some(guest), Some(root)) = (args.next(), args.next()) else {
+        return Err("usage: restore_timing GUEST_DIR ROOT.ext4 [RUNS]".into());
+    };
+    let runs: usize = args.next().map_or(Ok(20), |text| text.parse())?;
+    let (guest, root) = (PathBuf::from(guest), PathBuf::from(root));
+    let image = GuestImage {
+        vmlinuz: guest.join("vmlinuz"),
+        vmlinux: Some(guest.join("vmlinux")).filter(|path| path.exists()),
+        initramfs: guest.join("initramfs.cpio"),
+    };
+    let taps = nix::unistd::geteuid().is_root() && std::env::var_os("NETWORK").is_none();
+    let network = if taps { Some(Arc::new(NetPool::new(NetConfig::default()).await?)) } else { None };
+    let vmm = Qemu::new(QemuConfig { network, ..QemuConfig::new(image) }).await?;
+    println!("{} {}", vmm.compatibility().vmm_version, vmm.compatibility().accelerator);
+
+    let folder = std::env::temp_dir().join(format!("restore-timing-{}", std::process::id()));
+    std::fs::create_dir(&folder)?;
+    let outcome = run(&vmm, &root, &folder, runs).await;
+    std::fs::remove_dir_all(&folder)?;
+    outcome
+}
+
+async fn run(vmm: &Qemu, root: &Path, folder: &Path, runs: usize) -> Outcome<()> {
+    let limit = Duration::from_secs(60);
+    let work = |name: &str| -> Outcome<PathBuf> {
+        let path = folder.join(name);
+        std::fs::create_dir(&path)?;
+        Ok(path)
+    };
+    let size_bytes = std::fs::metadata(root)?.len();
+    let start = Instant::now();
+    let spec = BootSpec {
+        id: "timing".into(),
+        vcpus: 1,
+        memory_mib: 512,
+        disk: Disk::Overlay { base: root.to_owned(), size_bytes },
+        network: Network::Internet,
+        work_dir: work("boot")?,
+    };
+    let machine = vmm.boot(spec).await?;
+    let (agent, _) = Agent::connect(machine.agent().await?, limit).await?;
+    let configure = Configure { hostname: "timing".into(), network: machine.guest_network(), unix_time_ns: now() };
+    agent.configure(configure).await?;
+    agent.exec_collect(exec(), 1000).await?;
+    println!("boot to first exec       {:8.1}", ms(start));
+    agent.freeze().await?;
+    agent.disconnect().await;
+    let start = Instant::now();
+    machine.pause().await?;
+    let snapshot_dir = work("snapshot")?;
+    let summary = machine.snapshot(&snapshot_dir).await?;
+    println!("pause and snapshot       {:8.1}", ms(start));
+    machine.kill().await?;
+
+    let mut steps: [Vec<f64>; 5] = Default::default();
+    for run in 0..runs {
+        let id = format!("run-{run}");
+        let start = Instant::now();
+        let spec = RestoreSpec {
+            id: id.clone(),
+            base: Some(root.to_owned()),
+            snapshot_dir: snapshot_dir.clone(),
+            summary: summary.clone(),
+            network: Network::Internet,
+            work_dir: work(&id)?,
+        };
+        let machine = vmm.restore(spec).await?;
+        steps[0].push(ms(start));
+        let step = Instant::now();
+        let restored = Restored {
+            hostname: id,
+            machine_id: uuid::Uuid::new_v4().simple().to_string(),
+            entropy: "AAECAwQFBgcICQoLDA0ODwABAgMEBQYHCAkKCwwNDg8=".into(),
+            unix_time_ns: now(),
+            network: machine.guest_network(),
+        };
+        let (agent, _) = Agent::connect_restored(machine.agent().await?, restored, limit).await?;
+        steps[1].push(ms(step));
+        let step = Instant::now();
+        agent.exec_collect(exec(), 1000).await?;
+        steps[2].push(ms(step));
+        steps[3].push(ms(start));
+        let step = Instant::now();
+        machine.kill().await?;
+        steps[4].push(ms(step));
+    }
+    let names = ["restore()", "agent's new identity", "first exec", "restore to first exec", "kill()"];
+    for (name, mut times) in names.iter().zip(steps) {
+        times.sort_by(f64::total_cmp);
+        println!("{name:24} {:8.1}   least {:.1}", times[times.len() / 2], times[0]);
+    }
+    Ok(())
+}
+
+fn exec() -> Exec {
+    Exec {
+        argv: ["/bin/sh", "-c", "echo ok"].map(str::to_owned).to_vec(),
+        envs: [("PATH".to_owned(), "/bin:/usr/bin".to_owned())].into(),
+        ..Exec::default()
+    }
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn ms(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1000.0
+}
