@@ -15,11 +15,9 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
 use super::cgroups::Cgroups;
 use super::folder::Folder;
@@ -30,53 +28,6 @@ pub(super) const API_SOCKET: &str = "api.sock";
 pub(super) const VSOCK: &str = "v.sock";
 pub(super) const DISK: &str = "root.ext4";
 const PLAIN_FOLDER: &str = "vm";
-
-/// The uids of running VMMs: each has its own, which is its gid too.
-#[derive(Debug)]
-pub(super) struct Uids {
-    range: Range<u32>,
-    /// Given out at present, and the one to try next: a uid rests as long as the range allows.
-    state: Mutex<(std::collections::HashSet<u32>, u32)>,
-}
-
-impl Uids {
-    pub(super) fn new(range: Range<u32>) -> Arc<Self> {
-        let next = range.start;
-        Arc::new(Self { range, state: Mutex::new((Default::default(), next)) })
-    }
-
-    pub(super) fn take(self: &Arc<Self>) -> Result<Uid, VmmError> {
-        let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (used, next) = &mut *state;
-        for _ in self.range.clone() {
-            let uid = *next;
-            *next = if uid + 1 >= self.range.end { self.range.start } else { uid + 1 };
-            if used.insert(uid) {
-                return Ok(Uid { uid, of: Arc::clone(self) });
-            }
-        }
-        Err(VmmError::Unavailable(format!("all {} user ids for virtual machines are in use", self.range.len())))
-    }
-}
-
-/// A uid that is one VMM's until this is dropped.
-#[derive(Debug)]
-pub(super) struct Uid {
-    uid: u32,
-    of: Arc<Uids>,
-}
-
-impl Uid {
-    pub(super) fn get(&self) -> u32 {
-        self.uid
-    }
-}
-
-impl Drop for Uid {
-    fn drop(&mut self) {
-        self.of.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).0.remove(&self.uid);
-    }
-}
 
 /// The folder of one VMM, being filled.
 #[derive(Debug)]
@@ -261,19 +212,6 @@ pub(super) fn readable(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn uids_are_never_shared_and_come_back() {
-        let uids = Uids::new(100..103);
-        let held: Vec<_> = (0..3).map(|_| uids.take().unwrap()).collect();
-        assert!(matches!(uids.take(), Err(VmmError::Unavailable(_))));
-        let mut numbers: Vec<_> = held.iter().map(Uid::get).collect();
-        numbers.sort_unstable();
-        assert_eq!(numbers, [100, 101, 102]);
-        drop(held);
-        assert_eq!(uids.take().unwrap().get(), 100);
-        assert!(Uids::new(5..5).take().is_err());
-    }
 
     #[test]
     fn a_plain_machine_sees_links_in_a_folder_of_its_own() {

@@ -26,11 +26,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::agent;
 use super::api::Api;
-use super::console::Console;
 use super::files;
 use super::folder::Folder;
 use super::jail::{DISK, VSOCK};
 use super::launch::Process;
+use crate::tail::Tail;
 use crate::{AgentStream, Compatibility, SnapshotSummary, Vm, VmmError};
 
 pub(super) const STATE: &str = "state";
@@ -75,7 +75,7 @@ pub(super) struct Machine {
     pub(super) api: Api,
     pub(super) folder: Folder,
     pub(super) process: Arc<Process>,
-    pub(super) console: Console,
+    pub(super) console: Tail,
     /// How the VMM ended, once it has.
     pub(super) exit: watch::Receiver<Option<String>>,
     /// True once everything that it had is removed.
@@ -267,7 +267,7 @@ impl Vm for Running {
     }
 
     fn console_tail(&self) -> String {
-        self.0.console.tail()
+        self.0.console.text()
     }
 
     async fn kill(&self) -> Result<(), VmmError> {

@@ -24,7 +24,6 @@ mod agent;
 mod api;
 mod cgroups;
 mod compatibility;
-mod console;
 mod disk;
 mod files;
 mod folder;
@@ -35,7 +34,6 @@ mod machine;
 mod overlay;
 mod version;
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -48,23 +46,29 @@ use tokio_util::sync::CancellationToken;
 
 use self::api::{Api, BootSource, Drive, MachineConfig, MemoryBackend, NetworkInterface, SnapshotLoad, Vsock};
 use self::cgroups::Cgroups;
-use self::console::Console;
-use self::jail::{API_SOCKET, DISK, Jail, Lent, Uid, Uids, VSOCK};
+use self::jail::{API_SOCKET, DISK, Jail, Lent, VSOCK};
 use self::launch::Process;
 use self::machine::{DESCRIPTION, DISK_FILE, Description, DiskPlace, MEMORY, Machine, Running, STATE};
 use self::overlay::Overlay;
 pub use self::version::{OLDEST, Version};
 use crate::net::{GUEST_MAC, NetLease, NetPool, TAP_NAME};
+use crate::tail::Tail;
+pub use crate::uids::RunAs;
+use crate::uids::{Uid, Uids};
 use crate::{BootSpec, Compatibility, Disk, GuestImage, Network, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
 
 /// From exec to a listening API socket: milliseconds, or seconds where everything is emulated.
 const API_LIMIT: Duration = Duration::from_secs(20);
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
+/// What is kept of a VMM's output; the guest decides how much that is.
+const CONSOLE_BYTES: usize = 16 << 10;
 /// How much of a failed start's output goes into the error.
 const LAST_LINES: usize = 4;
 /// Every guest's vsock address; the host's end is a socket of the machine's own, so they need not differ.
 const GUEST_CID: u32 = 3;
 const CARD: &str = "eth0";
+/// Memory of a guest that only shows that it boots.
+const PROBE_MIB: u32 = 128;
 /// Room in a VMM's file size limit beyond its largest file.
 const FILE_SLACK: u64 = 64 << 20;
 /// The kernel's command line. The serial console is for the log of a failed boot; the keyboard controller's probes cost
@@ -81,7 +85,7 @@ pub struct FirecrackerConfig {
     /// Kernel and initramfs. Versions before 1.17 need the uncompressed kernel.
     pub guest: GuestImage,
     /// User ids for jailed VMMs, one for each that runs; no other account's.
-    pub uids: Range<u32>,
+    pub uids: RunAs,
     /// Networks; `None`: machines have no card, and [`Network::Internet`] is refused.
     pub net: Option<Arc<NetPool>>,
     /// Images with more data than this, bytes, get a device-mapper snapshot where files cannot share blocks;
@@ -92,8 +96,8 @@ pub struct FirecrackerConfig {
 }
 
 impl FirecrackerConfig {
-    /// User ids that no distribution hands out by itself.
-    pub const UIDS: Range<u32> = 910_000..920_000;
+    /// User ids that no distribution hands out by itself, and that the QEMU driver does not use either.
+    pub const UIDS: RunAs = RunAs { uid_base: 7_100_000, count: 4096 };
     /// Copying that much is about as quick as making a mapping.
     pub const COPY_UP_TO: u64 = disk::COPY_UP_TO;
 }
@@ -229,9 +233,39 @@ impl Firecracker {
         self.version
     }
 
+    /// Boots a guest without anything on its disk, in the empty folder `work`, and ends it: only this tells whether a KVM
+    /// that opens runs guests too. Answers how long the guest took to listen.
+    pub async fn try_boot(&self, work: &Path, limit: Duration) -> Result<Duration, VmmError> {
+        let disk = work.join("probe.raw");
+        std::fs::File::create_new(&disk).and_then(|file| file.set_len(1 << 20)).map_err(disk_error(&disk))?;
+        let spec = BootSpec {
+            id: "probe".into(),
+            vcpus: 1,
+            memory_mib: PROBE_MIB,
+            disk: Disk::Overlay { base: disk.clone(), size_bytes: 1 << 20 },
+            network: Network::Isolated,
+            work_dir: work.to_owned(),
+        };
+        let started = Instant::now();
+        let booted = async {
+            let machine = self.boot(spec).await?;
+            let listened = tokio::time::timeout_at(started + limit, machine.agent()).await;
+            let took = started.elapsed();
+            machine.kill().await?;
+            listened.map_err(|_| VmmError::Timeout {
+                what: "the boot of a guest under KVM".into(),
+                limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            })??;
+            Ok(took)
+        };
+        let result = booted.await;
+        let _ = std::fs::remove_file(&disk);
+        result
+    }
+
     async fn lease(&self, network: &Network, uid: Option<&Uid>) -> Result<Option<NetLease>, VmmError> {
         match (&self.net, uid) {
-            (Some(net), Some(uid)) => net.acquire(network, Some(uid.get())).await.map(Some),
+            (Some(net), Some(uid)) => net.acquire(network, Some(uid.number())).await.map(Some),
             _ if *network == Network::Internet => Err(VmmError::Unavailable(
                 "a network for Firecracker needs root, its jailer, iproute2 and nftables; without them only isolated \
                  machines run"
@@ -261,7 +295,7 @@ impl Firecracker {
         let description = Description { card: lease.is_some() };
         let folder = jail.folder().clone();
 
-        let prepared = Console::new().and_then(|(console, output)| {
+        let prepared = console().and_then(|(console, output)| {
             let largest = disk_bytes.max(u64::from(memory_mib) << 20).saturating_add(FILE_SLACK);
             let jailer = self.jailer.as_deref().map(|jailer| (jailer, self.cgroups.as_deref()));
             let mut launch = jail.launch(&self.binary, jailer, &id, (vcpus, memory_mib), largest, output)?;
@@ -312,7 +346,7 @@ impl Firecracker {
         while !machine.api.listens().await {
             if let Some(how) = machine.exit.borrow().clone() {
                 // No guest has run: these are the jailer's or Firecracker's words.
-                let words = machine.console.tail();
+                let words = machine.console.text();
                 let lines: Vec<_> = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
                 let last = lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default().join("; ");
                 return Err(VmmError::Refused {
@@ -444,7 +478,7 @@ impl Firecracker {
         let cgroups = self.cgroups.clone();
         let (work, exec_name, id) = (work.to_owned(), self.exec_name.clone(), id.to_owned());
         blocking(move || {
-            let mut jail = Jail::make(&work, &exec_name, &id, uid.as_ref().map(Uid::get))?;
+            let mut jail = Jail::make(&work, &exec_name, &id, uid.as_ref().map(Uid::number))?;
             let top = Some(jail.top().to_owned());
             let mut holdings = Holdings { cgroups, id, top, lent: None, lease, _uid: uid };
             let (disk, disk_bytes, overlay) = fill(&mut jail, &mut holdings, &work)?;
@@ -454,7 +488,12 @@ impl Firecracker {
     }
 
     fn take_uid(&self) -> Result<Option<Uid>, VmmError> {
-        self.jailer.as_ref().map(|_| self.uids.take()).transpose()
+        if self.jailer.is_none() {
+            return Ok(None);
+        }
+        let none_left =
+            || VmmError::Unavailable("all user ids for virtual machines are in use; widen their range".into());
+        self.uids.take().ok_or_else(none_left).map(Some)
     }
 }
 
@@ -514,9 +553,18 @@ fn watch_over(process: Arc<Process>, holdings: Holdings) -> (watch::Receiver<Opt
     (exit, removed)
 }
 
+/// The last lines of a VMM's output, its messages and the guest's serial console, and the end to write to.
+fn console() -> std::io::Result<(Tail, std::os::fd::OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK)?;
+    let tail = Tail::new(CONSOLE_BYTES);
+    tail.follow(tokio::net::unix::pipe::Receiver::from_owned_fd(read)?);
+    Ok((tail, write))
+}
+
 /// Ends a machine that did not come up, and keeps the reason.
 async fn give_up(running: &Running, error: VmmError) -> VmmError {
-    tracing::debug!(machine = %running.0.id, console = %running.0.console.tail(), "a machine did not come up");
+    tracing::debug!(machine = %running.0.id, console = %running.0.console.text(), "a machine did not come up");
     if let Err(kill) = running.kill().await {
         tracing::warn!(machine = %running.0.id, error = %kill, "and could not be ended");
     }
