@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs the drivers' conformance tests on a real Firecracker with real guests, on a machine whose KVM may not work:
-# in a nested host (tools/nested_host.py). Takes about 5 minutes on two cores once the nested host's image is made.
+# Runs the drivers' conformance tests on a real Firecracker with real guests, and the tests that want another kernel or
+# root, on a machine whose KVM may not work: in a nested host (tools/nested_host.py). Takes about 6 minutes on two cores
+# that have nothing else to do, once the nested host's image is made.
 #
 # usage: tests/nested/firecracker.sh [TEST...]       names of tests in conformance.rs; default: all
 # needs: what tools/nested_host.py needs, scripts/guest-image.sh and scripts/fetch-firecracker.sh done, cargo
@@ -21,12 +22,14 @@ for line in sys.stdin:
     if message.get("reason") == "compiler-artifact" and message.get("executable"):
         print(message["executable"])'
 }
-conformance=$(binary --test conformance)
 unit=$(binary --lib)
-[[ -x $conformance && -x $unit ]]
+net=$(binary --test net_isolation)
+host=$(binary --test firecracker_host)
+conformance=$(binary --test conformance)
+[[ -x $unit && -x $net && -x $host && -x $conformance ]]
 
 exec python3 tools/nested_host.py \
-  --file "$conformance:/in/conformance" --file "$unit:/in/unit" \
+  --file "$unit:/in/unit" --file "$net:/in/net" --file "$host:/in/host" --file "$conformance:/in/conformance" \
   --bin target/firecracker/firecracker --bin target/firecracker/jailer --bin "$(command -v busybox)" \
   --file "$guest/vmlinux:/in/guest/vmlinux" --file "$guest/vmlinuz:/in/guest/vmlinuz" \
   --file "$guest/initramfs.cpio:/in/guest/initramfs.cpio" \

@@ -336,6 +336,13 @@ struct Stage {
     net: Arc<NetPool>,
 }
 
+/// As in `conformance.rs`.
+fn place(variable: &str, default: &str) -> PathBuf {
+    std::env::var_os(variable)
+        .map(PathBuf::from)
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(default))
+}
+
 /// Runs `test` in a network namespace that plays the host.
 fn on_a_host<F, Fut>(test: F)
 where
@@ -350,8 +357,7 @@ where
     F: FnOnce(Stage) -> Fut + Send + 'static,
     Fut: Future<Output = ()>,
 {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let binaries = top.join("target/firecracker");
+    let binaries = place("NULLSPACE_TEST_FIRECRACKER", "target/firecracker");
     if !nix::unistd::geteuid().is_root() || !binaries.join("firecracker").exists() || !Path::new("/dev/kvm").exists() {
         eprintln!("skipped: needs root, /dev/kvm and scripts/fetch-firecracker.sh");
         return;
@@ -388,7 +394,7 @@ where
 impl Stage {
     /// With the kernel and initramfs of `scripts/guest-image.sh`, which Firecracker accepts.
     fn with_real_kernel(mut self) -> Option<Self> {
-        let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
+        let guest = place("NULLSPACE_TEST_GUEST", "target/guest");
         let (kernel, initramfs) = (guest.join("vmlinux"), guest.join("initramfs.cpio"));
         if !kernel.exists() || !initramfs.exists() {
             eprintln!("skipped: needs scripts/guest-image.sh");

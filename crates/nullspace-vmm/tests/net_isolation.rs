@@ -120,6 +120,27 @@ fn the_allow_list_opens_what_it_names() {
 }
 
 #[test]
+fn a_host_where_docker_drops_what_is_forwarded_lets_machines_pass() {
+    in_a_host(|outside| async move {
+        if !std::path::Path::new("/usr/sbin/iptables").exists() {
+            eprintln!("skipped: needs iptables");
+            return;
+        }
+        serve(outside.as_fd(), 80);
+        sh("iptables -P FORWARD DROP");
+        let rules = || Command::new("/usr/sbin/iptables").args(["-S", "FORWARD"]).output().unwrap().stdout;
+        let before = rules();
+        let pool = NetPool::new(config()).await.unwrap();
+        let mut lease = pool.acquire(&Network::Internet, None).await.unwrap();
+        let guest = Guest::attach(&mut lease);
+        assert!(guest.ask(PUBLIC, 80).is_ok());
+        assert!(guest.ask(PRIVATE, 80).is_err());
+        drop((lease, pool));
+        assert_eq!(rules(), before);
+    });
+}
+
+#[test]
 fn an_isolated_machine_reaches_nothing() {
     in_a_host(|outside| async move {
         let pool = NetPool::new(config()).await.unwrap();

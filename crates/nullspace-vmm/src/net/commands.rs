@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::VmmError;
 
 const LIMIT: Duration = Duration::from_secs(10);
-const ERROR_TEXT: u64 = 4 << 10;
+const MAX_TEXT: u64 = 4 << 10;
 
 /// The two programs, found once.
 #[derive(Debug, Clone)]
@@ -24,21 +24,22 @@ impl Commands {
 
     /// `ip -batch -`: one command a line; stops at the first that fails.
     pub(super) fn ip(&self, script: &str) -> Result<(), VmmError> {
-        run(Command::new(&self.ip).args(["-batch", "-"]), script, "ip")
+        run(Command::new(&self.ip).args(["-batch", "-"]), script, "ip").map(drop)
     }
 
     /// As [`Self::ip`], going on past lines that fail: for removals.
     pub(super) fn ip_force(&self, script: &str) -> Result<(), VmmError> {
-        run(Command::new(&self.ip).args(["-force", "-batch", "-"]), script, "ip")
+        run(Command::new(&self.ip).args(["-force", "-batch", "-"]), script, "ip").map(drop)
     }
 
     /// `nft -f -`: the whole script as one transaction.
     pub(super) fn nft(&self, script: &str) -> Result<(), VmmError> {
-        run(Command::new(&self.nft).args(["-f", "-"]), script, "nft")
+        run(Command::new(&self.nft).args(["-f", "-"]), script, "nft").map(drop)
     }
 }
 
-fn find(name: &str, package: &str) -> Result<PathBuf, VmmError> {
+/// Finds a program of the system.
+pub(super) fn find(name: &str, package: &str) -> Result<PathBuf, VmmError> {
     // A service's PATH may lack the sbin folders; these are where Debian, Fedora and Alpine put them.
     ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
         .iter()
@@ -47,7 +48,8 @@ fn find(name: &str, package: &str) -> Result<PathBuf, VmmError> {
         .ok_or_else(|| VmmError::Unavailable(format!("`{name}` is not installed; install the package {package}")))
 }
 
-fn run(command: &mut Command, script: &str, name: &str) -> Result<(), VmmError> {
+/// Runs a program with text on stdin; what it prints.
+pub(super) fn run(command: &mut Command, script: &str, name: &str) -> Result<String, VmmError> {
     let io = |what: &str| {
         let context = format!("{what} `{name}`");
         move |source| VmmError::Io { context, source }
@@ -55,12 +57,12 @@ fn run(command: &mut Command, script: &str, name: &str) -> Result<(), VmmError> 
     let mut child = command
         .env_clear()
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(io("start"))?;
     let written = match child.stdin.take() {
-        // Our scripts are smaller than a pipe, so this does not block.
+        // It reads while we write, and prints less than a pipe holds.
         Some(mut stdin) => stdin.write_all(script.as_bytes()),
         None => Ok(()),
     };
@@ -76,15 +78,17 @@ fn run(command: &mut Command, script: &str, name: &str) -> Result<(), VmmError> 
             None => std::thread::sleep(Duration::from_micros(300)),
         }
     };
-    let mut text = Vec::new();
-    if let Some(stderr) = child.stderr.take() {
-        let _ = stderr.take(ERROR_TEXT).read_to_end(&mut text);
-    }
     if !status.success() {
-        return Err(VmmError::Refused {
-            context: format!("`{name}` failed"),
-            message: String::from_utf8_lossy(&text).trim().to_owned(),
-        });
+        return Err(VmmError::Refused { context: format!("`{name}` failed"), message: text_of(child.stderr.take()) });
     }
-    written.map_err(io("write to"))
+    written.map_err(io("write to"))?;
+    Ok(text_of(child.stdout.take()))
+}
+
+fn text_of(source: Option<impl Read>) -> String {
+    let mut text = Vec::new();
+    if let Some(source) = source {
+        let _ = source.take(MAX_TEXT).read_to_end(&mut text);
+    }
+    String::from_utf8_lossy(&text).trim().to_owned()
 }

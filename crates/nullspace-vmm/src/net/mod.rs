@@ -22,11 +22,13 @@
 //! Uses `ip` (iproute2) and `nft` (nftables); the text they get on stdin is made here from numbers and parsed addresses,
 //! nothing from outside reaches it. Needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN).
 //!
-//! A host whose firewall drops forwarded packets by default (Docker's iptables rules do) must let `nsv*` pass there
-//! too: an accept in one nftables table does not overrule a drop in another.
+//! A host whose iptables drop forwarded packets by default, as Docker sets them up, gets two rules there too
+//! (`iptables.rs`). Other firewalls that reject what they do not know, such as firewalld's, must let `nsv*` pass: an accept
+//! in one nftables table does not overrule a drop in another.
 
 mod cidr;
 mod commands;
+mod iptables;
 mod rules;
 mod tap;
 mod worker;

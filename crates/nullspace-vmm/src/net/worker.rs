@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use crate::VmmError;
 
 use super::commands::Commands;
+use super::iptables::Iptables;
 use super::{NetConfig, rules, tap};
 
 /// More machines than this on one host would need another look at much else.
@@ -52,6 +53,7 @@ pub(super) fn run(config: &NetConfig, inbox: &mpsc::Receiver<Request>, ready: on
 struct Worker<'a> {
     config: &'a NetConfig,
     commands: Commands,
+    iptables: Iptables,
     host: OwnedFd,
     resolvers: Vec<Ipv4Addr>,
     forwarding_was_off: bool,
@@ -85,6 +87,7 @@ impl<'a> Worker<'a> {
         let mut worker = Self {
             config,
             commands,
+            iptables: Iptables::new(&config.interface_prefix),
             host,
             resolvers,
             forwarding_was_off: false,
@@ -96,6 +99,8 @@ impl<'a> Worker<'a> {
         };
         worker.remove_interfaces()?;
         worker.install_rules()?;
+        worker.iptables.remove();
+        worker.iptables.keep_open();
         Ok(worker)
     }
 
@@ -182,6 +187,9 @@ impl<'a> Worker<'a> {
     }
 
     fn acquire(&mut self, uplink: bool, owner: Option<u32>) -> Result<Made, VmmError> {
+        if uplink {
+            self.iptables.keep_open();
+        }
         let spare = if uplink { self.spares.pop_front() } else { None };
         let mut made = match spare {
             Some(spare) => spare,
@@ -298,6 +306,7 @@ impl<'a> Worker<'a> {
 
     fn stop(&mut self) {
         self.spares.clear();
+        self.iptables.remove();
         if let Err(error) = self.remove_interfaces() {
             tracing::warn!(%error, "interfaces of machines may be left");
         }
