@@ -24,7 +24,8 @@ pub struct Options {
     pub hash_seed: Uuid,
     /// Volume label, at most 16 bytes, without NUL.
     pub label: String,
-    /// When the filesystem was "made": its own dates, and the change and creation times of every file.
+    /// When the filesystem was "made": its own dates, and the change and creation times of every file. e2fsck complains
+    /// about a date in the future.
     pub time: Timestamp,
     /// One inode for so many bytes of the image, as `mke2fs -i` has it. At least 1024.
     pub bytes_per_inode: u32,
@@ -95,7 +96,8 @@ pub struct ImageWriter {
 }
 
 impl ImageWriter {
-    /// Starts an image in `file`, which is emptied first.
+    /// Starts an image in `file`, which is emptied first. A new file is best: one that held something before (or was
+    /// opened with truncation) is flushed by ext4 and others when it is closed.
     ///
     /// # Errors
     /// [`Error::TooSmall`], [`Error::TooLarge`], [`Error::BadLabel`], [`Error::Io`].

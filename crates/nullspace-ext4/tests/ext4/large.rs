@@ -1,8 +1,10 @@
 //! Many of everything.
 
+use std::collections::BTreeSet;
+
 use nullspace_ext4::{Error, Tree};
 
-use crate::support::{GIB, Image, MIB, data, meta, options, tree};
+use crate::support::{GIB, Image, MIB, data, meta, noise, options, tree};
 
 #[test]
 fn a_directory_of_100_000_names_is_indexed_and_complete() {
@@ -19,6 +21,22 @@ fn a_directory_of_100_000_names_is_indexed_and_complete() {
     // debugfs goes through the index to find a name.
     assert!(image.debugfs("htree_dump /big").contains("Indirect levels: 1"));
     assert!(image.debugfs("stat \"/big/a name of some length 77777\"").contains("Type: symlink"));
+}
+
+#[test]
+fn an_index_over_names_of_any_bytes_and_lengths_is_right() {
+    let mut tree = tree();
+    let mut names = BTreeSet::new();
+    for number in 0..5000 {
+        let mut name = noise(number, 1 + number as usize % 255);
+        name.iter_mut().filter(|byte| matches!(**byte, 0 | b'/' | b'.')).for_each(|byte| *byte = 0x80);
+        if names.insert(name.clone()) {
+            tree.add_symlink(Tree::ROOT, &name, meta(0o777), b"x").unwrap();
+        }
+    }
+    let (image, _) = Image::of_tree(options(64 * MIB), tree);
+    image.check();
+    assert!(image.read().into_keys().filter(|path| !path.is_empty()).eq(names));
 }
 
 #[test]
