@@ -89,11 +89,16 @@ impl Digest {
         self.text.split_once(':').map_or("", |(_, hex)| hex)
     }
 
-    /// Whether `bytes` are what this digest names.
-    pub fn matches(&self, bytes: &[u8]) -> bool {
+    /// The digest of `bytes` by this digest's algorithm.
+    pub fn of_same_kind(&self, bytes: &[u8]) -> Digest {
         let mut hasher = self.algorithm.hasher();
         hasher.update(bytes);
-        hasher.finish() == *self
+        hasher.finish()
+    }
+
+    /// Whether `bytes` are what this digest names.
+    pub fn matches(&self, bytes: &[u8]) -> bool {
+        self.of_same_kind(bytes) == *self
     }
 }
 

@@ -10,6 +10,7 @@
 //!
 //! - [`reference`], [`digest`], [`platform`], [`manifest`], [`config`]: what images are called and what they say of
 //!   themselves; parsing only.
+//! - [`layout`]: images in a folder or tar on this machine.
 //! - [`registry`]: the distribution protocol, with mirrors, credentials, retries and checked digests.
 //! - [`tar`], [`stream`], [`merge`]: a layer's bytes to entries, layers to one tree. Synchronous, of use without a registry.
 //! - [`import`]: all of it at once.
@@ -21,6 +22,7 @@ pub mod config;
 pub mod digest;
 pub mod import;
 mod json;
+pub mod layout;
 pub mod manifest;
 pub mod merge;
 pub mod platform;

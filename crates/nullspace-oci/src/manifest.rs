@@ -4,8 +4,11 @@
 //! recognised, to say so. What a document *is* follows from its own `mediaType` if it has one, else from the
 //! `Content-Type` it came with, else from its fields (OCI makes `mediaType` optional).
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
+use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::json;
 use crate::platform::OfferedPlatform;
@@ -32,6 +35,9 @@ pub mod media_type {
 
 /// Largest manifest, index or config taken, in bytes (the distribution-spec lets registries refuse manifests above 4 MiB).
 pub const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// Indexes that name indexes: one level is seen in the wild, this many are followed.
+pub const MAX_INDEX_DEPTH: usize = 3;
 
 /// Why a document of an image cannot be used. None of these goes away by trying again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -146,6 +152,9 @@ pub struct Descriptor {
     /// In an index: what the image is for.
     #[serde(default, deserialize_with = "json::null_default")]
     pub platform: OfferedPlatform,
+    /// Annotations.
+    #[serde(default, deserialize_with = "json::string_map")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// An image manifest.
@@ -168,6 +177,41 @@ pub struct LayerDescriptor {
     pub media_type: String,
     /// The compression it stands for.
     pub compression: Compression,
+}
+
+/// A layer, ready to be fetched and checked: from the manifest and the config.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Length of the blob in bytes.
+    pub size: u64,
+    /// Media type as the manifest has it.
+    pub media_type: String,
+    /// How the blob is compressed.
+    pub compression: Compression,
+    /// Digest of the uncompressed tar.
+    pub diff_id: Digest,
+}
+
+/// The layers of an image, lowest first: the manifest's blobs with the config's diff ids.
+pub fn layers(manifest: Manifest, config: &ImageConfig, limit: usize) -> Result<Vec<Layer>, FormatError> {
+    let (layers, diff_ids) = (manifest.layers.len(), config.rootfs.diff_ids.len());
+    if layers > limit {
+        return Err(FormatError::TooManyLayers { layers, limit });
+    }
+    if layers != diff_ids {
+        return Err(FormatError::LayerCount { layers, diff_ids });
+    }
+    let pairs = manifest.layers.into_iter().zip(config.rootfs.diff_ids.iter().cloned());
+    let layers = pairs.map(|(layer, diff_id)| Layer {
+        digest: layer.digest,
+        size: layer.size,
+        media_type: layer.media_type,
+        compression: layer.compression,
+        diff_id,
+    });
+    Ok(layers.collect())
 }
 
 /// A manifest, or an index of manifests.

@@ -14,6 +14,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::manifest::Descriptor;
+
+/// Most platforms named in an error.
+const MAX_SHOWN: usize = 50;
+
 /// The platform an image is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Platform {
@@ -80,6 +85,44 @@ impl Platform {
         }
         variantless
     }
+
+    /// The index entry to use.
+    pub fn choose_descriptor(self, entries: &[Descriptor]) -> Result<&Descriptor, UnsupportedPlatform> {
+        let chosen = self.choose(entries.iter().map(|entry| &entry.platform)).and_then(|index| entries.get(index));
+        chosen.ok_or_else(|| {
+            let images = entries.iter().filter(|entry| !entry.platform.is_attestation());
+            let mut available: Vec<String> = images.map(|entry| entry.platform.to_string()).collect();
+            available.sort();
+            available.dedup();
+            available.truncate(MAX_SHOWN);
+            UnsupportedPlatform { wanted: self.to_string(), available }
+        })
+    }
+
+    /// Checks an image's config. An image without an index is what its config says. One from an index was chosen by the
+    /// index; its config may leave the platform out, but must not contradict.
+    pub fn check(self, offered: &OfferedPlatform, via_index: bool) -> Result<(), UnsupportedPlatform> {
+        let agrees = |text: &str, wanted: &str| text.is_empty() || text == wanted;
+        let fits = if via_index {
+            agrees(&offered.os, "linux") && agrees(&offered.architecture, self.architecture())
+        } else {
+            self.accepts(offered)
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(UnsupportedPlatform { wanted: self.to_string(), available: vec![offered.to_string()] })
+    }
+}
+
+/// Nothing an image offers can run here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the image is not available for {wanted}; available: {}", if .available.is_empty() { "nothing".to_owned() } else { .available.join(", ") })]
+pub struct UnsupportedPlatform {
+    /// The platform asked for, `linux/amd64`.
+    pub wanted: String,
+    /// What the image offers.
+    pub available: Vec<String>,
 }
 
 impl fmt::Display for Platform {

@@ -12,9 +12,15 @@
 //! decoder (a zstd layer may ask for a window of up to 128 MiB), plus the tree itself, some 200 bytes a name. Nothing is
 //! returned before every digest and diff id has been found right.
 
+mod download;
 mod error;
+mod local;
+mod options;
+mod pipeline;
 mod queue;
-mod run;
 
+pub use download::import;
 pub use error::ImportError;
-pub use run::{ImportOptions, Imported, Progress, import, import_tar};
+pub use local::import_local;
+pub use options::{ImportOptions, Imported, Progress};
+pub use pipeline::import_tar;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::digest::Digest;
 use crate::manifest::FormatError;
+use crate::platform::UnsupportedPlatform;
 
 /// Where an error happened: which thing of which repository at which host. Never a whole URL: those carry tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,6 +168,12 @@ pub enum RegistryError {
         /// The mirrors', in order.
         mirrors: Vec<RegistryError>,
     },
+}
+
+impl From<UnsupportedPlatform> for RegistryError {
+    fn from(error: UnsupportedPlatform) -> RegistryError {
+        RegistryError::UnsupportedPlatform { wanted: error.wanted, available: error.available }
+    }
 }
 
 fn because(message: &str) -> String {

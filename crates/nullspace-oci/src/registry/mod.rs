@@ -31,7 +31,9 @@ mod settings;
 pub use blob::BlobReader;
 pub use credentials::Credentials;
 pub use error::{At, RegistryError};
-pub use repository::{Layer, Repository, ResolvedImage};
+pub use repository::{Repository, ResolvedImage};
+
+pub use crate::manifest::Layer;
 pub use settings::{RegistryConfig, Timeouts};
 
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::config::ImageConfig;
 use crate::digest::Digest;
-use crate::manifest::{Compression, Descriptor, Document, FormatError, MAX_DOCUMENT, Manifest, media_type};
+use crate::manifest::{self, Document, FormatError, Layer, MAX_DOCUMENT, MAX_INDEX_DEPTH, Manifest, media_type};
 use crate::platform::Platform;
 use crate::reference::Reference;
 
@@ -14,9 +14,6 @@ use super::credentials::Credentials;
 use super::endpoint::{self, Endpoint};
 use super::error::RegistryError;
 use super::http::Http;
-
-/// Indexes that name indexes: one level is seen in the wild, this many are followed.
-const MAX_INDEX_DEPTH: usize = 3;
 
 /// A repository with the credentials for it. Cheap to clone; clones share the token.
 #[derive(Clone, Debug)]
@@ -48,21 +45,6 @@ pub struct ResolvedImage {
     pub config: ImageConfig,
     /// The layers, lowest first.
     pub layers: Vec<Layer>,
-}
-
-/// A layer, ready to be fetched and checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layer {
-    /// Digest of the blob.
-    pub digest: Digest,
-    /// Length of the blob in bytes.
-    pub size: u64,
-    /// Media type as the manifest has it.
-    pub media_type: String,
-    /// How the blob is compressed.
-    pub compression: Compression,
-    /// Digest of the uncompressed tar.
-    pub diff_id: Digest,
 }
 
 impl ResolvedImage {
@@ -108,7 +90,7 @@ impl Repository {
                 }
                 Document::Index(entries) => {
                     via_index = true;
-                    let chosen = choose(&entries, platform)?;
+                    let chosen = platform.choose_descriptor(&entries)?;
                     fetched = self.manifest(chosen.digest.as_str(), Some(chosen.size)).await?;
                 }
             }
@@ -227,7 +209,7 @@ impl Repository {
             let digest = match expected.as_ref().or(announced.as_ref()) {
                 Some(wanted) if wanted.matches(&bytes) => wanted.clone(),
                 Some(wanted) => {
-                    let actual = hash(wanted, &bytes);
+                    let actual = wanted.of_same_kind(&bytes);
                     return Err(RegistryError::DigestMismatch { at, expected: wanted.clone(), actual });
                 }
                 None => Digest::sha256(&bytes),
@@ -247,11 +229,7 @@ impl Repository {
     ) -> Result<ResolvedImage, RegistryError> {
         let at = self.at(&format!("manifest {manifest_digest}"));
         let format = |source| RegistryError::Format { at: at.clone(), source };
-        let limit = self.http().config.max_layers;
-        if manifest.layers.len() > limit {
-            return Err(format(FormatError::TooManyLayers { layers: manifest.layers.len(), limit }));
-        }
-        let descriptor = manifest.config;
+        let descriptor = manifest.config.clone();
         let what = format!("config {}", descriptor.digest);
         let path = format!("blobs/{}", descriptor.digest);
         let fetched = self
@@ -259,60 +237,15 @@ impl Repository {
             .await?;
         let config = ImageConfig::parse(&fetched.bytes)
             .map_err(|source| RegistryError::Format { at: self.at(&what), source })?;
-        check_config(&config, platform, via_index)?;
-        if config.rootfs.diff_ids.len() != manifest.layers.len() {
-            let diff_ids = config.rootfs.diff_ids.len();
-            return Err(format(FormatError::LayerCount { layers: manifest.layers.len(), diff_ids }));
-        }
-        let layers = manifest.layers.into_iter().zip(config.rootfs.diff_ids.iter().cloned());
-        let layers = layers.map(|(layer, diff_id)| Layer {
-            digest: layer.digest,
-            size: layer.size,
-            media_type: layer.media_type,
-            compression: layer.compression,
-            diff_id,
-        });
+        platform.check(&config.platform, via_index)?;
+        let layers = manifest::layers(manifest, &config, self.http().config.max_layers).map_err(format)?;
         Ok(ResolvedImage {
             reference: self.inner.reference.clone(),
             digest,
             manifest_digest,
             config_digest: descriptor.digest,
-            layers: layers.collect(),
             config,
+            layers,
         })
     }
-}
-
-fn hash(like: &Digest, bytes: &[u8]) -> Digest {
-    let mut hasher = like.algorithm().hasher();
-    hasher.update(bytes);
-    hasher.finish()
-}
-
-fn choose(entries: &[Descriptor], platform: Platform) -> Result<&Descriptor, RegistryError> {
-    let chosen = platform.choose(entries.iter().map(|entry| &entry.platform)).and_then(|index| entries.get(index));
-    chosen.ok_or_else(|| {
-        let images = entries.iter().filter(|entry| !entry.platform.is_attestation());
-        let mut available: Vec<String> = images.map(|entry| entry.platform.to_string()).collect();
-        available.sort();
-        available.dedup();
-        available.truncate(50);
-        RegistryError::UnsupportedPlatform { wanted: platform.to_string(), available }
-    })
-}
-
-/// An image without an index is what its config says. One from an index was chosen by the index; its config may leave
-/// the platform out, but must not contradict.
-fn check_config(config: &ImageConfig, platform: Platform, via_index: bool) -> Result<(), RegistryError> {
-    let offered = &config.platform;
-    let agrees = |text: &str, wanted: &str| text.is_empty() || text == wanted;
-    let fits = if via_index {
-        agrees(&offered.os, "linux") && agrees(&offered.architecture, platform.architecture())
-    } else {
-        platform.accepts(offered)
-    };
-    if fits {
-        return Ok(());
-    }
-    Err(RegistryError::UnsupportedPlatform { wanted: platform.to_string(), available: vec![offered.to_string()] })
 }

@@ -54,6 +54,14 @@ pub enum StreamError {
         /// What was unpacked.
         actual: Digest,
     },
+    /// The blob is not what its digest says. (From a registry, that is a [`RegistryError`].)
+    #[error("the layer's blob has digest {actual}, expected {expected}")]
+    BlobMismatch {
+        /// The digest asked for.
+        expected: Digest,
+        /// The digest of what was read.
+        actual: Digest,
+    },
     /// All layers together unpack to more than allowed.
     #[error("the image unpacks to more than {limit} bytes")]
     TooLarge {

@@ -4,6 +4,10 @@ use std::io::{self, BufRead, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope};
 
+use tokio_util::sync::CancellationToken;
+
+use super::StreamError;
+
 /// Size of a piece and how many may wait: 2 MiB in flight.
 const PIECE: usize = 256 << 10;
 const WAITING: usize = 8;
@@ -17,8 +21,13 @@ pub(crate) struct Pumped {
     position: usize,
 }
 
-/// Starts a thread that opens a reader and reads it to its end. Dropping the reading end ends the thread at its next piece.
-pub(crate) fn pump<'scope, R, F>(scope: &'scope Scope<'scope, '_>, open: F) -> io::Result<Pumped>
+/// Starts a thread that opens a reader and reads it to its end. Dropping the reading end ends the thread at its next piece,
+/// and so does `cancel`.
+pub(crate) fn pump<'scope, R, F>(
+    scope: &'scope Scope<'scope, '_>,
+    cancel: CancellationToken,
+    open: F,
+) -> io::Result<Pumped>
 where
     F: FnOnce() -> io::Result<R> + Send + 'scope,
     R: Read,
@@ -36,7 +45,9 @@ where
         loop {
             let mut piece = empty.try_recv().unwrap_or_default();
             piece.resize(PIECE, 0);
-            match fill(&mut reader, &mut piece) {
+            let filling =
+                if cancel.is_cancelled() { Err(StreamError::Cancelled.into()) } else { fill(&mut reader, &mut piece) };
+            match filling {
                 Ok(0) => return,
                 Ok(length) => {
                     piece.truncate(length);
@@ -108,15 +119,16 @@ mod tests {
         let failing = |data: Vec<u8>| io::Cursor::new(data).chain(FailingReader);
         std::thread::scope(|scope| {
             let mut out = Vec::new();
-            let mut good = pump(scope, || Ok(&data[..])).unwrap();
+            let mut good = pump(scope, CancellationToken::new(), || Ok(&data[..])).unwrap();
             good.read_to_end(&mut out).unwrap();
             assert!(out == data);
-            let mut bad = pump(scope, || Ok(failing(vec![1; 10]))).unwrap();
+            let mut bad = pump(scope, CancellationToken::new(), || Ok(failing(vec![1; 10]))).unwrap();
             assert!(bad.read_to_end(&mut Vec::new()).is_err());
-            let mut unopened = pump(scope, || Err::<&[u8], _>(io::Error::other("no"))).unwrap();
+            let mut unopened =
+                pump(scope, CancellationToken::new(), || Err::<&[u8], _>(io::Error::other("no"))).unwrap();
             assert_eq!(unopened.fill_buf().unwrap_err().to_string(), "no");
             // Dropped unread: the scope must still end.
-            drop(pump(scope, || Ok(io::repeat(0))).unwrap());
+            drop(pump(scope, CancellationToken::new(), || Ok(io::repeat(0))).unwrap());
         });
     }
 

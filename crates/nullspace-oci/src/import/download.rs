@@ -1,0 +1,170 @@
+//! An image's blobs from a registry, several at once and ahead of the merge.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::{Builder, Scope};
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::merge::ContentSink;
+use crate::registry::{Layer, RegistryError, Repository, ResolvedImage};
+use crate::stream::StreamError;
+
+use super::error::ImportError;
+use super::options::{ImportOptions, Imported, Progress};
+use super::pipeline::{Blob, Blobs, merge_all};
+use super::queue::{BlobQueue, End, QueueReader, Spool};
+
+/// Imports an image's layers into `sink`. Runs on blocking threads of the current runtime; dropping the future cancels.
+pub async fn import<S>(
+    repository: &Repository,
+    image: &ResolvedImage,
+    sink: S,
+    options: ImportOptions,
+) -> Result<Imported<S>, ImportError>
+where
+    S: ContentSink + Send + 'static,
+    S::Content: Send + 'static,
+{
+    let cancel = options.cancel.child_token();
+    let _cancel_when_dropped = cancel.clone().drop_guard();
+    let (repository, image, runtime) = (repository.clone(), image.clone(), Handle::current());
+    let work = move || run(&repository, &image, sink, &options, &cancel, &runtime);
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(ImportError::Io(io::Error::other(error))),
+    }
+}
+
+/// What all threads of an import share.
+struct Downloads<'a> {
+    repository: &'a Repository,
+    /// Top layer first.
+    layers: Vec<&'a Layer>,
+    options: &'a ImportOptions,
+    cancel: &'a CancellationToken,
+    runtime: &'a Handle,
+    queues: Vec<Arc<BlobQueue>>,
+    spool: Arc<Spool>,
+    /// The next layer to download.
+    next: AtomicUsize,
+    downloaded: AtomicU64,
+    total: u64,
+}
+
+fn run<S: ContentSink>(
+    repository: &Repository,
+    image: &ResolvedImage,
+    sink: S,
+    options: &ImportOptions,
+    cancel: &CancellationToken,
+    runtime: &Handle,
+) -> Result<Imported<S>, ImportError> {
+    let directory = options.spool_directory.clone();
+    let spool = Arc::new(Spool { directory, limit: options.spool_limit, used: AtomicU64::new(0) });
+    let layers: Vec<&Layer> = image.layers.iter().rev().collect();
+    let downloads = Downloads {
+        repository,
+        queues: layers.iter().map(|_| Arc::new(BlobQueue::new(spool.clone(), cancel.clone()))).collect(),
+        layers,
+        options,
+        cancel,
+        runtime,
+        spool,
+        next: AtomicUsize::new(0),
+        downloaded: AtomicU64::new(0),
+        total: image.layers_size(),
+    };
+    (options.progress)(Progress::Started { layers: downloads.layers.len(), bytes: downloads.total });
+    std::thread::scope(|scope| {
+        for _ in 0..options.downloads.clamp(1, 16).min(downloads.layers.len()) {
+            named(scope, || downloads.download_all()).map_err(ImportError::Io)?;
+        }
+        let outcome = merge_all(scope, &downloads, &downloads.layers, sink, options, cancel);
+        // Whatever the outcome, no thread outlives this call.
+        cancel.cancel();
+        outcome
+    })
+}
+
+fn named<'scope>(scope: &'scope Scope<'scope, '_>, work: impl FnOnce() + Send + 'scope) -> io::Result<()> {
+    Builder::new().name("layer-download".to_owned()).spawn_scoped(scope, work).map(drop)
+}
+
+impl Blobs for Downloads<'_> {
+    fn open<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        index: usize,
+        again: bool,
+    ) -> io::Result<Blob<'scope>> {
+        let (Some(layer), Some(queue)) = (self.layers.get(index), self.queues.get(index)) else {
+            return Err(io::Error::other("no such layer"));
+        };
+        if !again {
+            return Ok(Box::new(QueueReader::new(queue.clone())));
+        }
+        let queue = Arc::new(BlobQueue::new(self.spool.clone(), self.cancel.clone()));
+        queue.set_current();
+        let download = queue.clone();
+        named(scope, move || download.end(self.download(layer, &download)))?;
+        Ok(Box::new(QueueReader::new(queue)))
+    }
+
+    fn turn(&self, index: usize) {
+        if let Some(queue) = self.queues.get(index) {
+            queue.set_current();
+        }
+    }
+
+    fn verdict(&self, index: usize) -> Option<RegistryError> {
+        let verdict = self.queues.get(index)?.abandon()?;
+        matches!(verdict, RegistryError::DigestMismatch { .. } | RegistryError::SizeMismatch { .. }).then_some(verdict)
+    }
+}
+
+impl Downloads<'_> {
+    /// One download thread: takes the next layer until there is none.
+    fn download_all(&self) {
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let (Some(layer), Some(queue)) = (self.layers.get(index), self.queues.get(index)) else { return };
+            let end = self.download(layer, queue);
+            let complete = matches!(end, End::Complete);
+            queue.end(end);
+            if !complete {
+                return;
+            }
+        }
+    }
+
+    fn download(&self, layer: &Layer, queue: &BlobQueue) -> End {
+        let mut blob = self.repository.blob(&layer.digest, layer.size, 0);
+        loop {
+            let next = async {
+                tokio::select! {
+                    biased;
+                    () = self.cancel.cancelled() => None,
+                    next = blob.next() => Some(next),
+                }
+            };
+            let chunk = match self.runtime.block_on(next) {
+                Some(Ok(Some(chunk))) => chunk,
+                Some(Ok(None)) => return End::Complete,
+                Some(Err(error)) => return End::Failed(error),
+                None => return End::Cancelled,
+            };
+            let bytes = chunk.len() as u64;
+            if let Err(error) = queue.push(chunk) {
+                return match StreamError::find(error) {
+                    Ok(_) => End::Cancelled,
+                    Err(io) => End::Spool(Arc::new(io)),
+                };
+            }
+            let so_far = self.downloaded.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+            (self.options.progress)(Progress::Downloaded { bytes: so_far.min(self.total), total: self.total });
+        }
+    }
+}
