@@ -3,7 +3,7 @@
 //! `cargo run --release -p nullspace-vmm --example restore_timing -- GUEST_DIR ROOT.ext4 [RUNS]`
 //!
 //! Boots ROOT.ext4 (with a `/bin/sh`), snapshots it, and restores it RUNS times; prints medians in ms. As root the
-//! machines have namespaces and taps, unless NETWORK=user is set.
+//! machines have namespaces and taps, unless NETWORK=user is set. RUST_LOG=nullspace_vmm=debug shows each restore.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 #[tokio::main]
 async fn main() -> Outcome<()> {
+    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let mut args = std::env::args().skip(1);
     let (Some(guest), Some(root)) = (args.next(), args.next()) else {
         return Err("usage: restore_timing GUEST_DIR ROOT.ext4 [RUNS]".into());

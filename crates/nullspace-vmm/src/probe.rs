@@ -1,7 +1,7 @@
 //! Whether an accelerator really runs a guest.
 //!
 //! A `/dev/kvm` that opens says little: a nested or para-virtual KVM creates machines and then hangs in their kernel.
-//! So a guest is booted, without a root disk, as the user and in the sandbox that machines will have, and the verdict is
+//! So a guest is booted, with an empty disk, as the user and in the sandbox that machines will have, and the verdict is
 //! whether its agent answers in time.
 //!
 //! A verdict holds until the host reboots, or QEMU or the guest's kernel changes: it is kept in this process, and in
@@ -62,7 +62,7 @@ struct Verdict {
 /// Whether KVM works: from an earlier trial when nothing has changed, else by a new one.
 pub(crate) async fn kvm(config: &QemuConfig, parts: &Parts) -> AcceleratorReport {
     // Looked at each time: it costs nothing, and may have been cured since.
-    if let Err(detail) = kvm_device() {
+    if let Err(detail) = kvm_device(parts.has_own_users()) {
         return AcceleratorReport { accelerator: "kvm".into(), works: false, detail, took_ms: 0, cached: false };
     }
     static VERDICTS: Mutex<Option<HashMap<String, Verdict>>> = Mutex::new(None);

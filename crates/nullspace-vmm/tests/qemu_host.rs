@@ -292,7 +292,8 @@ async fn a_machine_that_cannot_start_says_why() {
 #[tokio::test]
 async fn the_probe_boots_a_guest_and_remembers_the_verdict_on_kvm() {
     let cache = tempfile::tempdir().unwrap();
-    let config = QemuConfig { cache_dir: Some(cache.path().to_owned()), accelerator: None, ..config() };
+    // As this user, so that a device for root alone is tried too.
+    let config = QemuConfig { cache_dir: Some(cache.path().to_owned()), accelerator: None, run_as: None, ..config() };
     let report = Qemu::probe(&config).await.unwrap();
     let [kvm, tcg] = &report.accelerators[..] else { panic!("{report:?}") };
     eprintln!("{report:#?}");

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::args::{Format, Layer};
-use crate::{Disk, VmmError, qcow2, sparse};
+use crate::{Disk, VmmError, memory, qcow2, sparse};
 
 /// Most overlays on each other in a snapshot: a snapshot of a machine that was restored from one adds one.
 pub(super) const MAX_OVERLAYS: usize = 16;
@@ -64,9 +64,12 @@ impl OpenDisk {
         }
     }
 
-    /// A machine without one.
-    pub(super) fn none() -> Self {
-        Self { layers: Vec::new(), size: 0, written: Written::default() }
+    /// An empty disk that is not kept, for a machine whose disk does not matter.
+    pub(super) fn empty(size: u64) -> io::Result<Self> {
+        let file = memory::anonymous("nullspace-disk", 0)?;
+        qcow2::create(&file, size)?;
+        let layers = vec![Layer { file: file.into(), format: Format::Qcow2, writable: true }];
+        Ok(Self { layers, size, written: Written::default() })
     }
 
     /// The disk of a restored machine: the raw image, what the snapshotted machine wrote over it, and an empty overlay.

@@ -5,12 +5,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nullspace_guest::message::{AGENT_ABI, GuestNetwork};
 use serde_json::json;
 
-use super::args::{self, CARD, CommandLine, Format, Layer, Memory, Netdev, Start};
+use super::args::{self, CARD, CommandLine, Memory, Netdev, Start};
 use super::disk::OpenDisk;
 use super::guest::GuestFiles;
 use super::launch::{self, Running, start};
@@ -22,13 +22,15 @@ use super::{Accelerator, QemuConfig, host};
 use crate::memory::{self, TemplateMemory};
 use crate::net::{NetLease, NetPool};
 use crate::process::Identity;
-use crate::qcow2;
 use crate::uids::{Uid, Uids};
 use crate::{BootSpec, Compatibility, Network, RestoreSpec, Vm, VmmError, VmmKind};
 
 /// Bounds of a machine's shape: what `microvm` takes, and no more than anybody has.
 const MAX_VCPUS: u32 = 64;
 const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=1 << 20;
+
+/// Disk of a machine that is only booted to see whether it boots, bytes.
+const TRIAL_DISK: u64 = 1 << 20;
 
 /// What is the same whichever accelerator is chosen.
 #[derive(Debug, Clone)]
@@ -56,6 +58,11 @@ impl Parts {
         let image = config.guest.clone();
         let guest = tokio::task::spawn_blocking(move || GuestFiles::open(&image)).await.map_err(broken)??;
         Ok(Self { binary, version, guest: Arc::new(guest), uids: config.run_as.map(Uids::new) })
+    }
+
+    /// True when machines run as uids of their own.
+    pub(crate) fn has_own_users(&self) -> bool {
+        self.uids.is_some()
     }
 
     pub(super) fn version_text(&self) -> &str {
@@ -137,9 +144,11 @@ impl Driver {
         self.boot_kernel(id, vcpus, memory_mib, disk, card).await
     }
 
-    /// Boots a machine that has no disk and reaches nothing, to see whether it boots.
+    /// Boots a machine that reaches nothing, to see whether it boots. It finds no root on its disk, which is sooner known
+    /// than that there is no disk.
     pub(crate) async fn boot_trial(self: &Arc<Self>, memory_mib: u32) -> Result<Box<dyn Vm>, VmmError> {
-        let disk = OpenDisk::none();
+        let failed = |source| VmmError::Io { context: "make an empty disk".into(), source };
+        let disk = OpenDisk::empty(TRIAL_DISK).map_err(failed)?;
         let card = Card { network: Network::Isolated, netdev: Netdev::Nowhere, lease: None, guest: None };
         Ok(Box::new(self.boot_kernel("trial".into(), 1, memory_mib, disk, card).await?))
     }
@@ -186,6 +195,7 @@ impl Driver {
 
     pub(super) async fn restore(self: &Arc<Self>, spec: RestoreSpec) -> Result<Machine, VmmError> {
         let RestoreSpec { id, base, snapshot_dir, summary, network, work_dir } = spec;
+        let begun = Instant::now();
         if let Some(conflict) = summary.compatibility.conflict_with(&self.compatibility) {
             return Err(VmmError::Incompatible(conflict));
         }
@@ -219,7 +229,9 @@ impl Driver {
         let mut line = CommandLine::new(&shape, Memory::Private(memory), disk.layers, card.netdev, Start::Incoming);
         let state = files.state.as_raw_fd();
         line.inherit.push(files.state.into());
+        let prepared = begun.elapsed();
         let (running, hello) = self.start(line, card.lease, disk.size, lease).await?;
+        let started = begun.elapsed();
         // All of it is in the socket before QEMU listens.
         let run = async {
             let monitor = &running.monitor;
@@ -236,7 +248,8 @@ impl Driver {
         };
         let outcome = tokio::time::timeout(self.start_limit, run).await;
         let running = self.settled(running, outcome).await?;
-        tracing::debug!(id, pid = running.process.pid(), "machine restored");
+        let pid = running.process.pid();
+        tracing::debug!(id, pid, ?prepared, ?started, resumed = ?begun.elapsed(), "machine restored");
         Ok(Machine {
             id,
             vcpus: summary.vcpus,
@@ -265,12 +278,10 @@ impl Driver {
         };
         let memory = memory::anonymous("nullspace-guest", memory_bytes(machine.memory_mib)).map_err(failed)?;
         let shared = Memory::Shared(memory.try_clone().map_err(failed)?.into());
-        let disk = memory::anonymous("nullspace-disk", 0).map_err(failed)?;
-        qcow2::create(&disk, machine.disk_bytes).map_err(failed)?;
-        let layers = vec![Layer { file: disk.into(), format: Format::Qcow2, writable: true }];
+        let disk = OpenDisk::empty(machine.disk_bytes).map_err(failed)?;
         let id = "snapshot".to_owned();
         let shape = self.shape(&id, machine.vcpus, machine.memory_mib);
-        let mut line = CommandLine::new(&shape, shared, layers, card.netdev, Start::Incoming);
+        let mut line = CommandLine::new(&shape, shared, disk.layers, card.netdev, Start::Incoming);
         let number = inlet.as_raw_fd();
         line.inherit.push(inlet);
         let (running, hello) = self.start(line, card.lease, machine.disk_bytes, ()).await?;

@@ -59,10 +59,16 @@ fn cpu_of(info: &str) -> String {
     )
 }
 
-/// Whether there is a KVM that this process may open; else what to do about it.
-pub(crate) fn kvm_device() -> Result<(), String> {
+/// Whether there is a KVM that QEMU may open; else what to do about it. With `own_users`, QEMU runs as a uid that has
+/// nothing but perhaps [`kvm_group`].
+pub(crate) fn kvm_device(own_users: bool) -> Result<(), String> {
     match std::fs::File::options().read(true).write(true).open(KVM) {
-        Ok(_) => Ok(()),
+        Ok(file) => match file.metadata() {
+            Ok(meta) if own_users && !for_others(meta.mode()) && !for_group(meta.mode()) => Err(format!(
+                "{KVM} is for root alone, and QEMU does not run as root: chgrp kvm {KVM} && chmod 660 {KVM}"
+            )),
+            _ => Ok(()),
+        },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             Err(format!("there is no {KVM}: the processor's virtualisation is off, or this is a machine without it"))
         }
@@ -73,10 +79,18 @@ pub(crate) fn kvm_device() -> Result<(), String> {
     }
 }
 
+fn for_others(mode: u32) -> bool {
+    mode & 0o006 == 0o006
+}
+
+fn for_group(mode: u32) -> bool {
+    mode & 0o060 == 0o060
+}
+
 /// The group that may use KVM, when its members may and others may not: Debian's `kvm`.
 pub(super) fn kvm_group() -> Option<u32> {
     let meta = std::fs::metadata(Path::new(KVM)).ok()?;
-    (meta.mode() & 0o060 == 0o060 && meta.mode() & 0o006 != 0o006).then(|| meta.gid())
+    (for_group(meta.mode()) && !for_others(meta.mode())).then(|| meta.gid())
 }
 
 /// The kernel's boot id: new with each boot of the host.
