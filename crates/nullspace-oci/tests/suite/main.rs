@@ -4,8 +4,11 @@
 // A helper that fails is a test that fails.
 #![allow(clippy::unwrap_used)]
 
+mod docker_registry;
 mod import;
+mod layout;
 mod merge_cases;
 mod merge_model;
 mod registry;
 mod support;
+mod tar_reader;
