@@ -6,6 +6,9 @@
 //! | device-mapper snapshot (`overlay.rs`) | root, dm-snapshot; for restored machines | none |
 //! | copy of the data | everywhere | its data, holes left out |
 //!
+//! Measured on ext4: mapping takes 40 to 80 ms for 16 MiB and for 256 MiB alike in the nested host of the tests, where
+//! everything is emulated and a copy takes 100 ms and 2.2 s; on a real machine a copy of 206 MiB takes 55 to 115 ms.
+//!
 //! Tried in this order, except that an image with little data is copied before a mapping is made for it: below
 //! [`COPY_UP_TO`] that is as quick, and simpler. A machine that is booted in order to be snapshotted gets a file in any
 //! case, because that file is moved into the snapshot, which a mapping's content would have to be copied into.

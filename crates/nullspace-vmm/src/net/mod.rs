@@ -17,7 +17,7 @@
 //! multicast, and anything over IPv6 (its namespace has none). [`NetConfig::allow`] opens holes. Name servers are
 //! reached through the gateway's address, which the namespace rewrites to the host's resolvers: a snapshot holds no
 //! address of the host that made it, and a resolver in a private range is open at port 53 and nowhere else.
-//! [`Network::Isolated`](crate::Network::Isolated) is the same tap in a namespace with nothing else in it.
+//! [`Network::Isolated`] is the same tap in a namespace with nothing else in it.
 //!
 //! Uses `ip` (iproute2) and `nft` (nftables); the text they get on stdin is made here from numbers and parsed addresses,
 //! nothing from outside reaches it. Needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN).
