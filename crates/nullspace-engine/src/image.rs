@@ -233,9 +233,12 @@ fn positive(value: i64) -> Option<u64> {
 /// build waits for it.
 fn mapped(check: &Healthcheck) -> Option<Readiness> {
     let (kind, rest) = check.test.split_first()?;
-    let command = match (kind.as_str(), rest) {
-        ("CMD-SHELL", [line]) => line.clone(),
-        ("CMD", argv) => StartCommand::of_image(argv, &[])?.shown,
+    let (command, argv) = match (kind.as_str(), rest) {
+        ("CMD-SHELL", [line]) => (line.clone(), Vec::new()),
+        ("CMD", argv) => {
+            let check = StartCommand::of_image(argv, &[])?;
+            (check.shown, check.argv)
+        }
         _ => return None,
     };
     const NS: u64 = 1_000_000_000;
@@ -247,7 +250,7 @@ fn mapped(check: &Healthcheck) -> Option<Readiness> {
         interval_ms: (or(check.interval, 30) / 1_000_000).clamp(100, Timing::default().interval_ms),
         startup_grace_secs: positive(check.start_period).unwrap_or(0).div_ceil(NS).min(3600),
     };
-    Some(Readiness::Command { command, timing })
+    Some(Readiness::Command { command, argv, timing })
 }
 
 #[cfg(test)]
@@ -282,13 +285,16 @@ mod tests {
                 format!(r#"{{"config": {{"Healthcheck": {{"Test": {test}, "Interval": 1000000000, "Retries": 2}}}}}}"#);
             runtime(&config(&json)).readiness
         };
-        let Some(Readiness::Command { command, timing }) = of(r#"["CMD", "curl", "-f", "http://x/a b"]"#) else {
+        let Some(Readiness::Command { command, argv, timing }) = of(r#"["CMD", "curl", "-f", "http://x/a b"]"#) else {
             panic!()
         };
-        assert_eq!(command, "curl -f 'http://x/a b'");
+        assert_eq!(
+            (command.as_str(), argv.as_slice()),
+            ("curl -f 'http://x/a b'", &["curl", "-f", "http://x/a b"].map(str::to_owned)[..])
+        );
         assert_eq!((timing.timeout_secs, timing.interval_ms, timing.startup_grace_secs), (62, 500, 0));
-        let Some(Readiness::Command { command, .. }) = of(r#"["CMD-SHELL", "true && x"]"#) else { panic!() };
-        assert_eq!(command, "true && x");
+        let Some(Readiness::Command { command, argv, .. }) = of(r#"["CMD-SHELL", "true && x"]"#) else { panic!() };
+        assert!(command == "true && x" && argv.is_empty());
         for none in [r#"["NONE"]"#, "[]", r#"["CMD"]"#, r#"["CMD-SHELL"]"#, r#"["OTHER", "x"]"#] {
             assert_eq!(of(none), None, "{none}");
         }

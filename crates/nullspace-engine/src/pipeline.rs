@@ -17,7 +17,7 @@ use nullspace_api::{
     TemplateBuildLogEntry, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildResultMetadata,
     TemplateFailurePhase as Phase,
 };
-use nullspace_guest::host::{Agent, ExecEvent, ExecSession};
+use nullspace_guest::host::{Agent, AgentError, ExecEvent, ExecSession};
 use nullspace_guest::message::{Exec, Exit};
 use nullspace_store::{Build, FinishReady, Lease, Scratch, StoreError};
 use nullspace_vmm::{BootSpec, Disk, Network, SnapshotSummary};
@@ -40,6 +40,8 @@ use crate::readiness::{self, Waited};
 const ADMISSION: Duration = Duration::from_secs(300);
 /// Without a readiness check, a start command that still runs after this counts as up.
 const SETTLE: Duration = Duration::from_secs(2);
+/// From a machine's last word to the end of its process.
+const ENDING: Duration = Duration::from_secs(5);
 /// Longest log line of a start command that is kept whole, bytes.
 const LINE: usize = 8 * 1024;
 /// Lines of a start command that reach the build's log.
@@ -256,24 +258,30 @@ async fn start(
         timeout_ms: None,
         stdin: false,
     };
-    let ended = match &runtime.start {
-        None => None,
-        Some(command) => Some(launch(&machine.agent, command, &exec, log, scope).await?),
+    let up = async {
+        let ended = match &runtime.start {
+            None => None,
+            Some(command) => Some(launch(&machine.agent, command, &exec, log, scope).await?),
+        };
+        wait_ready(&machine.agent, runtime, &exec, ended).await
     };
-    let waited = wait_ready(&machine.agent, runtime, &exec, ended.clone());
     let outcome = tokio::select! {
         biased;
-        outcome = waited => outcome?,
-        how = machine.vm.exited() => {
-            tracing::error!(how, "machine ended while the start command ran");
-            let message = "the machine ended while the start command ran (shut down, crashed or out of memory)";
-            return Err(BuildFailure::user(
-                Phase::Readiness,
-                reason::MACHINE_FAILED,
-                message,
-                "Check that start_cmd does not power the machine off, and give it more memory_mib.",
-            ).into());
+        outcome = up => outcome,
+        how = machine.vm.exited() => return Err(machine_ended(&how).into()),
+    };
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(NotUp::Other(error)) => return Err(error),
+        // A machine that ends takes its agent's connection with it first.
+        Err(NotUp::Agent(AgentError::Closed)) => {
+            let failure = match tokio::time::timeout(ENDING, machine.vm.exited()).await {
+                Ok(how) => machine_ended(&how),
+                Err(_) => BuildFailure::agent(Phase::Readiness, &AgentError::Closed),
+            };
+            return Err(failure.into());
         }
+        Err(NotUp::Agent(error)) => return Err(BuildFailure::agent(Phase::Readiness, &error).into()),
     };
     match outcome {
         None => Ok(()),
@@ -291,6 +299,31 @@ async fn start(
     }
 }
 
+/// Why a start command is not up.
+enum NotUp {
+    /// The agent could not, or is gone.
+    Agent(AgentError),
+    /// The command, or the log.
+    Other(Error),
+}
+
+impl<E: Into<Error>> From<E> for NotUp {
+    fn from(error: E) -> Self {
+        NotUp::Other(error.into())
+    }
+}
+
+/// The user's doing, or the memory's that they gave it: no fault of this host.
+fn machine_ended(how: &str) -> BuildFailure {
+    tracing::warn!(how, "machine ended while the start command ran");
+    BuildFailure::user(
+        Phase::Readiness,
+        reason::MACHINE_FAILED,
+        "the machine ended while the start command ran (shut down, crashed or out of memory)",
+        "Check that start_cmd does not power the machine off, and give it more memory_mib.",
+    )
+}
+
 /// How a start command ended; `None` while it runs.
 type Ended = watch::Receiver<Option<Exit>>;
 
@@ -301,12 +334,11 @@ async fn launch(
     exec: &Exec,
     log: &BuildLog,
     scope: &Scope,
-) -> Result<Ended, Error> {
+) -> Result<Ended, NotUp> {
     log.say("startup", format!("Running start command: {}", command.shown)).await?;
-    let fail = |error| BuildFailure::agent(Phase::Readiness, &error);
     let exec = Exec { argv: command.argv.clone(), ..exec.clone() };
-    let pid = agent.start_service(exec).await.map_err(fail)?;
-    let session = agent.attach(pid).await.map_err(fail)?;
+    let pid = agent.start_service(exec).await.map_err(NotUp::Agent)?;
+    let session = agent.attach(pid).await.map_err(NotUp::Agent)?;
     let (ended_tx, ended) = watch::channel(None);
     scope.tasks.spawn(follow(session, log.clone(), ended_tx, scope.cancel.clone()));
     Ok(ended)
@@ -413,7 +445,7 @@ async fn wait_ready(
     runtime: &Runtime,
     exec: &Exec,
     ended: Option<Ended>,
-) -> Result<Option<Waited>, Error> {
+) -> Result<Option<Waited>, NotUp> {
     let failed = async {
         let Some(mut ended) = ended.clone() else { return std::future::pending().await };
         let exit = ended.wait_for(|exit| exit.is_some_and(|exit| exit.code != 0)).await.map(|exit| *exit);
@@ -442,7 +474,7 @@ async fn wait_ready(
             if let Some(exit) = ended.as_ref().and_then(|ended| *ended.borrow()).filter(|exit| exit.code != 0) {
                 return Err(exited(&exit).into());
             }
-            waited.map_err(|error| BuildFailure::agent(Phase::Readiness, &error).into())
+            waited.map_err(NotUp::Agent)
         }
     }
 }

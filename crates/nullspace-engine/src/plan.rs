@@ -192,7 +192,7 @@ pub(crate) fn readiness_to_api(readiness: &Readiness) -> TemplateReadinessProbe 
             let probe = HttpReadinessProbe { port, path, timeout_secs, interval_ms, startup_grace_secs };
             TemplateReadinessProbe::Http(probe)
         }
-        Readiness::Command { command, timing } => {
+        Readiness::Command { command, timing, .. } => {
             let (timeout_secs, interval_ms, startup_grace_secs) = parts(timing);
             let command = command.clone();
             let probe = CommandReadinessProbe { command, timeout_secs, interval_ms, startup_grace_secs };

@@ -41,10 +41,13 @@ pub(crate) enum Readiness {
         #[serde(flatten)]
         timing: Timing,
     },
-    /// A shell command exits 0.
+    /// A command exits 0, run as the default user.
     Command {
-        /// Run by `sh -c` as the default user.
+        /// A line for `sh -c`; only shown when there is an `argv`.
         command: String,
+        /// Program and arguments, for a check that needs no shell: the image may have none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        argv: Vec<String>,
         /// How long and how often.
         #[serde(flatten)]
         timing: Timing,
@@ -109,8 +112,11 @@ pub(crate) async fn wait(agent: &Agent, readiness: &Readiness, exec: &Exec) -> R
         }
         Readiness::Tcp { port, timing } => (ProbeCheck::Tcp { port: *port }, timing),
         Readiness::Http { port, path, timing } => (ProbeCheck::Http { port: *port, path: path.clone() }, timing),
-        Readiness::Command { command, timing } => {
-            let argv = ["sh", "-c", command].map(str::to_owned).to_vec();
+        Readiness::Command { command, argv, timing } => {
+            let argv = match argv.is_empty() {
+                true => ["sh", "-c", command].map(str::to_owned).to_vec(),
+                false => argv.clone(),
+            };
             (ProbeCheck::Command(Exec { argv, ..exec.clone() }), timing)
         }
     };

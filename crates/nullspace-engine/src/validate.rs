@@ -269,7 +269,7 @@ fn readiness(probe: &TemplateReadinessProbe, wrong: &mut Wrong) -> Readiness {
                 wrong.say("runtime_config.readiness.command", "is empty");
             }
             wrong.text("runtime_config.readiness.command", &command.command);
-            Readiness::Command { command: command.command.clone(), timing }
+            Readiness::Command { command: command.command.clone(), argv: Vec::new(), timing }
         }
         TemplateReadinessProbe::Timeout(timeout) => {
             wrong.range("runtime_config.readiness.timeout_ms", timeout.timeout_ms, 0, MAX_READY_SECS * 1000);
