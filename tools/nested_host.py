@@ -13,7 +13,7 @@ Slow, but real: L1 is up in about 6 s, a Firecracker guest in it in 5 to 8 s.
 
  * each --bin lands in /opt/bin, first in PATH
  * each --file lands in /in, or at DEST, an absolute path in L1
- * the script runs in /work; its output streams to ours, its exit code is ours (124: timed out, 125: L1 died or hung)
+ * the script runs in /job; its output streams to ours, its exit code is ours (124: timed out, 125: L1 died or hung)
  * what it leaves in /out comes back into --out
  * every L1 starts fresh, without a way out; two at once do not disturb each other
 
@@ -71,7 +71,7 @@ exec /bin/busybox switch_root /root /sbin/l1init
 # heartbeat and the exit code. Input is a tar on the second disk, output a tar on the third.
 L1_INIT = r"""#!/bin/sh
 export PATH=/opt/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb
-mkdir -p /dev/pts /dev/shm /run /tmp /work /out /in /opt/bin
+mkdir -p /dev/pts /dev/shm /run /tmp /job /out /in /opt/bin
 mount -t devpts devpts /dev/pts; mount -t tmpfs -o mode=1777 shm /dev/shm
 mount -t tmpfs -o mode=755 run /run
 mount -t tmpfs -o mode=1777,size=80% tmp /tmp
@@ -98,7 +98,7 @@ if [ -c /dev/kvm ]; then
 fi
 echo "ready $(cut -d' ' -f1 /proc/uptime)" > $RC
 ( while sleep 2; do echo "hb" > $RC; done ) &
-cd /work
+cd /job
 ( set -a; [ -f /in/.env ] && . /in/.env; set +a; exec /in/.script </dev/null ) >$OUT 2>&1
 rc=$?
 sync

@@ -19,32 +19,32 @@ nothing_left() { # what, list
 
 if [[ -n $TESTS ]]; then
   # shellcheck disable=SC2086
-  conformance /work/tmp $TESTS
+  conformance /job/tmp $TESTS
 else
   # This kernel is another one than the outer machine's: it has a device mapper and control groups of version 2.
-  mkdir -p /work/tmp
-  export TMPDIR=/work/tmp
+  mkdir -p /job/tmp
+  export TMPDIR=/job/tmp
   echo "--- parts"
   /in/unit --nocapture firecracker::
   /in/net --test-threads=1
   /in/host --test-threads=1
 
   # A filesystem as most hosts have it, ext4, whose files share no blocks: disks of restored machines are mapped.
-  NULLSPACE_TEST_COPY_UP_TO=0 conformance /work/tmp
+  NULLSPACE_TEST_COPY_UP_TO=0 conformance /job/tmp
 
   # The same filesystem, little data: disks are copied.
-  conformance /work/tmp two_machines
+  conformance /job/tmp two_machines
 
   # One whose files share blocks.
-  truncate -s 2G /work/xfs.img
-  mkfs.xfs -q -m reflink=1 /work/xfs.img
-  mkdir -p /work/xfs
-  mount -o loop /work/xfs.img /work/xfs
-  conformance /work/xfs/tmp two_machines a_restored_machine
-  umount /work/xfs
+  truncate -s 2G /job/xfs.img
+  mkfs.xfs -q -m reflink=1 /job/xfs.img
+  mkdir -p /job/xfs
+  mount -o loop /job/xfs.img /job/xfs
+  conformance /job/xfs/tmp two_machines a_restored_machine
+  umount /job/xfs
 
   # As without root: no jailer, no network card.
-  NULLSPACE_TEST_PLAIN=1 conformance /work/tmp two_machines a_restored_machine
+  NULLSPACE_TEST_PLAIN=1 conformance /job/tmp two_machines a_restored_machine
 fi
 
 nothing_left processes "$(pgrep -x firecracker || true)"

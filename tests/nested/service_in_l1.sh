@@ -1,0 +1,13 @@
+#!/bin/bash
+# Runs in the nested host: see service.sh.
+set -euo pipefail
+export NULLSPACE_VMM=firecracker NULLSPACE_FIRECRACKER=/opt/bin/firecracker NULLSPACE_JAILER=/opt/bin/jailer
+export NULLSPACE_GUEST_DIR=/in/guest NEXTEST_BIN_EXE_nullspace=/in/nullspace
+# Where programs are found without a PATH.
+for program in busybox docker-registry; do
+  [[ -x /usr/bin/$program ]] || cp "/opt/bin/$program" /usr/bin/
+done
+modprobe -a dm_mod dm_snapshot loop
+# shellcheck disable=SC2086  # names of tests
+/in/e2e --test-threads=1 --nocapture $TESTS
+[[ -z $(pgrep -x firecracker || true) ]] || { echo "Firecracker runs on" >&2; exit 1; }
