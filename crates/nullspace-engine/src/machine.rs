@@ -9,6 +9,7 @@ use nullspace_guest::host::{Agent, AgentError};
 use nullspace_guest::message::{AgentInfo, Configure, Restored};
 use nullspace_vmm::{BootSpec, RestoreSpec, Vm, Vmm, VmmError};
 use rand::RngCore;
+use tokio::sync::oneshot;
 
 use crate::admission::Permit;
 
@@ -57,9 +58,17 @@ impl Machine {
     }
 
     /// Resumes a snapshot, and returns when the guest is a new one: own random numbers, clock, name and machine id.
-    pub(crate) async fn restore(vmm: &dyn Vmm, spec: RestoreSpec, permit: Permit) -> Result<Machine, MachineError> {
+    /// `resumed` is told as soon as the machine runs.
+    pub(crate) async fn restore(
+        vmm: &dyn Vmm,
+        spec: RestoreSpec,
+        permit: Permit,
+        resumed: oneshot::Sender<()>,
+    ) -> Result<Machine, MachineError> {
         let hostname = spec.id.clone();
         let vm = vmm.restore(spec).await?;
+        // Nobody may be waiting for it any more.
+        let _ = resumed.send(());
         let greeting = async {
             let stream = vm.agent().await?;
             let restored = identity(hostname, vm.as_ref());

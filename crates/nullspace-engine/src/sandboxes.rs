@@ -9,37 +9,31 @@
 //! Size of a sandbox: a snapshot fixes vCPUs, memory and disk. A create that asks for others gets the template's, and
 //! `warnings` in the answer says so.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+mod answers;
+mod create;
 
-use jiff::{SignedDuration, Timestamp};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
 use nullspace_api::{
-    CreateSandboxRequest, CreateSandboxResponse, DestroySandboxResponse, ErrorResponseCode, ExecRequest, ExecResponse,
-    JsonObject, LifecycleConfigOnTimeout, ProcessInfo, SandboxConfig, SandboxInfo, SandboxStatus as WireStatus,
-    SandboxTimeoutAction,
+    DestroySandboxResponse, ErrorResponseCode, ExecRequest, ExecResponse, JsonObject, ProcessInfo, SandboxInfo,
+    SandboxStatus as WireStatus,
 };
 use nullspace_guest::host::AgentError;
 use nullspace_guest::message::{Exec, FailureKind};
-use nullspace_store::{
-    Caller, Idempotency, Inserted, NewSandbox, Resolved, Sandbox, SandboxFilter, SandboxId, SandboxStatus, Scratch,
-    StoreError, TenantId,
-};
-use nullspace_vmm::{Network, RestoreSpec, SnapshotSummary, VmmError};
+use nullspace_store::{Caller, SandboxFilter, SandboxId, SandboxStatus, Scratch, StoreError, TenantId};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use self::answers::{info, status_to_store};
 use crate::error::{Error, Result};
 use crate::failure::chain;
-use crate::machine::{Machine, MachineError};
+use crate::machine::Machine;
 use crate::plan::Runtime;
-use crate::records::column;
 use crate::validate::{check_envs, check_workdir};
 use crate::{Engine, Inner};
 
-/// Longest life that a create may ask for.
-const MAX_TIMEOUT_MS: u64 = 24 * 3600 * 1000;
 /// Bytes of stdout and of stderr that an exec answers with.
 const MAX_OUTPUT: usize = 10 * 1024 * 1024;
 /// Longest command that `exec` waits for.
@@ -68,15 +62,46 @@ struct Live {
     scratch: Mutex<Option<Scratch>>,
 }
 
-/// The sandboxes of this process.
+impl Live {
+    /// Ends the machine and removes what it had.
+    async fn end(&self) {
+        self.ended.cancel();
+        self.machine.end().await;
+        let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(scratch);
+    }
+}
+
+/// The sandboxes of this process. One that starts has a place without a machine: who ends it takes the place away.
 #[derive(Default)]
 pub(crate) struct Sandboxes {
-    live: Mutex<HashMap<SandboxId, Arc<Live>>>,
+    places: Mutex<HashMap<SandboxId, Option<Arc<Live>>>>,
 }
 
 impl Sandboxes {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Arc<Live>>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<SandboxId, Option<Arc<Live>>>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sandbox starts.
+    fn begin(&self, id: SandboxId) {
+        self.lock().insert(id, None);
+    }
+
+    /// Its machine can be used; false when it was ended meanwhile.
+    fn run(&self, id: SandboxId, live: &Arc<Live>) -> bool {
+        match self.lock().get_mut(&id) {
+            Some(place) => {
+                *place = Some(Arc::clone(live));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// It never came to be.
+    fn forget(&self, id: SandboxId) {
+        self.lock().remove(&id);
     }
 }
 
@@ -105,115 +130,6 @@ pub struct SandboxQuery {
 }
 
 impl Engine {
-    /// Resumes a template's snapshot. Returns when the guest is a new one and answers.
-    ///
-    /// Dropping the future does not stop the work: a caller who hangs up leaves a sandbox that lists and times out, never
-    /// half of one.
-    pub async fn create_sandbox(
-        &self,
-        caller: &Caller,
-        request: CreateSandboxRequest,
-        idempotency_key: Option<String>,
-    ) -> Result<CreateSandboxResponse> {
-        let (engine, caller) = (self.clone(), caller.clone());
-        let work = async move { engine.create(&caller, request, idempotency_key).await };
-        joined(self.inner.tasks.spawn(work).await)
-    }
-
-    async fn create(
-        &self,
-        caller: &Caller,
-        request: CreateSandboxRequest,
-        idempotency_key: Option<String>,
-    ) -> Result<CreateSandboxResponse> {
-        let began = Instant::now();
-        refuse_unserved(&request)?;
-        let envs = check_envs("envs", request.envs.as_ref())?;
-        let timeout_ms = request.timeout_ms.unwrap_or(CreateSandboxRequest::DEFAULT_TIMEOUT_MS);
-        if !(1..=MAX_TIMEOUT_MS).contains(&timeout_ms) {
-            return Err(Error::invalid(format!("timeout_ms is {timeout_ms}: it must be 1 to {MAX_TIMEOUT_MS}")));
-        }
-        if let Some(cwd) = &request.cwd {
-            check_workdir("cwd", cwd)?;
-        }
-        let reference = request.template.as_deref().unwrap_or(CreateSandboxRequest::DEFAULT_TEMPLATE);
-        let inner = &self.inner;
-        let resolved = inner.resolve(caller, reference).await?;
-        let runtime: Runtime = column("artifacts.runtime", &resolved.artifact.runtime.0)?;
-        let summary: SnapshotSummary = column("artifacts.snapshot", &resolved.artifact.snapshot)?;
-        if let Some(conflict) = summary.compatibility.conflict_with(inner.vmm.compatibility()) {
-            return Err(Error::new(
-                ErrorResponseCode::RebuildRequired,
-                format!("template {reference} cannot run on this host: {conflict}; build it again"),
-            ));
-        }
-        let config = Config {
-            vcpus: summary.vcpus,
-            memory_mb: summary.memory_mib,
-            disk_mb: u32::try_from(summary.disk_bytes >> 20).unwrap_or(u32::MAX),
-            timeout_ms,
-            cwd: request.cwd.clone().unwrap_or_else(|| runtime.workdir.clone()),
-            internet_access: request.internet_access.unwrap_or(true),
-        };
-        let permit = inner.admission.admit(config.memory_mb, config.vcpus).map_err(|full| Error {
-            retry_after: Some(Duration::from_secs(5)),
-            ..Error::new(ErrorResponseCode::CapacityExceeded, full.to_string())
-        })?;
-
-        let id = SandboxId::new();
-        let now = Timestamp::now();
-        let idempotency = match idempotency_key {
-            None => None,
-            Some(key) => Some(Idempotency { key, request_digest: digest(&request)? }),
-        };
-        let row = NewSandbox {
-            id,
-            artifact: resolved.artifact.id,
-            template_ref: reference.to_owned(),
-            config: json!(config),
-            metadata: json!(request.metadata.clone().unwrap_or_default()),
-            timeout_at: Some(now + SignedDuration::from_millis(timeout_ms.try_into().unwrap_or(i64::MAX))),
-            host: inner.config.host.clone(),
-            idempotency,
-        };
-        let inserted = inner.metadata.insert_sandbox(caller, row, now).await;
-        match inserted.map_err(|error| Error::store(error, || Error::template_not_found(reference)))? {
-            Inserted::Repeated(sandbox) => return created(&sandbox, Vec::new()),
-            Inserted::New(_) => {}
-        }
-        let restored = inner.restore(id, &resolved, summary, &config, permit).await;
-        let (machine, scratch) = match restored {
-            Ok(restored) => restored,
-            Err(error) => {
-                let status = (SandboxStatus::Error, Some("the snapshot could not be resumed"));
-                inner.set_status(id, status.0, status.1).await;
-                return Err(error);
-            }
-        };
-        let live = Arc::new(Live {
-            tenant: caller.tenant,
-            machine,
-            runtime,
-            envs,
-            cwd: config.cwd.clone(),
-            ended: CancellationToken::new(),
-            scratch: Mutex::new(Some(scratch)),
-        });
-        inner.sandboxes.lock().insert(id, Arc::clone(&live));
-        let status = inner.metadata.set_sandbox_status(id, SandboxStatus::Running, None, Timestamp::now()).await;
-        let sandbox = match status {
-            Ok(sandbox) => sandbox,
-            Err(error) => {
-                inner.end_sandbox(id, SandboxStatus::Error, Some("its start could not be recorded")).await;
-                return Err(error.into());
-            }
-        };
-        inner.watch(id, &live, sandbox.timeout_at);
-        let ms = began.elapsed().as_millis();
-        tracing::info!(sandbox_id = %id, template = reference, ms, "sandbox is running");
-        created(&sandbox, warnings(&request, &config))
-    }
-
     /// One sandbox of the caller's, also one that has ended.
     pub async fn get_sandbox(&self, caller: &Caller, id: &str) -> Result<SandboxInfo> {
         let sandbox = self.inner.metadata.get_sandbox(caller, parse(id)?).await;
@@ -240,11 +156,12 @@ impl Engine {
                 if !wanted {
                     continue;
                 }
-                page.sandboxes.push(info(&sandbox)?);
                 if page.sandboxes.len() == limit as usize {
-                    page.next_token = filter.after.map(|id| id.to_string());
+                    // Only this one more tells that there is a next page.
+                    page.next_token = page.sandboxes.last().map(|last| last.id.clone());
                     return Ok(page);
                 }
+                page.sandboxes.push(info(&sandbox)?);
             }
             if !full {
                 return Ok(page);
@@ -318,50 +235,24 @@ impl Engine {
 
     async fn live(&self, caller: &Caller, id: &str) -> Result<Arc<Live>> {
         let parsed = parse(id)?;
-        let live = self.inner.sandboxes.lock().get(&parsed).cloned();
-        match live {
-            Some(live) if live.tenant == caller.tenant => Ok(live),
-            Some(_) => Err(Error::sandbox_not_found(id)),
-            None => {
-                let sandbox = self.inner.metadata.get_sandbox(caller, parsed).await;
-                let sandbox = sandbox.map_err(|error| Error::store(error, || Error::sandbox_not_found(id)))?;
-                if sandbox.status == SandboxStatus::Creating {
-                    let message = format!("sandbox {id} is not running yet; try again");
-                    return Err(Error::new(ErrorResponseCode::SandboxNotReady, message));
-                }
-                Err(Error::sandbox_not_found(id))
-            }
+        let place = self.inner.sandboxes.lock().get(&parsed).cloned();
+        let starts = match place {
+            Some(Some(live)) if live.tenant == caller.tenant => return Ok(live),
+            Some(Some(_)) => return Err(Error::sandbox_not_found(id)),
+            Some(None) => true,
+            None => false,
+        };
+        let sandbox = self.inner.metadata.get_sandbox(caller, parsed).await;
+        let sandbox = sandbox.map_err(|error| Error::store(error, || Error::sandbox_not_found(id)))?;
+        if starts || sandbox.status == SandboxStatus::Creating {
+            let message = format!("sandbox {id} is not running yet; try again");
+            return Err(Error::new(ErrorResponseCode::SandboxNotReady, message));
         }
+        Err(Error::sandbox_not_found(id))
     }
 }
 
 impl Inner {
-    async fn restore(
-        &self,
-        id: SandboxId,
-        resolved: &Resolved,
-        summary: SnapshotSummary,
-        config: &Config,
-        permit: crate::admission::Permit,
-    ) -> Result<(Machine, Scratch)> {
-        let scratch = self.files.scratch()?;
-        let spec = RestoreSpec {
-            id: format!("sb-{}", id.uuid().as_simple()),
-            base: Some(self.files.rootfs_path(&resolved.artifact.rootfs.file)?),
-            snapshot_dir: self.files.artifact_dir(&resolved.artifact.folder)?,
-            summary,
-            network: if config.internet_access { Network::Internet } else { Network::Isolated },
-            work_dir: scratch.path().to_owned(),
-        };
-        match Machine::restore(self.vmm.as_ref(), spec, permit).await {
-            Ok(machine) => Ok((machine, scratch)),
-            Err(MachineError::Vmm(VmmError::Incompatible(why))) => {
-                Err(Error::new(ErrorResponseCode::IncompatibleSnapshot, format!("{why}; build the template again")))
-            }
-            Err(error) => Err(Error::internal("resume a snapshot", &error)),
-        }
-    }
-
     /// Ends the sandbox when its time is up or its machine has ended.
     fn watch(self: &Arc<Self>, id: SandboxId, live: &Arc<Live>, timeout_at: Option<Timestamp>) {
         let inner = Arc::clone(self);
@@ -389,12 +280,9 @@ impl Inner {
 
     /// Ends the machine, removes what it had, and records the end. Whoever comes second finds nothing to do.
     async fn end_sandbox(&self, id: SandboxId, status: SandboxStatus, reason: Option<&str>) {
-        let live = self.sandboxes.lock().remove(&id);
-        if let Some(live) = live {
-            live.ended.cancel();
-            live.machine.end().await;
-            let scratch = live.scratch.lock().unwrap_or_else(PoisonError::into_inner).take();
-            drop(scratch);
+        let place = self.sandboxes.lock().remove(&id);
+        if let Some(Some(live)) = place {
+            live.end().await;
         }
         self.set_status(id, status, reason).await;
         self.collect.notify_one();
@@ -425,49 +313,6 @@ fn joined<T>(done: std::result::Result<Result<T>, tokio::task::JoinError>) -> Re
 
 fn parse(id: &str) -> Result<SandboxId> {
     id.parse().map_err(|_| Error::sandbox_not_found(id))
-}
-
-/// What the contract knows and this version does not serve is refused, never ignored.
-fn refuse_unserved(request: &CreateSandboxRequest) -> Result<()> {
-    let network = request.network.as_ref().is_some_and(|network| *network != Default::default());
-    let pauses = request.lifecycle.as_ref().and_then(|lifecycle| lifecycle.on_timeout);
-    for (field, given) in [
-        ("snapshot_id", request.snapshot_id.is_some()),
-        ("warm_pool", request.warm_pool.is_some()),
-        ("desktop", request.desktop.is_some()),
-        ("network", network),
-        ("volumes", request.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty())),
-        ("timeout_action hibernate", request.timeout_action == Some(SandboxTimeoutAction::Hibernate)),
-        ("lifecycle.on_timeout pause", pauses == Some(LifecycleConfigOnTimeout::Pause)),
-        ("inactivity_timeout_ms", request.inactivity_timeout_ms.is_some()),
-        ("auto_delete_after_ms", request.auto_delete_after_ms.is_some()),
-        ("auto_resume", request.auto_resume == Some(true)),
-    ] {
-        if given {
-            return Err(Error::not_implemented(format!("{field} is not in this version: leave it out")));
-        }
-    }
-    Ok(())
-}
-
-fn warnings(request: &CreateSandboxRequest, config: &Config) -> Vec<String> {
-    [
-        ("vcpus", request.vcpus, config.vcpus),
-        ("memory_mb", request.memory_mb, config.memory_mb),
-        ("disk_mb", request.disk_mb, config.disk_mb),
-    ]
-    .into_iter()
-    .filter_map(|(field, asked, has)| match asked {
-        Some(asked) if asked != has => Some(format!("{field} is {has}, as in the template, not {asked}")),
-        _ => None,
-    })
-    .collect()
-}
-
-/// Digest of a request, to tell a repetition from another request under the same idempotency key.
-fn digest(request: &CreateSandboxRequest) -> Result<String> {
-    let bytes = serde_json::to_vec(request).map_err(|error| Error::internal("digest a request", &error))?;
-    Ok(blake3::hash(&bytes).to_hex().to_string())
 }
 
 fn command(live: &Live, request: &ExecRequest) -> Result<Exec> {
@@ -526,73 +371,5 @@ fn exec_error(error: AgentError, command: &str) -> Error {
             tracing::warn!(error = %chain(&other), "exec failed");
             Error::new(ErrorResponseCode::ExecFailed, "the sandbox stopped answering; create a new one")
         }
-    }
-}
-
-fn created(sandbox: &Sandbox, warnings: Vec<String>) -> Result<CreateSandboxResponse> {
-    let info = info(sandbox)?;
-    Ok(CreateSandboxResponse {
-        id: info.id,
-        status: info.status,
-        config: info.config,
-        template: info.template,
-        created_at: info.created_at,
-        metadata: info.metadata,
-        started_at: info.started_at,
-        timeout_ms: info.timeout_ms,
-        timeout_at: info.timeout_at,
-        expires_at: info.expires_at,
-        timeout_action: info.timeout_action,
-        cwd: info.cwd,
-        traffic_access_token: None,
-        warm_pool_checkout: None,
-        warnings,
-    })
-}
-
-fn info(sandbox: &Sandbox) -> Result<SandboxInfo> {
-    let config: Config = column("sandboxes.config", &sandbox.config)?;
-    let metadata: JsonObject = column("sandboxes.metadata", &sandbox.metadata)?;
-    let left = |at: Timestamp| u64::try_from(at.duration_since(Timestamp::now()).as_millis()).unwrap_or(0);
-    Ok(SandboxInfo {
-        id: sandbox.id.to_string(),
-        status: status_to_wire(sandbox.status),
-        config: SandboxConfig { vcpus: config.vcpus, memory_mb: config.memory_mb, disk_mb: Some(config.disk_mb) },
-        template: sandbox.template_ref.clone(),
-        created_at: sandbox.created_at.into(),
-        metadata: Some(metadata),
-        started_at: sandbox.started_at.map(Into::into),
-        timeout_ms: Some(config.timeout_ms),
-        timeout_at: sandbox.timeout_at.map(Into::into),
-        expires_at: sandbox.timeout_at.map(Into::into),
-        remaining_ms: sandbox.timeout_at.filter(|_| !sandbox.status.is_final()).map(left),
-        timeout_action: Some(SandboxTimeoutAction::Destroy),
-        last_active_at: None,
-        inactivity_timeout_ms: None,
-        auto_delete_after_ms: None,
-        ephemeral: None,
-        cwd: Some(config.cwd),
-        snapshot_id: None,
-        warm_pool_checkout: None,
-    })
-}
-
-fn status_to_wire(status: SandboxStatus) -> WireStatus {
-    match status {
-        SandboxStatus::Creating => WireStatus::Creating,
-        SandboxStatus::Running => WireStatus::Running,
-        SandboxStatus::Paused => WireStatus::Paused,
-        SandboxStatus::Destroyed => WireStatus::Destroyed,
-        SandboxStatus::Error => WireStatus::Error,
-    }
-}
-
-fn status_to_store(status: WireStatus) -> SandboxStatus {
-    match status {
-        WireStatus::Creating => SandboxStatus::Creating,
-        WireStatus::Running => SandboxStatus::Running,
-        WireStatus::Paused => SandboxStatus::Paused,
-        WireStatus::Destroyed => SandboxStatus::Destroyed,
-        WireStatus::Error => SandboxStatus::Error,
     }
 }

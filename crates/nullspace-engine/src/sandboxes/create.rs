@@ -1,0 +1,260 @@
+//! Making a sandbox.
+//!
+//! ```text
+//!   resolve, admit ──┬── machine:  start the VMM ──resumed──> give the guest its identity ──┬── live
+//!                    └── database: insert `creating` ········> set `running` ───────────────┘
+//! ```
+//! Each commit waits for the disk, so the two go side by side. What keeps this safe:
+//! - Who loses the race against a deleted template learns it from the insert, whose answer comes before the machine's:
+//!   the machine, whatever became of it, is ended. Once the row is there, the artifact is in use and stays.
+//! - A request with an idempotency key is inserted first: a repetition starts no machine.
+//! - A sandbox that is ended while it starts loses its place among the sandboxes of this process; its machine is ended
+//!   as soon as it could have been used.
+//! - A killed service takes its machines along, and the next start ends the rows that it left.
+
+use std::future::ready;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures::future::Either;
+use jiff::{SignedDuration, Timestamp};
+use nullspace_api::{
+    CreateSandboxRequest, CreateSandboxResponse, ErrorResponseCode, LifecycleConfigOnTimeout, SandboxTimeoutAction,
+};
+use nullspace_store::{
+    Caller, Idempotency, Inserted, NewSandbox, Resolved, SandboxId, SandboxStatus, Scratch, StoreError,
+};
+use nullspace_vmm::{Network, RestoreSpec, SnapshotSummary, VmmError};
+use serde_json::json;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::answers::created;
+use super::{Config, Live, joined};
+use crate::admission::Permit;
+use crate::error::{Error, Result};
+use crate::machine::{Machine, MachineError};
+use crate::plan::Runtime;
+use crate::records::column;
+use crate::validate::{check_envs, check_workdir};
+use crate::{Engine, Inner};
+
+/// Longest life that a create may ask for.
+const MAX_TIMEOUT_MS: u64 = 24 * 3600 * 1000;
+
+impl Engine {
+    /// Resumes a template's snapshot. Returns when the guest is a new one and answers.
+    ///
+    /// Dropping the future does not stop the work: a caller who hangs up leaves a sandbox that lists and times out, never
+    /// half of one.
+    pub async fn create_sandbox(
+        &self,
+        caller: &Caller,
+        request: CreateSandboxRequest,
+        idempotency_key: Option<String>,
+    ) -> Result<CreateSandboxResponse> {
+        let (engine, caller) = (self.clone(), caller.clone());
+        let work = async move { engine.create(&caller, request, idempotency_key).await };
+        joined(self.inner.tasks.spawn(work).await)
+    }
+
+    async fn create(
+        &self,
+        caller: &Caller,
+        request: CreateSandboxRequest,
+        idempotency_key: Option<String>,
+    ) -> Result<CreateSandboxResponse> {
+        let began = Instant::now();
+        refuse_unserved(&request)?;
+        let envs = check_envs("envs", request.envs.as_ref())?;
+        let timeout_ms = request.timeout_ms.unwrap_or(CreateSandboxRequest::DEFAULT_TIMEOUT_MS);
+        if !(1..=MAX_TIMEOUT_MS).contains(&timeout_ms) {
+            return Err(Error::invalid(format!("timeout_ms is {timeout_ms}: it must be 1 to {MAX_TIMEOUT_MS}")));
+        }
+        if let Some(cwd) = &request.cwd {
+            check_workdir("cwd", cwd)?;
+        }
+        let reference = request.template.as_deref().unwrap_or(CreateSandboxRequest::DEFAULT_TEMPLATE);
+        let inner = &self.inner;
+        let resolved = inner.resolve(caller, reference).await?;
+        let runtime: Runtime = column("artifacts.runtime", &resolved.artifact.runtime.0)?;
+        let summary: SnapshotSummary = column("artifacts.snapshot", &resolved.artifact.snapshot)?;
+        if let Some(conflict) = summary.compatibility.conflict_with(inner.vmm.compatibility()) {
+            return Err(Error::new(
+                ErrorResponseCode::RebuildRequired,
+                format!("template {reference} cannot run on this host: {conflict}; build it again"),
+            ));
+        }
+        let config = Config {
+            vcpus: summary.vcpus,
+            memory_mb: summary.memory_mib,
+            disk_mb: u32::try_from(summary.disk_bytes >> 20).unwrap_or(u32::MAX),
+            timeout_ms,
+            cwd: request.cwd.clone().unwrap_or_else(|| runtime.workdir.clone()),
+            internet_access: request.internet_access.unwrap_or(true),
+        };
+        let permit = inner.admission.admit(config.memory_mb, config.vcpus).map_err(|full| Error {
+            retry_after: Some(Duration::from_secs(5)),
+            ..Error::new(ErrorResponseCode::CapacityExceeded, full.to_string())
+        })?;
+
+        let id = SandboxId::new();
+        let now = Timestamp::now();
+        let idempotency = match idempotency_key {
+            None => None,
+            Some(key) => Some(Idempotency { key, request_digest: digest(&request)? }),
+        };
+        let row = NewSandbox {
+            id,
+            artifact: resolved.artifact.id,
+            template_ref: reference.to_owned(),
+            config: json!(config),
+            metadata: json!(request.metadata.clone().unwrap_or_default()),
+            timeout_at: Some(now + SignedDuration::from_millis(timeout_ms.try_into().unwrap_or(i64::MAX))),
+            host: inner.config.host.clone(),
+            idempotency,
+        };
+        let repeatable = row.idempotency.is_some();
+        let insert = async {
+            match inner.metadata.insert_sandbox(caller, row, now).await {
+                Ok(Inserted::New(_)) => Ok(None),
+                Ok(Inserted::Repeated(sandbox)) => Ok(Some(sandbox)),
+                Err(error) => Err(Error::store(error, || Error::template_not_found(reference))),
+            }
+        };
+        let insert = if repeatable {
+            match insert.await? {
+                Some(sandbox) => return created(&sandbox, Vec::new()),
+                None => Either::Left(ready(Ok(None))),
+            }
+        } else {
+            Either::Right(insert)
+        };
+        let (resumed, is_resumed) = oneshot::channel();
+        let record = async {
+            insert.await?;
+            if is_resumed.await.is_err() {
+                return Ok(Err(StoreError::Conflict { what: "the sandbox has no machine".to_owned() }));
+            }
+            Ok(inner.metadata.set_sandbox_status(id, SandboxStatus::Running, None, Timestamp::now()).await)
+        };
+        inner.sandboxes.begin(id);
+        let restore = inner.restore(id, &resolved, summary, &config, permit, resumed);
+        let failed = |reason| inner.end_sandbox(id, SandboxStatus::Error, Some(reason));
+        let (sandbox, machine, scratch) = match tokio::join!(record, restore) {
+            (Ok(Ok(sandbox)), Ok((machine, scratch))) => (sandbox, machine, scratch),
+            (Ok(Err(error)), Ok((machine, scratch))) => {
+                discard(machine, scratch).await;
+                failed("its start could not be recorded").await;
+                return Err(error.into());
+            }
+            (Ok(_), Err(error)) => {
+                failed("the snapshot could not be resumed").await;
+                return Err(error);
+            }
+            (Err(error), restored) => {
+                if let Ok((machine, scratch)) = restored {
+                    discard(machine, scratch).await;
+                }
+                inner.sandboxes.forget(id);
+                return Err(error);
+            }
+        };
+        let live = Arc::new(Live {
+            tenant: caller.tenant,
+            machine,
+            runtime,
+            envs,
+            cwd: config.cwd.clone(),
+            ended: CancellationToken::new(),
+            scratch: Mutex::new(Some(scratch)),
+        });
+        if !inner.sandboxes.run(id, &live) {
+            live.end().await;
+            return Err(Error::sandbox_not_found(&id.to_string()));
+        }
+        inner.watch(id, &live, sandbox.timeout_at);
+        let ms = began.elapsed().as_millis();
+        tracing::info!(sandbox_id = %id, template = reference, ms, "sandbox is running");
+        created(&sandbox, warnings(&request, &config))
+    }
+}
+
+impl Inner {
+    /// Resumes the snapshot for a sandbox. `resumed` is told when the machine runs, and dropped when it never will.
+    async fn restore(
+        &self,
+        id: SandboxId,
+        resolved: &Resolved,
+        summary: SnapshotSummary,
+        config: &Config,
+        permit: Permit,
+        resumed: oneshot::Sender<()>,
+    ) -> Result<(Machine, Scratch)> {
+        let scratch = self.files.scratch()?;
+        let spec = RestoreSpec {
+            id: format!("sb-{}", id.uuid().as_simple()),
+            base: Some(self.files.rootfs_path(&resolved.artifact.rootfs.file)?),
+            snapshot_dir: self.files.artifact_dir(&resolved.artifact.folder)?,
+            summary,
+            network: if config.internet_access { Network::Internet } else { Network::Isolated },
+            work_dir: scratch.path().to_owned(),
+        };
+        match Machine::restore(self.vmm.as_ref(), spec, permit, resumed).await {
+            Ok(machine) => Ok((machine, scratch)),
+            Err(MachineError::Vmm(VmmError::Incompatible(why))) => {
+                Err(Error::new(ErrorResponseCode::IncompatibleSnapshot, format!("{why}; build the template again")))
+            }
+            Err(error) => Err(Error::internal("resume a snapshot", &error)),
+        }
+    }
+}
+
+/// Ends a machine that nobody will use, and removes what it had.
+async fn discard(machine: Machine, scratch: Scratch) {
+    machine.end().await;
+    drop(scratch);
+}
+
+/// What the contract knows and this version does not serve is refused, never ignored.
+fn refuse_unserved(request: &CreateSandboxRequest) -> Result<()> {
+    let network = request.network.as_ref().is_some_and(|network| *network != Default::default());
+    let pauses = request.lifecycle.as_ref().and_then(|lifecycle| lifecycle.on_timeout);
+    for (field, given) in [
+        ("snapshot_id", request.snapshot_id.is_some()),
+        ("warm_pool", request.warm_pool.is_some()),
+        ("desktop", request.desktop.is_some()),
+        ("network", network),
+        ("volumes", request.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty())),
+        ("timeout_action hibernate", request.timeout_action == Some(SandboxTimeoutAction::Hibernate)),
+        ("lifecycle.on_timeout pause", pauses == Some(LifecycleConfigOnTimeout::Pause)),
+        ("inactivity_timeout_ms", request.inactivity_timeout_ms.is_some()),
+        ("auto_delete_after_ms", request.auto_delete_after_ms.is_some()),
+        ("auto_resume", request.auto_resume == Some(true)),
+    ] {
+        if given {
+            return Err(Error::not_implemented(format!("{field} is not in this version: leave it out")));
+        }
+    }
+    Ok(())
+}
+
+fn warnings(request: &CreateSandboxRequest, config: &Config) -> Vec<String> {
+    [
+        ("vcpus", request.vcpus, config.vcpus),
+        ("memory_mb", request.memory_mb, config.memory_mb),
+        ("disk_mb", request.disk_mb, config.disk_mb),
+    ]
+    .into_iter()
+    .filter_map(|(field, asked, has)| match asked {
+        Some(asked) if asked != has => Some(format!("{field} is {has}, as in the template, not {asked}")),
+        _ => None,
+    })
+    .collect()
+}
+
+/// Digest of a request, to tell a repetition from another request under the same idempotency key.
+fn digest(request: &CreateSandboxRequest) -> Result<String> {
+    let bytes = serde_json::to_vec(request).map_err(|error| Error::internal("digest a request", &error))?;
+    Ok(blake3::hash(&bytes).to_hex().to_string())
+}
