@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
@@ -21,6 +22,11 @@ use super::{NetConfig, rules, tap};
 
 /// More machines than this on one host would need another look at much else.
 const MAX_SLOTS: u32 = 16_384;
+/// Making a namespace takes 15 ms of a processor. A machine that was just given one is starting, and shall have it:
+/// the next spare waits until nobody has asked for so long,
+const QUIET: Duration = Duration::from_millis(300);
+/// or until one has been missing for so long.
+const OVERDUE: Duration = Duration::from_secs(2);
 
 pub(super) enum Request {
     Acquire { uplink: bool, owner: Option<u32>, reply: oneshot::Sender<Result<Made, VmmError>> },
@@ -146,12 +152,16 @@ impl<'a> Worker<'a> {
     }
 
     fn serve(&mut self, inbox: &mpsc::Receiver<Request>) {
+        let mut last_start = None;
+        let mut missing_since = Instant::now();
         loop {
             let wants_spare = !self.spares_fail && self.spares.len() < self.config.spare;
             let request = if wants_spare {
-                match inbox.try_recv() {
+                let quiet = last_start.map_or(missing_since, |start: Instant| start + QUIET);
+                let due = quiet.min(missing_since + OVERDUE);
+                match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
                     Ok(request) => request,
-                    Err(mpsc::TryRecvError::Empty) => {
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
                         match self.make(true) {
                             Ok(spare) => self.spares.push_back(spare),
                             Err(error) => {
@@ -161,10 +171,12 @@ impl<'a> Worker<'a> {
                         }
                         continue;
                     }
-                    Err(mpsc::TryRecvError::Disconnected) => return,
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 }
             } else {
-                match inbox.recv() {
+                let request = inbox.recv();
+                missing_since = Instant::now();
+                match request {
                     Ok(request) => request,
                     Err(_) => return,
                 }
@@ -175,6 +187,7 @@ impl<'a> Worker<'a> {
                     if made.is_ok() {
                         self.spares_fail = false;
                     }
+                    last_start = Some(Instant::now());
                     if let Err(Ok(unwanted)) = reply.send(made) {
                         // The caller stopped waiting.
                         self.release(unwanted);
