@@ -1,5 +1,5 @@
 # make demo    one template from nothing to a sandbox, with real output
-# make test    everything: format, lints, unit and end-to-end tests on real microVMs
+# make test    everything: format, lints, unit and end-to-end tests on real microVMs, both drivers
 # What each target installs is listed in scripts/packages.txt.
 
 SHELL := /bin/bash
@@ -11,7 +11,7 @@ export PATH
 GUEST  := target/guest
 TRIPLE := x86_64-unknown-linux-gnu
 
-.PHONY: build guest base demo test lint unit bench-restore clean-data setup-%
+.PHONY: build guest base demo test test-firecracker lint bench-restore
 
 setup-%:
 	@scripts/setup.sh $(subst -, ,$*)
@@ -38,8 +38,14 @@ lint:
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps --document-private-items --quiet
 
-test: setup-run-test guest base lint
+test: setup-run-test guest base lint test-firecracker
 	cargo nextest run --release --locked --workspace
+
+## the same drivers' and service's tests on a real Firecracker, in a nested host whose KVM works
+test-firecracker: setup-run-test guest setup-base
+	scripts/fetch-firecracker.sh
+	tests/nested/firecracker.sh
+	tests/nested/service.sh
 
 ## create -> first exec answered, against the same VMM driven by a bare script
 bench-restore: setup-run-test guest base
