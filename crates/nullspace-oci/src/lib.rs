@@ -8,7 +8,7 @@
 //!                                        ContentSink ◀── file bytes ─┴─▶ MergedTree: names, metadata, content handles
 //! ```
 //!
-//! - [`reference`], [`digest`], [`platform`], [`manifest`], [`config`]: what images are called and what they say of
+//! - [`mod@reference`], [`digest`], [`platform`], [`manifest`], [`config`]: what images are called and what they say of
 //!   themselves; parsing only.
 //! - [`layout`]: images in a folder or tar on this machine.
 //! - [`registry`]: the distribution protocol, with mirrors, credentials, retries and checked digests.

@@ -16,8 +16,8 @@ use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::credentials::Credentials;
 use super::error::{At, RegistryError};
+use super::exchange::Login;
 use super::http::{Answer, Get, Http, host_port};
 
 /// Largest answer of a token server, bytes.
@@ -33,17 +33,18 @@ pub(super) enum Access {
     #[default]
     Open,
     /// The endpoint wants Basic.
-    Basic,
+    Basic(Login),
     /// The endpoint wants this token.
     Bearer { token: SecretString, until: Instant },
 }
 
 impl Access {
     /// The header to send, if any. An expired token is not sent: the 401 brings a new one.
-    pub(super) fn header(&self, credentials: &Credentials) -> Option<HeaderValue> {
+    pub(super) fn header(&self) -> Option<HeaderValue> {
         match self {
             Access::Open => None,
-            Access::Basic => basic(credentials),
+            Access::Basic(login) if login.is_current() => basic(login),
+            Access::Basic(_) => None,
             Access::Bearer { token, until } if Instant::now() < *until => {
                 secret_header(&format!("Bearer {}", token.expose_secret()))
             }
@@ -52,14 +53,9 @@ impl Access {
     }
 }
 
-fn basic(credentials: &Credentials) -> Option<HeaderValue> {
-    match credentials {
-        Credentials::Anonymous => None,
-        Credentials::Basic { username, password } => {
-            let pair = format!("{username}:{}", password.expose_secret());
-            secret_header(&format!("Basic {}", STANDARD.encode(pair)))
-        }
-    }
+fn basic(login: &Login) -> Option<HeaderValue> {
+    let pair = format!("{}:{}", login.username, login.password.expose_secret());
+    secret_header(&format!("Basic {}", STANDARD.encode(pair)))
 }
 
 /// A header value that `Debug` does not show.
@@ -88,19 +84,16 @@ pub(super) async fn answer(
     registry: &Url,
     challenges: &[String],
     message: String,
-    credentials: &Credentials,
+    login: Option<Login>,
     at: &At,
 ) -> Result<Access, RegistryError> {
     let denied = |message| RegistryError::Unauthorized { at: at.clone(), message };
     let parsed: Vec<Challenge> = challenges.iter().flat_map(|header| parse(header)).collect();
     if let Some(bearer) = parsed.iter().find(|challenge| challenge.scheme == "bearer") {
-        return token(http, registry, bearer, credentials, at).await;
+        return token(http, registry, bearer, login, at).await;
     }
     if parsed.iter().any(|challenge| challenge.scheme == "basic") {
-        return match credentials {
-            Credentials::Anonymous => Err(denied(message)),
-            Credentials::Basic { .. } => Ok(Access::Basic),
-        };
+        return login.map(Access::Basic).ok_or_else(|| denied(message));
     }
     Err(denied(message))
 }
@@ -109,7 +102,7 @@ async fn token(
     http: &Http,
     registry: &Url,
     challenge: &Challenge,
-    credentials: &Credentials,
+    login: Option<Login>,
     at: &At,
 ) -> Result<Access, RegistryError> {
     let protocol = |reason: &str| RegistryError::Protocol { at: at.clone(), reason: reason.to_owned() };
@@ -127,12 +120,12 @@ async fn token(
         }
         let pull = format!("repository:{}:pull", at.repository());
         query.append_pair("scope", challenge.parameter("scope").unwrap_or(&pull));
-        if let Credentials::Basic { username, .. } = credentials {
-            query.append_pair("account", username);
+        if let Some(login) = &login {
+            query.append_pair("account", &login.username);
         }
     }
     let token_at = At::new(host_port(&url), at.repository(), "token");
-    let get = Get { url, accept: Some("application/json"), authorization: basic(credentials), offset: 0 };
+    let get = Get { url, accept: Some("application/json"), authorization: login.as_ref().and_then(basic), offset: 0 };
     let response = match http.get(&get, &token_at).await? {
         Answer::Success(response) => response,
         Answer::Challenge { message, .. } => return Err(RegistryError::Unauthorized { at: token_at, message }),
@@ -246,12 +239,13 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown() {
-        let credentials = Credentials::Basic { username: "u".to_owned(), password: "hunter2".into() };
-        let header = Access::Basic.header(&credentials).unwrap();
-        assert_eq!(header.to_str().unwrap(), format!("Basic {}", STANDARD.encode("u:hunter2")));
-        let access = Access::Bearer { token: "hunter2".into(), until: Instant::now() };
-        for shown in [format!("{credentials:?}"), format!("{header:?}"), format!("{access:?}")] {
-            assert!(!shown.contains("hunter2") && !shown.contains(&STANDARD.encode("u:hunter2")), "{shown}");
+        let access = Access::Bearer { token: "hunter2".into(), until: Instant::now() + RENEW_BEFORE };
+        let header = access.header().unwrap();
+        assert_eq!(header.to_str().unwrap(), "Bearer hunter2");
+        let expired = Access::Bearer { token: "hunter2".into(), until: Instant::now() };
+        assert!(expired.header().is_none());
+        for shown in [format!("{header:?}"), format!("{access:?}")] {
+            assert!(!shown.contains("hunter2"), "{shown}");
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::reference::{DEFAULT_REGISTRY, Reference};
 use super::auth::{self, Access};
 use super::credentials::Credentials;
 use super::error::{At, RegistryError};
+use super::exchange;
 use super::http::{Answer, Get, Http, host_port, is_loopback_host};
 use super::settings::RegistryConfig;
 
@@ -141,7 +142,9 @@ impl Endpoint {
             Answer::Success(response) => return Ok(response),
             Answer::Challenge { challenges, message } => (challenges, message),
         };
-        let access = auth::answer(http, &base, &challenges, message, &self.credentials, &at).await?;
+        let registry = base.host_str().unwrap_or_default();
+        let login = exchange::login(http, registry, &self.repository, &self.credentials).await?;
+        let access = auth::answer(http, &base, &challenges, message, login, &at).await?;
         *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
         get.authorization = self.authorization();
         match http.get(&get, &at).await? {
@@ -151,7 +154,7 @@ impl Endpoint {
     }
 
     fn authorization(&self) -> Option<HeaderValue> {
-        self.access.lock().unwrap_or_else(PoisonError::into_inner).header(&self.credentials)
+        self.access.lock().unwrap_or_else(PoisonError::into_inner).header()
     }
 
     fn base(&self) -> Base {

@@ -48,6 +48,13 @@ pub(super) struct Get<'a> {
     pub(super) offset: u64,
 }
 
+/// One POST. It is not redirected.
+pub(super) struct Post {
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    pub(super) body: String,
+}
+
 impl Http {
     pub(super) fn new(config: RegistryConfig) -> Result<Http, RegistryError> {
         let setup = |reason: String| RegistryError::Setup(reason);
@@ -88,13 +95,35 @@ impl Http {
 
     /// Sends a GET until it is answered, retrying what may pass, and following redirects.
     pub(super) async fn get(&self, get: &Get<'_>, at: &At) -> Result<Answer, RegistryError> {
+        self.retried(|| self.try_get(get, at)).await
+    }
+
+    /// Sends a POST that may be sent twice, until it is answered with success; returns the answer's body.
+    pub(super) async fn post(&self, post: &Post, limit: u64, at: &At) -> Result<Vec<u8>, RegistryError> {
+        let too_long = || RegistryError::Protocol { at: at.clone(), reason: "the answer is too long".to_owned() };
+        let once = || async {
+            let client = self.client(&post.url);
+            let request = client.post(post.url.clone()).headers(post.headers.clone()).body(post.body.clone());
+            let response = self.answered(request, at).await?;
+            if !response.status().is_success() {
+                return Err(self.refusal(response, at).await);
+            }
+            self.body(response, limit, at).await?.ok_or_else(too_long)
+        };
+        self.retried(once).await
+    }
+
+    async fn retried<T, F>(&self, attempt: impl FnMut() -> F) -> Result<T, RegistryError>
+    where
+        F: Future<Output = Result<T, RegistryError>>,
+    {
         let policy = ExponentialBuilder::default()
             .with_jitter()
             .with_min_delay(self.config.backoff)
             .with_max_delay(self.config.max_backoff)
             .with_max_times(self.config.attempts.saturating_sub(1));
         let max = self.config.max_backoff;
-        (|| self.try_get(get, at))
+        attempt
             .retry(policy)
             .when(|error| error.is_retryable() && !matches!(wait_of(error), Some(wait) if wait > max))
             .adjust(|error, planned| planned.map(|planned| wait_of(error).map_or(planned, |wait| wait.max(planned))))
@@ -148,10 +177,17 @@ impl Http {
         {
             headers.insert(RANGE, range);
         }
-        let client = if is_loopback(url) { &self.loopback } else { &self.outside };
+        self.answered(self.client(url).get(url.clone()).headers(headers), at).await
+    }
+
+    fn client(&self, url: &Url) -> &Client {
+        if is_loopback(url) { &self.loopback } else { &self.outside }
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    async fn answered(&self, request: reqwest::RequestBuilder, at: &At) -> Result<Response, RegistryError> {
         let unreachable = |reason| RegistryError::Unreachable { at: at.clone(), reason };
-        match tokio::time::timeout(self.config.timeouts.response, client.get(url.clone()).headers(headers).send()).await
-        {
+        match tokio::time::timeout(self.config.timeouts.response, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(unreachable(reason(error))),
             Err(_) => Err(unreachable(format!("no answer within {} s", self.config.timeouts.response.as_secs_f32()))),
@@ -162,8 +198,8 @@ impl Http {
     /// answers 400; that is no yes.
     pub(super) async fn speaks(&self, base: &Url) -> bool {
         let Ok(url) = base.join("/v2/") else { return false };
-        let client = if is_loopback(&url) { &self.loopback } else { &self.outside };
-        let answer = tokio::time::timeout(self.config.timeouts.connect, client.get(url).send()).await;
+        let request = self.client(&url).get(url);
+        let answer = tokio::time::timeout(self.config.timeouts.connect, request.send()).await;
         matches!(answer, Ok(Ok(response)) if response.status() != StatusCode::BAD_REQUEST)
     }
 

@@ -24,6 +24,7 @@ mod blob;
 mod credentials;
 mod endpoint;
 mod error;
+mod exchange;
 mod http;
 mod repository;
 mod settings;

@@ -29,6 +29,11 @@ pub struct RegistryConfig {
     pub max_layers: usize,
     /// `User-Agent`.
     pub user_agent: String,
+    /// Where ECR logins are asked for instead of the region's own API: a VPC endpoint. ECR credentials then serve for
+    /// registries of any name.
+    pub ecr_endpoint: Option<Url>,
+    /// Where Google service accounts are exchanged instead of Google's own token server, likewise.
+    pub gcp_token_url: Option<Url>,
 }
 
 impl Default for RegistryConfig {
@@ -43,6 +48,8 @@ impl Default for RegistryConfig {
             max_backoff: Duration::from_secs(20),
             max_layers: 256,
             user_agent: concat!("nullspace/", env!("CARGO_PKG_VERSION")).to_owned(),
+            ecr_endpoint: None,
+            gcp_token_url: None,
         }
     }
 }

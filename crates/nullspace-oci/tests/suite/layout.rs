@@ -24,7 +24,7 @@ fn name_of(blob: &crate::support::image::Blob) -> String {
 }
 
 /// The files of a layout with these images, each with a name and a platform or none.
-fn files(images: &[(&Image, Option<&str>, Option<Value>)]) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn files(images: &[(&Image, Option<&str>, Option<Value>)]) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())];
     let mut entries = Vec::new();
     for (image, name, platform) in images {
@@ -44,7 +44,7 @@ fn files(images: &[(&Image, Option<&str>, Option<Value>)]) -> Vec<(String, Vec<u
     files
 }
 
-fn folder(files: &[(String, Vec<u8>)]) -> tempfile::TempDir {
+pub(crate) fn folder(files: &[(String, Vec<u8>)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
         let path = folder.path().join(name);

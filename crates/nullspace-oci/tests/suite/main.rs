@@ -12,3 +12,4 @@ mod merge_model;
 mod registry;
 mod support;
 mod tar_reader;
+mod umoci;

@@ -291,7 +291,7 @@ fn item() -> impl Strategy<Value = Item> {
     ]
 }
 
-fn stack() -> impl Strategy<Value = Vec<Vec<Item>>> {
+pub(crate) fn stack() -> impl Strategy<Value = Vec<Vec<Item>>> {
     prop::collection::vec(prop::collection::vec(item(), 0..7), 1..5)
 }
 

@@ -635,3 +635,89 @@ async fn cancelled_import_ends_at_once() {
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     }
 }
+
+/// A registry that takes one Basic login.
+fn guarded(login: &'static str) -> Server {
+    Server::of_image(small(), move |request| match request.headers.get("authorization") {
+        Some(given) if *given == format!("Basic {}", STANDARD.encode(login)) => None,
+        _ if request.target == "/v2/" => None,
+        _ => Some(Answer::new(401, "").header("WWW-Authenticate", r#"Basic realm="x""#)),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn aws_identity_is_exchanged_for_an_ecr_login() {
+    let api = Server::start(|request| {
+        let header = |name: &str| request.headers.get(name).map(String::as_str).unwrap_or_default();
+        assert_eq!(header("x-amz-target"), "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken");
+        assert!(!format!("{:?}", request.headers).contains(PASSWORD), "the secret key must not be sent");
+        let authorization = header("authorization");
+        if !authorization.starts_with("AWS4-HMAC-SHA256 Credential=AKID/") {
+            return Answer::new(400, r#"{"__type":"UnrecognizedClientException"}"#);
+        }
+        assert!(authorization.contains("/eu-central-1/ecr/aws4_request"), "{authorization}");
+        assert!(authorization.contains("SignedHeaders=content-type;host;x-amz-date;x-amz-security-token;x-amz-target"));
+        assert_eq!(header("x-amz-security-token"), "session");
+        let token = STANDARD.encode("AWS:ecr-password");
+        Answer::new(200, format!(r#"{{"authorizationData":[{{"authorizationToken":"{token}","expiresAt":4e9}}]}}"#))
+    });
+    let registry = guarded("AWS:ecr-password");
+    let credentials = |id: &str| Credentials::AwsEcr {
+        access_key_id: id.to_owned(),
+        secret_access_key: PASSWORD.into(),
+        region: "eu-central-1".to_owned(),
+        session_token: Some("session".into()),
+    };
+    let endpoint = Some(format!("http://{}/", api.host()).parse().unwrap());
+    let with_endpoint = RegistryConfig { ecr_endpoint: endpoint, ..config() };
+    success(&registry, with_endpoint.clone(), credentials("AKID")).await;
+    assert_eq!(api.targets().len(), 1, "one login serves the whole pull");
+    let ImportError::Registry(error) = failure(&registry, with_endpoint, credentials("OTHER")).await else { panic!() };
+    assert!(error.is_unauthorized(), "{error:?}");
+    // Without a private endpoint, only registries of AWS get a login.
+    let ImportError::Registry(error) = failure(&registry, config(), credentials("AKID")).await else { panic!() };
+    assert!(error.to_string().contains("not one of its registries"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn google_service_account_is_exchanged_for_an_access_token() {
+    let output = std::process::Command::new("openssl")
+        .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
+        .output()
+        .expect("run openssl");
+    let key = String::from_utf8(output.stdout).unwrap();
+    let file = json!({"type": "service_account", "client_email": "a@b", "private_key_id": "1", "private_key": key});
+    let bodies = Arc::new(Mutex::new(Vec::new()));
+    let seen = bodies.clone();
+    let tokens = Server::start(move |request| {
+        seen.lock().unwrap().push(request.body.clone());
+        Answer::new(200, r#"{"access_token":"google-token","expires_in":3599,"token_type":"Bearer"}"#)
+    });
+    let registry = guarded("oauth2accesstoken:google-token");
+    let url = Some(format!("http://{}/token", tokens.host()).parse().unwrap());
+    let with_url = RegistryConfig { gcp_token_url: url, ..config() };
+    let credentials = |text: String| Credentials::GcpServiceAccount { key_file: text.into() };
+    success(&registry, with_url.clone(), credentials(file.to_string())).await;
+    let body = String::from_utf8(bodies.lock().unwrap()[0].clone()).unwrap();
+    let assertion = body.split_once("&assertion=").unwrap().1;
+    let (message, signature) = assertion.rsplit_once('.').unwrap();
+    let decode = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).unwrap();
+    let claims: serde_json::Value = serde_json::from_slice(&decode(message.split_once('.').unwrap().1)).unwrap();
+    assert_eq!(claims["iss"], "a@b");
+    // openssl agrees that the assertion is signed by the account's key.
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("key"), &key).unwrap();
+    std::fs::write(path("signature"), decode(signature)).unwrap();
+    std::fs::write(path("message"), message).unwrap();
+    let verified = std::process::Command::new("openssl")
+        .args(["dgst", "-sha256", "-prverify", "key", "-signature", "signature", "message"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+    for (config, file) in [(with_url, format!("{{\"private_key\":\"{PASSWORD}\"}}")), (config(), file.to_string())] {
+        let ImportError::Registry(error) = failure(&registry, config, credentials(file)).await else { panic!() };
+        assert!(error.is_unauthorized(), "{error:?}");
+    }
+}

@@ -16,6 +16,7 @@ pub(crate) struct Request {
     pub(crate) target: String,
     /// Names in lower case.
     pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Vec<u8>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -135,7 +136,7 @@ fn serve(stream: TcpStream, handler: &Handler, seen: &Mutex<Vec<Request>>) -> st
     // Anything that is no HTTP (a TLS hello) ends the connection.
     let mut first = [0_u8; 1];
     reader.read_exact(&mut first)?;
-    if first[0] != b'G' {
+    if !matches!(first[0], b'G' | b'P') {
         return Ok(());
     }
     reader.read_line(&mut line)?;
@@ -147,7 +148,10 @@ fn serve(stream: TcpStream, handler: &Handler, seen: &Mutex<Vec<Request>>) -> st
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
-    let request = Request { target, headers };
+    let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    let request = Request { target, headers, body };
     seen.lock().unwrap().push(request.clone());
     let answer = handler(&request);
     std::thread::sleep(answer.delay);
