@@ -1,7 +1,7 @@
 //! `nullspace doctor`: each need of this host, whether it is met, and the command that meets it.
 
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use nullspace_vmm::qemu::Qemu;
 
@@ -44,7 +44,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let dir = guest::dir(config);
     let mut findings = vec![data_dir(config), guest_files(&dir), base(config)];
     findings.extend(qemu(config, &dir).await);
-    findings.push(firecracker(config));
+    findings.push(firecracker(config, &dir).await);
     findings.extend(network(config));
     findings.push(Finding::without("BuildKit", "not driven by this version", ""));
 
@@ -137,18 +137,31 @@ async fn qemu(config: &Config, dir: &Path) -> Vec<Finding> {
     findings
 }
 
-fn firecracker(config: &Config) -> Finding {
-    const NEED: &str = "Firecracker";
-    let cure = "install firecracker and jailer from its releases into PATH; QEMU is used without";
-    let Some(binary) = vmm::find(&config.firecracker) else { return Finding::without(NEED, "not in PATH", cure) };
-    let version = first_line(Command::new(&binary).arg("--version")).unwrap_or_else(|| "version unknown".to_owned());
-    let root = rustix::process::geteuid().is_root();
-    let jail = match (vmm::find(&config.jailer), root) {
-        (Some(_), true) => "jailed",
-        (Some(_), false) => "not jailed: that needs root",
-        (None, _) => "not jailed: jailer is not in PATH",
+async fn firecracker(config: &Config, dir: &Path) -> Finding {
+    const NEED: &str = "Firecracker (booting a guest)";
+    if vmm::find(&config.firecracker).is_none() {
+        let cure = "install firecracker and jailer from its releases into PATH; QEMU is used without";
+        return Finding::without(NEED, "not in PATH", cure);
+    }
+    let tried = async {
+        let firecracker = vmm::firecracker(config, dir, None).await?;
+        let took = vmm::try_guest(config, &firecracker).await?;
+        anyhow::Ok((firecracker, took))
     };
-    Finding::works(NEED, format!("{version}, {jail}"))
+    match tried.await {
+        Ok((firecracker, took)) => {
+            let jail =
+                if firecracker.is_jailed() { "jailed" } else { "not jailed: that needs root and the jailer in PATH" };
+            Finding::works(
+                NEED,
+                format!("{}, a guest booted in {} ms, {jail}", firecracker.version(), took.as_millis()),
+            )
+        }
+        Err(error) => {
+            let cure = "a host with working virtualisation (KVM); QEMU is used without";
+            Finding::without(NEED, format!("{error:#}"), cure)
+        }
+    }
 }
 
 fn network(config: &Config) -> Vec<Finding> {
@@ -171,9 +184,4 @@ fn network(config: &Config) -> Vec<Finding> {
             None => Finding::fails(NEED, format!("{program} is missing"), format!("apt-get install {package}")),
         })
         .collect()
-}
-
-fn first_line(command: &mut Command) -> Option<String> {
-    let output = command.output().ok()?;
-    String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)
 }

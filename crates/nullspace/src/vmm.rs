@@ -3,11 +3,12 @@
 //! ```text
 //!  vmm = qemu          QEMU, with KVM when a guest truly boots in it, else in software
 //!  vmm = firecracker   Firecracker, or an error
-//!  vmm = auto          Firecracker when its program is here and KVM works, else QEMU
+//!  vmm = auto          Firecracker when its program is here and a guest boots with it, else QEMU
 //! ```
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nullspace_vmm::Vmm;
@@ -17,6 +18,10 @@ use nullspace_vmm::qemu::{Accelerator, Qemu, QemuConfig};
 
 use crate::config::{AccelChoice, Config, NetworkChoice, VmmChoice};
 use crate::guest;
+
+/// A guest that takes longer to boot counts as one that never will. Real hardware takes a tenth of a second, an emulated
+/// one several.
+const TRY: Duration = Duration::from_secs(20);
 
 /// Sets up the driver that the settings ask for.
 pub(crate) async fn choose(config: &Config) -> anyhow::Result<Arc<dyn Vmm>> {
@@ -29,11 +34,10 @@ pub(crate) async fn choose(config: &Config) -> anyhow::Result<Arc<dyn Vmm>> {
     let vmm: Arc<dyn Vmm> = match config.vmm {
         VmmChoice::Qemu => Arc::new(qemu(config, &dir, network).await?),
         VmmChoice::Firecracker => Arc::new(firecracker(config, &dir, network).await?),
-        VmmChoice::Auto => {
-            let qemu = qemu(config, &dir, network.clone()).await?;
-            let works = qemu.accelerator() == Accelerator::Kvm && find(&config.firecracker).is_some();
-            if works { Arc::new(firecracker(config, &dir, network).await?) } else { Arc::new(qemu) }
-        }
+        VmmChoice::Auto => match working_firecracker(config, &dir, network.clone()).await {
+            Some(firecracker) => Arc::new(firecracker),
+            None => Arc::new(qemu(config, &dir, network).await?),
+        },
     };
     let what = vmm.compatibility();
     tracing::info!(vmm = ?what.vmm, version = what.vmm_version, accelerator = what.accelerator, "machines run under");
@@ -58,7 +62,7 @@ async fn qemu(config: &Config, dir: &Path, network: Option<Arc<NetPool>>) -> any
     Qemu::new(QemuConfig { network, ..qemu_config(config, dir) }).await.context("set up QEMU")
 }
 
-async fn firecracker(config: &Config, dir: &Path, net: Option<Arc<NetPool>>) -> anyhow::Result<Firecracker> {
+pub(crate) async fn firecracker(config: &Config, dir: &Path, net: Option<Arc<NetPool>>) -> anyhow::Result<Firecracker> {
     let binary = find(&config.firecracker).with_context(|| {
         format!("firecracker is not in PATH as '{}': install it, or set firecracker", config.firecracker.display())
     })?;
@@ -76,6 +80,29 @@ async fn firecracker(config: &Config, dir: &Path, net: Option<Arc<NetPool>>) -> 
         tracing::warn!("Firecracker runs without its jailer: that needs root and the program `jailer`");
     }
     Ok(firecracker)
+}
+
+/// Firecracker, where its program is here and a guest truly boots with it.
+async fn working_firecracker(config: &Config, dir: &Path, net: Option<Arc<NetPool>>) -> Option<Firecracker> {
+    find(&config.firecracker)?;
+    let tried = async {
+        let firecracker = firecracker(config, dir, net).await?;
+        try_guest(config, &firecracker).await?;
+        anyhow::Ok(firecracker)
+    };
+    tried
+        .await
+        .inspect_err(|error| tracing::warn!("Firecracker is here and does not work, QEMU is used: {error:#}"))
+        .ok()
+}
+
+/// Boots a guest once with Firecracker: only that tells whether a KVM that opens also runs guests. Answers how long it took.
+pub(crate) async fn try_guest(config: &Config, firecracker: &Firecracker) -> anyhow::Result<Duration> {
+    let work = config.data_dir.join(format!(".try-{}", std::process::id()));
+    std::fs::create_dir(&work).with_context(|| format!("make {}", work.display()))?;
+    let tried = firecracker.try_boot(&work, TRY).await.context("boot a guest with Firecracker");
+    std::fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
+    tried
 }
 
 /// Networks of machines, where the settings and the rights allow them.
