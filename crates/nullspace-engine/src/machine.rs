@@ -10,6 +10,7 @@ use nullspace_guest::message::{AgentInfo, Configure, Restored};
 use nullspace_vmm::{BootSpec, RestoreSpec, Vm, Vmm, VmmError};
 use rand::RngCore;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::admission::Permit;
 
@@ -35,11 +36,20 @@ pub(crate) enum MachineError {
     /// The guest runs and its root filesystem cannot be used: the image's fault.
     #[error("{0}")]
     Root(String),
+    /// Nobody wants it any more.
+    #[error("the start of the machine was given up")]
+    Cancelled,
 }
 
 impl Machine {
-    /// Boots a machine, waits for its agent and gives it name, clock and network.
-    pub(crate) async fn boot(vmm: &dyn Vmm, spec: BootSpec, permit: Permit) -> Result<Machine, MachineError> {
+    /// Boots a machine, waits for its agent and gives it name, clock and network. Whoever gives up cancels, and waits for
+    /// this to return: then nothing of the machine is left. Dropping the future only kills it.
+    pub(crate) async fn boot(
+        vmm: &dyn Vmm,
+        spec: BootSpec,
+        permit: Permit,
+        cancel: &CancellationToken,
+    ) -> Result<Machine, MachineError> {
         let hostname = spec.id.clone();
         let vm = vmm.boot(spec).await?;
         let greeting = async {
@@ -53,7 +63,11 @@ impl Machine {
             agent.configure(configure).await?;
             Ok((agent, info))
         };
-        let greeted = alive(vm.as_ref(), greeting).await;
+        let greeted = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(MachineError::Cancelled),
+            greeted = alive(vm.as_ref(), greeting) => greeted,
+        };
         Machine::joined(vm, greeted, permit).await
     }
 
@@ -86,7 +100,9 @@ impl Machine {
         match greeted {
             Ok((agent, _)) => Ok(Machine { vm, agent, _permit: permit }),
             Err(error) => {
-                tracing::warn!(machine = vm.id(), %error, console = vm.console_tail(), "machine did not come up");
+                if !matches!(error, MachineError::Cancelled) {
+                    tracing::warn!(machine = vm.id(), %error, console = vm.console_tail(), "machine did not come up");
+                }
                 if let Err(error) = vm.kill().await {
                     tracing::error!(machine = vm.id(), %error, "machine could not be ended");
                 }

@@ -65,7 +65,8 @@ pub(crate) enum Error {
 /// What a build holds on this host.
 pub(crate) struct Scope {
     scratch: Mutex<Option<Arc<Scratch>>>,
-    machine: Mutex<Option<SharedMachine>>,
+    /// Shared with the task that boots it.
+    machine: Arc<Mutex<Option<SharedMachine>>>,
     /// Threads and tasks of the build; the folder stays until they are done.
     pub(crate) tasks: TaskTracker,
     /// Tells those threads and tasks to stop.
@@ -77,7 +78,7 @@ impl Scope {
     pub(crate) fn new(_inner: &Inner, build: &Build) -> Scope {
         Scope {
             scratch: Mutex::new(None),
-            machine: Mutex::new(None),
+            machine: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
             build: build.id.to_string(),
@@ -95,10 +96,10 @@ impl Scope {
         Ok(scratch)
     }
 
-    fn hold(&self, machine: Machine) -> SharedMachine {
-        let machine = Arc::new(machine);
-        *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&machine));
-        machine
+    /// What the build's machine printed last, for the log of one that failed; nothing once it has ended.
+    pub(crate) fn console_tail(&self) -> Option<String> {
+        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        machine.as_ref().map(|machine| machine.vm.console_tail())
     }
 
     /// Ends the machine and waits until nothing of it is left.
@@ -112,11 +113,12 @@ impl Scope {
     /// Ends everything; returns when nothing of the build is left on the host but what it published.
     pub(crate) async fn close(&self) {
         self.cancel.cancel();
-        self.end_machine().await;
         self.tasks.close();
         if tokio::time::timeout(Duration::from_secs(60), self.tasks.wait()).await.is_err() {
             tracing::error!(build = self.build, "threads of a build do not end");
         }
+        // Last: one of the tasks may have been booting it.
+        self.end_machine().await;
         let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(scratch) = scratch {
             // Removing a folder of gigabytes takes a while.
@@ -140,7 +142,7 @@ pub(crate) async fn run(
     let runtime = prepared.runtime.clone().with(plan.start_cmd.as_deref(), &plan.runtime);
 
     let permit = room(inner, &plan.machine, log).await?;
-    let machine = scope.hold(boot(inner, build, &plan, &prepared, permit, log, scope).await?);
+    let machine = boot(inner, build, &plan, &prepared, permit, log, scope).await?;
     start(&machine, &plan, &runtime, log, scope).await?;
     let (snapshot_dir, summary) = snapshot(inner, &machine, log, scope).await?;
 
@@ -204,7 +206,7 @@ async fn boot(
     permit: Permit,
     log: &BuildLog,
     scope: &Scope,
-) -> Result<Machine, Error> {
+) -> Result<SharedMachine, Error> {
     let began = Instant::now();
     let work_dir = scope.scratch(inner)?.path().join("machine");
     std::fs::create_dir(&work_dir).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
@@ -216,7 +218,17 @@ async fn boot(
         network: if plan.machine.internet_access { Network::Internet } else { Network::Isolated },
         work_dir,
     };
-    let machine = Machine::boot(inner.vmm.as_ref(), spec, permit).await.map_err(|error| match error {
+    // A task of the scope's: when this future is dropped, the scope still knows what there is to wait for and to end.
+    let booting = scope.tasks.spawn({
+        let (inner, cancel, held) = (Arc::clone(inner), scope.cancel.clone(), Arc::clone(&scope.machine));
+        async move {
+            let machine = Arc::new(Machine::boot(inner.vmm.as_ref(), spec, permit, &cancel).await?);
+            *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&machine));
+            Ok(machine)
+        }
+    });
+    let booted = booting.await.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+    let machine: SharedMachine = booted.map_err(|error| match error {
         MachineError::Vmm(error) => BuildFailure::machine(Phase::Prepare, &error),
         MachineError::Agent(error) => BuildFailure::agent(Phase::Prepare, &error),
         MachineError::Root(why) => BuildFailure::user(
@@ -225,6 +237,9 @@ async fn boot(
             format!("the image's root filesystem cannot be used in a machine: {why}"),
             "Check the image: a file or link stands where a folder must be.",
         ),
+        MachineError::Cancelled => {
+            BuildFailure::infrastructure(Phase::Interrupted, reason::INTERNAL, "the machine's start was given up")
+        }
     })?;
     if prepared.disk_bytes > prepared.rootfs.bytes {
         machine.agent.grow_root().await.map_err(|error| BuildFailure::agent(Phase::Prepare, &error))?;

@@ -148,6 +148,12 @@ async fn attempt(inner: &Arc<Inner>, lease: &Lease, build: &Build, log: BuildLog
             result = tokio::time::timeout(inner.config.build_timeout, run) => Ok(result),
         }
     };
+    if let Ok(Ok(Err(pipeline::Error::Build(failure)))) = &result
+        && failure.reason == reason::MACHINE_FAILED
+        && let Some(console) = scope.console_tail()
+    {
+        tracing::warn!(console, "the failed machine's console");
+    }
     // The lease is held while the machine ends and the folder goes.
     scope.close().await;
     drop(heartbeat);
