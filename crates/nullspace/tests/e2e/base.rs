@@ -38,7 +38,7 @@ async fn the_built_in_base_is_there_by_itself_and_is_what_a_sandbox_is_made_from
     service.stop().await;
     service.restart().await;
     let api = service.api();
-    let again: TemplateInfo = api.get("/v1/templates/nullspace/base").await.ok(200);
+    let again: TemplateInfo = api.get("/v1/templates/nullspace%2Fbase").await.ok(200);
     assert_eq!(again.id, info.id, "it was built anew");
     let sandbox = api.sandbox(built.template()).await;
     assert_eq!(sandbox.sh("cat own").await, "own");

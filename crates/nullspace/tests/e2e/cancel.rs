@@ -60,7 +60,7 @@ async fn a_build_is_cancelled_in_every_phase_and_leaves_nothing() {
     let starting = api
         .start(json!({
             "base_image": registry.reference("box:1"), "build_config": machine,
-            "start_cmd": "echo here I am; sleep 1000000",
+            "start_cmd": "echo here I 'am'; sleep 1000000",
             "runtime_config": {"readiness": {"kind": "tcp", "port": 9, "timeout_secs": 600}},
         }))
         .await;
@@ -110,7 +110,7 @@ async fn deleting_a_template_cancels_its_running_builds() {
         })
     };
     api.ready(request("true")).await;
-    let mut second = request("echo here I am; sleep 1000000");
+    let mut second = request("echo here I 'am'; sleep 1000000");
     second["runtime_config"] = json!({"readiness": {"kind": "tcp", "port": 9, "timeout_secs": 600}});
     let running = api.start(second).await;
     api.until_said(&running.build_id, "here I am").await;

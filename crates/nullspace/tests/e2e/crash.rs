@@ -5,11 +5,14 @@
 //!        ... then: every accepted build ends, its log is whole, artifacts are whole, nothing is left over
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nullspace_api::{TemplateBuildLogEntry, TemplateBuildStatus as Status, TemplateFailurePhase as Phase};
+use nullspace_api::{
+    TemplateBuildLogEntry, TemplateBuildStatus as Status, TemplateFailurePhase as Phase, TemplateInfo,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use reqwest::Method;
@@ -113,7 +116,12 @@ async fn every_accepted_build_ends_however_often_the_service_is_killed() {
     assert!((1..=3).contains(&images.len()), "root images of three images: {images:?}");
     images.iter().for_each(|image| assert_clean(image));
     let found = snapshots(&service.data());
-    assert_eq!(found.len(), ready.len(), "snapshots: {found:?}");
+    let on_disk: BTreeSet<String> = found.iter().map(|path| template_of(path)).collect();
+    assert_eq!(on_disk.len(), found.len(), "more than one snapshot of a template: {found:?}");
+    // More than those seen to become ready: a build may be accepted by a service that dies before it says so.
+    let templates: Vec<TemplateInfo> = api.get("/v1/templates").await.ok(200);
+    assert_eq!(on_disk, templates.into_iter().map(|template| template.id).collect());
+    assert!(ready.iter().all(|finished| on_disk.contains(finished.template())), "{on_disk:?}");
 
     // Of the ready builds some of the first and of the last.
     let sample: Vec<_> = ready.iter().take(2).chain(ready.iter().rev().take(2)).collect();
@@ -122,18 +130,22 @@ async fn every_accepted_build_ends_however_often_the_service_is_killed() {
         let sandbox = api.sandbox(finished.template()).await;
         assert_eq!(sandbox.sh("tr '\\0' ' ' < /proc/$(cat pid)/cmdline; cat starts").await, "sleep 1000000 started");
         sandbox.delete().await;
-        let name = format!("{}.", finished.template());
-        let is_its = |path: &&std::path::PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(&name);
-        let snapshot = found.iter().find(is_its).expect("the artifact's folder");
+        let snapshot = found.iter().find(|path| template_of(path) == finished.template()).expect("its snapshot");
         // Whichever of the three it stands on: a wrong one would not be clean.
         let clean = images.iter().any(|image| is_clean_over(snapshot, image, &scratch));
-        assert!(clean, "the disk of {name} is damaged");
+        assert!(clean, "the disk of {} is damaged", finished.template());
     }
     service.settles().await;
     service.stop().await;
 }
 
-fn is_clean_over(snapshot: &std::path::Path, image: &std::path::Path, scratch: &TestDir) -> bool {
+/// The template that a snapshot's folder is named for: `tmpl_….<nonce>`.
+fn template_of(snapshot: &Path) -> String {
+    let name = snapshot.file_name().unwrap().to_string_lossy().into_owned();
+    name.split('.').next().unwrap().to_owned()
+}
+
+fn is_clean_over(snapshot: &Path, image: &Path, scratch: &TestDir) -> bool {
     let disk = materialised(snapshot, image, scratch);
     let output = crate::fixture::host::system("e2fsck").arg("-fn").arg(&disk).output().unwrap();
     output.status.success()

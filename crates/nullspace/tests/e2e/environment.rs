@@ -90,7 +90,7 @@ async fn the_request_overrides_user_and_folder_of_the_image() {
     };
     for (user, folder, expected) in [
         ("root", "/home/app", "0\n0\n/home/app"),
-        ("1000:2000", "/made/for/this", "1000\n2000\n/made/for/this"),
+        ("1000:2000", "/home", "1000\n2000\n/home"),
         ("app:extra", "/workspace", "1000\n2000\n/workspace"),
     ] {
         let built = api.ready(request(user, folder)).await;
@@ -98,9 +98,11 @@ async fn the_request_overrides_user_and_folder_of_the_image() {
         assert_eq!(sandbox.sh("cat /tmp/user; id -u; id -g; pwd").await, format!("{expected}\n{expected}"), "{user}");
         sandbox.delete().await;
     }
-    // An account that the image does not have is the definition's fault.
-    let detail = api.failed(request("nobody-here", "/"), "start_cmd_not_started").await;
-    assert!(!detail.retryable && detail.message.contains("nobody-here"), "{detail:?}");
+    // An account or a folder that the image does not have is the definition's fault.
+    for (user, folder, named) in [("nobody-here", "/", "nobody-here"), ("root", "/no/such/folder", "/no/such/folder")] {
+        let detail = api.failed(request(user, folder), "start_cmd_not_started").await;
+        assert!(!detail.retryable && detail.message.contains(named), "{detail:?}");
+    }
     service.settles().await;
     service.stop().await;
 }

@@ -37,6 +37,8 @@ async fn an_image_with_nothing_but_one_binary_boots_runs_and_serves() {
     // No shell, no line for one.
     sandbox.exec(json!({"command": "echo hi", "shell": true})).await.refused(502, "exec_failed");
 
+    sandbox.delete().await;
+
     let shell = json!({
         "base_image": registry.reference("one:1"), "build_config": {"memory_mib": 192}, "start_cmd": "echo hi",
     });
@@ -55,9 +57,10 @@ async fn the_health_check_of_an_image_is_its_readiness() {
     }));
     registry.push("checked", "1", &image).await;
     // Exec form, in an image without a shell.
+    const URL: &str = "http://127.0.0.1:8080/etc/hostname";
     let bare = Image::one_binary().with_config(json!({
         "Cmd": ["/busybox", "httpd", "-f", "-p", "8080", "-h", "/"],
-        "Healthcheck": {"Test": ["CMD", "/busybox", "nc", "-z", "127.0.0.1", "8080"], "Interval": 1_000_000_000_u64},
+        "Healthcheck": {"Test": ["CMD", "/busybox", "wget", "-q", "-O", "/dev/null", URL], "Interval": 1_000_000_000_u64},
     }));
     registry.push("bare", "1", &bare).await;
     let mut service = Service::start().await;
@@ -75,7 +78,7 @@ async fn the_health_check_of_an_image_is_its_readiness() {
     let built =
         api.ready(json!({"base_image": registry.reference("bare:1"), "build_config": {"memory_mib": 192}})).await;
     let sandbox = api.sandbox(built.template()).await;
-    let served = sandbox.run(&["/busybox", "nc", "-z", "127.0.0.1", "8080"]).await;
+    let served = sandbox.run(&["/busybox", "wget", "-q", "-O", "/dev/null", URL]).await;
     assert_eq!(served.exit_code, 0, "{served:?}");
     service.stop().await;
 }
@@ -84,9 +87,9 @@ async fn the_health_check_of_an_image_is_its_readiness() {
 async fn the_disk_has_the_size_that_was_asked_for() {
     let registry = Registry::start();
     registry.push("box", "1", &Image::busybox()).await;
-    // 600 MiB that compress to nothing.
+    // 600 MiB that compress well, though not so well that they look like a bomb.
     let large = Image::busybox()
-        .with_layer(Tar::new().file("large", 0o644, &b"nullspace".repeat((600 << 20) / 9)), Compression::Zstd);
+        .with_layer(Tar::new().file("large", 0o644, &b"nullspace".repeat((600 << 20) / 9)), Compression::Gzip);
     registry.push("large", "1", &large).await;
     drop(large);
     let mut service = Service::start().await;
@@ -111,10 +114,9 @@ async fn the_disk_has_the_size_that_was_asked_for() {
     let detail = api.failed(request("large:1", Some(512)), "disk_too_small").await;
     assert_eq!((detail.phase, detail.retryable), (TemplateFailurePhase::Prepare, false));
     let needed = detail.details.as_ref().unwrap()["needed_mb"].as_u64().unwrap();
-    assert!((600..800).contains(&needed), "{detail:?}");
-    // Its own advice is good.
-    let enough = u32::try_from(needed + needed / 4).unwrap();
-    let built = api.ready(request("large:1", Some(enough))).await;
+    // The import stops where the disk is full: it knows that more is needed, not how much.
+    assert!(needed > 512, "{detail:?}");
+    let built = api.ready(request("large:1", Some(1024))).await;
     let sandbox = api.sandbox(built.template()).await;
     assert_eq!(sandbox.sh("stat -c %s /large").await, (((600 << 20) / 9) * 9).to_string());
     service.stop().await;

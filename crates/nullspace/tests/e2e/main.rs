@@ -17,6 +17,7 @@ mod bad_input;
 mod base;
 mod cache;
 mod cancel;
+mod commands;
 mod crash;
 mod environment;
 mod exec;

@@ -1,9 +1,11 @@
 //! Registries that refuse, are not there, or hold what cannot be used.
 
-use nullspace_api::{TemplateBuildLogKind, TemplateFailureDetailCode, TemplateFailurePhase as Phase};
+use nullspace_api::{
+    TemplateBuildLogKind, TemplateBuildStatus, TemplateFailureDetailCode, TemplateFailurePhase as Phase,
+};
 use serde_json::{Value, json};
 
-use crate::fixture::{Compression, Image, Registry, Service, Tar, image};
+use crate::fixture::{Compression, Gate, Image, Registry, Service, Tar, image};
 
 fn request(reference: &str) -> Value {
     json!({"base_image": reference, "build_config": {"memory_mib": 192}})
@@ -67,6 +69,23 @@ async fn what_a_registry_does_not_have_or_cannot_give_is_told_apart() {
     assert!(detail.retryable && detail.phase == Phase::Prepare, "{detail:?}");
     assert_eq!((detail.attempt, detail.max_attempts), (Some(3), Some(3)), "{failed:?}");
     assert_eq!(retries, 2, "{failed:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_slow_registry_is_waited_for() {
+    let registry = Registry::start();
+    registry.push("box", "1", &Image::busybox()).await;
+    let gate = Gate::closed(registry.address()).await;
+    let mut service = Service::start().await;
+    let api = service.api();
+    let build = api.start(request(&gate.reference("box:1"))).await;
+    gate.reached().await;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert!(!api.status(&build.build_id, 0).await.build.status.is_terminal());
+    gate.open();
+    let built = api.finished(&build.build_id).await.expect_status(TemplateBuildStatus::Ready);
+    assert!(built.says("Resolving") && built.says("Imported"), "{built:?}");
     service.stop().await;
 }
 

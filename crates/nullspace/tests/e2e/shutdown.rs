@@ -16,7 +16,7 @@ async fn a_running_build_is_handed_back_and_goes_on_after_a_restart() {
     let request = |name: &str| {
         json!({
             "name": name, "base_image": registry.reference("box:1"), "build_config": {"memory_mib": 192},
-            "start_cmd": "echo here I am; sleep 3; touch up",
+            "start_cmd": "echo here I 'am'; sleep 3; touch up",
             "runtime_config": {"readiness": {"kind": "command", "command": "test -e up"}},
         })
     };

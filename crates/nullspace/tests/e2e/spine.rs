@@ -44,7 +44,7 @@ async fn a_service_started_at_build_answers_in_a_sandbox_as_the_very_process_tha
 
     // The template, by every name it has.
     let namespace = &accepted.namespace_slug;
-    assert_eq!(accepted.canonical_ref, format!("{namespace}/web:default"));
+    assert_eq!(accepted.canonical_ref, format!("{namespace}/web"));
     for reference in [&accepted.template_id, "web", &format!("web:{}", accepted.build_id)] {
         let info: TemplateInfo = api.get(&format!("/v1/templates/{reference}")).await.ok(200);
         assert_eq!((&info.id, &*info.name, info.builtin), (&accepted.template_id, "web", false), "{reference}");
