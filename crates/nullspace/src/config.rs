@@ -306,7 +306,7 @@ mod tests {
         for (key, _) in KEYS {
             assert!(table.contains_key(*key), "nullspace.example.toml lacks {key}");
         }
-        assert_eq!(table.len(), KEYS.len(), "{:?}", table.keys());
+        assert_eq!(table.len(), KEYS.len(), "{:?}", table.keys().collect::<Vec<_>>());
         Config::deserialize(table).unwrap();
     }
 }
