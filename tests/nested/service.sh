@@ -16,7 +16,7 @@ for line in sys.stdin:
     if message.get("reason") == "compiler-artifact" and message.get("executable") and message["target"]["name"] == "e2e":
         print(message["executable"])')
 [[ -x $e2e ]]
-[[ $# -gt 0 ]] || set -- spine::a_service unique:: artifacts:: environment::variables
+[[ $# -gt 0 ]] || set -- spine::a_service unique::
 
 exec python3 tools/nested_host.py \
   --file "$e2e:/in/e2e" --file target/release/nullspace:/in/nullspace \
