@@ -1,6 +1,7 @@
 //! How fast layers are decoded, checked and merged, against the floor: the same blobs decoded and hashed, nothing else.
 //!
-//! `layer_rate LAYOUT`, an OCI image layout as `skopeo copy … oci:LAYOUT` makes one. Both are measured in turn, several
+//! `layer_rate LAYOUT [REFERENCE]`: an OCI image layout as `skopeo copy … oci:LAYOUT` makes one, and the same image in a
+//! registry, which then is pulled from too. All are measured in turn, several
 //! times, in one run; the ratio of the medians is what counts. File content goes to an unlinked temporary file.
 
 use std::error::Error;
@@ -11,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nullspace_oci::digest::Algorithm;
-use nullspace_oci::import::{ImportOptions, import_local};
+use nullspace_oci::import::{ImportOptions, import, import_local};
 use nullspace_oci::layout::Layout;
 use nullspace_oci::merge::{ContentSink, SinkError};
 use nullspace_oci::platform::Platform;
+use nullspace_oci::registry::{Credentials, Registry, RegistryConfig};
 use nullspace_oci::stream::Decoder;
 
 const ROUNDS: usize = 5;
@@ -26,6 +28,12 @@ struct FileSink {
     end: u64,
     start: u64,
     buffer: Vec<u8>,
+}
+
+impl FileSink {
+    fn new() -> std::io::Result<FileSink> {
+        Ok(FileSink { file: tempfile::tempfile()?, end: 0, start: 0, buffer: Vec::new() })
+    }
 }
 
 impl ContentSink for FileSink {
@@ -99,13 +107,18 @@ fn median(mut seconds: Vec<f64>) -> f64 {
 }
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    let layout = std::env::args().nth(1).ok_or("usage: layer_rate LAYOUT")?;
+    let layout = std::env::args().nth(1).ok_or("usage: layer_rate LAYOUT [REFERENCE]")?;
     let layout = Path::new(&layout);
     let platform = Platform::host().ok_or("no images for this machine")?;
     let image = Layout::open(layout)?.resolve(platform, None)?;
     let blob = |digest: &str| layout.join("blobs/sha256").join(digest);
     let paths: Vec<PathBuf> = image.layers.iter().map(|layer| blob(layer.digest.hex())).collect();
-    let (mut floors, mut merges) = (Vec::new(), Vec::new());
+    let reference = std::env::args().nth(2).map(|text| text.parse()).transpose()?;
+    let (mut floors, mut merges, mut pulls) = (Vec::new(), Vec::new(), Vec::new());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // An error means that there is a provider already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let registry = Registry::new(RegistryConfig::default())?;
     let (compressed, uncompressed) = floor(&paths)?;
     let mut entries = 0;
     for _ in 0..ROUNDS {
@@ -114,15 +127,32 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         floors.push(begun.elapsed().as_secs_f64());
 
         let begun = Instant::now();
-        let sink = FileSink { file: tempfile::tempfile()?, end: 0, start: 0, buffer: Vec::new() };
+        let sink = FileSink::new()?;
         let imported = import_local(&image, sink, &ImportOptions::default())?;
         merges.push(begun.elapsed().as_secs_f64());
         entries = imported.tree.entries().len();
+
+        if let Some(reference) = &reference {
+            let begun = Instant::now();
+            let sink = FileSink::new()?;
+            let spool = std::env::temp_dir();
+            runtime.block_on(async {
+                let repository = registry.repository(reference, Credentials::Anonymous)?;
+                let image = repository.resolve(platform).await?;
+                let options = ImportOptions { spool_directory: Some(spool), ..ImportOptions::default() };
+                import(&repository, &image, sink, options).await?;
+                Ok::<(), Box<dyn Error + Send + Sync>>(())
+            })?;
+            pulls.push(begun.elapsed().as_secs_f64());
+        }
     }
     let (floor, merge) = (median(floors), median(merges));
     let size = uncompressed as f64 / MIB;
     println!("{entries} entries, {:.0} MiB compressed, {size:.0} MiB uncompressed", compressed as f64 / MIB);
     println!("floor {floor:.3} s, {:.0} MiB/s; merge {merge:.3} s, {:.0} MiB/s", size / floor, size / merge);
     println!("bench: merge_over_floor {:.2} ratio", merge / floor);
+    if !pulls.is_empty() {
+        println!("bench: pull_over_floor {:.2} ratio", median(pulls) / floor);
+    }
     Ok(())
 }

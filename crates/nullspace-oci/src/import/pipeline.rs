@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::digest::Digest;
 use crate::merge::{ContentSink, LayerEnd, LayerError, Merge};
 use crate::registry::{Layer, RegistryError};
-use crate::stream::{Decoder, StreamLimits, Tally, pump};
+use crate::stream::{Decoder, StreamError, StreamLimits, Tally, pump};
 use crate::tar::TarError;
 
 use super::error::ImportError;
@@ -55,6 +55,15 @@ pub(super) fn merge_all<'scope, B: Blobs, S: ContentSink>(
         let wrong_blob = if error.is_about_content() { blobs.verdict(index) } else { None };
         wrong_blob.map_or(error, ImportError::Registry)
     };
+    // Compressed data can be long and unpack to nothing; its length has the same limit.
+    let limit = options.stream.uncompressed;
+    let mut compressed = 0_u64;
+    for layer in layers {
+        compressed = compressed.saturating_add(layer.size);
+        if compressed > limit {
+            return Err(ImportError::Stream { layer: layer.digest.clone(), source: StreamError::TooLarge { limit } });
+        }
+    }
     let mut merge = Merge::new(sink, options.merge);
     let mut uncompressed = 0_u64;
     let mut ahead = None;

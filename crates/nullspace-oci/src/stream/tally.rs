@@ -9,7 +9,7 @@ use super::StreamError;
 /// How much an image may unpack to.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamLimits {
-    /// Bytes of all layers' tars together.
+    /// Bytes of all layers' tars together; also of all their blobs.
     pub uncompressed: u64,
     /// Most a layer may expand. gzip cannot exceed 1032; this stops zstd bombs.
     pub ratio: u64,

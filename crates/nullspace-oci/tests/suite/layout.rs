@@ -144,3 +144,39 @@ fn plain_tar_is_imported_whatever_its_compression() {
     let error = import_tar(&tar[..], MemorySink::default(), &options).unwrap_err();
     assert!(matches!(error, LayerError::Tar(TarError::Read(_))), "{error:?}");
 }
+
+#[test]
+fn limits_are_kept_with_typed_errors() {
+    let tar = archive(&[
+        Item::file("a/b", vec![0; 100_000]),
+        Item { xattrs: vec![("user.x".to_owned(), vec![b'x'; 3000])], ..Item::file("c", "") },
+    ]);
+    let image = image(&[(tar.clone(), Compression::Gzip)]);
+    let folder = folder(&files(&[(&image, None, None)]));
+    let image = Layout::open(folder.path()).unwrap().resolve(AMD64, None).unwrap();
+    let limited = |change: &dyn Fn(&mut ImportOptions)| {
+        let mut options = ImportOptions::default();
+        change(&mut options);
+        import_local(&image, MemorySink::default(), &options).unwrap_err()
+    };
+    let limit = |error: ImportError| match error {
+        ImportError::Layer { source: LayerError::Limit { what, limit, .. }, .. } => (what, limit),
+        other => panic!("{other:?}"),
+    };
+    let stream = |error: ImportError| match error {
+        ImportError::Stream { source, .. } => source,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(limit(limited(&|options| options.merge.entries = 2)), ("the number of entries", 2));
+    let metadata = limited(&|options| options.merge.metadata = 2000);
+    assert_eq!(limit(metadata), ("the length of all names and attributes", 2000));
+    assert_eq!(limit(limited(&|options| options.merge.path = 2)), ("the length of a path", 2));
+    // More than the blob's length, less than the tar's; then less than the blob's.
+    for bytes in [50_000, 10] {
+        let error = stream(limited(&|options| options.stream.uncompressed = bytes));
+        assert!(matches!(error, StreamError::TooLarge { limit } if limit == bytes), "{error:?}");
+    }
+    let error = stream(limited(&|options| (options.stream.ratio, options.stream.ratio_from) = (10, 0)));
+    assert!(matches!(error, StreamError::Ratio { limit: 10 }), "{error:?}");
+    assert!(import_local(&image, MemorySink::default(), &ImportOptions::default()).is_ok());
+}

@@ -10,6 +10,7 @@ mod layout;
 mod merge_cases;
 mod merge_model;
 mod registry;
+mod registry_auth;
 mod support;
 mod tar_reader;
 mod umoci;
