@@ -10,7 +10,7 @@
 //! - [`Service`] is all that this crate knows of the domain: calls in wire types, [`ServiceError`] without HTTP.
 //! - Every answer that is no success has the contract's body, also those that the framework would give by itself.
 //!   (What is no HTTP at all is refused by the HTTP implementation with a bare status.)
-//! - [`openapi`] is made from the routes; `contract/nullspace-openapi.json` is its checked-in copy, and tests hold it to
+//! - [`openapi()`] is made from the routes; `contract/nullspace-openapi.json` is its checked-in copy, and tests hold it to
 //!   the published contract.
 //! - Operations of the contract that are not served yet stand in `contract/not-served.txt` and answer 501.
 
