@@ -8,8 +8,8 @@
 //!                 └──create_sandbox──> restore ─────────────> Machine (VMM + agent), counted by Admission
 //! ```
 //!
-//! One task runs a build and writes its row and log ([`worker`]); everything that a build or sandbox holds on this host
-//! is owned by one value that gives it back ([`pipeline::Scope`], a sandbox's `Live`). [`Engine::start`] begins the
+//! One task runs a build and writes its row and log (`worker`); everything that a build or sandbox holds on this host
+//! is owned by one value that gives it back (`pipeline::Scope`, a sandbox's `Live`). [`Engine::start`] begins the
 //! background work, [`Engine::stop`] hands running builds back and ends sandboxes.
 
 mod admission;

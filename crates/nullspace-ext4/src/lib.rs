@@ -27,7 +27,7 @@
 //! Names, link targets, attributes and numbers may come from a hostile image: each is checked, and refused with an
 //! [`Error`] that says what was wrong.
 //!
-//! [`grow`] enlarges an image, [`Superblock::read`] tells its size and free space. Device nodes, sockets, encryption, quotas and reading
+//! [`grow()`] enlarges an image, [`Superblock::read`] tells its size and free space. Device nodes, sockets, encryption, quotas and reading
 //! files back are not in here.
 //!
 //! The on-disk format follows the kernel's `Documentation/filesystems/ext4/` and, where that is silent, the kernel's

@@ -26,7 +26,7 @@ fn invalid(message: String) -> Failure {
     Failure { kind: FailureKind::Invalid, message }
 }
 
-/// Checks everything that [`restored`] is going to use, so that it is not left half done.
+/// Checks everything that `restored` is going to use, so that it is not left half done.
 pub(crate) fn check(restored: &Restored) -> Result<Vec<u8>, Failure> {
     check_hostname(&restored.hostname)?;
     let id = &restored.machine_id;
