@@ -72,36 +72,62 @@ impl Live {
     }
 }
 
-/// The sandboxes of this process. One that starts has a place without a machine: who ends it takes the place away.
+/// Where a sandbox of this process stands.
+#[derive(Clone)]
+enum Place {
+    /// It starts. The token is cancelled when that is over, well or badly.
+    Starting(CancellationToken),
+    /// Its machine can be used.
+    Running(Arc<Live>),
+}
+
+/// The sandboxes of this process. Who ends one takes its place away first.
 #[derive(Default)]
 pub(crate) struct Sandboxes {
-    places: Mutex<HashMap<SandboxId, Option<Arc<Live>>>>,
+    places: Mutex<HashMap<SandboxId, Place>>,
 }
 
 impl Sandboxes {
-    fn lock(&self) -> MutexGuard<'_, HashMap<SandboxId, Option<Arc<Live>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SandboxId, Place>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The sandbox starts.
-    fn begin(&self, id: SandboxId) {
-        self.lock().insert(id, None);
+    fn begin(&self, id: SandboxId) -> Starting<'_> {
+        let over = CancellationToken::new();
+        self.lock().insert(id, Place::Starting(over.clone()));
+        Starting { sandboxes: self, id, over }
     }
+}
 
-    /// Its machine can be used; false when it was ended meanwhile.
-    fn run(&self, id: SandboxId, live: &Arc<Live>) -> bool {
-        match self.lock().get_mut(&id) {
+/// A start under way. Dropping it says that it is over; without [`Starting::run`] the sandbox never came to be.
+struct Starting<'a> {
+    sandboxes: &'a Sandboxes,
+    id: SandboxId,
+    over: CancellationToken,
+}
+
+impl Starting<'_> {
+    /// The sandbox's machine can be used; false when the sandbox was ended meanwhile.
+    fn run(&self, live: &Arc<Live>) -> bool {
+        match self.sandboxes.lock().get_mut(&self.id) {
             Some(place) => {
-                *place = Some(Arc::clone(live));
+                *place = Place::Running(Arc::clone(live));
                 true
             }
             None => false,
         }
     }
+}
 
-    /// It never came to be.
-    fn forget(&self, id: SandboxId) {
-        self.lock().remove(&id);
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        let mut places = self.sandboxes.lock();
+        if matches!(places.get(&self.id), Some(Place::Starting(_))) {
+            places.remove(&self.id);
+        }
+        drop(places);
+        self.over.cancel();
     }
 }
 
@@ -237,9 +263,9 @@ impl Engine {
         let parsed = parse(id)?;
         let place = self.inner.sandboxes.lock().get(&parsed).cloned();
         let starts = match place {
-            Some(Some(live)) if live.tenant == caller.tenant => return Ok(live),
-            Some(Some(_)) => return Err(Error::sandbox_not_found(id)),
-            Some(None) => true,
+            Some(Place::Running(live)) if live.tenant == caller.tenant => return Ok(live),
+            Some(Place::Running(_)) => return Err(Error::sandbox_not_found(id)),
+            Some(Place::Starting(_)) => true,
             None => false,
         };
         let sandbox = self.inner.metadata.get_sandbox(caller, parsed).await;
@@ -281,8 +307,11 @@ impl Inner {
     /// Ends the machine, removes what it had, and records the end. Whoever comes second finds nothing to do.
     async fn end_sandbox(&self, id: SandboxId, status: SandboxStatus, reason: Option<&str>) {
         let place = self.sandboxes.lock().remove(&id);
-        if let Some(Some(live)) = place {
-            live.end().await;
+        match place {
+            Some(Place::Running(live)) => live.end().await,
+            // It finds its place taken away, and ends what it has. Bounded, as each step of a start is.
+            Some(Place::Starting(over)) => over.cancelled().await,
+            None => {}
         }
         self.set_status(id, status, reason).await;
         self.collect.notify_one();

@@ -8,8 +8,8 @@
 //! - Who loses the race against a deleted template learns it from the insert, whose answer comes before the machine's:
 //!   the machine, whatever became of it, is ended. Once the row is there, the artifact is in use and stays.
 //! - A request with an idempotency key is inserted first: a repetition starts no machine.
-//! - A sandbox that is ended while it starts loses its place among the sandboxes of this process; its machine is ended
-//!   as soon as it could have been used.
+//! - A sandbox that is ended while it starts loses its place among those of this process. Its start finds that out when
+//!   the machine could be used, and ends it; who ended it waits for that.
 //! - A killed service takes its machines along, and the next start ends the rows that it left.
 
 use std::future::ready;
@@ -114,6 +114,7 @@ impl Engine {
             host: inner.config.host.clone(),
             idempotency,
         };
+        let starting = inner.sandboxes.begin(id);
         let repeatable = row.idempotency.is_some();
         let insert = async {
             match inner.metadata.insert_sandbox(caller, row, now).await {
@@ -138,25 +139,22 @@ impl Engine {
             }
             Ok(inner.metadata.set_sandbox_status(id, SandboxStatus::Running, None, Timestamp::now()).await)
         };
-        inner.sandboxes.begin(id);
         let restore = inner.restore(id, &resolved, summary, &config, permit, resumed);
-        let failed = |reason| inner.end_sandbox(id, SandboxStatus::Error, Some(reason));
         let (sandbox, machine, scratch) = match tokio::join!(record, restore) {
             (Ok(Ok(sandbox)), Ok((machine, scratch))) => (sandbox, machine, scratch),
             (Ok(Err(error)), Ok((machine, scratch))) => {
                 discard(machine, scratch).await;
-                failed("its start could not be recorded").await;
+                inner.give_up(id, "its start could not be recorded").await;
                 return Err(error.into());
             }
             (Ok(_), Err(error)) => {
-                failed("the snapshot could not be resumed").await;
+                inner.give_up(id, "the snapshot could not be resumed").await;
                 return Err(error);
             }
             (Err(error), restored) => {
                 if let Ok((machine, scratch)) = restored {
                     discard(machine, scratch).await;
                 }
-                inner.sandboxes.forget(id);
                 return Err(error);
             }
         };
@@ -169,7 +167,7 @@ impl Engine {
             ended: CancellationToken::new(),
             scratch: Mutex::new(Some(scratch)),
         });
-        if !inner.sandboxes.run(id, &live) {
+        if !starting.run(&live) {
             live.end().await;
             return Err(Error::sandbox_not_found(&id.to_string()));
         }
@@ -181,6 +179,12 @@ impl Engine {
 }
 
 impl Inner {
+    /// Records that a sandbox has failed to start.
+    async fn give_up(&self, id: SandboxId, reason: &str) {
+        self.set_status(id, SandboxStatus::Error, Some(reason)).await;
+        self.collect.notify_one();
+    }
+
     /// Resumes the snapshot for a sandbox. `resumed` is told when the machine runs, and dropped when it never will.
     async fn restore(
         &self,

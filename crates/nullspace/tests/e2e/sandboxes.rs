@@ -59,6 +59,36 @@ async fn a_sandbox_ends_when_its_time_is_up_it_is_deleted_or_its_machine_dies() 
 }
 
 #[tokio::test]
+async fn a_sandbox_that_is_ended_while_it_starts_leaves_nothing() {
+    let registry = Registry::start();
+    registry.push("box", "1", &Image::busybox()).await;
+    let mut service = Service::start().await;
+    let api = service.api();
+    let built =
+        api.ready(json!({"base_image": registry.reference("box:1"), "build_config": {"memory_mib": 192}})).await;
+    for key in [None, Some("k1")] {
+        let mut request = api.request(Method::POST, "/v1/sandboxes").json(&json!({"template": built.template()}));
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        let create = tokio::spawn({
+            let api = api.clone();
+            async move { api.send(request).await }
+        });
+        let first = async || api.get("/v1/sandboxes").await.ok::<Vec<Value>>(200).first().cloned();
+        until("its row is there", Duration::from_secs(10), async || first().await.is_some()).await;
+        let found = first().await.expect("a sandbox that starts");
+        let path = format!("/v1/sandboxes/{}", found["id"].as_str().expect("an id"));
+        // Gone when the answer is there, as with one that runs.
+        assert_eq!(api.delete(&path).await.status, 200);
+        assert_eq!(api.get(&path).await.ok::<Value>(200)["status"], "destroyed");
+        create.await.expect("create").refused(404, "sandbox_not_found");
+        service.settles().await;
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn creates_are_repeated_by_key_listed_by_page_and_honest_about_their_size() {
     let registry = Registry::start();
     registry.push("box", "1", &Image::busybox()).await;
