@@ -123,7 +123,15 @@ impl CommandLine {
                 self.option("-cpu", "max,-la57,-erms");
             }
         }
-        self.option("-smp", machine.vcpus.to_string());
+        // TCG leaves memory barriers and the atomicity of `lock` instructions out where a machine can have one CPU only.
+        // Its devices run in threads of their own all the same, so that once in some million requests a guest does not
+        // see that its device went to sleep, and waits for ever. (QEMU's `CF_PARALLEL`; since 8.1 barriers stay, `lock`
+        // does not.) Room for a second CPU, which is never plugged, keeps both.
+        let most = match machine.accelerator {
+            Accelerator::Kvm => machine.vcpus,
+            Accelerator::Tcg => machine.vcpus.max(2),
+        };
+        self.option("-smp", format!("{},maxcpus={most}", machine.vcpus));
         self.option("-m", format!("{}M", machine.memory_mib));
         for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
             self.args.push(flag.into());
@@ -299,6 +307,20 @@ mod tests {
         assert_eq!(read_only, [true, true, false, false]);
         assert_eq!(nodes[3]["backing"], "disk0");
         assert!(value_of(&line, "-add-fd").ends_with(",set=0"));
+    }
+
+    #[test]
+    fn software_emulation_is_never_of_a_machine_for_one_cpu() {
+        let version = Version::parse(DEBIAN).unwrap();
+        for (accelerator, vcpus, expected) in [
+            (Accelerator::Tcg, 1, "1,maxcpus=2"),
+            (Accelerator::Tcg, 4, "4,maxcpus=4"),
+            (Accelerator::Kvm, 1, "1,maxcpus=1"),
+        ] {
+            let machine = Machine { id: "sb-1", accelerator, version: &version, vcpus, memory_mib: 512 };
+            let line = CommandLine::new(&machine, Memory::Private(fd()), Vec::new(), Netdev::Nowhere, Start::Incoming);
+            assert_eq!(value_of(&line, "-smp"), expected);
+        }
     }
 
     #[test]
