@@ -15,7 +15,10 @@ use crate::stream::StreamError;
 use super::error::ImportError;
 use super::options::{ImportOptions, Imported, Progress};
 use super::pipeline::{Blob, Blobs, merge_all};
-use super::queue::{BlobQueue, End, QueueReader, Spool};
+use super::queue::{BlobQueue, End, QueueReader, Spool, WAKE};
+
+/// Layers that are downloaded before their turn.
+const MAX_AHEAD: usize = 16;
 
 /// Imports an image's layers into `sink`. Runs on blocking threads of the current runtime; dropping the future cancels.
 pub async fn import<S>(
@@ -50,6 +53,8 @@ struct Downloads<'a> {
     spool: Arc<Spool>,
     /// The next layer to download.
     next: AtomicUsize,
+    /// The layer that is being merged.
+    turn: AtomicUsize,
     downloaded: AtomicU64,
     total: u64,
 }
@@ -63,7 +68,7 @@ fn run<S: ContentSink>(
     runtime: &Handle,
 ) -> Result<Imported<S>, ImportError> {
     let directory = options.spool_directory.clone();
-    let spool = Arc::new(Spool { directory, limit: options.spool_limit, used: AtomicU64::new(0) });
+    let spool = Arc::new(Spool::new(directory, options.spool_limit));
     let layers: Vec<&Layer> = image.layers.iter().rev().collect();
     let downloads = Downloads {
         repository,
@@ -74,6 +79,7 @@ fn run<S: ContentSink>(
         runtime,
         spool,
         next: AtomicUsize::new(0),
+        turn: AtomicUsize::new(0),
         downloaded: AtomicU64::new(0),
         total: image.layers_size(),
     };
@@ -114,6 +120,7 @@ impl Blobs for Downloads<'_> {
     }
 
     fn turn(&self, index: usize) {
+        self.turn.store(index, Ordering::Relaxed);
         if let Some(queue) = self.queues.get(index) {
             queue.set_current();
         }
@@ -131,6 +138,13 @@ impl Downloads<'_> {
         loop {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
             let (Some(layer), Some(queue)) = (self.layers.get(index), self.queues.get(index)) else { return };
+            // Each layer ahead may hold an open file.
+            while index > self.turn.load(Ordering::Relaxed).saturating_add(MAX_AHEAD) {
+                if self.cancel.is_cancelled() {
+                    return;
+                }
+                std::thread::sleep(WAKE);
+            }
             let end = self.download(layer, queue);
             let complete = matches!(end, End::Complete);
             queue.end(end);

@@ -1,8 +1,8 @@
 //! A layer's blob between its download and its reader.
 //!
-//! Downloads run ahead of the merge, several at once, and memory must not grow with the image. So each blob has a small
-//! buffer in memory; when that is full, the layer that is being merged makes its download wait, and a layer whose turn
-//! has not come goes on into an unlinked temporary file, as far as the common spool limit allows.
+//! Downloads run ahead of the merge, several at once, and memory must not grow with the image. So the blob that is being
+//! merged has a small buffer in memory and makes its download wait when that is full; those whose turn has not come share
+//! another, and go on into unlinked temporary files, as far as the common spool limit allows.
 //!
 //! ```text
 //!  download ─▶ [memory, a few MiB] ─▶ [file, if this layer has to wait] ─▶ reader      (always first in, first out)
@@ -23,12 +23,14 @@ use tokio_util::sync::CancellationToken;
 use crate::registry::RegistryError;
 use crate::stream::StreamError;
 
-/// Bytes of one blob held in memory.
+/// Bytes held in memory of the blob that is being merged.
 const MEMORY: usize = 4 << 20;
+/// Bytes held in memory of all blobs together, before one whose turn has not come has to wait or to spill.
+const SHARED_MEMORY: u64 = 12 << 20;
 /// Read back from the file in pieces of this many bytes.
 const PIECE: usize = 256 << 10;
 /// How soon a waiting thread notices a cancellation.
-const WAKE: Duration = Duration::from_millis(100);
+pub(super) const WAKE: Duration = Duration::from_millis(100);
 
 /// Where blobs that are ahead of their time may go, shared by all of an import.
 #[derive(Debug)]
@@ -37,7 +39,20 @@ pub(super) struct Spool {
     pub(super) directory: Option<PathBuf>,
     /// Most bytes in files at any time.
     pub(super) limit: u64,
-    pub(super) used: AtomicU64,
+    used: AtomicU64,
+    /// Bytes of all blobs in memory.
+    memory: AtomicU64,
+}
+
+impl Spool {
+    pub(super) fn new(directory: Option<PathBuf>, limit: u64) -> Spool {
+        Spool { directory, limit, used: AtomicU64::new(0), memory: AtomicU64::new(0) }
+    }
+
+    fn reserve(counter: &AtomicU64, length: usize, limit: u64) -> bool {
+        let room = |used: u64| used.checked_add(length as u64).filter(|&sum| sum <= limit);
+        counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok()
+    }
 }
 
 /// How a download ended.
@@ -105,7 +120,7 @@ impl BlobQueue {
             if state.abandoned || chunk.is_empty() {
                 return Ok(());
             }
-            if state.file_bytes() == 0 && state.memory_bytes < MEMORY {
+            if state.file_bytes() == 0 && self.has_memory(&state, chunk.len()) {
                 state.memory_bytes += chunk.len();
                 state.memory.push_back(chunk);
                 self.changed.notify_all();
@@ -120,13 +135,19 @@ impl BlobQueue {
         }
     }
 
+    /// Whether the bytes may stay in memory; if so, they count from now on.
+    fn has_memory(&self, state: &State, length: usize) -> bool {
+        if state.current && state.memory_bytes < MEMORY {
+            self.spool.memory.fetch_add(length as u64, Ordering::Relaxed);
+            return true;
+        }
+        !state.current && Spool::reserve(&self.spool.memory, length, SHARED_MEMORY)
+    }
+
     /// Appends to the file, if the spool has room.
     fn spill(&self, state: &mut State, chunk: &Bytes) -> io::Result<bool> {
         let Some(directory) = &self.spool.directory else { return Ok(false) };
-        let length = chunk.len() as u64;
-        let limit = self.spool.limit;
-        let room = |used: u64| used.checked_add(length).filter(|&sum| sum <= limit);
-        if self.spool.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
+        if !Spool::reserve(&self.spool.used, chunk.len(), self.spool.limit) {
             return Ok(false);
         }
         let file = match &mut state.file {
@@ -134,7 +155,7 @@ impl BlobQueue {
             none => none.insert(tempfile::tempfile_in(directory)?),
         };
         file.write_all_at(chunk, state.file_end)?;
-        state.file_end += length;
+        state.file_end += chunk.len() as u64;
         Ok(true)
     }
 
@@ -153,7 +174,7 @@ impl BlobQueue {
     pub(super) fn abandon(&self) -> Option<RegistryError> {
         let mut state = self.lock();
         state.abandoned = true;
-        state.memory.clear();
+        self.drop_memory(&mut state);
         self.drop_file(&mut state);
         self.changed.notify_all();
         loop {
@@ -164,6 +185,12 @@ impl BlobQueue {
             }
             state = self.wait(state).ok()?;
         }
+    }
+
+    fn drop_memory(&self, state: &mut State) {
+        state.memory.clear();
+        self.spool.memory.fetch_sub(state.memory_bytes as u64, Ordering::Relaxed);
+        state.memory_bytes = 0;
     }
 
     fn drop_file(&self, state: &mut State) {
@@ -178,6 +205,7 @@ impl BlobQueue {
         loop {
             if let Some(chunk) = state.memory.pop_front() {
                 state.memory_bytes = state.memory_bytes.saturating_sub(chunk.len());
+                self.spool.memory.fetch_sub(chunk.len() as u64, Ordering::Relaxed);
                 self.changed.notify_all();
                 return Ok(chunk);
             }
@@ -212,6 +240,7 @@ impl BlobQueue {
 impl Drop for BlobQueue {
     fn drop(&mut self) {
         let mut state = std::mem::take(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
+        self.drop_memory(&mut state);
         self.drop_file(&mut state);
     }
 }
@@ -259,8 +288,8 @@ mod tests {
 
     fn spool(limit: u64) -> (tempfile::TempDir, Arc<Spool>) {
         let directory = tempfile::tempdir().unwrap();
-        let spool = Spool { directory: Some(directory.path().to_owned()), limit, used: AtomicU64::new(0) };
-        (directory, Arc::new(spool))
+        let spool = Arc::new(Spool::new(Some(directory.path().to_owned()), limit));
+        (directory, spool)
     }
 
     fn chunk(n: u8) -> Bytes {
@@ -274,13 +303,15 @@ mod tests {
         for n in 0..20 {
             queue.push(chunk(n)).unwrap();
         }
-        assert_eq!(spool.used.load(Ordering::Relaxed), 16 << 20);
+        assert_eq!(spool.memory.load(Ordering::Relaxed), 12 << 20);
+        assert_eq!(spool.used.load(Ordering::Relaxed), 8 << 20);
         queue.end(End::Complete);
         let mut all = Vec::new();
         QueueReader::new(queue).read_to_end(&mut all).unwrap();
         let wanted: Vec<u8> = (0..20).flat_map(|n| vec![n; 1 << 20]).collect();
         assert!(all == wanted);
         assert_eq!(spool.used.load(Ordering::Relaxed), 0);
+        assert_eq!(spool.memory.load(Ordering::Relaxed), 0);
     }
 
     #[test]
@@ -308,11 +339,26 @@ mod tests {
     }
 
     #[test]
+    fn current_blob_has_memory_however_much_the_others_hold() {
+        let spool = Arc::new(Spool::new(None, 0));
+        let ahead = BlobQueue::new(spool.clone(), CancellationToken::new());
+        for n in 0..12 {
+            ahead.push(chunk(n)).unwrap();
+        }
+        let current = BlobQueue::new(spool.clone(), CancellationToken::new());
+        current.set_current();
+        for n in 0..4 {
+            current.push(chunk(n)).unwrap();
+        }
+        assert_eq!(spool.memory.load(Ordering::Relaxed), 16 << 20);
+    }
+
+    #[test]
     fn queue_ends_waits_on_cancel_and_gives_its_file_back_when_dropped() {
         let (_directory, spool) = spool(1 << 20);
         let cancel = CancellationToken::new();
         let queue = Arc::new(BlobQueue::new(spool.clone(), cancel.clone()));
-        for n in 0..5 {
+        for n in 0..13 {
             queue.push(chunk(n)).unwrap();
         }
         assert_eq!(spool.used.load(Ordering::Relaxed), 1 << 20);
@@ -321,5 +367,6 @@ mod tests {
         assert!(matches!(error, StreamError::Cancelled));
         drop(queue);
         assert_eq!(spool.used.load(Ordering::Relaxed), 0);
+        assert_eq!(spool.memory.load(Ordering::Relaxed), 0);
     }
 }

@@ -33,7 +33,7 @@ impl Meta {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct NodeId(u32);
+pub(super) struct NodeId(usize);
 
 /// The node of the root directory.
 pub(super) const ROOT: NodeId = NodeId(0);
@@ -128,21 +128,20 @@ impl<C> Arena<C> {
     pub(super) fn add(&mut self, kind: Kind<C>) -> NodeId {
         let node = Node { kind, names: 0 };
         if let Some(id) = self.free.pop() {
-            self.nodes[id.0 as usize] = node;
+            self.nodes[id.0] = node;
             return id;
         }
-        // The entry limit keeps the count far below u32::MAX; should it not, a panic in this thread is the honest end.
-        let id = NodeId(u32::try_from(self.nodes.len()).unwrap_or_else(|_| panic!("more than 2^32 nodes")));
+        let id = NodeId(self.nodes.len());
         self.nodes.push(node);
         id
     }
 
     pub(super) fn kind(&self, id: NodeId) -> &Kind<C> {
-        &self.nodes[id.0 as usize].kind
+        &self.nodes[id.0].kind
     }
 
     pub(super) fn kind_mut(&mut self, id: NodeId) -> &mut Kind<C> {
-        &mut self.nodes[id.0 as usize].kind
+        &mut self.nodes[id.0].kind
     }
 
     /// The directory `id` is, if it is one.
@@ -179,13 +178,13 @@ impl<C> Arena<C> {
 
     /// One more name points to `id`.
     pub(super) fn hold(&mut self, id: NodeId) {
-        let node = &mut self.nodes[id.0 as usize];
+        let node = &mut self.nodes[id.0];
         node.names = node.names.saturating_add(1);
     }
 
     /// Whether one name (or other holder) is left.
     pub(super) fn is_last_name(&self, id: NodeId) -> bool {
-        self.nodes[id.0 as usize].names <= 1
+        self.nodes[id.0].names <= 1
     }
 
     /// `link` is the same file as `target` from now on.
@@ -211,7 +210,7 @@ impl<C> Arena<C> {
     pub(super) fn release(&mut self, id: NodeId, discarded: &mut Vec<C>) {
         let mut work = vec![id];
         while let Some(id) = work.pop() {
-            let node = &mut self.nodes[id.0 as usize];
+            let node = &mut self.nodes[id.0];
             node.names = node.names.saturating_sub(1);
             if node.names > 0 || id == ROOT {
                 continue;

@@ -87,3 +87,23 @@ async fn an_image_of_all_compressions_is_pulled_and_merged() {
     assert!(matches!(events.last(), Some(Progress::LayerDone { done: 3, layers: 3, .. })));
     assert_eq!(std::fs::read_dir(spool.path()).unwrap().count(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_layers_are_merged_in_order_with_and_without_a_spool() {
+    let layers: Vec<(Vec<u8>, Compression)> = (0..120_u8)
+        .map(|n| {
+            let compression = if n % 2 == 0 { Compression::None } else { Compression::Zstd };
+            (archive(&[Item::file("last", [n]), Item::file(format!("file{n:03}"), vec![n; 300_000])]), compression)
+        })
+        .collect();
+    let server = Server::of_image(image(&layers), |_| None);
+    let repository = repository(config(), &format!("{}/app:1", server.host()), Credentials::Anonymous);
+    let folder = tempfile::tempdir().unwrap();
+    for spool_directory in [None, Some(folder.path().to_owned())] {
+        let options = ImportOptions { spool_directory, spool_limit: 5 << 20, ..ImportOptions::default() };
+        let (_, imported) = pull(&repository, options).await.unwrap();
+        assert_eq!(imported.tree.entries().len(), 122);
+        assert_eq!(content(&imported.tree, "last"), Some(&[119][..]));
+        assert!((0..120_u8).all(|n| content(&imported.tree, &format!("file{n:03}")) == Some(&vec![n; 300_000][..])));
+    }
+}
