@@ -3,7 +3,7 @@
 //! `cargo run --release -p nullspace-vmm --example restore_timing -- GUEST_DIR ROOT.ext4 [RUNS]`
 //!
 //! Boots ROOT.ext4 (with a `/bin/sh`), snapshots it, and restores it RUNS times; prints medians in ms. As root the
-//! machines have namespaces and taps, unless NETWORK=user is set. RUST_LOG=nullspace_vmm=debug shows each restore.
+//! machines have namespaces and taps, unless NETWORK=user is set. ACCEL=kvm or tcg spares the trial of KVM. RUST_LOG=nullspace_vmm=debug shows each restore.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nullspace_guest::host::Agent;
 use nullspace_guest::message::{Configure, Exec, Restored};
 use nullspace_vmm::net::{NetConfig, NetPool};
-use nullspace_vmm::qemu::{Qemu, QemuConfig};
+use nullspace_vmm::qemu::{Accelerator, Qemu, QemuConfig};
 use nullspace_vmm::{BootSpec, Disk, GuestImage, Network, RestoreSpec, Vmm};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -33,7 +33,12 @@ async fn main() -> Outcome<()> {
     };
     let taps = nix::unistd::geteuid().is_root() && std::env::var_os("NETWORK").is_none();
     let network = if taps { Some(Arc::new(NetPool::new(NetConfig::default()).await?)) } else { None };
-    let vmm = Qemu::new(QemuConfig { network, ..QemuConfig::new(image) }).await?;
+    let accelerator = match std::env::var("ACCEL").as_deref() {
+        Ok("kvm") => Some(Accelerator::Kvm),
+        Ok("tcg") => Some(Accelerator::Tcg),
+        _ => None,
+    };
+    let vmm = Qemu::new(QemuConfig { network, accelerator, ..QemuConfig::new(image) }).await?;
     println!("{} {}", vmm.compatibility().vmm_version, vmm.compatibility().accelerator);
 
     let folder = std::env::temp_dir().join(format!("restore-timing-{}", std::process::id()));

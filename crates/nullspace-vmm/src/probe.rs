@@ -5,12 +5,13 @@
 //! whether its agent answers in time.
 //!
 //! A verdict holds until the host reboots, or QEMU or the guest's kernel changes: it is kept in this process, and in
-//! [`QemuConfig::cache_dir`] for the next one, so that a start does not wait for a hanging guest each time.
+//! [`QemuConfig::cache_dir`] for the next one, so that a start does not wait for a hanging guest each time. "Does not
+//! work" holds for a day: the host may only have been too busy.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nullspace_guest::host::Agent;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ use crate::qemu::{Accelerator, Driver, Parts, QemuConfig, kvm_device};
 
 /// Software emulation on a busy host may take this long to boot; only `doctor` waits for it.
 const TCG_LIMIT: Duration = Duration::from_secs(60);
+/// How long "does not work" is believed.
+const NEGATIVE_HOLDS: Duration = Duration::from_secs(24 * 3600);
 /// Memory of the guest that is booted, MiB.
 const MEMORY_MIB: u32 = 256;
 /// Name of the verdict's file.
@@ -56,6 +59,8 @@ pub struct AcceleratorReport {
 struct Verdict {
     boot_id: String,
     fingerprint: String,
+    /// Seconds since 1970.
+    tried_at: u64,
     report: AcceleratorReport,
 }
 
@@ -68,7 +73,11 @@ pub(crate) async fn kvm(config: &QemuConfig, parts: &Parts) -> AcceleratorReport
     static VERDICTS: Mutex<Option<HashMap<String, Verdict>>> = Mutex::new(None);
     let fingerprint = parts.fingerprint();
     let boot_id = crate::qemu::boot_id().unwrap_or_default();
-    let fits = |verdict: &Verdict| verdict.boot_id == boot_id && verdict.fingerprint == fingerprint;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let fits = |verdict: &Verdict| {
+        let recent = verdict.report.works || now.abs_diff(verdict.tried_at) < NEGATIVE_HOLDS.as_secs();
+        verdict.boot_id == boot_id && verdict.fingerprint == fingerprint && recent
+    };
     let known = {
         let verdicts = VERDICTS.lock().unwrap_or_else(PoisonError::into_inner);
         verdicts.as_ref().and_then(|verdicts| verdicts.get(&fingerprint).cloned())
@@ -78,7 +87,7 @@ pub(crate) async fn kvm(config: &QemuConfig, parts: &Parts) -> AcceleratorReport
         Some(verdict) => Verdict { report: AcceleratorReport { cached: true, ..verdict.report }, ..verdict },
         None => {
             let report = boot(config, parts, Accelerator::Kvm).await;
-            let verdict = Verdict { boot_id: boot_id.clone(), fingerprint: fingerprint.clone(), report };
+            let verdict = Verdict { boot_id: boot_id.clone(), fingerprint: fingerprint.clone(), tried_at: now, report };
             if let Some(folder) = config.cache_dir.as_deref()
                 && let Err(error) = store(folder, &verdict)
             {
@@ -170,7 +179,7 @@ mod tests {
             took_ms: 8000,
             cached: false,
         };
-        let verdict = Verdict { boot_id: "b".into(), fingerprint: "f".into(), report };
+        let verdict = Verdict { boot_id: "b".into(), fingerprint: "f".into(), tried_at: 1, report };
         store(folder.path(), &verdict).unwrap();
         let read = load(folder.path()).unwrap();
         assert_eq!(

@@ -62,7 +62,7 @@ pub enum Disk {
 /// A machine's network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Network {
-    /// No card at all would change the hardware between machines: a card without a peer, link down, no route.
+    /// No card at all would change the hardware between machines: a card that leads nowhere.
     Isolated,
     /// Reaches the internet, and neither this host's loopback nor private ranges where the driver can close them.
     Internet,
@@ -73,7 +73,8 @@ pub enum Network {
 pub struct RestoreSpec {
     /// As in [`BootSpec`].
     pub id: String,
-    /// The `base` that the snapshotted machine's [`Disk::Overlay`] had; `None` for a `Direct` disk.
+    /// The `base` that the snapshotted machine's [`Disk::Overlay`] had; for a `Direct` disk that image itself, unchanged
+    /// since. `None` only when the snapshot's folder holds the whole disk.
     pub base: Option<PathBuf>,
     /// Folder that [`Vm::snapshot`](crate::Vm::snapshot) filled; never written to.
     pub snapshot_dir: PathBuf,
