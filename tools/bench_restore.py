@@ -380,10 +380,10 @@ class AgentLink:
 
 
 class Monitor:
-    """QEMU's machine protocol: commands are sent ahead, answers are counted."""
+    """QEMU's machine protocol: commands are sent ahead; of the answers only an error matters."""
 
     def __init__(self, connection):
-        self.connection, self.buffer, self.answers, self.migration = connection, b"", 0, None
+        self.connection, self.buffer, self.migration = connection, b"", None
 
     def send(self, *commands):
         self.connection.sendall(b"".join(json.dumps(command).encode() + b"\n" for command in commands))
@@ -401,7 +401,6 @@ class Monitor:
             told = json.loads(line)
             if "error" in told:
                 raise RuntimeError(f"the bare QEMU refuses: {told['error']}")
-            self.answers += "return" in told
             if told.get("event") == "MIGRATION":
                 self.migration = told["data"]["status"]
                 if self.migration == "failed":
@@ -439,11 +438,10 @@ class Bare:
         text = (folder / "cmdline").read_bytes().decode().split("\0")[:-1]
         self.binary = os.readlink(folder / "exe")
         self.options = []
-        words = iter(text[1:])
-        for word in words:
-            takes_value = word not in ("-nodefaults", "-no-user-config", "-no-reboot")
-            value = next(words) if takes_value else None
-            if word != "-sandbox":
+        words = text[1:]
+        for word, following in zip(words, [*words[1:], "-"]):
+            if word.startswith("-") and word != "-sandbox":
+                value = None if following.startswith("-") else following
                 self.options.append((word, "bare" if word == "-name" else value))
         # QEMU keeps copies of the disk's descriptors under other numbers: the files are told apart by where they lie.
         links = {link: os.readlink(link) for link in (folder / "fd").iterdir()}
