@@ -39,6 +39,9 @@ struct Link {
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     queued: AtomicUsize,
     table: Mutex<Table>,
+    /// Held from the choice of a channel's number until its OPEN is queued: the agent takes an OPEN with a lower number
+    /// than it has seen for a repetition, and does not answer it.
+    opening: Mutex<()>,
     /// What the agent said of itself, once it has.
     greeted: watch::Sender<Option<AgentInfo>>,
     /// Why the connection ended, once it has.
@@ -356,6 +359,7 @@ impl Handle {
             outgoing,
             queued: AtomicUsize::new(0),
             table: Mutex::new(Table { next: 1, open: HashMap::new(), dead: None }),
+            opening: Mutex::new(()),
             greeted: watch::Sender::new(None),
             closed: watch::Sender::new(None),
             stop: Notify::new(),
@@ -433,6 +437,7 @@ impl Handle {
 
     /// Opens a channel.
     pub(super) fn open(&self, request: &Request) -> Result<OpenChannel, AgentError> {
+        let _in_order = lock(&self.link.opening);
         let (channel, wire) = self.prepare(request)?;
         self.link.send(wire);
         Ok(channel)

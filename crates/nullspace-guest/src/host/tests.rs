@@ -126,6 +126,34 @@ async fn hello_is_repeated_and_fills_a_half_read_frame() {
     connected.unwrap();
 }
 
+/// The agent takes an OPEN with a lower number than it has seen for a repetition, and does not answer it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn channels_are_opened_in_the_order_of_their_numbers_by_however_many_tasks() {
+    const TASKS: u32 = 8;
+    const ROUNDS: u32 = 2_000;
+    let (agent, mut fake) = pair().await;
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|_| {
+            let agent = agent.clone();
+            tokio::spawn(async move {
+                for _ in 0..ROUNDS {
+                    agent.thaw().await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut last = 0;
+    for _ in 0..TASKS * ROUNDS {
+        let channel = fake.expect(Kind::Open).await.channel;
+        assert!(channel > last, "{channel} after {last}");
+        last = channel;
+        fake.outcome(channel, Kind::End, &Outcome::Done).await;
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_stays_away_is_a_timeout() {
     let (host, _guest) = tokio::io::duplex(16);
