@@ -13,6 +13,7 @@
 //! [`AgentError::Protocol`]. Futures may be dropped at any await: the channel is reset then, and the agent kills what
 //! ran in it.
 
+mod files;
 mod link;
 mod session;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use self::files::{FileReader, FileWriter};
 use self::link::Handle;
 pub use self::session::{ExecEvent, ExecOutput, ExecSession, ExecStdin};
 use crate::message::{

@@ -20,6 +20,7 @@
 //! a host that meets bytes of an older session skips them until its own `HELLO_ACK`, and an agent that meets a new
 //! `HELLO` forgets the old session. Nothing here knows of templates, tenants or VMMs.
 
+pub mod file;
 pub mod frame;
 #[cfg(feature = "host")]
 pub mod host;

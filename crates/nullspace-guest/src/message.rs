@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::file::{FileCall, FileEntry};
+
 /// Version of this protocol and of the agent's behaviour; part of a snapshot's compatibility class.
-pub const AGENT_ABI: u32 = 1;
+pub const AGENT_ABI: u32 = 2;
 
 /// Milliseconds between the SIGTERM that a process's timeout sends and the SIGKILL that follows.
 pub const KILL_AFTER_MS: u64 = 1000;
@@ -52,6 +54,8 @@ pub enum Request {
         /// Signal number, as in `kill(2)`.
         signal: i32,
     },
+    /// Work on files; see [`file`](crate::file) for replies and ends.
+    File(FileCall),
     /// One readiness attempt. Ends with [`Outcome::Probed`].
     Probe(Probe),
     /// Flush and freeze the root filesystem (`FIFREEZE`), so that the disk image is clean. Ends with `Done`.
@@ -177,6 +181,11 @@ pub enum Outcome {
         /// In ascending pid order.
         processes: Vec<Process>,
     },
+    /// A file, as it is after the operation.
+    File {
+        /// What it is.
+        entry: FileEntry,
+    },
     /// One readiness attempt was made.
     Probed {
         /// True when the check holds.
@@ -248,6 +257,14 @@ pub enum FailureKind {
     WorkdirNotFound,
     /// No such process or service.
     NotFound,
+    /// No such file or directory.
+    FileNotFound,
+    /// The user may not do that with the file.
+    PermissionDenied,
+    /// Something is where the file or directory should be, or a directory is not empty.
+    FileExists,
+    /// The disk, or the file's size limit, is full.
+    DiskFull,
     /// A limit of the agent was reached (channels, processes).
     Limit,
     /// Anything else; `message` has the system's words.

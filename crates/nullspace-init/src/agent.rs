@@ -20,7 +20,7 @@ use crate::process::{list, prepare::prepare, spawn::spawn};
 use crate::services::Services;
 use crate::session::{Channel, Opened, Session, StdinOver};
 use crate::wake::Wake;
-use crate::{filesystem, identity, network, probe, workers};
+use crate::{files, filesystem, identity, network, probe, workers};
 
 /// How long the last answer may take to reach the host before the power goes.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -144,6 +144,7 @@ impl Agent {
                 Err(error) => failed(FailureKind::Internal, format!("The processes cannot be listed: {error}.")),
             },
             Request::Kill { pid, signal } => kill(pid, signal),
+            Request::File(call) => files::serve(&call, channel),
             Request::Probe(probe) => probe::probe(probe, channel),
             Request::Freeze => io_done("The root filesystem cannot be frozen", filesystem::freeze()),
             Request::Thaw => io_done("The root filesystem cannot be thawed", filesystem::thaw()),

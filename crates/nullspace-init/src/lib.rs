@@ -9,7 +9,7 @@
 //!                                            |
 //!  connection   reader thread ---- frames ---+--- outbox ---- writer thread
 //!                   |                                 ^
-//!  session      OPEN -> channel -> a worker thread: exec, attach, probe, freeze ..
+//!  session      OPEN -> channel -> a worker thread: exec, attach, files, probe, freeze ..
 //!                                     |
 //!  processes    prepare -> spawn -> supervise          reaper: waits for every child and orphan
 //! ```
@@ -20,6 +20,7 @@
 mod agent;
 pub mod boot;
 mod connection;
+mod files;
 mod filesystem;
 mod identity;
 mod log;

@@ -68,6 +68,16 @@ impl Accounts {
         })
     }
 
+    /// Names of users with their numbers, in the file's order.
+    pub(crate) fn user_names(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.users().map(|user| (user.name, user.uid))
+    }
+
+    /// Names of groups with their numbers, in the file's order.
+    pub(crate) fn group_names(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.groups().map(|group| (group.name, group.gid))
+    }
+
     fn groups(&self) -> impl Iterator<Item = Group<'_>> {
         self.group.lines().filter_map(|line| {
             let mut fields = line.trim().split(':');

@@ -3,39 +3,13 @@
 // clippy.toml lets tests unwrap, and does not count their helpers.
 #![allow(clippy::unwrap_used)]
 
-use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+mod common;
+
 use std::time::{Duration, Instant};
 
-use nix::sys::reboot::RebootMode;
+use common::{Guest, SOON};
 use nullspace_guest::host::{Agent, AgentError, ExecEvent, ExecOutput};
 use nullspace_guest::message::{Exec, Exit, Failure, FailureKind, Probe, ProbeCheck};
-use nullspace_init::{Ground, Stream, StreamKind, serve};
-
-const SOON: Duration = Duration::from_secs(10);
-
-/// One agent, and as many connections to it as a test wants.
-struct Guest(Arc<nullspace_init::Agent>);
-
-impl Guest {
-    fn new() -> Guest {
-        Guest::on(Ok("/dev/null".to_owned()))
-    }
-
-    fn on(root: Result<String, String>) -> Guest {
-        Guest(nullspace_init::Agent::new(Ground { root, off: RebootMode::RB_POWER_OFF }))
-    }
-
-    async fn connect(&self) -> Agent {
-        let (host, guest) = UnixStream::pair().unwrap();
-        let stream = Arc::new(Stream::new(guest.into(), StreamKind::Connection).unwrap());
-        let agent = self.0.clone();
-        std::thread::spawn(move || serve(&agent, &stream));
-        host.set_nonblocking(true).unwrap();
-        let host = tokio::net::UnixStream::from_std(host).unwrap();
-        Agent::connect(host, SOON).await.unwrap().0
-    }
-}
 
 /// A shell command as the user that runs the tests.
 fn sh(script: &str) -> Exec {

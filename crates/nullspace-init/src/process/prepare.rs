@@ -38,8 +38,7 @@ fn c_string(what: &str, text: String) -> Result<CString, Failure> {
 
 /// Resolves user, environment, program and directory inside the root.
 pub(crate) fn prepare(exec: &Exec) -> Result<Plan, Failure> {
-    let accounts = Accounts { passwd: account_file("/etc/passwd")?, group: account_file("/etc/group")? };
-    let account = accounts.resolve(exec.user.as_deref().unwrap_or_default())?;
+    let account = accounts()?.resolve(exec.user.as_deref().unwrap_or_default())?;
     let envs = environment(&exec.envs, &account)?;
     let name = match exec.argv.first() {
         Some(name) if !name.is_empty() => name,
@@ -59,6 +58,11 @@ pub(crate) fn prepare(exec: &Exec) -> Result<Plan, Failure> {
         cwd: c_string("The working directory", cwd.to_owned())?,
         account,
     })
+}
+
+/// The image's users and groups, as they are now.
+pub(crate) fn accounts() -> Result<Accounts, Failure> {
+    Ok(Accounts { passwd: account_file("/etc/passwd")?, group: account_file("/etc/group")? })
 }
 
 fn account_file(path: &str) -> Result<String, Failure> {

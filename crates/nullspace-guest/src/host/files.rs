@@ -1,0 +1,179 @@
+//! The guest's files, seen from the host: bytes out, bytes in, listings.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::link::{Handle, Item, OpenChannel};
+use super::{Agent, AgentError, refused};
+use crate::file::{FileCall, FileEntry, FileOp};
+use crate::message::{FailureKind, Outcome, Request};
+
+/// Bound from asking until the file is open.
+const OPEN: Duration = Duration::from_secs(30);
+/// Bound of an operation without data. Removing a large tree takes its time.
+const DONE: Duration = Duration::from_secs(300);
+/// A guest whose disk gives or takes nothing for so long is given up.
+const STALLED: Duration = Duration::from_secs(120);
+/// A listing larger than this, bytes of JSON, is given up.
+const MAX_LISTING: usize = 64 << 20;
+
+/// A file that is being read. Dropping it ends the reading.
+#[derive(Debug)]
+pub struct FileReader {
+    /// What is read: the file at the end of links.
+    pub entry: FileEntry,
+    channel: OpenChannel,
+    over: bool,
+    /// Keeps the connection open.
+    _handle: Arc<Handle>,
+}
+
+impl FileReader {
+    /// The next bytes; `None` at the end. May be cancelled without losing any.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, AgentError> {
+        if self.over {
+            return Ok(None);
+        }
+        match next(&self.channel, "read_file", STALLED).await? {
+            Item::Output(_, bytes) => Ok(Some(bytes)),
+            Item::Reply(other) => Err(AgentError::unexpected("read_file", &other)),
+            Item::End(end) => {
+                self.over = true;
+                match end? {
+                    Outcome::Done => Ok(None),
+                    other => Err(AgentError::unexpected("read_file", &other)),
+                }
+            }
+        }
+    }
+}
+
+/// A file that is being written. Dropping it before [`FileWriter::finish`] leaves the file with what has arrived.
+#[derive(Debug)]
+pub struct FileWriter {
+    channel: OpenChannel,
+    _handle: Arc<Handle>,
+}
+
+impl FileWriter {
+    /// Sends bytes, waiting while the guest's disk is slow. The guest's reason when it has given up.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), AgentError> {
+        match tokio::time::timeout(STALLED, self.channel.write(bytes)).await {
+            Ok(Ok(())) => Ok(()),
+            // The operation has ended, and its end says why.
+            Ok(Err(AgentError::Closed)) => match self.end().await {
+                Ok(_) => Err(AgentError::Closed),
+                Err(error) => Err(error),
+            },
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(AgentError::timeout("write_file", STALLED)),
+        }
+    }
+
+    /// All is sent: the file as it is now.
+    pub async fn finish(self) -> Result<FileEntry, AgentError> {
+        self.channel.write_eof();
+        match self.end().await? {
+            Outcome::File { entry } => Ok(entry),
+            other => Err(AgentError::unexpected("write_file", &other)),
+        }
+    }
+
+    async fn end(&self) -> Result<Outcome, AgentError> {
+        match next(&self.channel, "write_file", STALLED).await? {
+            Item::End(end) => end,
+            Item::Reply(other) => Err(AgentError::unexpected("write_file", &other)),
+            Item::Output(..) => Err(AgentError::Protocol("output of a file that is written".to_owned())),
+        }
+    }
+}
+
+impl Agent {
+    /// Opens a file for reading.
+    pub async fn read_file(&self, user: Option<String>, cwd: &str, path: &str) -> Result<FileReader, AgentError> {
+        let channel = self.file_channel(user, cwd, FileOp::Read { path: path.to_owned() })?;
+        match opened(&channel, "read_file").await? {
+            Outcome::File { entry } => {
+                Ok(FileReader { entry, channel, over: false, _handle: Arc::clone(&self.handle) })
+            }
+            other => Err(AgentError::unexpected("read_file", &other)),
+        }
+    }
+
+    /// Opens a file for writing: it is made, or emptied.
+    pub async fn write_file(&self, user: Option<String>, cwd: &str, path: &str) -> Result<FileWriter, AgentError> {
+        let channel = self.file_channel(user, cwd, FileOp::Write { path: path.to_owned() })?;
+        match opened(&channel, "write_file").await? {
+            Outcome::Done => Ok(FileWriter { channel, _handle: Arc::clone(&self.handle) }),
+            other => Err(AgentError::unexpected("write_file", &other)),
+        }
+    }
+
+    /// The entries below a directory, in the order of their paths.
+    pub async fn list_files(
+        &self,
+        user: Option<String>,
+        cwd: &str,
+        path: &str,
+        depth: u32,
+    ) -> Result<Vec<FileEntry>, AgentError> {
+        let channel = self.file_channel(user, cwd, FileOp::List { path: path.to_owned(), depth })?;
+        let mut lines = Vec::new();
+        loop {
+            match next(&channel, "list_files", STALLED).await? {
+                Item::Output(_, bytes) if lines.len() + bytes.len() > MAX_LISTING => {
+                    return Err(refused(FailureKind::Limit, "The listing is too long: list a smaller directory."));
+                }
+                Item::Output(_, bytes) => lines.extend_from_slice(&bytes),
+                Item::Reply(other) => return Err(AgentError::unexpected("list_files", &other)),
+                Item::End(end) => match end? {
+                    Outcome::Done => break,
+                    other => return Err(AgentError::unexpected("list_files", &other)),
+                },
+            }
+        }
+        let entries = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        entries
+            .map(|line| {
+                serde_json::from_slice(line)
+                    .map_err(|error| AgentError::Protocol(format!("an entry of a listing: {error}")))
+            })
+            .collect()
+    }
+
+    /// An operation that ends with an entry: info, making a directory, renaming.
+    pub async fn file_entry(&self, user: Option<String>, cwd: &str, op: FileOp) -> Result<FileEntry, AgentError> {
+        match self.file_channel(user, cwd, op)?.end(DONE).await? {
+            Outcome::File { entry } => Ok(entry),
+            other => Err(AgentError::unexpected("files", &other)),
+        }
+    }
+
+    /// An operation without an answer: removing, setting permissions.
+    pub async fn file_done(&self, user: Option<String>, cwd: &str, op: FileOp) -> Result<(), AgentError> {
+        match self.file_channel(user, cwd, op)?.end(DONE).await? {
+            Outcome::Done => Ok(()),
+            other => Err(AgentError::unexpected("files", &other)),
+        }
+    }
+
+    fn file_channel(&self, user: Option<String>, cwd: &str, op: FileOp) -> Result<OpenChannel, AgentError> {
+        self.handle.open(&Request::File(FileCall { user, cwd: Some(cwd.to_owned()), action: op }))
+    }
+}
+
+async fn opened(channel: &OpenChannel, what: &'static str) -> Result<Outcome, AgentError> {
+    match next(channel, what, OPEN).await? {
+        Item::Reply(Outcome::Failed(failure)) => Err(AgentError::Failed(failure)),
+        Item::Reply(outcome) => Ok(outcome),
+        Item::End(Err(error)) => Err(error),
+        Item::End(Ok(other)) => Err(AgentError::unexpected(what, &other)),
+        Item::Output(..) => Err(AgentError::Protocol("output before the reply".to_owned())),
+    }
+}
+
+async fn next(channel: &OpenChannel, what: &'static str, limit: Duration) -> Result<Item, AgentError> {
+    tokio::time::timeout(limit, channel.next()).await.map_err(|_| AgentError::timeout(what, limit))
+}

@@ -1,0 +1,162 @@
+//! What moves bytes: reading, writing, listing. Credit of the channel bounds what is under way; a caller who has gone ends
+//! the operation at its next piece.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nullspace_guest::frame::{Kind, MAX_PAYLOAD};
+use nullspace_guest::message::{Failure, FailureKind, Outcome};
+
+use super::entry::{self, Names};
+use super::{Stop, failure, invalid, make_folders};
+use crate::session::Channel;
+
+/// Permissions of a new file.
+const FILE_MODE: u32 = 0o644;
+/// A listing with more entries than this is refused.
+const MAX_ENTRIES: usize = 100_000;
+/// A listing goes no deeper.
+const MAX_DEPTH: u32 = 64;
+/// Lines are sent in pieces of about so many bytes.
+const PIECE: usize = 32 * 1024;
+
+pub(super) fn read(path: &Path, names: &Names, channel: &Channel) -> Result<Outcome, Stop> {
+    let cannot = |error: &io::Error| failure(error, "It cannot be read", path);
+    let mut file = open(path, OpenOptions::new().read(true)).map_err(|error| cannot(&error))?;
+    regular(&file, path)?;
+    let entry = std::fs::canonicalize(path)
+        .and_then(|real| entry::of(&real, names))
+        .map_err(|error| failure(&error, "It cannot be looked at", path))?;
+    channel.reply(&Outcome::File { entry });
+    let mut buffer = vec![0; MAX_PAYLOAD];
+    loop {
+        let room = room(channel)?.min(MAX_PAYLOAD);
+        let piece = buffer.get_mut(..room).unwrap_or_default();
+        match file.read(piece) {
+            Ok(0) => return Ok(Outcome::Done),
+            Ok(len) => channel.output(Kind::Stdout, piece.get(..len).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(cannot(&error).into()),
+        }
+    }
+}
+
+pub(super) fn write(path: &Path, channel: &Channel) -> Result<(), Stop> {
+    let cannot = |error: &io::Error| failure(error, "It cannot be written", path);
+    make_folders(path.parent().unwrap_or(Path::new("/")))?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).mode(FILE_MODE);
+    let mut file = open(path, &mut options).map_err(|error| cannot(&error))?;
+    regular(&file, path)?;
+    // Not by O_TRUNC: what turns out to be no regular file is left alone.
+    file.set_len(0).map_err(|error| cannot(&error))?;
+    channel.reply(&Outcome::Done);
+    loop {
+        channel.wake().clear();
+        if channel.is_reset() {
+            return Err(Stop::Cancelled);
+        }
+        match channel.stdin() {
+            Ok(Some(bytes)) => {
+                file.write_all(&bytes).map_err(|error| cannot(&error))?;
+                channel.consumed(bytes.len());
+            }
+            Ok(None) => wait(channel),
+            Err(_over) => return Ok(()),
+        }
+    }
+}
+
+/// Sends the entries below `path` as JSON lines, in the order of their paths.
+pub(super) fn list(path: &Path, depth: u32, names: &Names, channel: &Channel) -> Result<(), Stop> {
+    let mut lines = Lines { channel, buffer: Vec::new(), entries: 0 };
+    lines.folder(path, depth.clamp(1, MAX_DEPTH), names, true)?;
+    lines.flush()
+}
+
+struct Lines<'a> {
+    channel: &'a Channel,
+    buffer: Vec<u8>,
+    entries: usize,
+}
+
+impl Lines<'_> {
+    fn folder(&mut self, path: &Path, depth: u32, names: &Names, asked_for: bool) -> Result<(), Stop> {
+        let found = match std::fs::read_dir(path) {
+            Ok(found) => found,
+            // A folder on the way that this user may not enter, or that has just gone, is listed without what is in it.
+            Err(_) if !asked_for => return Ok(()),
+            Err(error) => return Err(failure(&error, "It cannot be listed", path).into()),
+        };
+        let mut inside: Vec<_> = found.flatten().map(|entry| entry.path()).take(MAX_ENTRIES + 1).collect();
+        inside.sort_unstable();
+        for path in inside {
+            let Ok(entry) = entry::of(&path, names) else { continue };
+            self.entries += 1;
+            if self.entries > MAX_ENTRIES {
+                let message = format!("There are more than {MAX_ENTRIES} entries: list a smaller directory.");
+                return Err(Failure { kind: FailureKind::Limit, message }.into());
+            }
+            let is_dir = entry.kind == nullspace_guest::file::FileKind::Dir;
+            // Our own type has string keys and no floats: serialising cannot fail.
+            let _ = serde_json::to_writer(&mut self.buffer, &entry);
+            self.buffer.push(b'\n');
+            if self.buffer.len() >= PIECE {
+                self.flush()?;
+            }
+            if is_dir && depth > 1 {
+                self.folder(&path, depth - 1, names, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Stop> {
+        let mut left = self.buffer.as_slice();
+        while !left.is_empty() {
+            let (piece, rest) = left.split_at(room(self.channel)?.min(left.len()));
+            self.channel.output(Kind::Stdout, piece);
+            left = rest;
+        }
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+/// Opens without waiting for anyone: a FIFO without a partner must not hold the operation up.
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    options.custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY).open(path)
+}
+
+fn regular(file: &File, path: &Path) -> Result<(), Failure> {
+    let meta = file.metadata().map_err(|error| failure(&error, "It cannot be looked at", path))?;
+    match meta.file_type() {
+        kind if kind.is_file() => Ok(()),
+        kind if kind.is_dir() => Err(invalid(format!("`{}` is a directory.", path.display()))),
+        _ => Err(invalid(format!("`{}` is not a regular file.", path.display()))),
+    }
+}
+
+/// Waits until something may be sent.
+fn room(channel: &Channel) -> Result<usize, Stop> {
+    loop {
+        channel.wake().clear();
+        if channel.is_reset() {
+            return Err(Stop::Cancelled);
+        }
+        match channel.room() {
+            0 => wait(channel),
+            room => return Ok(room),
+        }
+    }
+}
+
+fn wait(channel: &Channel) {
+    let mut wake = [PollFd::new(channel.wake().as_fd(), PollFlags::POLLIN)];
+    // Interrupted or not, the caller looks again.
+    let _ = poll(&mut wake, PollTimeout::NONE);
+}
