@@ -9,7 +9,7 @@ use anyhow::Context;
 use nullspace_engine::{Capacity, Engine, EngineConfig};
 use nullspace_oci::registry::{Registry, RegistryConfig};
 use nullspace_store::{ArtifactStore, Metadata, QueueLimits, SqliteStore};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -20,6 +20,8 @@ use crate::{guest, vmm};
 const DATABASE: &str = "nullspace.db";
 
 pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    // Before there is anything that an orderly end has to remove; the start is finished before a signal is obeyed.
+    let signals = Signals::install()?;
     let files = ArtifactStore::open(&config.data_dir).context("open the data folder")?;
     let metadata: Arc<dyn Metadata> = Arc::new(open_metadata(&config).await?);
     let machines = vmm::choose(&config).await?;
@@ -37,7 +39,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let router = nullspace_server::router(Arc::new(EngineService(engine.clone())), Default::default());
     let server = tokio::spawn(nullspace_server::serve(listener, router, stop.clone().cancelled_owned()));
 
-    wait_for_signal().await?;
+    signals.arrived().await;
     tracing::info!("stopping: running builds go back to the queue, sandboxes end");
     stop.cancel();
     engine.stop().await;
@@ -45,14 +47,27 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT, kept from the moment of installing.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn install() -> anyhow::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate()).context("handle SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("handle SIGINT")?,
+        })
     }
-    Ok(())
+
+    /// Waits for one, also one that has come since the installing.
+    async fn arrived(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Opens the database of the data folder, made and migrated if needed.

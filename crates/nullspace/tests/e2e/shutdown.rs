@@ -85,3 +85,12 @@ async fn sandbox_is_over(api: &crate::fixture::Api, id: &str) {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_stop_as_soon_as_it_listens_leaves_nothing() {
+    let mut service = Service::through(&["env"], []);
+    for _ in 0..5 {
+        service.restart().await;
+        service.stop().await;
+    }
+}
