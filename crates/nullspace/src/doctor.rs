@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use nullspace_vmm::qemu::Qemu;
 
-use crate::config::{Config, NetworkChoice};
+use crate::config::{Config, NetworkChoice, VmmChoice};
 use crate::{guest, vmm};
 
 /// How much a need matters.
@@ -43,8 +43,14 @@ impl Finding {
 pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let dir = guest::dir(config);
     let mut findings = vec![data_dir(config), guest_files(&dir), base(config)];
-    findings.extend(qemu(config, &dir).await);
-    findings.push(firecracker(config, &dir).await);
+    let firecracker = firecracker(config, &dir).await;
+    // One VMM that works is enough, unless the settings name the other.
+    let enough = firecracker.verdict == Verdict::Works && config.vmm != VmmChoice::Qemu;
+    findings.extend(qemu(config, &dir).await.into_iter().map(|finding| match finding.verdict {
+        Verdict::Fails if enough => Finding { verdict: Verdict::Without, ..finding },
+        _ => finding,
+    }));
+    findings.push(firecracker);
     findings.extend(network(config));
     findings.push(Finding::without("BuildKit", "not driven by this version", ""));
 

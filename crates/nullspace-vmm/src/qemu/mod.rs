@@ -117,7 +117,7 @@ impl QemuConfig {
             network: None,
             template_memory_bytes: 4 << 30,
             start_limit: Duration::from_secs(20),
-            probe_limit: Duration::from_secs(8),
+            probe_limit: Duration::from_secs(20),
             cache_dir: None,
         }
     }
