@@ -1,6 +1,6 @@
 # make demo    one template from nothing to a sandbox, with real output
 # make test    everything: format, lints, unit and end-to-end tests on real microVMs
-# make test-firecracker    the drivers' and the service's tests on a real Firecracker, in a nested host (15 minutes)
+# make test-firecracker    its part on a real Firecracker, in a nested host (15 minutes)
 # What each target installs is listed in scripts/packages.txt.
 
 SHELL := /bin/bash
@@ -39,8 +39,8 @@ lint:
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps --document-private-items --quiet
 
-test: setup-run-test guest base lint
-	cargo nextest run --release --locked --workspace
+test: setup-run-test guest base lint test-firecracker
+	NULLSPACE_TEST_COMPLETE=1 cargo nextest run --release --locked --workspace
 
 ## the same drivers' and service's tests on a real Firecracker, in a nested host whose KVM works
 test-firecracker: setup-run-test guest setup-base

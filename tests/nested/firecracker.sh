@@ -13,20 +13,21 @@ for file in "$guest/vmlinux" "$guest/initramfs.cpio" target/firecracker/firecrac
   [[ -e $file ]] || { echo "nested: $file is missing" >&2; exit 2; }
 done
 
-# The test binaries of this build, as cargo names them.
-binary() { # arguments that choose a target
-  cargo test --release --quiet -p nullspace-vmm "$@" --no-run --message-format=json | python3 -c '
+# The test binaries of this build, as cargo names them. The whole workspace, as `make test` builds it: with another choice of
+# packages cargo builds dependencies again with other features.
+binaries=$(cargo test --release --locked --quiet --workspace --no-run --message-format=json | python3 -c '
 import json, sys
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("reason") == "compiler-artifact" and message.get("executable"):
-        print(message["executable"])'
+    if message.get("reason") == "compiler-artifact" and message.get("executable") and message["profile"]["test"]:
+        print(message["target"]["name"], message["executable"])')
+binary() { # name of a target
+  awk -v name="$1" '$1 == name { print $2; found = 1 } END { exit !found }' <<<"$binaries"
 }
-unit=$(binary --lib)
-net=$(binary --test net_isolation)
-host=$(binary --test firecracker_host)
-conformance=$(binary --test conformance)
-[[ -x $unit && -x $net && -x $host && -x $conformance ]]
+unit=$(binary nullspace_vmm)
+net=$(binary net_isolation)
+host=$(binary firecracker_host)
+conformance=$(binary conformance)
 
 exec python3 tools/nested_host.py \
   --file "$unit:/in/unit" --file "$net:/in/net" --file "$host:/in/host" --file "$conformance:/in/conformance" \

@@ -9,14 +9,15 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 guest=target/guest
-e2e=$(cargo test --release --quiet -p nullspace --test e2e --no-run --message-format=json | python3 -c '
+# As in firecracker.sh.
+e2e=$(cargo test --release --locked --quiet --workspace --no-run --message-format=json | python3 -c '
 import json, sys
 for line in sys.stdin:
     message = json.loads(line)
     if message.get("reason") == "compiler-artifact" and message.get("executable") and message["target"]["name"] == "e2e":
         print(message["executable"])')
 [[ -x $e2e ]]
-[[ $# -gt 0 ]] || set -- spine::a_service unique::
+[[ $# -gt 0 ]] || set -- spine::a_service unique:: hosts::
 
 exec python3 tools/nested_host.py \
   --file "$e2e:/in/e2e" --file target/release/nullspace:/in/nullspace \

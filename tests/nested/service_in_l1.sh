@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs in the nested host: see service.sh.
 set -euo pipefail
-export NULLSPACE_VMM=firecracker NULLSPACE_FIRECRACKER=/opt/bin/firecracker NULLSPACE_JAILER=/opt/bin/jailer
+export NULLSPACE_VMM=firecracker NULLSPACE_TEST_EXPECT_FIRECRACKER=works NULLSPACE_FIRECRACKER=/opt/bin/firecracker NULLSPACE_JAILER=/opt/bin/jailer
 export NULLSPACE_GUEST_DIR=/in/guest NEXTEST_BIN_EXE_nullspace=/in/nullspace
 # Where programs are found without a PATH.
 for program in busybox docker-registry; do
