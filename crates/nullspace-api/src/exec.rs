@@ -64,3 +64,17 @@ pub struct ProcessInfo {
     /// False when it has ended.
     pub running: bool,
 }
+
+/// What a process that runs in the background has written so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProcessLogs {
+    /// The end of its stdout; bytes that are not UTF-8 are replaced.
+    pub stdout: String,
+    /// The end of its stderr.
+    pub stderr: String,
+    /// Both, in the order in which they were written, as far as that is known.
+    pub output: String,
+    /// How it ended; absent while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+}

@@ -21,6 +21,8 @@ pub struct Error {
     pub detail: Option<Box<TemplateFailureDetail>>,
     /// When to try again.
     pub retry_after: Option<Duration>,
+    /// True when the caller's own sandbox refuses it to the user that it was asked as.
+    pub forbidden: bool,
 }
 
 /// Result with the domain's [`Error`].
@@ -29,7 +31,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error of this kind.
     pub fn new(code: ErrorResponseCode, message: impl Into<String>) -> Self {
-        Error { code, message: message.into(), build_id: None, detail: None, retry_after: None }
+        Error { code, message: message.into(), build_id: None, detail: None, retry_after: None, forbidden: false }
     }
 
     /// The request itself is wrong.

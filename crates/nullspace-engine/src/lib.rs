@@ -51,7 +51,7 @@ pub use builds::LogStream;
 pub use error::{Error, Result};
 pub use failure::{chain, reason};
 pub use plan::DEFAULT_WORKDIR;
-pub use sandboxes::{SandboxPage, SandboxQuery};
+pub use sandboxes::{FileAt, FileDownload, FileUpload, SandboxPage, SandboxQuery};
 
 /// Settings of an [`Engine`].
 #[derive(Debug, Clone)]

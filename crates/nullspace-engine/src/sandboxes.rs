@@ -11,13 +11,15 @@
 
 mod answers;
 mod create;
+mod files;
+mod processes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use nullspace_api::{
-    DestroySandboxResponse, ErrorResponseCode, ExecRequest, ExecResponse, JsonObject, ProcessInfo, SandboxInfo,
+    DestroySandboxResponse, ErrorResponseCode, ExecRequest, ExecResponse, JsonObject, SandboxInfo,
     SandboxStatus as WireStatus,
 };
 use nullspace_guest::host::AgentError;
@@ -27,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{info, status_to_store};
+pub use self::files::{FileAt, FileDownload, FileUpload};
 use crate::error::{Error, Result};
 use crate::failure::chain;
 use crate::machine::Machine;
@@ -245,18 +248,6 @@ impl Engine {
         }
         let stdout = text(&output.stdout);
         Ok(ExecResponse { exit_code: output.exit.code, stdout, stderr, pid: Some(output.pid) })
-    }
-
-    /// The processes in a sandbox.
-    pub async fn processes(&self, caller: &Caller, id: &str) -> Result<Vec<ProcessInfo>> {
-        let live = self.live(caller, id).await?;
-        let processes = live.machine.agent.processes().await.map_err(|error| exec_error(error, "processes"))?;
-        let shown = |process: nullspace_guest::message::Process| ProcessInfo {
-            pid: process.pid,
-            command: process.command,
-            running: process.running,
-        };
-        Ok(processes.into_iter().map(shown).collect())
     }
 
     async fn live(&self, caller: &Caller, id: &str) -> Result<Arc<Live>> {

@@ -164,7 +164,13 @@ impl Agent {
     /// Follows a service from its kept output's beginning (the last 256 KiB of each stream) until it exits. Dropping
     /// the session leaves the service alone.
     pub async fn attach(&self, pid: u32) -> Result<ExecSession, AgentError> {
-        ExecSession::start(&self.handle, &Request::Attach { pid }, false, "attach").await
+        ExecSession::start(&self.handle, &Request::Attach { pid, follow: true }, false, "attach").await
+    }
+
+    /// A service's kept output; the events end without [`ExecEvent::Exit`] when it still runs.
+    pub async fn output_so_far(&self, pid: u32) -> Result<ExecSession, AgentError> {
+        let request = Request::Attach { pid, follow: false };
+        Ok(ExecSession::start(&self.handle, &request, false, "attach").await?.that_may_run_on())
     }
 
     /// The guest's processes in ascending pid order, without kernel threads and the agent.

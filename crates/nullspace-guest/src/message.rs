@@ -40,10 +40,13 @@ pub enum Request {
     Exec(Exec),
     /// Start a process that outlives channel and session (the template's start command). Reply and end: `Started`.
     StartService(Exec),
-    /// Follow a service: its kept output from the start, then live, end `Exit` when it has exited.
+    /// Follow a service: its kept output from the start, then live, end `Exit` when it has exited. Without `follow` only
+    /// what there is, end `Done` while it runs.
     Attach {
         /// Pid that `StartService` answered.
         pid: u32,
+        /// Whether to wait for more.
+        follow: bool,
     },
     /// List processes of the guest (kernel threads left out). Ends with [`Outcome::Processes`].
     Processes,

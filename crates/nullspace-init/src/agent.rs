@@ -138,7 +138,7 @@ impl Agent {
                 }
                 Err(failure) => Outcome::Failed(failure),
             },
-            Request::Attach { pid } => self.services.follow(pid, channel),
+            Request::Attach { pid, follow } => self.services.output(pid, follow, channel),
             Request::Processes => match list::processes(|pid| self.services.starts(pid)) {
                 Ok(processes) => Outcome::Processes { processes },
                 Err(error) => failed(FailureKind::Internal, format!("The processes cannot be listed: {error}.")),

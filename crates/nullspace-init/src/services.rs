@@ -86,8 +86,9 @@ impl Services {
         running.then_some(service.starts)
     }
 
-    /// Sends a service's output to `channel` until the service or the channel ends.
-    pub(crate) fn follow(&self, pid: u32, channel: &Arc<Channel>) -> Outcome {
+    /// Sends a service's output to `channel`: all that is kept, with `follow` also what comes until the service or the
+    /// channel ends.
+    pub(crate) fn output(&self, pid: u32, follow: bool, channel: &Arc<Channel>) -> Outcome {
         let Some(service) = lock(&self.0).get(&pid).cloned() else {
             let message = format!("No service with pid {pid} was started in this guest.");
             return Outcome::Failed(Failure { kind: FailureKind::NotFound, message });
@@ -113,6 +114,9 @@ impl Services {
                     None => {
                         if let Some(exit) = state.exit {
                             return Outcome::Exit(exit);
+                        }
+                        if !follow {
+                            return Outcome::Done;
                         }
                     }
                 }

@@ -19,6 +19,7 @@ mod edge;
 mod error;
 mod extract;
 mod fields;
+mod files;
 mod not_served;
 mod openapi;
 mod routes;
@@ -27,6 +28,7 @@ mod service;
 mod sse;
 
 pub use config::{ConnectionLimits, ServerConfig};
+pub use files::{FileAt, FileContent, FileDownload, FileService};
 pub use openapi::openapi;
 pub use routes::router;
 pub use serve::{serve, serve_with_limits};

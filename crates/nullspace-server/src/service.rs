@@ -22,6 +22,8 @@ use nullspace_api::{
 };
 use secrecy::SecretString;
 
+use crate::files::FileService;
+
 /// Who makes a request, as its key says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
@@ -62,7 +64,7 @@ pub struct SandboxQuery {
 
 /// The domain, as the HTTP layer needs it.
 #[async_trait]
-pub trait Service: Send + Sync + 'static {
+pub trait Service: FileService {
     /// Whose key it is; `None` when it is nobody's.
     async fn authenticate(&self, key: &SecretString) -> Result<Option<Caller>, ServiceError>;
 
@@ -137,6 +139,8 @@ pub trait Service: Send + Sync + 'static {
 pub enum ErrorKind {
     /// The request is wrong.
     Invalid,
+    /// The caller's own sandbox refuses it to the user that it was asked as.
+    Forbidden,
     /// The key is missing or wrong.
     Unauthorized,
     /// There is no such thing, or it is another tenant's.

@@ -16,6 +16,8 @@ const EXTRA_PROPERTIES: &[&str] = &["ExecRequest.user", "CreateSandboxResponse.w
 const EXTRA_ENUM_VALUES: &[(&str, &str)] = &[("ErrorResponseCode", "invalid_fields")];
 /// The contract's generator could not say "event stream"; its prose does.
 const EVENT_STREAMS: &[&str] = &["stream_template_build_logs", "build_template"];
+/// Nor "JSON" here; published clients send it so.
+const JSON_BODIES: &[&str] = &["read_file", "write_file"];
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../contract")).join(name)
@@ -219,7 +221,14 @@ impl Comparison<'_> {
                 if body["required"].as_bool().unwrap_or(false) != expected["required"].as_bool().unwrap_or(false) {
                     self.problem(id, "body differs in being required");
                 }
-                self.content(&format!("{id} body"), body, expected, Direction::Request);
+                let place = format!("{id} body");
+                if JSON_BODIES.contains(&id) {
+                    let (ours, theirs) =
+                        (&body["content"]["application/json"], &expected["content"]["application/octet-stream"]);
+                    self.schema(&place, &ours["schema"], &theirs["schema"], Direction::Request);
+                } else {
+                    self.content(&place, body, expected, Direction::Request);
+                }
             }
             _ => self.problem(id, "one has a body, the other has none"),
         }

@@ -9,6 +9,7 @@
 
 mod config;
 mod doctor;
+mod files;
 mod guest;
 mod keys;
 mod remote;

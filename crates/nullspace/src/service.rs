@@ -115,7 +115,7 @@ impl Service for EngineService {
 }
 
 /// The caller that `authenticate` gave out, in the domain's types.
-fn domain(caller: &Caller) -> Result<store::Caller, ServiceError> {
+pub(crate) fn domain(caller: &Caller) -> Result<store::Caller, ServiceError> {
     Ok(store::Caller {
         tenant: caller.tenant_id.parse().map_err(|error: store::InvalidId| ServiceError::internal(error))?,
         namespace: caller.namespace.clone(),
@@ -124,7 +124,7 @@ fn domain(caller: &Caller) -> Result<store::Caller, ServiceError> {
 }
 
 /// The domain's error with the kind that decides the status: the one place where codes become kinds.
-fn error(error: nullspace_engine::Error) -> ServiceError {
+pub(crate) fn error(error: nullspace_engine::Error) -> ServiceError {
     let kind = match error.code {
         Code::InvalidRequest | Code::InvalidFields => ErrorKind::Invalid,
         Code::Unauthorized => ErrorKind::Unauthorized,
@@ -139,6 +139,8 @@ fn error(error: nullspace_engine::Error) -> ServiceError {
         | Code::SandboxNotReady
         | Code::RebuildRequired
         | Code::IncompatibleSnapshot => ErrorKind::Conflict,
+        Code::FileError if error.forbidden => ErrorKind::Forbidden,
+        Code::FileError => ErrorKind::Conflict,
         Code::RateLimitExceeded => ErrorKind::RateLimited,
         Code::NotImplemented => ErrorKind::NotImplemented,
         Code::FeatureUnavailable | Code::DatabaseError | Code::CapacityExceeded | Code::NoEligibleRuntimeHost => {

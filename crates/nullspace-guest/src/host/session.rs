@@ -47,6 +47,8 @@ pub struct ExecSession {
     channel: Arc<OpenChannel>,
     stdin: Option<ExecStdin>,
     over: bool,
+    /// Whether the events may end before the process.
+    may_run_on: bool,
     /// Keeps the connection open.
     _handle: Arc<Handle>,
 }
@@ -96,7 +98,13 @@ impl ExecSession {
             Item::Output(..) => return Err(AgentError::Protocol("output before the reply".to_owned())),
         };
         let stdin = stdin.then(|| ExecStdin { channel: channel.clone(), _handle: handle.clone() });
-        Ok(ExecSession { pid, channel, stdin, over: false, _handle: handle.clone() })
+        Ok(ExecSession { pid, channel, stdin, over: false, may_run_on: false, _handle: handle.clone() })
+    }
+
+    pub(super) fn that_may_run_on(self) -> ExecSession {
+        let mut session = self;
+        session.may_run_on = true;
+        session
     }
 
     /// The next event; `None` after [`ExecEvent::Exit`]. May be cancelled without losing an event.
@@ -113,6 +121,7 @@ impl ExecSession {
         self.over = true;
         match end? {
             Outcome::Exit(exit) => Ok(Some(ExecEvent::Exit(exit))),
+            Outcome::Done if self.may_run_on => Ok(None),
             other => Err(AgentError::unexpected("exec", &other)),
         }
     }

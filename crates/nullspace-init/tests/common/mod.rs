@@ -9,21 +9,21 @@ use nullspace_guest::host::Agent;
 use nullspace_init::{Ground, Stream, StreamKind, serve};
 
 /// Bound of what takes milliseconds.
-pub const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// One agent, and as many connections to it as a test wants.
-pub struct Guest(pub Arc<nullspace_init::Agent>);
+pub(crate) struct Guest(pub(crate) Arc<nullspace_init::Agent>);
 
 impl Guest {
-    pub fn new() -> Guest {
+    pub(crate) fn new() -> Guest {
         Guest::on(Ok("/dev/null".to_owned()))
     }
 
-    pub fn on(root: Result<String, String>) -> Guest {
+    pub(crate) fn on(root: Result<String, String>) -> Guest {
         Guest(nullspace_init::Agent::new(Ground { root, off: RebootMode::RB_POWER_OFF }))
     }
 
-    pub async fn connect(&self) -> Agent {
+    pub(crate) async fn connect(&self) -> Agent {
         let (host, guest) = UnixStream::pair().unwrap();
         let stream = Arc::new(Stream::new(guest.into(), StreamKind::Connection).unwrap());
         let agent = self.0.clone();

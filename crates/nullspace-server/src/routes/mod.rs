@@ -1,7 +1,9 @@
 //! The routes. A handler takes what it needs from the request, asks the service, and answers; nothing else.
 
 mod builds;
+mod files;
 mod health;
+mod processes;
 mod sandboxes;
 mod templates;
 
@@ -39,7 +41,19 @@ pub(crate) fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(sandboxes::create_sandbox, sandboxes::list_sandboxes))
         .routes(routes!(sandboxes::get_sandbox, sandboxes::destroy_sandbox))
         .routes(routes!(sandboxes::exec_command))
-        .routes(routes!(sandboxes::list_processes))
+        .routes(routes!(processes::list_processes))
+        .routes(routes!(processes::kill_process))
+        .routes(routes!(processes::get_process_logs))
+        .routes(routes!(files::download_file, files::upload_file_raw, files::upload_file_multipart))
+        .routes(routes!(files::list_dir))
+        .routes(routes!(files::read_file))
+        .routes(routes!(files::write_file))
+        .routes(routes!(files::file_info))
+        .routes(routes!(files::file_exists))
+        .routes(routes!(files::make_dir))
+        .routes(routes!(files::remove_file))
+        .routes(routes!(files::rename_file))
+        .routes(routes!(files::set_file_permissions))
 }
 
 /// The service's HTTP interface, ready to be served.

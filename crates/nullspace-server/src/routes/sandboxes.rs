@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use nullspace_api::{
     CreateSandboxRequest, CreateSandboxResponse, DestroySandboxResponse, ErrorResponse, ExecRequest, ExecResponse,
-    JsonObject, ProcessInfo, SandboxInfo, SandboxListResponse, SandboxStatus,
+    JsonObject, SandboxInfo, SandboxListResponse, SandboxStatus,
 };
 use serde::Deserialize;
 use serde_json::{Value, json as object};
@@ -202,27 +202,4 @@ pub(super) async fn exec_command(
     JsonBody(request): JsonBody<ExecRequest>,
 ) -> Result<Response, ServiceError> {
     json(StatusCode::OK, &state.service.exec(&caller, &id, request).await?)
-}
-
-/// List a sandbox's processes
-#[utoipa::path(
-    get,
-    path = "/v1/sandboxes/{id}/processes",
-    operation_id = "list_processes",
-    tag = "sandboxes",
-    params(("id" = String, Path, description = "`sb_…`")),
-    responses(
-        (status = 200, description = "The processes, by pid.", body = Vec<ProcessInfo>),
-        (status = 404, description = "There is no such sandbox.", body = ErrorResponse),
-        (status = 409, description = "The sandbox does not run.", body = ErrorResponse),
-        (status = 502, description = "The guest did not answer.", body = ErrorResponse),
-        (status = 504, description = "The guest took too long.", body = ErrorResponse),
-    ),
-)]
-pub(super) async fn list_processes(
-    State(state): State<AppState>,
-    caller: Caller,
-    PathParam(id): PathParam,
-) -> Result<Response, ServiceError> {
-    json(StatusCode::OK, &state.service.list_processes(&caller, &id).await?)
 }

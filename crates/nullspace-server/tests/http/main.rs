@@ -3,5 +3,6 @@
 
 mod answers;
 mod connections;
+mod files;
 mod refusals;
 mod support;

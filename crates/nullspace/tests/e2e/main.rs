@@ -21,6 +21,7 @@ mod commands;
 mod crash;
 mod environment;
 mod exec;
+mod files;
 mod hosts;
 mod images;
 mod network;

@@ -1,0 +1,56 @@
+//! Processes of a sandbox, beyond those that an exec waits for.
+
+use nullspace_api::{ProcessInfo, ProcessLogs};
+use nullspace_guest::host::ExecEvent;
+use nullspace_store::Caller;
+
+use super::exec_error;
+use crate::Engine;
+use crate::error::Result;
+
+/// `SIGKILL`, in every Linux guest.
+const KILL: i32 = 9;
+
+impl Engine {
+    /// The processes in a sandbox.
+    pub async fn processes(&self, caller: &Caller, id: &str) -> Result<Vec<ProcessInfo>> {
+        let live = self.live(caller, id).await?;
+        let processes = live.machine.agent.processes().await.map_err(|error| exec_error(error, "processes"))?;
+        let shown = |process: nullspace_guest::message::Process| ProcessInfo {
+            pid: process.pid,
+            command: process.command,
+            running: process.running,
+        };
+        Ok(processes.into_iter().map(shown).collect())
+    }
+
+    /// Ends a process at once.
+    pub async fn kill_process(&self, caller: &Caller, id: &str, pid: u32) -> Result<()> {
+        let live = self.live(caller, id).await?;
+        live.machine.agent.kill(pid, KILL).await.map_err(|error| exec_error(error, "kill"))
+    }
+
+    /// What a process that was started in the background, or the start command, has written so far: the last 256 KiB of
+    /// each stream.
+    pub async fn process_logs(&self, caller: &Caller, id: &str, pid: u32) -> Result<ProcessLogs> {
+        let live = self.live(caller, id).await?;
+        let failed = |error| exec_error(error, "logs");
+        let mut session = live.machine.agent.output_so_far(pid).await.map_err(failed)?;
+        let (mut stdout, mut stderr, mut output, mut exit_code) = (Vec::new(), Vec::new(), Vec::new(), None);
+        while let Some(event) = session.next().await.map_err(failed)? {
+            match event {
+                ExecEvent::Stdout(bytes) => {
+                    stdout.extend_from_slice(&bytes);
+                    output.extend_from_slice(&bytes);
+                }
+                ExecEvent::Stderr(bytes) => {
+                    stderr.extend_from_slice(&bytes);
+                    output.extend_from_slice(&bytes);
+                }
+                ExecEvent::Exit(exit) => exit_code = Some(exit.code),
+            }
+        }
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok(ProcessLogs { stdout: text(stdout), stderr: text(stderr), output: text(output), exit_code })
+    }
+}

@@ -1,0 +1,447 @@
+//! Files of a sandbox: in JSON for small ones, raw and streamed for all.
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, stream};
+use nullspace_api::{
+    ErrorResponse, ErrorResponseCode, FileExistsResponse200, FileInfo, PathRequest, ReadFileRequest,
+    ReadFileRequestEncoding, ReadFileResponse, RenameRequest, SetPermissionsRequest, WriteFileRequest,
+    WriteFileRequestEncoding,
+};
+use serde::Deserialize;
+use utoipa::{IntoParams, ToSchema};
+
+use super::{AppState, json};
+use crate::extract::{JsonBody, PathParam, QueryParams};
+use crate::files::{FileAt, FileContent};
+use crate::service::{Caller, ErrorKind, ServiceError};
+
+/// Largest file that is read into a JSON answer, bytes.
+const MAX_JSON_FILE: usize = 16 << 20;
+/// Largest content of a multipart field's head, bytes; the file itself is not bounded by it.
+const MAX_BOUNDARY: usize = 70;
+
+fn at(sandbox_id: String, path: String, user: Option<String>) -> FileAt {
+    FileAt { sandbox_id, path, user }
+}
+
+/// Read a file
+///
+/// For files up to 16 MiB; larger ones, and those that are not text, come from `GET /v1/sandboxes/{id}/file`.
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes/{id}/files/read",
+    operation_id = "read_file",
+    tag = "files",
+    params(("id" = String, Path, description = "`sb_…`")),
+    request_body(content = ReadFileRequest, content_type = "application/json"),
+    responses(
+        (status = 200, description = "Its content.", body = ReadFileResponse),
+        (status = 404, description = "There is no such sandbox or file.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn read_file(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    JsonBody(request): JsonBody<ReadFileRequest>,
+) -> Result<Response, ServiceError> {
+    let mut file = state.service.read_file(&caller, at(id, request.path, request.user)).await?;
+    let mut content = Vec::new();
+    while let Some(piece) = file.content.next().await {
+        let piece = piece?;
+        if content.len().saturating_add(piece.len()) > MAX_JSON_FILE {
+            let message =
+                format!("The file is larger than {MAX_JSON_FILE} bytes: use `GET /v1/sandboxes/{{id}}/file`.");
+            return Err(ServiceError::new(ErrorKind::TooLarge, ErrorResponseCode::FileError, message));
+        }
+        content.extend_from_slice(&piece);
+    }
+    let size = content.len() as u64;
+    let (content, encoding) = match request.encoding.unwrap_or_default() {
+        ReadFileRequestEncoding::Utf8 => (String::from_utf8_lossy(&content).into_owned(), "utf8"),
+        ReadFileRequestEncoding::Base64 => (STANDARD.encode(&content), "base64"),
+    };
+    json(StatusCode::OK, &ReadFileResponse { content, encoding: encoding.into(), size })
+}
+
+/// Write a file
+///
+/// In place: an existing one keeps its owner, mode and links. For content up to the limit of JSON bodies; `PUT
+/// /v1/sandboxes/{id}/file` takes any.
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes/{id}/files/write",
+    operation_id = "write_file",
+    tag = "files",
+    params(("id" = String, Path, description = "`sb_…`")),
+    request_body(content = WriteFileRequest, content_type = "application/json"),
+    responses(
+        (status = 200, description = "It is written.", body = FileInfo),
+        (status = 403, description = "The sandbox's user may not write there.", body = ErrorResponse),
+        (status = 404, description = "There is no such sandbox.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn write_file(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    JsonBody(request): JsonBody<WriteFileRequest>,
+) -> Result<Response, ServiceError> {
+    let content = match request.encoding.unwrap_or_default() {
+        WriteFileRequestEncoding::Utf8 => Bytes::from(request.content),
+        WriteFileRequestEncoding::Base64 => STANDARD
+            .decode(request.content)
+            .map(Bytes::from)
+            .map_err(|error| ServiceError::invalid(format!("`content` is not base64: {error}.")))?,
+    };
+    let content = stream::once(async move { Ok(content) }).boxed();
+    json(StatusCode::OK, &state.service.write_file(&caller, at(id, request.path, request.user), content).await?)
+}
+
+/// Which file.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct FileQuery {
+    /// Path in the sandbox; a relative one starts at its working directory.
+    path: String,
+    /// Who does it; the sandbox's default user.
+    user: Option<String>,
+}
+
+/// Download a file
+#[utoipa::path(
+    get,
+    path = "/v1/sandboxes/{id}/file",
+    operation_id = "download_file",
+    tag = "files",
+    params(("id" = String, Path, description = "`sb_…`"), FileQuery),
+    responses(
+        (status = 200, description = "Its bytes."),
+        (status = 404, description = "There is no such sandbox or file.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn download_file(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    QueryParams(query): QueryParams<FileQuery>,
+) -> Result<Response, ServiceError> {
+    let file = state.service.read_file(&caller, at(id, query.path, query.user)).await?;
+    // No length: the guest may change the file meanwhile. A transfer that fails ends without the last chunk, which clients see.
+    let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    Ok((StatusCode::OK, headers, Body::from_stream(file.content)).into_response())
+}
+
+/// A body of raw bytes, for the document.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "a schema")]
+pub(super) struct RawBytes(Vec<u8>);
+
+/// A form with a file in it.
+#[derive(Deserialize, ToSchema)]
+#[expect(dead_code, reason = "a schema")]
+pub(super) struct UploadFileMultipartFilesBody {
+    /// The file.
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+}
+
+/// A form, or the file itself.
+#[derive(Deserialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "a schema")]
+pub(super) enum FormOrBytes {
+    Form(UploadFileMultipartFilesBody),
+    #[schema(value_type = String, format = Binary)]
+    Bytes(Vec<u8>),
+}
+
+/// Upload a file
+///
+/// The body is the file, of any size the sandbox's disk has room for.
+#[utoipa::path(
+    put,
+    path = "/v1/sandboxes/{id}/file",
+    operation_id = "upload_file_raw",
+    tag = "files",
+    params(("id" = String, Path, description = "`sb_…`"), FileQuery),
+    request_body(content = inline(RawBytes), content_type = "application/octet-stream"),
+    responses(
+        (status = 204, description = "It is written."),
+        (status = 403, description = "The sandbox's user may not write there.", body = ErrorResponse),
+        (status = 404, description = "There is no such sandbox.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn upload_file_raw(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    QueryParams(query): QueryParams<FileQuery>,
+    request: Request,
+) -> Result<Response, ServiceError> {
+    let content = body(&state, request);
+    state.service.write_file(&caller, at(id, query.path, query.user), content).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Upload a file from a form
+///
+/// The field `file` of a `multipart/form-data` body; any other body is taken as the file itself.
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes/{id}/file",
+    operation_id = "upload_file_multipart",
+    tag = "files",
+    params(("id" = String, Path, description = "`sb_…`"), FileQuery),
+    request_body(content = inline(Option<FormOrBytes>), content_type = "application/octet-stream"),
+    responses(
+        (status = 204, description = "It is written."),
+        (status = 403, description = "The sandbox's user may not write there.", body = ErrorResponse),
+        (status = 404, description = "There is no such sandbox.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn upload_file_multipart(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    QueryParams(query): QueryParams<FileQuery>,
+    request: Request,
+) -> Result<Response, ServiceError> {
+    let boundary = boundary(request.headers())?;
+    let content = body(&state, request);
+    let at = at(id, query.path, query.user);
+    match boundary {
+        None => state.service.write_file(&caller, at, content).await?,
+        Some(boundary) => {
+            let wrong = |error: multer::Error| ServiceError::invalid(format!("The form is wrong: {error}."));
+            let mut form = multer::Multipart::new(content, boundary);
+            let field = loop {
+                match form.next_field().await.map_err(wrong)? {
+                    Some(field) if field.name() == Some("file") => break field,
+                    Some(_) => {}
+                    None => return Err(ServiceError::invalid("The form has no field `file`.")),
+                }
+            };
+            let content = field.map(move |piece| piece.map_err(wrong)).boxed();
+            state.service.write_file(&caller, at, content).await?
+        }
+    };
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// The boundary of a form; `None` when the body is no form.
+fn boundary(headers: &HeaderMap) -> Result<Option<String>, ServiceError> {
+    let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else { return Ok(None) };
+    if !kind.trim_start().to_ascii_lowercase().starts_with("multipart/") {
+        return Ok(None);
+    }
+    match multer::parse_boundary(kind) {
+        Ok(boundary) if boundary.len() <= MAX_BOUNDARY => Ok(Some(boundary)),
+        _ => Err(ServiceError::invalid("The form is wrong: `Content-Type` has no boundary.")),
+    }
+}
+
+/// The body as it arrives. A client that sends nothing for the time of a JSON body is given up.
+fn body(state: &AppState, request: Request) -> FileContent {
+    let limit = state.config.body_timeout;
+    let pieces: BoxStream<'static, _> = request.into_body().into_data_stream().boxed();
+    stream::unfold(Some(pieces), move |pieces| async move {
+        let mut pieces = pieces?;
+        match tokio::time::timeout(limit, pieces.next()).await {
+            Ok(Some(Ok(piece))) => Some((Ok(piece), Some(pieces))),
+            Ok(None) => None,
+            Ok(Some(Err(error))) => {
+                Some((Err(ServiceError::invalid("The body ended early.").with_source(error)), None))
+            }
+            Err(_) => {
+                let message = format!("Nothing of the body arrived for {} s.", limit.as_secs());
+                let error = ServiceError::new(ErrorKind::RequestTimeout, ErrorResponseCode::InvalidRequest, message);
+                Some((Err(error), None))
+            }
+        }
+    })
+    .boxed()
+}
+
+/// Which directory.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// Path in the sandbox; its working directory.
+    path: Option<String>,
+    /// 1: its entries; 2: also those of its directories; at most 32. Default 1.
+    depth: Option<u32>,
+    /// Who does it; the sandbox's default user.
+    user: Option<String>,
+}
+
+/// List a directory
+#[utoipa::path(
+    get,
+    path = "/v1/sandboxes/{id}/files",
+    operation_id = "list_dir",
+    tag = "files",
+    params(("id" = String, Path, description = "`sb_…`"), ListQuery),
+    responses(
+        (status = 200, description = "Its entries, by path.", body = Vec<FileInfo>),
+        (status = 404, description = "There is no such sandbox or directory.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn list_dir(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    QueryParams(query): QueryParams<ListQuery>,
+) -> Result<Response, ServiceError> {
+    let at = at(id, query.path.unwrap_or_else(|| ".".into()), query.user);
+    json(StatusCode::OK, &state.service.list_files(&caller, at, query.depth.unwrap_or(1)).await?)
+}
+
+/// Look at a file
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes/{id}/files/info",
+    operation_id = "file_info",
+    tag = "files",
+    params(("id" = String, Path, description = "`sb_…`")),
+    request_body = PathRequest,
+    responses(
+        (status = 200, description = "What it is.", body = FileInfo),
+        (status = 404, description = "There is no such sandbox or file.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn file_info(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    JsonBody(request): JsonBody<PathRequest>,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::OK, &state.service.file_info(&caller, at(id, request.path, request.user)).await?)
+}
+
+/// Ask whether a file exists
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes/{id}/files/exists",
+    operation_id = "file_exists",
+    tag = "files",
+    params(("id" = String, Path, description = "`sb_…`")),
+    request_body = PathRequest,
+    responses(
+        (status = 200, description = "Whether it does.", body = FileExistsResponse200),
+        (status = 404, description = "There is no such sandbox.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn file_exists(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    JsonBody(request): JsonBody<PathRequest>,
+) -> Result<Response, ServiceError> {
+    let exists = state.service.file_exists(&caller, at(id, request.path, request.user)).await?;
+    json(StatusCode::OK, &FileExistsResponse200 { exists })
+}
+
+/// Make a directory
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes/{id}/files/mkdir",
+    operation_id = "make_dir",
+    tag = "files",
+    params(("id" = String, Path, description = "`sb_…`")),
+    request_body = PathRequest,
+    responses(
+        (status = 204, description = "It is there, with those above it."),
+        (status = 404, description = "There is no such sandbox.", body = ErrorResponse),
+        (status = 409, description = "A file is in its place.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn make_dir(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    JsonBody(request): JsonBody<PathRequest>,
+) -> Result<Response, ServiceError> {
+    state.service.make_dir(&caller, at(id, request.path, request.user)).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Remove a file or directory
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes/{id}/files/remove",
+    operation_id = "remove_file",
+    tag = "files",
+    params(("id" = String, Path, description = "`sb_…`")),
+    request_body = PathRequest,
+    responses(
+        (status = 204, description = "It is gone, with all that was in it."),
+        (status = 404, description = "There is no such sandbox or file.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn remove_file(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    JsonBody(request): JsonBody<PathRequest>,
+) -> Result<Response, ServiceError> {
+    state.service.remove_file(&caller, at(id, request.path, request.user)).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Rename a file or directory
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes/{id}/files/rename",
+    operation_id = "rename_file",
+    tag = "files",
+    params(("id" = String, Path, description = "`sb_…`")),
+    request_body = RenameRequest,
+    responses(
+        (status = 200, description = "What it is now.", body = FileInfo),
+        (status = 404, description = "There is no such sandbox or file.", body = ErrorResponse),
+        (status = 409, description = "Something else is in the new place.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn rename_file(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    JsonBody(request): JsonBody<RenameRequest>,
+) -> Result<Response, ServiceError> {
+    let at = at(id, request.old_path, request.user);
+    json(StatusCode::OK, &state.service.rename_file(&caller, at, request.new_path).await?)
+}
+
+/// Set a file's permissions
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes/{id}/files/permissions",
+    operation_id = "set_file_permissions",
+    tag = "files",
+    params(("id" = String, Path, description = "`sb_…`")),
+    request_body = SetPermissionsRequest,
+    responses(
+        (status = 204, description = "They are set."),
+        (status = 403, description = "The sandbox's user may not.", body = ErrorResponse),
+        (status = 404, description = "There is no such sandbox or file.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn set_file_permissions(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    JsonBody(request): JsonBody<SetPermissionsRequest>,
+) -> Result<Response, ServiceError> {
+    let at = at(id, request.path, request.user);
+    state.service.set_file_permissions(&caller, at, &request.permissions).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}

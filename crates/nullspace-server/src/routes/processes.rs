@@ -1,0 +1,82 @@
+//! Processes of a sandbox.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use nullspace_api::{ErrorResponse, ProcessInfo, ProcessLogs};
+
+use super::{AppState, json};
+use crate::extract::PathParam;
+use crate::service::{Caller, ServiceError};
+
+/// List a sandbox's processes
+#[utoipa::path(
+    get,
+    path = "/v1/sandboxes/{id}/processes",
+    operation_id = "list_processes",
+    tag = "sandboxes",
+    params(("id" = String, Path, description = "`sb_…`")),
+    responses(
+        (status = 200, description = "The processes, by pid.", body = Vec<ProcessInfo>),
+        (status = 404, description = "There is no such sandbox.", body = ErrorResponse),
+        (status = 409, description = "The sandbox does not run.", body = ErrorResponse),
+        (status = 502, description = "The guest did not answer.", body = ErrorResponse),
+        (status = 504, description = "The guest took too long.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn list_processes(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::OK, &state.service.list_processes(&caller, &id).await?)
+}
+
+/// End a process
+///
+/// By SIGKILL.
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes/{id}/processes/{pid}/kill",
+    operation_id = "kill_process",
+    tag = "sandboxes",
+    params(("id" = String, Path, description = "`sb_…`"), ("pid" = u32, Path, description = "Its pid in the sandbox")),
+    responses(
+        (status = 204, description = "It was sent the signal."),
+        (status = 404, description = "There is no such sandbox or process.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn kill_process(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path((id, pid)): Path<(String, String)>,
+) -> Result<Response, ServiceError> {
+    state.service.kill_process(&caller, &id, number(&pid)?).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Get a process's output
+///
+/// Of the start command, or of a command that was started in the background: what is kept of it so far.
+#[utoipa::path(
+    get,
+    path = "/v1/sandboxes/{id}/processes/{pid}/logs",
+    operation_id = "get_process_logs",
+    tag = "sandboxes",
+    params(("id" = String, Path, description = "`sb_…`"), ("pid" = u32, Path, description = "Its pid in the sandbox")),
+    responses(
+        (status = 200, description = "The last 256 KiB of each stream.", body = ProcessLogs),
+        (status = 404, description = "There is no such sandbox or process.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn get_process_logs(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path((id, pid)): Path<(String, String)>,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::OK, &state.service.process_logs(&caller, &id, number(&pid)?).await?)
+}
+
+fn number(pid: &str) -> Result<u32, ServiceError> {
+    pid.parse().map_err(|_| ServiceError::invalid("The pid in the path must be a number."))
+}
