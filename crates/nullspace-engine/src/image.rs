@@ -13,10 +13,11 @@ use nullspace_oci::merge::LayerError;
 use nullspace_oci::platform::Platform;
 use nullspace_oci::reference::Reference;
 use nullspace_oci::registry::{Credentials, Registry, RegistryError, Repository, ResolvedImage};
+use nullspace_rootfs::Written;
 use serde_json::json;
 
 use crate::failure::{BuildFailure, reason};
-use crate::import::{self, Imported, Target};
+use crate::import::{self, Target};
 use crate::plan::{DEFAULT_WORKDIR, Runtime, StartCommand, readiness_to_api};
 use crate::readiness::{Readiness, Timing};
 
@@ -58,17 +59,7 @@ pub(crate) async fn resolve(
         let message = format!("{reference} is not an image reference: {error}");
         BuildFailure::user(Phase::Prepare, reason::INVALID_IMAGE, message, "Correct base_image.")
     })?;
-    let credentials = match auth {
-        None => Credentials::Anonymous,
-        Some(TemplateBaseImageAuth::Basic(basic)) => {
-            Credentials::Basic { username: basic.username, password: basic.password.into() }
-        }
-        // Refused when the request came.
-        Some(other) => {
-            let message = format!("credentials of kind {} are not in this version", other.kind());
-            return Err(BuildFailure::user(Phase::Auth, reason::REGISTRY_UNAUTHORIZED, message, "Use kind basic."));
-        }
-    };
+    let credentials = credentials(auth);
     let platform = Platform::host().ok_or_else(|| {
         BuildFailure::internal(Phase::Prepare, &format!("no OCI platform for {}", std::env::consts::ARCH))
     })?;
@@ -77,13 +68,31 @@ pub(crate) async fn resolve(
     Ok(Image { repository, resolved })
 }
 
+fn credentials(auth: Option<TemplateBaseImageAuth>) -> Credentials {
+    match auth {
+        None => Credentials::Anonymous,
+        Some(TemplateBaseImageAuth::Basic(basic)) => {
+            Credentials::Basic { username: basic.username, password: basic.password.into() }
+        }
+        Some(TemplateBaseImageAuth::AwsEcr(identity)) => Credentials::AwsEcr {
+            access_key_id: identity.access_key_id,
+            secret_access_key: identity.secret_access_key.into(),
+            region: identity.region,
+            session_token: identity.session_token.map(Into::into),
+        },
+        Some(TemplateBaseImageAuth::GcpArtifactRegistry(account)) => {
+            Credentials::GcpServiceAccount { key_file: account.service_account_json.0.into() }
+        }
+    }
+}
+
 /// Downloads, verifies and merges the layers into an ext4 image. Blobs that come before their turn wait in `spool`.
 pub(crate) async fn import(
     image: Image,
     target: Target,
     spool: PathBuf,
     lines: import::Lines,
-) -> Result<Imported, BuildFailure> {
+) -> Result<Written, BuildFailure> {
     let options = ImportOptions {
         cancel: target.cancel.clone(),
         spool_directory: Some(spool),

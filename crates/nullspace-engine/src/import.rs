@@ -1,11 +1,4 @@
-//! Layers or a tar into an ext4 image: the reader on one thread, the writer on another.
-//!
-//! ```text
-//!   reader thread (nullspace-oci)                     writer thread (nullspace-ext4)
-//!     decompress, hash, merge ──bounded channel──>      blocks of file contents, as they come
-//!     merged tree ───────────────────────────────>      directories, inodes, journal: the image
-//! ```
-//! Names from an image exist only in the two trees in memory; what is opened on this host is one file of ours.
+//! Root images: their keys and sizes, who makes them, what users read about it. How is `nullspace-rootfs`' business.
 //!
 //! # Keys
 //! A root image's key is BLAKE3 over length-prefixed parts: kind of source, its digest (an image's *manifest*, so that
@@ -16,14 +9,13 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nullspace_api::TemplateFailurePhase as Phase;
-use nullspace_ext4::{FileData, ImageWriter, NodeId, Options, Summary, Tree};
-use nullspace_oci::merge::{ContentSink, EntryKind, MergedTree, Meta, SinkError};
+use nullspace_ext4::Options;
+use nullspace_oci::merge::MergedTree;
+use nullspace_rootfs::{Content, Sink, Written};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -40,19 +32,8 @@ pub(crate) const BASE_DISK_BYTES: u64 = 4 << 30;
 const DEFAULT_DISK_MIB: u64 = 4 << 10;
 /// Room beside the image's own content when the request names none, MiB.
 const HEADROOM_MIB: u64 = 1 << 10;
-/// Messages between the two threads: with pieces of up to 256 KiB, at most 16 MiB.
-const QUEUED: usize = 64;
 /// Between two progress lines.
 const EVERY: Duration = Duration::from_secs(2);
-
-/// What an import made.
-#[derive(Debug)]
-pub(crate) struct Imported {
-    /// Files, directories and links.
-    pub(crate) entries: u64,
-    /// Bytes of file contents, holes left out.
-    pub(crate) content_bytes: u64,
-}
 
 /// Disk of a template made from an image: as asked, or the content by a generous guess and headroom. Blocks that nobody
 /// writes cost nothing.
@@ -141,7 +122,7 @@ impl Lines {
 }
 
 /// Imports a root tree's tar whose SHA-256 is known.
-pub(crate) async fn tar(path: PathBuf, sha256: String, target: Target) -> Result<Imported, BuildFailure> {
+pub(crate) async fn tar(path: PathBuf, sha256: String, target: Target) -> Result<Written, BuildFailure> {
     let cancel = target.cancel.clone();
     let (sink, writing) = target.begin()?;
     let merged = blocking(move || {
@@ -198,21 +179,14 @@ impl Target {
     /// Starts the writer's thread.
     pub(crate) fn begin(self) -> Result<(Sink, Writing), BuildFailure> {
         let options = options(&self.key, self.disk_bytes);
-        let image = ImageWriter::create(self.file, options).map_err(|error| written(&error))?;
-        let (ops, queue) = sync_channel(QUEUED);
-        let busy = self.busy.clone();
-        let thread = std::thread::Builder::new().name("image-writer".to_owned()).spawn(move || {
-            let _busy = busy;
-            write(image, queue)
-        });
-        let thread = thread.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
-        Ok((Sink { ops, next: 0, buffer: Vec::new() }, Writing { thread, busy: self.busy }))
+        let (sink, inner) = nullspace_rootfs::begin(self.file, options, self.busy.clone())?;
+        Ok((sink, Writing { inner, busy: self.busy }))
     }
 }
 
 /// The writer's thread, from outside.
 pub(crate) struct Writing {
-    thread: JoinHandle<Result<(ImageWriter, Vec<FileData>), WriteError>>,
+    inner: nullspace_rootfs::Writing,
     busy: TaskTrackerToken,
 }
 
@@ -221,15 +195,10 @@ impl Writing {
     pub(crate) async fn finish(
         self,
         merged: Result<MergedTree<Content>, BuildFailure>,
-    ) -> Result<Imported, BuildFailure> {
+    ) -> Result<Written, BuildFailure> {
         blocking(move || {
             let _busy = self.busy;
-            match self.thread.join().unwrap_or(Err(WriteError::Died)) {
-                // The cause, when both have failed: the reader only saw its channel close.
-                Err(WriteError::Ext4(error)) => Err(written(&error)),
-                Err(error @ WriteError::Died) => Err(BuildFailure::internal(Phase::Prepare, &error)),
-                Ok((image, contents)) => finish(image, contents, merged?),
-            }
+            self.inner.finish(merged)
         })
         .await
     }
@@ -247,148 +216,18 @@ fn options(key: &str, disk_bytes: u64) -> Options {
     Options { label: "nullspace".to_owned(), ..Options::new(disk_bytes, uuid, hash_seed, Default::default()) }
 }
 
-/// Which file a content is, in the order of arrival.
-pub(crate) type Content = u32;
-
-/// Bytes of one message.
-const PIECE: usize = 256 * 1024;
-
-enum Op {
-    Bytes(Vec<u8>),
-    Hole(u64),
-    /// The file is complete; a file begins with its first byte or with this.
-    End,
-}
-
-/// The reader's end of the channel.
-pub(crate) struct Sink {
-    ops: SyncSender<Op>,
-    next: Content,
-    buffer: Vec<u8>,
-}
-
-impl Sink {
-    fn send(&self, op: Op) -> Result<(), SinkError> {
-        self.ops.send(op).map_err(|_| SinkError::new("the image's writer stopped"))
-    }
-
-    fn flush(&mut self) -> Result<(), SinkError> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
-        self.send(Op::Bytes(piece))
-    }
-}
-
-impl ContentSink for Sink {
-    type Content = Content;
-
-    fn begin(&mut self, size: u64) -> Result<(), SinkError> {
-        // Small files get small buffers: there are tens of thousands of them in the queue's time.
-        if let Ok(size) = usize::try_from(size)
-            && size < PIECE
-        {
-            self.buffer = Vec::with_capacity(size);
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
-        if self.buffer.len() + bytes.len() > PIECE {
-            self.flush()?;
-        }
-        if bytes.len() >= PIECE {
-            return self.send(Op::Bytes(bytes.to_vec()));
-        }
-        self.buffer.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn hole(&mut self, len: u64) -> Result<(), SinkError> {
-        self.flush()?;
-        self.send(Op::Hole(len))
-    }
-
-    fn finish(&mut self) -> Result<Content, SinkError> {
-        self.flush()?;
-        self.send(Op::End)?;
-        let content = self.next;
-        self.next = content.checked_add(1).ok_or_else(|| SinkError::new("more than 4294967295 files"))?;
-        Ok(content)
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum WriteError {
-    #[error(transparent)]
-    Ext4(#[from] nullspace_ext4::Error),
-    #[error("the image's writer died")]
-    Died,
-}
-
-/// The writer's thread: contents in their order of arrival.
-fn write(mut image: ImageWriter, queue: Receiver<Op>) -> Result<(ImageWriter, Vec<FileData>), WriteError> {
-    let mut contents = Vec::new();
-    'files: loop {
-        let mut file = image.begin_file();
-        loop {
-            match queue.recv() {
-                Ok(Op::Bytes(bytes)) => file.push(&bytes)?,
-                Ok(Op::Hole(length)) => file.push_hole(length)?,
-                Ok(Op::End) => {
-                    contents.push(file.finish()?);
-                    continue 'files;
+impl From<nullspace_rootfs::Error> for BuildFailure {
+    fn from(error: nullspace_rootfs::Error) -> BuildFailure {
+        match &error {
+            nullspace_rootfs::Error::Ext4 { path, source } => {
+                let failure = written(source);
+                match path {
+                    Some(path) => failure.with("path", path.as_str()),
+                    None => failure,
                 }
-                // The reader is done, or gave up in the middle of a file.
-                Err(_) => break 'files,
             }
+            _ => BuildFailure::internal(Phase::Prepare, &error),
         }
-    }
-    Ok((image, contents))
-}
-
-/// Names for the contents, and everything else that makes the image a filesystem.
-fn finish(image: ImageWriter, contents: Vec<FileData>, merged: MergedTree<Content>) -> Result<Imported, BuildFailure> {
-    let mut contents: Vec<Option<FileData>> = contents.into_iter().map(Some).collect();
-    let mut tree = Tree::new(nullspace_ext4::Meta::default()).map_err(|error| written(&error))?;
-    // Index of an entry -> its node. A directory comes before what is in it, a hard link after what it refers to.
-    let mut nodes: Vec<NodeId> = Vec::with_capacity(merged.entries().len());
-    for (index, entry) in merged.entries().iter().enumerate() {
-        let parent = nodes.get(entry.parent).copied().unwrap_or(Tree::ROOT);
-        let name = &entry.name;
-        let added = match &entry.kind {
-            EntryKind::Directory { meta: root } if index == 0 => {
-                tree.set_meta(Tree::ROOT, meta(root)).map(|()| Tree::ROOT)
-            }
-            EntryKind::Directory { meta: of } => tree.add_dir(parent, name, meta(of)),
-            EntryKind::Symlink { meta: of, target } => tree.add_symlink(parent, name, meta(of), target),
-            EntryKind::HardLink { to } => {
-                let node = nodes.get(*to).copied().unwrap_or(Tree::ROOT);
-                tree.link(parent, name, node).map(|()| node)
-            }
-            EntryKind::File { meta: of, content, .. } => {
-                let data = contents.get_mut(*content as usize).and_then(Option::take);
-                let data =
-                    data.ok_or_else(|| BuildFailure::internal(Phase::Prepare, &"a file's content is used twice"))?;
-                tree.add_file(parent, name, meta(of), data)
-            }
-        };
-        let node = added
-            .map_err(|error| written(&error).with("path", String::from_utf8_lossy(&merged.path(index)).into_owned()))?;
-        nodes.push(node);
-    }
-    let Summary { content_blocks, .. } = image.finish(tree).map_err(|error| written(&error))?;
-    Ok(Imported { entries: nodes.len() as u64, content_bytes: content_blocks * nullspace_ext4::BLOCK_SIZE })
-}
-
-fn meta(meta: &Meta) -> nullspace_ext4::Meta {
-    nullspace_ext4::Meta {
-        mode: meta.mode,
-        uid: meta.uid,
-        gid: meta.gid,
-        mtime: nullspace_ext4::Timestamp { seconds: meta.mtime.seconds, nanoseconds: meta.mtime.nanos },
-        xattrs: meta.xattrs.clone(),
     }
 }
 

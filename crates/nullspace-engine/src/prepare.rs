@@ -18,13 +18,14 @@ use nullspace_api::{
     TemplateBuildLogEntryCacheReason as CacheReason, TemplateBuildLogEntryCacheStatus as CacheStatus,
     TemplateFailurePhase as Phase, TemplateOciImageMetadata,
 };
+use nullspace_rootfs::Written;
 use nullspace_store::{Build, Lease, Rootfs, StoreError};
 use serde_json::json;
 
 use crate::Inner;
 use crate::failure::{BuildFailure, reason};
 use crate::image;
-use crate::import::{self, Imported, Target};
+use crate::import::{self, Target};
 use crate::logs::BuildLog;
 use crate::pipeline::{Error, Scope};
 use crate::plan::{BuildPlan, Runtime, Source};
@@ -165,7 +166,7 @@ impl Preparing<'_> {
     ) -> Result<Rootfs, Error>
     where
         F: FnOnce(Target, PathBuf) -> R,
-        R: Future<Output = Result<Imported, BuildFailure>>,
+        R: Future<Output = Result<Written, BuildFailure>>,
     {
         let _alone = self.inner.imports.enter(key).await;
         if self.plan.skip_cache {

@@ -19,8 +19,8 @@ use proptest::test_runner::TestRunner;
 
 use crate::layout::{files, folder};
 use crate::merge_cases::merge;
-use crate::merge_model::stack;
 use crate::support::image::image;
+use crate::support::stack::stack;
 use crate::support::tar::{Item, archive};
 
 const STACKS: usize = 1500;

@@ -81,7 +81,9 @@ fn render_meta(meta: &nullspace_oci::merge::Meta, mode: u16) -> String {
         out.push_str(&format!(" gid={}", meta.gid));
     }
     if meta.mtime.seconds != 0 || meta.mtime.nanos != 0 {
-        out.push_str(&format!(" mtime={}.{:09}", meta.mtime.seconds, meta.mtime.nanos));
+        let total = i128::from(meta.mtime.seconds) * 1_000_000_000 + i128::from(meta.mtime.nanos);
+        let (sign, total) = (if total < 0 { "-" } else { "" }, total.unsigned_abs());
+        out.push_str(&format!(" mtime={sign}{}.{:09}", total / 1_000_000_000, total % 1_000_000_000));
     }
     for (name, value) in &meta.xattrs {
         out.push_str(&format!(" xattr.{}={}", name.escape_ascii(), value.escape_ascii()));
