@@ -182,8 +182,10 @@ fn split_registry(text: &str) -> Result<(String, &str), ReferenceError> {
     if !is_host_port(first) {
         return Err(ReferenceError::InvalidRegistry(shown(first)));
     }
-    // Hosts are compared (for mirrors, for credentials), and host names have no case.
-    let host = first.to_ascii_lowercase();
+    // Hosts are compared (for mirrors, for credentials), and host names have no case. One that is a host for its capitals
+    // alone keeps them: without, what is written out would be read as a name on Docker Hub.
+    let lower = first.to_ascii_lowercase();
+    let host = if lower.contains(['.', ':']) || lower == "localhost" { lower } else { first.to_owned() };
     let host = if host == "index.docker.io" { DEFAULT_REGISTRY.to_owned() } else { host };
     Ok((host, rest))
 }
@@ -257,6 +259,17 @@ mod tests {
 
     const HEX: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
+    /// Found by fuzzing: the host was written in lower case and then read as a name on Docker Hub.
+    #[test]
+    fn what_is_written_is_read_as_the_same() {
+        for text in ["ghcrBio/aapp", "LOCALHOST/x", "Registry.Example:5000/x:y", "INDEX.docker.io/x", "ubuntu"] {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference, "{text}");
+        }
+        let reference: Reference = "ghcrBio/aapp".parse().unwrap();
+        assert_eq!((reference.registry(), reference.repository()), ("ghcrBio", "aapp"));
+    }
+
     #[test]
     fn references_normalise_as_docker_does() {
         let table = [
@@ -270,7 +283,7 @@ mod tests {
             ("127.0.0.1:5000/a/b/c", "127.0.0.1:5000/a/b/c:latest"),
             ("[::1]:5000/app:x", "[::1]:5000/app:x"),
             ("GHCR.io/org/app", "ghcr.io/org/app:latest"),
-            ("Foo/bar", "foo/bar:latest"),
+            ("Foo/bar", "Foo/bar:latest"),
             ("ghcr.io/a__b/c-d.e--f:A_b-1.x", "ghcr.io/a__b/c-d.e--f:A_b-1.x"),
             ("app:5000", "docker.io/library/app:5000"),
             (" ubuntu\n", "docker.io/library/ubuntu:latest"),
