@@ -12,7 +12,7 @@ export PATH
 GUEST  := target/guest
 TRIPLE := x86_64-unknown-linux-gnu
 
-.PHONY: build guest base demo test test-firecracker lint bench-restore
+.PHONY: build guest base demo test test-firecracker lint bench-restore bench-import
 
 setup-%:
 	@scripts/setup.sh $(subst -, ,$*)
@@ -51,3 +51,7 @@ test-firecracker: setup-run-test guest setup-base
 ## create -> first exec answered, against the same VMM driven by a bare script
 bench-restore: setup-run-test guest base
 	scripts/bench-restore.sh
+
+## an image into an ext4 file, against skopeo + umoci + mke2fs and against decompressing and hashing alone (needs root)
+bench-import: setup-build-base-test
+	scripts/bench-import.sh
