@@ -5,8 +5,8 @@ use std::pin::Pin;
 use futures::Stream;
 use jiff::Timestamp;
 use nullspace_api::{
-    CreateTemplateRequest, TemplateBaseImageAuth, TemplateBuild, TemplateBuildConfig, TemplateBuildLogEntry,
-    TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildStatusSnapshot,
+    CreateTemplateRequest, TemplateBuild, TemplateBuildConfig, TemplateBuildLogEntry, TemplateBuildLogKind,
+    TemplateBuildLogLevel, TemplateBuildStatusSnapshot,
 };
 use nullspace_store::{
     ArtifactId, BuildBackend, BuildId, Caller, CancelRequest, NewBuild, SourceType, TemplateId, TemplateRef,
@@ -29,8 +29,8 @@ pub type LogStream = Pin<Box<dyn Stream<Item = Result<TemplateBuildLogEntry>> + 
 impl Engine {
     /// Accepts a build: durable before this returns, run in the background.
     pub async fn start_build(&self, caller: &Caller, mut request: CreateTemplateRequest) -> Result<TemplateBuild> {
-        let auth = request.take_secrets_checked()?;
         let valid = validate::check(&request)?;
+        let auth = request.base_image_auth.take();
         let inner = &self.inner;
         if inner.admission.never_fits(valid.machine.memory_mib, valid.machine.vcpus) {
             let limit = inner.admission.limit();
@@ -161,26 +161,6 @@ impl Engine {
 
 fn parse(build_id: &str) -> Result<BuildId> {
     build_id.parse().map_err(|_| Error::build_not_found(build_id))
-}
-
-/// The secrets that this version has a use for; the others are refused by validation or here.
-trait TakeSecrets {
-    fn take_secrets_checked(&mut self) -> Result<Option<TemplateBaseImageAuth>>;
-}
-
-impl TakeSecrets for CreateTemplateRequest {
-    fn take_secrets_checked(&mut self) -> Result<Option<TemplateBaseImageAuth>> {
-        match &self.base_image_auth {
-            None => Ok(None),
-            Some(TemplateBaseImageAuth::Basic(_)) if self.base_image.is_some() => Ok(self.base_image_auth.take()),
-            // Without an image, validation says so.
-            Some(TemplateBaseImageAuth::Basic(_)) => Ok(None),
-            Some(other) => Err(Error::not_implemented(format!(
-                "base_image_auth of kind {} is not in this version: use basic",
-                other.kind()
-            ))),
-        }
-    }
 }
 
 impl Inner {

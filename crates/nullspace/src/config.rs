@@ -36,6 +36,12 @@ pub(crate) struct Config {
     pub(crate) registry_mirrors: BTreeMap<String, String>,
     /// Registries, besides those on loopback, that are spoken to in plain HTTP.
     pub(crate) plain_http_registries: Vec<String>,
+    /// Docker config file whose logins serve every build that brings no credentials.
+    pub(crate) docker_config: Option<PathBuf>,
+    /// Where ECR logins are asked for instead of the region's own API.
+    pub(crate) ecr_endpoint: Option<String>,
+    /// Where Google service accounts are exchanged instead of Google's own token server.
+    pub(crate) gcp_token_url: Option<String>,
     /// PEM file with CA certificates trusted besides the public ones.
     pub(crate) extra_ca_file: Option<PathBuf>,
     /// BuildKit endpoint: `docker`, `unix://…` or `tcp://…`.
@@ -126,6 +132,9 @@ impl Default for Config {
             jailer: PathBuf::from("jailer"),
             registry_mirrors: BTreeMap::new(),
             plain_http_registries: Vec::new(),
+            docker_config: None,
+            ecr_endpoint: None,
+            gcp_token_url: None,
             extra_ca_file: None,
             buildkit: None,
             build_concurrency: 2,
@@ -168,6 +177,9 @@ const KEYS: &[(&str, Kind)] = &[
     ("jailer", Kind::Text),
     ("registry_mirrors", Kind::Map),
     ("plain_http_registries", Kind::List),
+    ("docker_config", Kind::Text),
+    ("ecr_endpoint", Kind::Text),
+    ("gcp_token_url", Kind::Text),
     ("extra_ca_file", Kind::Text),
     ("buildkit", Kind::Text),
     ("build_concurrency", Kind::Number),

@@ -1,13 +1,14 @@
 //! The whole service, wired.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use nullspace_engine::{Capacity, Engine, EngineConfig};
-use nullspace_oci::registry::{Registry, RegistryConfig};
+use nullspace_oci::registry::{DockerConfig, Registry, RegistryConfig};
 use nullspace_store::{ArtifactStore, Metadata, QueueLimits, SqliteStore};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -118,11 +119,28 @@ fn registry(config: &Config) -> anyhow::Result<Registry> {
     if config.buildkit.is_some() {
         tracing::warn!("buildkit is set, and this version does not drive BuildKit yet: Dockerfile builds are refused");
     }
+    let url = |name: &str, text: &Option<String>| {
+        text.as_ref().map(|text| text.parse().with_context(|| format!("{name}: '{text}' is not a URL"))).transpose()
+    };
     let registry = RegistryConfig {
         mirrors,
+        docker_config: config.docker_config.as_deref().map(docker_config).transpose()?,
+        ecr_endpoint: url("ecr_endpoint", &config.ecr_endpoint)?,
+        gcp_token_url: url("gcp_token_url", &config.gcp_token_url)?,
         extra_ca_pem,
         plain_http: config.plain_http_registries.iter().cloned().collect(),
         ..RegistryConfig::default()
     };
     Registry::new(registry).context("set up the registry client")
+}
+
+fn docker_config(path: &Path) -> anyhow::Result<DockerConfig> {
+    let what = || format!("docker_config {}", path.display());
+    let bytes = std::fs::read(path).with_context(what)?;
+    let config = DockerConfig::parse(&bytes).with_context(what)?;
+    if !config.unused().is_empty() {
+        let registries = config.unused().join(", ");
+        tracing::warn!(%registries, "docker_config has no plain login for these: credential helpers are not run");
+    }
+    Ok(config)
 }

@@ -50,6 +50,10 @@ pub(super) fn endpoints(
     let scheme = if plain { "http" } else { "https" };
     let url = Url::parse(&format!("{scheme}://{host}/"))
         .map_err(|_| RegistryError::Setup(format!("\"{host}\" is not a usable registry host")))?;
+    let credentials = match (credentials, &config.docker_config) {
+        (Credentials::Anonymous, Some(host)) => host.credentials(reference),
+        (given, _) => given,
+    };
     let may_downgrade = !plain && url.host_str().is_some_and(is_loopback_host);
     endpoints.push(Endpoint {
         base: Mutex::new(Base { url, may_downgrade }),

@@ -22,6 +22,7 @@
 mod auth;
 mod blob;
 mod credentials;
+mod docker_config;
 mod endpoint;
 mod error;
 mod exchange;
@@ -31,6 +32,7 @@ mod settings;
 
 pub use blob::BlobReader;
 pub use credentials::Credentials;
+pub use docker_config::{DockerConfig, DockerConfigError};
 pub use error::{At, RegistryError};
 pub use repository::{Repository, ResolvedImage};
 
@@ -53,7 +55,8 @@ impl Registry {
         Ok(Registry { http: Arc::new(http::Http::new(config)?) })
     }
 
-    /// The repository a reference names, to be talked to with these credentials. Nothing is sent yet.
+    /// The repository a reference names, to be talked to with these credentials, or for [`Credentials::Anonymous`] with
+    /// the host's, if [`RegistryConfig::docker_config`] has some. Nothing is sent yet.
     pub fn repository(&self, reference: &Reference, credentials: Credentials) -> Result<Repository, RegistryError> {
         Repository::new(self.http.clone(), reference.clone(), credentials)
     }

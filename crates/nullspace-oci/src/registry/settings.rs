@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use reqwest::Url;
 
+use super::docker_config::DockerConfig;
+
 /// Settings for all registries.
 #[derive(Clone)]
 pub struct RegistryConfig {
@@ -14,6 +16,8 @@ pub struct RegistryConfig {
     pub mirrors: BTreeMap<String, Vec<Url>>,
     /// PEM bundle of certificate authorities trusted besides the system's.
     pub extra_ca_pem: Option<Vec<u8>>,
+    /// The host's own logins, for everyone who brings none: whoever may name an image then pulls what the host may pull.
+    pub docker_config: Option<DockerConfig>,
     /// Registry hosts (with port, if not 80) that are spoken to over plain HTTP.
     pub plain_http: BTreeSet<String>,
     /// Waiting times.
@@ -41,6 +45,7 @@ impl Default for RegistryConfig {
         RegistryConfig {
             mirrors: BTreeMap::new(),
             extra_ca_pem: None,
+            docker_config: None,
             plain_http: BTreeSet::new(),
             timeouts: Timeouts::default(),
             attempts: 5,
@@ -59,6 +64,7 @@ impl fmt::Debug for RegistryConfig {
         // Mirror URLs may carry passwords.
         f.debug_struct("RegistryConfig")
             .field("mirrors", &self.mirrors.keys().collect::<Vec<_>>())
+            .field("docker_config", &self.docker_config)
             .field("plain_http", &self.plain_http)
             .field("timeouts", &self.timeouts)
             .field("attempts", &self.attempts)

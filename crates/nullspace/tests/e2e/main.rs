@@ -19,6 +19,7 @@ mod cache;
 mod cancel;
 mod commands;
 mod crash;
+mod credentials;
 mod environment;
 mod exec;
 mod files;
