@@ -1,15 +1,18 @@
 //! Builds as callers see them: start, status, log, cancel.
 
 use std::pin::Pin;
+use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use nullspace_api::{
-    CreateTemplateRequest, TemplateBuild, TemplateBuildConfig, TemplateBuildLogEntry, TemplateBuildLogKind,
-    TemplateBuildLogLevel, TemplateBuildStatusSnapshot,
+    CreateTemplateRequest, ErrorResponseCode, TemplateBaseImageAuth, TemplateBuild, TemplateBuildConfig,
+    TemplateBuildLogEntry, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildStatusSnapshot,
+    TemplateFailureDetailCode, TemplateInfo,
 };
 use nullspace_store::{
-    ArtifactId, BuildBackend, BuildId, Caller, CancelRequest, NewBuild, SourceType, TemplateId, TemplateRef,
+    ArtifactId, BuildBackend, BuildId, Caller, CancelRequest, Idempotency, NewBuild, SourceType, TemplateId,
+    TemplateRef,
 };
 use serde_json::json;
 
@@ -17,8 +20,11 @@ use crate::error::{Error, Result};
 use crate::logs::{LogIds, POLL, entry, from_store, to_store};
 use crate::plan::{BuildPlan, Source};
 use crate::templates::generated_name;
-use crate::validate::{self, WantedSource};
+use crate::validate::WantedSource;
 use crate::{Engine, Inner, records};
+
+/// What a request without a source builds from.
+pub(crate) const DEFAULT_BASE: &str = "nullspace/base";
 
 /// Entries of one status answer; the rest is read from `next_offset` on.
 const PAGE: u32 = 1_000;
@@ -27,29 +33,43 @@ const PAGE: u32 = 1_000;
 pub type LogStream = Pin<Box<dyn Stream<Item = Result<TemplateBuildLogEntry>> + Send>>;
 
 impl Engine {
-    /// Accepts a build: durable before this returns, run in the background.
-    pub async fn start_build(&self, caller: &Caller, mut request: CreateTemplateRequest) -> Result<TemplateBuild> {
-        let valid = validate::check(&request)?;
-        let auth = request.base_image_auth.take();
+    /// Accepts a build: durable before this returns, run in the background. A request repeated with its idempotency key is
+    /// answered with the build that it started the first time.
+    pub async fn start_build(
+        &self,
+        caller: &Caller,
+        mut request: CreateTemplateRequest,
+        idempotency_key: Option<String>,
+    ) -> Result<TemplateBuild> {
+        let secrets = request.take_secrets();
+        let valid = self.inner.examine(caller, &request, &secrets).await?.accepted()?;
         let inner = &self.inner;
-        if inner.admission.never_fits(valid.machine.memory_mib, valid.machine.vcpus) {
-            let limit = inner.admission.limit();
-            return Err(Error::invalid(format!(
-                "build_config asks for more than this host has: at most {} MiB and {} vCPUs",
-                limit.memory_mib, limit.vcpus
-            )));
-        }
+        let idempotency = match idempotency_key {
+            None => None,
+            // What is left of the request has no secret in it.
+            Some(key) => Some(Idempotency { key, request_digest: digest(&request)? }),
+        };
+        // Valid, but not in this version: said plainly, after what is wrong with the request.
+        valid.runnable()?;
+        let auth = secrets.base_image_auth;
+        let (claim, claimed) = match &request.claim_token {
+            None => (None, None),
+            Some(token) => {
+                let (hash, name) = inner.claim(caller, token).await?;
+                (Some(hash), Some(name))
+            }
+        };
+        let name = match valid.name.or(claimed) {
+            Some(name) => name,
+            None => generated_name(TemplateId::new())?,
+        };
         let source = match valid.source {
             WantedSource::Image(reference) => inner.source(caller, &reference).await?,
-            WantedSource::DefaultBase => inner.template_source(caller, "nullspace/base").await?,
+            WantedSource::DefaultBase => inner.template_source(caller, DEFAULT_BASE).await?,
         };
         if auth.is_some() && matches!(source, Source::Template { .. }) {
             return Err(Error::invalid("base_image_auth is for images in registries, base_image is a template"));
         }
-        let name = match valid.name {
-            Some(name) => name,
-            None => generated_name(TemplateId::new())?,
-        };
         let plan = BuildPlan {
             source,
             machine: valid.machine,
@@ -59,19 +79,40 @@ impl Engine {
             skip_cache: valid.skip_cache,
             authenticated: auth.is_some(),
         };
-        let build = inner.new_build(name, valid.tags, plan, Some(caller.namespace.clone()))?;
-        if let Some(auth) = auth {
-            // Before acceptance: a worker may lease the build in the same instant.
-            inner.credentials.keep(build.id, auth);
-        }
-        let id = build.id;
-        match inner.accept(caller, build).await {
-            Ok(build) => Ok(build),
-            Err(error) => {
-                inner.credentials.forget(id);
-                Err(error)
+        let build =
+            NewBuild { claim, idempotency, ..inner.new_build(name, valid.tags, plan, Some(caller.namespace.clone()))? };
+        inner.accept_with(caller, build, auth).await
+    }
+
+    /// Waits for a build's end: its template, or why there is none. The build goes on when nobody waits any more.
+    pub async fn wait_for_template(&self, caller: &Caller, build_id: &str) -> Result<TemplateInfo> {
+        let mut log = self.build_logs(caller, build_id, 0, true).await?;
+        while let Some(entry) = log.next().await {
+            let entry = entry?;
+            match entry.kind {
+                TemplateBuildLogKind::End => return self.get_template(caller, &entry.template_id).await,
+                TemplateBuildLogKind::Cancelled => {
+                    let error = Error::new(ErrorResponseCode::TransitionConflict, "the build was cancelled");
+                    return Err(Error { build_id: Some(build_id.to_owned()), ..error });
+                }
+                TemplateBuildLogKind::Error => {
+                    let code = match entry.error_detail.as_ref().map(|detail| detail.code) {
+                        Some(TemplateFailureDetailCode::InternalError) | None => ErrorResponseCode::InternalError,
+                        Some(TemplateFailureDetailCode::Unauthorized | TemplateFailureDetailCode::BuildError) => {
+                            ErrorResponseCode::BuildError
+                        }
+                        Some(TemplateFailureDetailCode::FileUploadError) => ErrorResponseCode::FileUploadError,
+                    };
+                    let error = Error::new(code, entry.message);
+                    let detail = entry.error_detail.map(Box::new);
+                    return Err(Error { build_id: Some(build_id.to_owned()), detail, ..error });
+                }
+                _ => {}
             }
         }
+        let what = "the service stops; the build goes on: follow it by its build_id";
+        let error = Error::new(ErrorResponseCode::FeatureUnavailable, what);
+        Err(Error { build_id: Some(build_id.to_owned()), retry_after: Some(Duration::from_secs(5)), ..error })
     }
 
     /// A build and its log from `offset` on, at most a thousand entries.
@@ -159,13 +200,41 @@ impl Engine {
     }
 }
 
-fn parse(build_id: &str) -> Result<BuildId> {
+pub(crate) fn parse(build_id: &str) -> Result<BuildId> {
     build_id.parse().map_err(|_| Error::build_not_found(build_id))
 }
 
+/// Digest of a request without its secrets, to tell a repetition from another request under the same idempotency key.
+fn digest(request: &CreateTemplateRequest) -> Result<String> {
+    let bytes = serde_json::to_vec(request).map_err(|error| Error::internal("digest a request", &error))?;
+    Ok(blake3::hash(&bytes).to_hex().to_string())
+}
+
 impl Inner {
+    /// Accepts a build whose credentials, if it has any, stay in memory.
+    pub(crate) async fn accept_with(
+        &self,
+        caller: &Caller,
+        build: NewBuild,
+        auth: Option<TemplateBaseImageAuth>,
+    ) -> Result<TemplateBuild> {
+        let id = build.id;
+        let kept = auth.is_some();
+        if let Some(auth) = auth {
+            // Before acceptance: a worker may lease the build in the same instant.
+            self.credentials.keep(id, auth);
+        }
+        let accepted = self.accept(caller, build).await;
+        // Refused, or answered with the build of an earlier request.
+        if kept && accepted.as_ref().is_ok_and(|build| build.build_id == id.to_string()) {
+            return accepted;
+        }
+        self.credentials.forget(id);
+        accepted
+    }
+
     /// What `base_image` means: a template where it is written as one, or names a namespace that has it; else an image.
-    async fn source(&self, caller: &Caller, reference: &str) -> Result<Source> {
+    pub(crate) async fn source(&self, caller: &Caller, reference: &str) -> Result<Source> {
         let image = || -> Result<Source> {
             reference
                 .parse::<nullspace_oci::reference::Reference>()
@@ -198,7 +267,7 @@ impl Inner {
         }
     }
 
-    async fn template_source(&self, caller: &Caller, reference: &str) -> Result<Source> {
+    pub(crate) async fn template_source(&self, caller: &Caller, reference: &str) -> Result<Source> {
         let resolved = self.resolve(caller, reference).await?;
         Ok(Source::Template { reference: reference.to_owned(), artifact: resolved.artifact.id })
     }
@@ -238,6 +307,8 @@ impl Inner {
             retry_of: None,
             original: None,
             max_attempts: self.config.max_attempts,
+            claim: None,
+            idempotency: None,
         })
     }
 
@@ -248,8 +319,14 @@ impl Inner {
         let message = format!("Build of {}/{} accepted", caller.namespace, build.name);
         let first = entry(ids, TemplateBuildLogKind::Start, TemplateBuildLogLevel::Info, message);
         let first = to_store(&first, now)?;
+        let claimed = build.claim.is_some();
+        let id = build.id;
         let stored = self.metadata.accept_build(caller, build, first, self.config.queue, now).await?;
-        tracing::info!(build_id = %stored.id, template = stored.canonical_ref(), "build accepted");
+        if stored.id != id {
+            tracing::info!(build_id = %stored.id, "repeated request answered with its build");
+            return Ok(records::build(&stored, now)?);
+        }
+        tracing::info!(claimed, build_id = %stored.id, template = stored.canonical_ref(), "build accepted");
         self.queued.notify_one();
         Ok(records::build(&stored, now)?)
     }

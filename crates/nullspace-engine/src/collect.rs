@@ -39,6 +39,7 @@ async fn once(inner: &Inner) -> Result<(), StoreError> {
             tracing::info!(artifact = %unused.id, "artifact removed");
         }
     }
+    inner.collect_blobs(now, BATCH).await?;
     let unused_since = now - KEEP_ROOTFS;
     for rootfs in inner.metadata.collectable_rootfs(unused_since, BATCH).await? {
         if inner.metadata.purge_rootfs(&rootfs.key, unused_since).await? {

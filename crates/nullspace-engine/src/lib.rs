@@ -13,23 +13,30 @@
 //! background work, [`Engine::stop`] hands running builds back and ends sandboxes.
 
 mod admission;
+mod blobs;
 mod builds;
 mod builtin;
 mod collect;
+mod context;
 mod credentials;
+mod dockerfile;
 mod error;
 mod failure;
+mod history;
 mod image;
 mod import;
+mod inspect;
 mod lines;
 mod logs;
 mod machine;
+mod names;
 mod pipeline;
 mod plan;
 mod prepare;
 mod readiness;
 mod records;
 mod sandboxes;
+mod steps;
 mod templates;
 mod validate;
 mod worker;
@@ -50,6 +57,7 @@ pub use admission::{Admission, Capacity, Full};
 pub use builds::LogStream;
 pub use error::{Error, Result};
 pub use failure::{chain, reason};
+pub use history::BuildQuery;
 pub use plan::DEFAULT_WORKDIR;
 pub use sandboxes::{FileAt, FileDownload, FileUpload, SandboxPage, SandboxQuery};
 
@@ -70,6 +78,8 @@ pub struct EngineConfig {
     pub capacity: Capacity,
     /// Unfinished builds.
     pub queue: QueueLimits,
+    /// Files of build contexts that one tenant may have stored together, bytes.
+    pub blob_bytes_per_tenant: u64,
     /// Tar of the root tree of the built-in base template.
     pub base_tar: Option<PathBuf>,
 }
@@ -93,6 +103,8 @@ pub(crate) struct Inner {
     pub(crate) sandboxes: sandboxes::Sandboxes,
     pub(crate) imports: import::InFlight,
     pub(crate) base: builtin::State,
+    /// Held while an uploaded file and its row change together.
+    pub(crate) blobs: tokio::sync::Mutex<()>,
     /// A build was accepted: a waiting worker looks.
     pub(crate) queued: Notify,
     /// Something was let go: the collector looks.
@@ -125,6 +137,7 @@ impl Engine {
                 sandboxes: sandboxes::Sandboxes::default(),
                 imports: import::InFlight::default(),
                 base: builtin::State::default(),
+                blobs: tokio::sync::Mutex::default(),
                 queued: Notify::new(),
                 collect: Notify::new(),
                 shutdown: CancellationToken::new(),
@@ -148,6 +161,7 @@ impl Engine {
             tracing::error!(missing = ?report.missing, "files of the store are missing: templates made of them are gone");
             inner.metadata.forget_lost(&report.missing, now).await?;
         }
+        inner.sweep_blobs().await?;
         for _ in 0..inner.config.build_concurrency {
             inner.tasks.spawn(worker::work(Arc::clone(inner)));
         }

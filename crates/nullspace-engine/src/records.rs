@@ -86,6 +86,36 @@ pub(crate) fn build(build: &Build, now: Timestamp) -> Result<api::TemplateBuild,
     })
 }
 
+/// A build as histories list it.
+pub(crate) fn summary(stored: &Build, now: Timestamp) -> Result<api::TemplateBuildSummary, StoreError> {
+    let whole = build(stored, now)?;
+    Ok(api::TemplateBuildSummary {
+        build_id: whole.build_id,
+        template_id: whole.template_id,
+        name: whole.name,
+        tags: whole.tags,
+        status: whole.status,
+        build_backend: whole.build_backend,
+        source_type: whole.source_type,
+        created_at: whole.created_at,
+        updated_at: whole.updated_at,
+        source_digest: whole.source_digest,
+        context_digest: whole.context_digest,
+        dockerfile_digest: whole.dockerfile_digest,
+        triggered_by: whole.triggered_by,
+        queued_at: whole.queued_at,
+        started_at: whole.started_at,
+        finished_at: whole.finished_at,
+        duration_ms: whole.duration_ms,
+        failure_phase: whole.failure_phase,
+        cache_summary: whole.cache_summary,
+        artifact_availability: whole.artifact_availability,
+        promotability: whole.promotability,
+        retention_expires_at: whole.retention_expires_at,
+        artifact_ids: whole.artifact_ids,
+    })
+}
+
 /// What is true of the build's artifact right now.
 fn standing(build: &Build, usable: bool) -> (api::TemplateBuildArtifactAvailability, api::TemplateBuildPromotability) {
     use api::TemplateBuildArtifactAvailabilityStatus as Available;
@@ -112,7 +142,9 @@ fn standing(build: &Build, usable: bool) -> (api::TemplateBuildArtifactAvailabil
 
 /// A template with what a reference to it means right now.
 pub(crate) fn template(resolved: &Resolved) -> Result<api::TemplateInfo, StoreError> {
-    let tags = resolved.tags.iter().map(|target| target.tag.to_string()).collect();
+    // The tags of *this* artifact: what another tag of the template points to has an id of its own.
+    let here = resolved.tags.iter().filter(|target| target.build == resolved.artifact.build);
+    let tags = here.map(|target| target.tag.to_string()).collect();
     let defaults = column("artifacts.runtime_defaults", &resolved.artifact.runtime_defaults)?;
     Ok(template_info(&resolved.template, resolved.artifact.id.to_string(), tags, Some(defaults)))
 }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use nullspace_api::{TemplateBuildLogKind, TemplateBuildLogLevel, TemplateInfo, TemplateRuntimeDefaults};
 use nullspace_store::{
-    Build, Caller, CancelRequest, NamespaceKind, Resolved, SYSTEM_NAMESPACE, Selector, StoreError, Tag, Template,
+    ArtifactId, Build, BuildId, Caller, CancelRequest, Resolved, SYSTEM_NAMESPACE, Selector, StoreError, Tag,
     TemplateId, TemplateName, TemplateRef,
 };
 
@@ -27,12 +27,13 @@ impl Engine {
     pub async fn delete_template(&self, caller: &Caller, reference: &str) -> Result<()> {
         let parsed = parse(reference)?;
         let now = Timestamp::now();
-        let resolved = self.inner.resolve(caller, reference).await?;
-        if resolved.template.is_builtin() {
+        let standing = self.inner.standing(caller, reference).await?;
+        if standing.template.is_builtin() {
             return Err(Error::invalid(format!("{reference} is built in and cannot be deleted")));
         }
         // One entry for every log that ends here; whoever reads it puts the build's own ids into it.
-        let ids = LogIds { build: resolved.artifact.build, artifact: resolved.artifact.id };
+        let (build, artifact) = standing.newest.unwrap_or_else(|| (BuildId::new(), ArtifactId::new()));
+        let ids = LogIds { build, artifact };
         let last = entry(
             ids,
             TemplateBuildLogKind::Cancelled,
@@ -55,7 +56,8 @@ impl Engine {
     }
 }
 
-fn parse(reference: &str) -> Result<TemplateRef> {
+/// A reference from a path: what is none names nothing.
+pub(crate) fn parse(reference: &str) -> Result<TemplateRef> {
     reference.parse().map_err(|_| Error::template_not_found(reference))
 }
 
@@ -87,45 +89,12 @@ impl Inner {
         runtime_defaults: &TemplateRuntimeDefaults,
     ) -> std::result::Result<TemplateInfo, StoreError> {
         let caller = Caller { tenant: build.tenant, namespace: build.namespace.clone(), key: None };
-        let mut tags: Vec<String> = build.tags.iter().map(Tag::to_string).collect();
-        // The bare name, or any tag of this build: whichever resolves tells the tags that exist already.
-        let named = |selector| TemplateRef::Named {
-            namespace: Some(build.namespace.clone()),
-            name: build.name.clone(),
-            selector,
-        };
-        for selector in std::iter::once(None).chain(build.tags.iter().cloned().map(|tag| Some(Selector::Tag(tag)))) {
-            match self.metadata.resolve(&caller, &named(selector)).await {
-                Ok(resolved) => {
-                    tags.extend(resolved.tags.iter().map(|target| target.tag.to_string()));
-                    let mut template = resolved.template;
-                    if let Some(description) = &build.description {
-                        template.description.clone_from(description);
-                    }
-                    let id = build.artifact_id.to_string();
-                    return Ok(records::template_info(&template, id, tags, Some(runtime_defaults.clone())));
-                }
-                Err(StoreError::NotFound) => {}
-                Err(error) => return Err(error),
-            }
+        let tags: Vec<String> = build.tags.iter().map(Tag::to_string).collect();
+        let mut template = self.metadata.standing(&caller, &TemplateRef::Artifact(build.artifact_id)).await?.template;
+        if let Some(description) = &build.description {
+            template.description.clone_from(description);
         }
-        let template = first_template(build);
         Ok(records::template_info(&template, build.artifact_id.to_string(), tags, Some(runtime_defaults.clone())))
-    }
-}
-
-/// The template of a build whose name has no artifact yet.
-fn first_template(build: &Build) -> Template {
-    let system = build.namespace == nullspace_store::SYSTEM_NAMESPACE;
-    Template {
-        id: build.template,
-        tenant: build.tenant,
-        namespace: build.namespace.clone(),
-        namespace_kind: if system { NamespaceKind::System } else { NamespaceKind::User },
-        name: build.name.clone(),
-        visibility: build.visibility,
-        description: build.description.clone().unwrap_or_default(),
-        created_at: build.created_at,
     }
 }
 

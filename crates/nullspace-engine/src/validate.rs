@@ -4,12 +4,18 @@
 
 use std::collections::BTreeMap;
 
-use nullspace_api::{CreateTemplateRequest, Envs, TemplateBuildBackend, TemplateReadinessProbe};
+use nullspace_api::{
+    CreateTemplateRequest, Envs, RequestSecrets, TemplateBuildBackend, TemplateFailurePhase, TemplateReadinessProbe,
+    TemplateStep,
+};
 use nullspace_store::{Tag, TemplateName};
 
+use crate::context::{self, Context};
+use crate::dockerfile::{self, Outline};
 use crate::error::{Error, Result};
 use crate::plan::{MachineSize, RuntimeWish};
 use crate::readiness::{Readiness, Timing};
+use crate::steps;
 
 /// Smallest disk, MiB, from the contract.
 pub(crate) const MIN_DISK_MB: u32 = 512;
@@ -28,12 +34,15 @@ const MAX_TEXT: usize = 128 * 1024 - 1;
 /// Seconds of a readiness check.
 const MAX_READY_SECS: u64 = 3_600;
 
-/// A valid request; its source is not looked up yet.
+/// A request that was looked at, as far as its parts are sound.
 #[derive(Debug)]
 pub(crate) struct Valid {
     pub(crate) name: Option<TemplateName>,
     pub(crate) tags: Vec<Tag>,
     pub(crate) source: WantedSource,
+    pub(crate) steps: Vec<TemplateStep>,
+    pub(crate) dockerfile: Option<Outline>,
+    pub(crate) context: Context,
     pub(crate) machine: MachineSize,
     pub(crate) build_envs: BTreeMap<String, String>,
     pub(crate) start_cmd: Option<String>,
@@ -50,8 +59,23 @@ pub(crate) enum WantedSource {
     DefaultBase,
 }
 
-/// Checks everything that can be checked without the database.
-pub(crate) fn check(request: &CreateTemplateRequest) -> Result<Valid> {
+impl Valid {
+    /// An error when this version can check and plan such a build but not run it.
+    pub(crate) fn runnable(&self) -> Result<()> {
+        if self.dockerfile.is_some() {
+            return Err(Error::not_implemented(
+                "Dockerfile builds are not in this version: build an image with docker, push it and give it as base_image",
+            ));
+        }
+        if !self.steps.is_empty() {
+            return Err(Error::not_implemented("steps are not in this version: give base_image and start_cmd"));
+        }
+        Ok(())
+    }
+}
+
+/// Checks everything that can be checked without the database: what the request says, and all that is wrong with it.
+pub(crate) fn check(request: &CreateTemplateRequest, secrets: &RequestSecrets) -> (Valid, Vec<Problem>) {
     let mut wrong = Wrong::default();
 
     let name = request.name.as_deref().map(|name| ("name", name));
@@ -65,7 +89,6 @@ pub(crate) fn check(request: &CreateTemplateRequest) -> Result<Valid> {
         wrong.text("start_cmd", line);
     }
     let runtime = runtime(request, &mut wrong);
-
     let source = match request.base_image.as_deref() {
         Some(image) if image.trim().is_empty() => {
             wrong.say("base_image", "is empty");
@@ -74,6 +97,35 @@ pub(crate) fn check(request: &CreateTemplateRequest) -> Result<Valid> {
         Some(image) => WantedSource::Image(image.trim().to_owned()),
         None => WantedSource::DefaultBase,
     };
+    let context = context::check(request.build_context.as_ref(), &mut wrong);
+    let steps = request.steps.clone().unwrap_or_default();
+    steps::check(&steps, &context, &mut wrong);
+    exclusions(request, secrets, &mut wrong);
+    let dockerfile = request.dockerfile.as_deref().and_then(|text| {
+        let args = envs("build_args", request.build_args.as_ref(), &mut wrong);
+        dockerfile::check(text, &args, request.build_target.as_deref(), secrets, &mut wrong)
+    });
+    if let Some(path) = &request.dockerfile_path {
+        context::check_path("dockerfile_path", path, &mut wrong);
+    }
+    let valid = Valid {
+        name,
+        tags,
+        source,
+        steps,
+        dockerfile,
+        context,
+        machine,
+        build_envs,
+        start_cmd,
+        runtime,
+        skip_cache: request.skip_cache.unwrap_or_default(),
+    };
+    (valid, wrong.0)
+}
+
+/// Fields that exclude or need each other.
+fn exclusions(request: &CreateTemplateRequest, secrets: &RequestSecrets, wrong: &mut Wrong) {
     let steps = request.steps.as_ref().is_some_and(|steps| !steps.is_empty());
     if request.dockerfile.is_some() && (request.base_image.is_some() || steps) {
         wrong.say("dockerfile", "excludes base_image and steps: give exactly one source");
@@ -83,67 +135,51 @@ pub(crate) fn check(request: &CreateTemplateRequest) -> Result<Valid> {
     }
     if request.dockerfile.is_none() {
         for (field, given) in [
-            (
-                "build_context",
-                !steps && request.build_context.as_ref().is_some_and(|context| !context.files.is_empty()),
-            ),
             ("dockerfile_path", request.dockerfile_path.is_some()),
             ("build_args", request.build_args.as_ref().is_some_and(|args| !args.is_empty())),
             ("build_target", request.build_target.is_some()),
-            ("build_secrets", request.build_secrets.as_ref().is_some_and(|secrets| !secrets.is_empty())),
-            ("registry_auth", request.registry_auth.as_ref().is_some_and(|auth| !auth.is_empty())),
+            ("build_secrets", !secrets.build_secrets.is_empty()),
+            ("registry_auth", !secrets.registry_auth.is_empty()),
         ] {
             if given {
-                wrong.say(
-                    field,
-                    if field == "build_context" {
-                        "is for Dockerfiles and steps only"
-                    } else {
-                        "is for Dockerfiles only"
-                    },
-                );
+                wrong.say(field, "is for Dockerfiles only");
             }
+        }
+        if !steps && request.build_context.as_ref().is_some_and(|context| !context.files.is_empty()) {
+            wrong.say("build_context", "is for Dockerfiles and steps only");
         }
         if request.build_backend == Some(TemplateBuildBackend::Buildkit) {
             wrong.say("build_backend", "is buildkit: only Dockerfiles are built by it");
         }
     }
-    if request.base_image_auth.is_some() && request.base_image.is_none() && request.dockerfile.is_none() {
+    if secrets.base_image_auth.is_some() && request.base_image.is_none() && request.dockerfile.is_none() {
         wrong.say("base_image_auth", "needs base_image");
     }
-    wrong.result()?;
+}
 
-    // Valid, but not in this version: said plainly, after what is wrong with the request.
-    if request.dockerfile.is_some() {
-        return Err(Error::not_implemented(
-            "Dockerfile builds are not in this version: build an image with docker, push it and give it as base_image",
-        ));
-    }
-    if steps {
-        return Err(Error::not_implemented("steps are not in this version: give base_image and start_cmd"));
-    }
-    if request.claim_token.is_some() {
-        return Err(Error::not_implemented("name claims are not in this version: leave claim_token out"));
-    }
-    Ok(Valid {
-        name,
-        tags,
-        source,
-        machine,
-        build_envs,
-        start_cmd,
-        runtime,
-        skip_cache: request.skip_cache.unwrap_or_default(),
-    })
+/// One thing that is wrong with a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// `invalid_<field>`, or what the contract calls it.
+    pub(crate) code: String,
+    /// Begins with the field.
+    pub(crate) message: String,
+    /// What a build would have failed in.
+    pub(crate) phase: TemplateFailurePhase,
 }
 
 /// What is wrong with a request, field by field.
 #[derive(Default)]
-struct Wrong(Vec<String>);
+pub(crate) struct Wrong(Vec<Problem>);
 
 impl Wrong {
-    fn say(&mut self, field: &str, what: impl std::fmt::Display) {
-        self.0.push(format!("{field} {what}"));
+    pub(crate) fn say(&mut self, field: &str, what: impl std::fmt::Display) {
+        let top = field.split(['.', '[']).next().unwrap_or(field);
+        self.0.push(Problem {
+            code: format!("invalid_{top}"),
+            message: format!("{field} {what}"),
+            phase: TemplateFailurePhase::Preflight,
+        });
     }
 
     fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(&mut self, field: &str, text: &str) -> Option<T> {
@@ -157,7 +193,7 @@ impl Wrong {
     }
 
     /// Text that becomes an argument or a variable of a process.
-    fn text(&mut self, field: &str, text: &str) {
+    pub(crate) fn text(&mut self, field: &str, text: &str) {
         if text.contains('\0') {
             self.say(field, "contains a NUL character");
         }
@@ -166,9 +202,30 @@ impl Wrong {
         }
     }
 
-    fn result(self) -> Result<()> {
-        if self.0.is_empty() { Ok(()) } else { Err(Error::invalid(self.0.join("; "))) }
+    /// Takes over what another found; returns how much that is.
+    pub(crate) fn take(&mut self, other: Wrong) -> usize {
+        let count = other.0.len();
+        self.0.extend(other.0);
+        count
     }
+
+    #[cfg(test)]
+    pub(crate) fn into_message(self) -> String {
+        messages(&self.0)
+    }
+
+    /// An error that names all of it.
+    pub(crate) fn result(self) -> Result<()> {
+        match self.0.as_slice() {
+            [] => Ok(()),
+            problems => Err(Error::invalid(messages(problems))),
+        }
+    }
+}
+
+/// All problems as one sentence.
+pub(crate) fn messages(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| problem.message.as_str()).collect::<Vec<_>>().join("; ")
 }
 
 fn tags(request: &CreateTemplateRequest, wrong: &mut Wrong) -> Vec<Tag> {
@@ -315,7 +372,10 @@ mod tests {
     use super::*;
 
     fn checked(request: Value) -> Result<Valid> {
-        check(&serde_json::from_value(request).unwrap())
+        let mut request: CreateTemplateRequest = serde_json::from_value(request).unwrap();
+        let secrets = request.take_secrets();
+        let (valid, problems) = check(&request, &secrets);
+        if problems.is_empty() { Ok(valid) } else { Err(Error::invalid(messages(&problems))) }
     }
 
     #[test]
@@ -371,14 +431,21 @@ mod tests {
 
     #[test]
     fn what_this_version_cannot_do_is_said_after_what_is_wrong() {
-        for request in [
-            json!({"dockerfile": "FROM scratch"}),
-            json!({"steps": [{"action": "run", "command": "true"}]}),
-            json!({"claim_token": "x"}),
-        ] {
-            assert_eq!(checked(request.clone()).unwrap_err().code, ErrorResponseCode::NotImplemented, "{request}");
+        for request in [json!({"dockerfile": "FROM scratch"}), json!({"steps": [{"action": "run", "command": "true"}]})]
+        {
+            let error = checked(request.clone()).unwrap().runnable().unwrap_err();
+            assert_eq!(error.code, ErrorResponseCode::NotImplemented, "{request}");
         }
         let both = checked(json!({"dockerfile": "FROM scratch", "base_image": "x"})).unwrap_err();
         assert_eq!(both.code, ErrorResponseCode::InvalidRequest);
+    }
+
+    #[test]
+    fn every_problem_has_its_fields_code() {
+        let request: CreateTemplateRequest =
+            serde_json::from_value(json!({"tags": [], "build_config": {"vcpus": 0}, "build_target": "x"})).unwrap();
+        let (_, problems) = check(&request, &RequestSecrets::default());
+        let codes: Vec<&str> = problems.iter().map(|problem| problem.code.as_str()).collect();
+        assert_eq!(codes, ["invalid_tags", "invalid_build_config", "invalid_build_target"]);
     }
 }

@@ -1,18 +1,20 @@
 //! What handlers take from a request, with every refusal as a [`ServiceError`].
 
+use std::io;
+
 use axum::body::HttpBody;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use nullspace_api::ErrorResponseCode;
 use serde::de::DeserializeOwned;
 
 use crate::config::ServerConfig;
 use crate::edge::{self, RequestId};
 use crate::routes::AppState;
-use crate::service::{Caller, ErrorKind, RequestContext, ServiceError};
+use crate::service::{ByteStream, Caller, ErrorKind, RequestContext, ServiceError};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const MAX_IDEMPOTENCY_KEY: usize = 255;
@@ -28,6 +30,56 @@ pub(crate) struct QueryParams<T>(pub(crate) T);
 
 /// The one parameter of the path, decoded.
 pub(crate) struct PathParam(pub(crate) String);
+
+/// The two parameters of the path, decoded.
+pub(crate) struct PathParams(pub(crate) String, pub(crate) String);
+
+/// A body of raw bytes as it arrives. A client that sends nothing for longer than the body's time ends it.
+pub(crate) struct RawBody(pub(crate) ByteStream);
+
+impl FromRequestParts<AppState> for PathParams {
+    type Rejection = ServiceError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ServiceError> {
+        let Path((first, second)) =
+            Path::<(String, String)>::from_request_parts(parts, state).await.map_err(|_| wrong_path())?;
+        Ok(Self(first, second))
+    }
+}
+
+/// The path is no percent-encoded UTF-8.
+pub(crate) fn wrong_path() -> ServiceError {
+    ServiceError::invalid("The path is wrong: it must be percent-encoded UTF-8.")
+}
+
+impl FromRequest<AppState> for RawBody {
+    type Rejection = ServiceError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ServiceError> {
+        let media_type = request.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
+        let essence = media_type.map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+        if essence.is_some_and(|essence| essence != "application/octet-stream") {
+            edge::drain(request).await;
+            return Err(ServiceError::new(
+                ErrorKind::UnsupportedMediaType,
+                ErrorResponseCode::InvalidRequest,
+                "The body must be raw bytes: send `Content-Type: application/octet-stream`.",
+            ));
+        }
+        let patience = state.config.body_timeout;
+        let chunks = request.into_body().into_data_stream();
+        let chunks = stream::unfold(Some(chunks), move |chunks| async move {
+            let mut chunks = chunks?;
+            match tokio::time::timeout(patience, chunks.next()).await {
+                Ok(Some(Ok(chunk))) => Some((Ok(chunk), Some(chunks))),
+                Ok(Some(Err(error))) => Some((Err(io::Error::other(error)), None)),
+                Ok(None) => None,
+                Err(_) => Some((Err(io::Error::from(io::ErrorKind::TimedOut)), None)),
+            }
+        });
+        Ok(Self(chunks.boxed()))
+    }
+}
 
 impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
     type Rejection = ServiceError;
@@ -162,9 +214,7 @@ impl FromRequestParts<AppState> for PathParam {
     type Rejection = ServiceError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ServiceError> {
-        let Path(value) = Path::<String>::from_request_parts(parts, state)
-            .await
-            .map_err(|_| ServiceError::invalid("The path is wrong: it must be percent-encoded UTF-8."))?;
+        let Path(value) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| wrong_path())?;
         Ok(Self(value))
     }
 }

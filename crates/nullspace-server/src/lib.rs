@@ -32,4 +32,6 @@ pub use files::{FileAt, FileContent, FileDownload, FileService};
 pub use openapi::openapi;
 pub use routes::router;
 pub use serve::{serve, serve_with_limits};
-pub use service::{Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError};
+pub use service::{
+    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError,
+};

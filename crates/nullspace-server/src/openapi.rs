@@ -34,6 +34,8 @@ pub fn openapi() -> Value {
     let (_, generated) = utoipa_axum::router::OpenApiRouter::with_openapi(Document::openapi())
         .merge(routes::documented())
         .split_for_parts();
+    let mut generated = generated;
+    generated.merge(routes::ByReference::openapi());
     let mut document = serde_json::to_value(generated).unwrap_or_default();
     document["components"]["securitySchemes"] =
         json!({ "bearer": { "type": "http", "scheme": "bearer", "description": "An API key: `ns_live_…`." } });

@@ -11,14 +11,20 @@
 //! - Every call is bounded in time by the implementation; the server only bounds what it reads and writes itself.
 
 use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use nullspace_api::{
     CreateSandboxRequest, CreateSandboxResponse, CreateTemplateRequest, DestroySandboxResponse, ErrorDetail,
-    ErrorResponse, ErrorResponseCode, ExecRequest, ExecResponse, JsonObject, ProcessInfo, SandboxInfo, SandboxListPage,
-    SandboxStatus, TemplateBuild, TemplateBuildLogEntry, TemplateBuildStatusSnapshot, TemplateInfo,
+    ErrorResponse, ErrorResponseCode, ExecRequest, ExecResponse, JsonObject, ProcessInfo, PromoteTemplateBuildRequest,
+    RetryTemplateBuildRequest, SandboxInfo, SandboxListPage, SandboxStatus, TemplateAliasInfo,
+    TemplateBlobPreflightRequest, TemplateBlobPreflightResponse, TemplateBuild, TemplateBuildBackend,
+    TemplateBuildListResponse, TemplateBuildLogEntry, TemplateBuildPlanResponse, TemplateBuildSourceType,
+    TemplateBuildStatus, TemplateBuildStatusSnapshot, TemplateBuildValidationResponse, TemplateInfo, TemplateNameClaim,
+    TemplateNamespaceInfo, TemplateTagInfo, TemplateVisibility,
 };
 use secrecy::SecretString;
 
@@ -46,6 +52,24 @@ pub struct RequestContext {
 
 /// A build's log entries in order, without a gap.
 pub type LogStream = BoxStream<'static, Result<TemplateBuildLogEntry, ServiceError>>;
+
+/// The bytes of a body as they arrive.
+pub type ByteStream = BoxStream<'static, Result<Bytes, io::Error>>;
+
+/// Which of a template's builds to list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BuildQuery {
+    /// In this status only.
+    pub status: Option<TemplateBuildStatus>,
+    /// Made by this backend only.
+    pub backend: Option<TemplateBuildBackend>,
+    /// From this kind of source only.
+    pub source_type: Option<TemplateBuildSourceType>,
+    /// At most so many, 1..=100.
+    pub limit: Option<u32>,
+    /// Where the page starts, from the page before.
+    pub cursor: Option<String>,
+}
 
 /// Which sandboxes to list.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -109,6 +133,102 @@ pub trait Service: FileService {
 
     /// Delete a template, by id or reference.
     async fn delete_template(&self, caller: &Caller, id: &str) -> Result<(), ServiceError>;
+
+    /// Wait for a build's end: its template, or why there is none. The build goes on when nobody waits.
+    async fn wait_for_template(&self, caller: &Caller, build_id: &str) -> Result<TemplateInfo, ServiceError>;
+
+    /// Build once more what failed or was cancelled.
+    async fn retry_build(
+        &self,
+        caller: &Caller,
+        build_id: &str,
+        request: RetryTemplateBuildRequest,
+    ) -> Result<TemplateBuild, ServiceError>;
+
+    /// Move tags to what a build made.
+    async fn promote_build(
+        &self,
+        caller: &Caller,
+        build_id: &str,
+        request: PromoteTemplateBuildRequest,
+    ) -> Result<TemplateInfo, ServiceError>;
+
+    /// Everything that is wrong with a request.
+    async fn validate_build(
+        &self,
+        caller: &Caller,
+        request: CreateTemplateRequest,
+    ) -> Result<TemplateBuildValidationResponse, ServiceError>;
+
+    /// What a build of a request would do.
+    async fn plan_build(
+        &self,
+        caller: &Caller,
+        request: CreateTemplateRequest,
+    ) -> Result<TemplateBuildPlanResponse, ServiceError>;
+
+    /// Which files of a build context to upload, and as what.
+    async fn preflight_blobs(
+        &self,
+        caller: &Caller,
+        request: TemplateBlobPreflightRequest,
+    ) -> Result<TemplateBlobPreflightResponse, ServiceError>;
+
+    /// Store a file of a build context. The bytes end with an error when the client went away.
+    async fn upload_blob(&self, caller: &Caller, blob_id: &str, bytes: ByteStream) -> Result<(), ServiceError>;
+
+    /// A template's builds, newest first.
+    async fn template_builds(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        query: BuildQuery,
+    ) -> Result<TemplateBuildListResponse, ServiceError>;
+
+    /// A template's tags.
+    async fn template_tags(&self, caller: &Caller, reference: &str) -> Result<Vec<TemplateTagInfo>, ServiceError>;
+
+    /// Make tags point to what the reference means.
+    async fn assign_tags(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        tags: Vec<String>,
+    ) -> Result<TemplateInfo, ServiceError>;
+
+    /// Remove a tag.
+    async fn remove_tag(&self, caller: &Caller, reference: &str, tag: &str) -> Result<(), ServiceError>;
+
+    /// A template's older names.
+    async fn template_aliases(&self, caller: &Caller, reference: &str) -> Result<Vec<TemplateAliasInfo>, ServiceError>;
+
+    /// Remove an older name.
+    async fn remove_alias(&self, caller: &Caller, reference: &str, alias: &str) -> Result<(), ServiceError>;
+
+    /// Give a template another name.
+    async fn rename_template(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        new_name: &str,
+    ) -> Result<TemplateInfo, ServiceError>;
+
+    /// Say who can use a template.
+    async fn set_visibility(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        visibility: TemplateVisibility,
+    ) -> Result<TemplateInfo, ServiceError>;
+
+    /// Reserve a name.
+    async fn reserve_name(&self, caller: &Caller, reference: &str) -> Result<TemplateNameClaim, ServiceError>;
+
+    /// Give a reserved name back.
+    async fn release_name(&self, caller: &Caller, token: &str) -> Result<(), ServiceError>;
+
+    /// A namespace.
+    async fn namespace(&self, caller: &Caller, slug: &str) -> Result<TemplateNamespaceInfo, ServiceError>;
 
     /// Resume a template's snapshot as a new sandbox.
     async fn create_sandbox(

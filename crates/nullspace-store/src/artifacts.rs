@@ -5,6 +5,7 @@
 //!        work/<random>/                    scratch; nothing here outlives the process
 //!        artifacts/tmpl_….<nonce>/         one build's snapshot: memory, machine state, disk overlay
 //!        rootfs/<key>.<nonce>.ext4         a root image that artifacts share
+//!        blobs/tn_…/<sha256>               files of build contexts, see `blobs`
 //! ```
 //!
 //! Publishing: flush every file and folder, rename out of `work/`, flush the parent folder. A name in `artifacts/` or
@@ -34,6 +35,7 @@ const LOCK: &str = "lock";
 const WORK: &str = "work";
 const ARTIFACTS: &str = "artifacts";
 const ROOTFS: &str = "rootfs";
+pub(crate) const BLOBS: &str = "blobs";
 /// Tenants' memory is in these folders: nobody else on the host may look.
 const DIR_MODE: u32 = 0o700;
 
@@ -142,7 +144,7 @@ impl ArtifactStore {
             }
             Err(errno) => return Err(io_error("lock", &lock_path)(errno.into())),
         }
-        for name in [WORK, ARTIFACTS, ROOTFS] {
+        for name in [WORK, ARTIFACTS, ROOTFS, BLOBS] {
             make_dir(&root.join(name))?;
         }
         for entry in read_dir(&root.join(WORK))? {
@@ -312,13 +314,13 @@ impl ArtifactStore {
         Err(StoreError::Io { context, source: io::ErrorKind::StorageFull.into() })
     }
 
-    fn bin(&self) -> PathBuf {
+    pub(crate) fn bin(&self) -> PathBuf {
         let name = format!("removed-{}", Uuid::new_v4().as_simple());
         self.inner.root.join(WORK).join(name)
     }
 
     /// Runs `job` where it may block. It runs to its end even when the caller stops waiting.
-    async fn blocking<T, F>(&self, job: F) -> Result<T>
+    pub(crate) async fn blocking<T, F>(&self, job: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Path) -> Result<T> + Send + 'static,
@@ -351,26 +353,26 @@ fn is_rootfs_file(file: &str) -> bool {
     is_rootfs_key(key) && is_nonce(nonce)
 }
 
-fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
+pub(crate) fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
     move |source| StoreError::Io { context: format!("{what} {}", path.display()), source }
 }
 
-fn make_dir(path: &Path) -> Result<()> {
+pub(crate) fn make_dir(path: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(DIR_MODE).create(path).map_err(io_error("make", path))
 }
 
-fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
     fs::read_dir(path)
         .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
         .map_err(io_error("read", path))
 }
 
-fn sync_dir(path: &Path) -> Result<()> {
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("flush", path))
 }
 
 /// The path without symbolic links or `..`, if it is something inside `work/`.
-fn inside_work(root: &Path, path: &Path) -> Result<PathBuf> {
+pub(crate) fn inside_work(root: &Path, path: &Path) -> Result<PathBuf> {
     let real = fs::canonicalize(path).map_err(io_error("resolve", path))?;
     let work = root.join(WORK);
     if real.starts_with(&work) && real != work {
@@ -381,7 +383,7 @@ fn inside_work(root: &Path, path: &Path) -> Result<PathBuf> {
 }
 
 /// Flushes a file, or a folder and all it holds, children before parents. Returns what it takes on the disk.
-fn sync_tree(path: &Path) -> Result<u64> {
+pub(crate) fn sync_tree(path: &Path) -> Result<u64> {
     let metadata = fs::symlink_metadata(path).map_err(io_error("read", path))?;
     let kind = metadata.file_type();
     let mut stored = metadata.blocks().saturating_mul(512);
@@ -397,7 +399,7 @@ fn sync_tree(path: &Path) -> Result<u64> {
 }
 
 /// What a file or folder takes on the disk. What vanishes meanwhile takes nothing.
-fn stored_bytes(path: &Path) -> Result<u64> {
+pub(crate) fn stored_bytes(path: &Path) -> Result<u64> {
     let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -436,7 +438,18 @@ fn rename_new(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn discard(path: &Path, bin: &Path) -> Result<()> {
+/// Renames, replacing what has the same name and so the same bytes.
+pub(crate) fn rename_over(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(io_error("publish", to))?;
+    for path in [to, from] {
+        if let Some(parent) = path.parent() {
+            sync_dir(parent)?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn discard(path: &Path, bin: &Path) -> Result<()> {
     match fs::rename(path, bin) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -449,7 +462,7 @@ fn discard(path: &Path, bin: &Path) -> Result<()> {
 }
 
 /// Removes a file, a link (not what it points to), or a folder with all it holds.
-fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     let metadata = fs::symlink_metadata(path).map_err(io_error("read", path))?;
     if metadata.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.map_err(io_error("remove", path))
 }

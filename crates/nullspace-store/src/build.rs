@@ -16,7 +16,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    ArtifactId, BuildId, PrivateJson, Tag, TemplateId, TemplateName, TenantId, Visibility, text_enum::text_enum,
+    ArtifactId, BuildId, ClaimHash, Idempotency, PrivateJson, Tag, TemplateId, TemplateName, TenantId, Visibility,
+    text_enum::text_enum,
 };
 
 text_enum! {
@@ -101,6 +102,10 @@ pub struct NewBuild {
     pub original: Option<BuildId>,
     /// How many workers may try it, at least 1.
     pub max_attempts: u32,
+    /// Hash of the claim token that came with the request: only it may use a reserved name.
+    pub claim: Option<ClaimHash>,
+    /// The caller's idempotency key and a digest of its request, without secrets.
+    pub idempotency: Option<Idempotency>,
 }
 
 /// How many unfinished builds there may be; one more answers [`StoreError::LimitReached`](crate::StoreError::LimitReached).

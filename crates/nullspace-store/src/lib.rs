@@ -8,7 +8,8 @@
 //!          │        └── PostgreSQL, later                          artifacts, sandboxes
 //!          │
 //!          └── ArtifactStore ──── work/<random>/  ──rename──┬──>   artifacts/tmpl_….<nonce>/   snapshot of one build
-//!                                 written, fsynced          └──>   rootfs/<key>.<nonce>.ext4   shared root image
+//!                                 written, fsynced          ├──>   rootfs/<key>.<nonce>.ext4   shared root image
+//!                                                           └──>   blobs/tn_…/<sha256>         file of a build context
 //! ```
 //!
 //! The order that makes an artifact visible only whole: its files are written in `work/`, flushed, renamed, the parent
@@ -20,7 +21,9 @@
 //! unread.
 
 mod artifacts;
+mod blobs;
 mod build;
+mod claim;
 mod error;
 mod id;
 mod metadata;
@@ -33,11 +36,13 @@ mod tenant;
 mod text_enum;
 
 pub use artifacts::{ArtifactStore, DiskUsage, PublishedArtifact, PublishedRootfs, Scratch, SweepReport};
+pub use blobs::{Blob, BlobId, InvalidBlobId};
 pub use build::{
     ArtifactState, Build, BuildBackend, BuildFilter, BuildPage, BuildStatus, CancelOutcome, CancelRequest, Counters,
     FinishError, FinishReady, Finished, Heartbeat, Lease, Leased, LogEntry, NewBuild, NewLogEntry, QueueLimits,
     Release, SourceType,
 };
+pub use claim::{ClaimHash, ClaimToken, NewClaim};
 pub use error::{Result, StoreError};
 pub use id::{ArtifactId, BuildId, InvalidId, KeyId, SandboxId, TemplateId, TenantId};
 pub use metadata::{KnownFiles, Metadata, UnusedArtifact};
@@ -45,6 +50,6 @@ pub use private_json::PrivateJson;
 pub use reference::{InvalidReference, MAX_NAME_CHARS, Selector, Tag, TemplateName, TemplateRef, is_namespace_slug};
 pub use sandbox::{Idempotency, Inserted, NewSandbox, Sandbox, SandboxFilter, SandboxStatus};
 pub use sqlite::SqliteStore;
-pub use template::{Artifact, Resolved, Rootfs, TagTarget, Template, Visibility};
+pub use template::{Alias, Artifact, Resolved, Rootfs, Standing, TagTarget, Template, Visibility};
 pub use tenant::{ApiKey, Caller, KeyHash, Namespace, NamespaceKind, NewKey, SYSTEM_NAMESPACE, Tenant};
 pub use text_enum::UnknownWord;

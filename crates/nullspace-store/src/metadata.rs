@@ -8,10 +8,11 @@ use jiff::Timestamp;
 #[cfg(doc)]
 use crate::StoreError;
 use crate::{
-    ApiKey, Artifact, ArtifactId, Build, BuildFilter, BuildId, BuildPage, Caller, CancelOutcome, CancelRequest,
-    Counters, FinishError, FinishReady, Finished, Heartbeat, Inserted, KeyHash, KeyId, Lease, Leased, LogEntry,
-    Namespace, NamespaceKind, NewBuild, NewKey, NewLogEntry, NewSandbox, QueueLimits, Release, Resolved, Result,
-    Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus, TemplateRef, Tenant,
+    Alias, ApiKey, Artifact, ArtifactId, Blob, BlobId, Build, BuildFilter, BuildId, BuildPage, Caller, CancelOutcome,
+    CancelRequest, ClaimHash, Counters, FinishError, FinishReady, Finished, Heartbeat, Inserted, KeyHash, KeyId, Lease,
+    Leased, LogEntry, Namespace, NamespaceKind, NewBuild, NewClaim, NewKey, NewLogEntry, NewSandbox, QueueLimits,
+    Release, Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus, Standing, Tag, TemplateName,
+    TemplateRef, Tenant, Visibility,
 };
 
 /// The durable half of the service.
@@ -51,7 +52,9 @@ pub trait Metadata: Send + Sync + 'static {
 
     // ---- queue ----
 
-    /// Accepts a build: `waiting`, with `first` at log offset 0. Makes the template if the name is new.
+    /// Accepts a build: `waiting`, with `first` at log offset 0. Makes the template if the name is new. A repeated request
+    /// (see [`NewBuild::idempotency`]) is answered with the build that is there. [`StoreError::Conflict`] when the name is
+    /// an alias, or reserved and the build's claim is not the one that holds it.
     async fn accept_build(
         &self,
         caller: &Caller,
@@ -122,6 +125,76 @@ pub trait Metadata: Send + Sync + 'static {
 
     /// What the reference means to the caller right now.
     async fn resolve(&self, caller: &Caller, reference: &TemplateRef) -> Result<Resolved>;
+
+    /// The template that the reference is about, whether or not there is anything to use in it.
+    async fn standing(&self, caller: &Caller, reference: &TemplateRef) -> Result<Standing>;
+
+    /// Makes tags point to what the reference means. Of the caller's own templates only: a built-in is a
+    /// [`StoreError::Conflict`], another tenant's is [`StoreError::NotFound`]; so with all changes below.
+    async fn assign_tags(
+        &self,
+        caller: &Caller,
+        reference: &TemplateRef,
+        tags: &[Tag],
+        now: Timestamp,
+    ) -> Result<Resolved>;
+
+    /// Makes tags point to a ready build whose artifact can be used; else [`StoreError::Conflict`].
+    async fn promote_build(&self, caller: &Caller, build: BuildId, tags: &[Tag], now: Timestamp) -> Result<Resolved>;
+
+    /// Removes a tag of the template that the reference is about; [`StoreError::NotFound`] when it has none of that name.
+    async fn remove_tag(&self, caller: &Caller, reference: &TemplateRef, tag: &Tag) -> Result<()>;
+
+    /// Says who can use the template.
+    async fn set_visibility(
+        &self,
+        caller: &Caller,
+        reference: &TemplateRef,
+        visibility: Visibility,
+    ) -> Result<Standing>;
+
+    /// Gives the template another name in its namespace and keeps the old one as an alias. A name that a template, an
+    /// alias or a claim has is a [`StoreError::Conflict`].
+    async fn rename_template(
+        &self,
+        caller: &Caller,
+        reference: &TemplateRef,
+        name: &TemplateName,
+        now: Timestamp,
+    ) -> Result<Standing>;
+
+    /// The template's older names.
+    async fn list_aliases(&self, caller: &Caller, reference: &TemplateRef) -> Result<Vec<Alias>>;
+
+    /// Removes one of them, whose name is then free.
+    async fn remove_alias(&self, caller: &Caller, reference: &TemplateRef, alias: &TemplateName) -> Result<()>;
+
+    /// Holds a name of the caller's namespace that is nobody's: only a build with the claim's token may use it.
+    async fn reserve_name(&self, caller: &Caller, claim: NewClaim, now: Timestamp) -> Result<()>;
+
+    /// The name that a live claim of the caller holds.
+    async fn claimed_name(&self, caller: &Caller, token: ClaimHash, now: Timestamp) -> Result<TemplateName>;
+
+    /// Gives a claim back.
+    async fn release_name(&self, caller: &Caller, token: ClaimHash, now: Timestamp) -> Result<()>;
+
+    // ---- files of build contexts ----
+
+    /// Which of these the tenant has. Those found are kept from collection for another while.
+    async fn find_blobs(&self, caller: &Caller, blobs: &[BlobId], now: Timestamp) -> Result<BTreeSet<BlobId>>;
+
+    /// Records a blob whose bytes are durable; the same one again changes only when it was last used. `limit_bytes` is
+    /// what the tenant may have together, else [`StoreError::LimitReached`].
+    async fn put_blob(&self, caller: &Caller, blob: &BlobId, limit_bytes: u64, now: Timestamp) -> Result<()>;
+
+    /// Blobs last used before `unused_since`, longest ago first.
+    async fn collectable_blobs(&self, unused_since: Timestamp, limit: u32) -> Result<Vec<Blob>>;
+
+    /// Forgets such a blob, so that its file can be removed. `false` when it was used meanwhile.
+    async fn purge_blob(&self, blob: &Blob, unused_since: Timestamp) -> Result<bool>;
+
+    /// Every blob that is supposed to be on disk.
+    async fn known_blobs(&self) -> Result<BTreeSet<Blob>>;
 
     /// Deletes the template that the reference leads to, with its tags. Its artifacts can be used no more, its
     /// unfinished builds are cancelled (`cancel` as in [`request_cancel`](Self::request_cancel)); running sandboxes stay.

@@ -49,7 +49,7 @@ pub struct NewSandbox {
     pub idempotency: Option<Idempotency>,
 }
 
-/// Makes a repeated request answer with the first one's sandbox.
+/// Makes a repeated request answer with what the first one made: a sandbox, a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Idempotency {
     /// As sent.

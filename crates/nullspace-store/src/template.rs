@@ -61,6 +61,30 @@ pub struct TagTarget {
     pub moved_at: Timestamp,
 }
 
+/// An older name of a template, in the same namespace. It resolves, and builds do not go there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alias {
+    /// Slug of the namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: TemplateName,
+    /// When the template was renamed.
+    pub created_at: Timestamp,
+}
+
+/// A template as a whole, whether or not there is anything to use in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Standing {
+    /// The template.
+    pub template: Template,
+    /// All its tags, sorted.
+    pub tags: Vec<TagTarget>,
+    /// What stands for it: where `default` points, else its newest usable artifact.
+    pub artifact: Option<Artifact>,
+    /// Its newest build, which may have made nothing.
+    pub newest: Option<(BuildId, ArtifactId)>,
+}
+
 /// What one build made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Artifact {

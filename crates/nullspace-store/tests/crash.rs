@@ -62,6 +62,8 @@ async fn child() {
             retry_of: None,
             original: None,
             max_attempts: 3,
+            claim: None,
+            idempotency: None,
         };
         let accepted = store.accept_build(&caller, build, entry("start"), limits, Timestamp::now()).await.unwrap();
         say(&format!("accepted {}", accepted.id));

@@ -50,6 +50,10 @@ pub(crate) struct Config {
     pub(crate) build_concurrency: usize,
     /// Bound of a whole build, seconds.
     pub(crate) build_timeout_secs: u64,
+    /// Unfinished builds of one tenant; more are refused with 429.
+    pub(crate) builds_per_tenant: u32,
+    /// Files of build contexts that one tenant may have uploaded together, MiB.
+    pub(crate) upload_mib_per_tenant: u64,
     /// A worker that is silent for so many seconds has lost its build.
     pub(crate) lease_secs: u64,
     /// Guest memory of all machines together, MiB; default: 3/4 of the host's.
@@ -139,6 +143,8 @@ impl Default for Config {
             buildkit: None,
             build_concurrency: 2,
             build_timeout_secs: 1800,
+            builds_per_tenant: 1_000,
+            upload_mib_per_tenant: 10_240,
             lease_secs: 30,
             memory_mib: None,
             vcpus: None,
@@ -184,6 +190,8 @@ const KEYS: &[(&str, Kind)] = &[
     ("buildkit", Kind::Text),
     ("build_concurrency", Kind::Number),
     ("build_timeout_secs", Kind::Number),
+    ("builds_per_tenant", Kind::Number),
+    ("upload_mib_per_tenant", Kind::Number),
     ("lease_secs", Kind::Number),
     ("memory_mib", Kind::Number),
     ("vcpus", Kind::Number),

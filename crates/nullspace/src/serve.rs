@@ -87,7 +87,8 @@ fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
         lease_ttl: Duration::from_secs(config.lease_secs),
         max_attempts: 3,
         capacity: capacity(config)?,
-        queue: QueueLimits { per_tenant: 1_000, total: 10_000 },
+        queue: QueueLimits { per_tenant: config.builds_per_tenant, total: 10_000 },
+        blob_bytes_per_tenant: config.upload_mib_per_tenant.saturating_mul(1 << 20),
         base_tar: guest::base_tar(config),
     })
 }

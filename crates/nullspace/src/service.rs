@@ -4,11 +4,16 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use nullspace_api::{
     CreateSandboxRequest, CreateSandboxResponse, CreateTemplateRequest, DestroySandboxResponse,
-    ErrorResponseCode as Code, ExecRequest, ExecResponse, ProcessInfo, SandboxInfo, SandboxListPage, TemplateBuild,
-    TemplateBuildStatusSnapshot, TemplateInfo,
+    ErrorResponseCode as Code, ExecRequest, ExecResponse, ProcessInfo, PromoteTemplateBuildRequest,
+    RetryTemplateBuildRequest, SandboxInfo, SandboxListPage, TemplateAliasInfo, TemplateBlobPreflightRequest,
+    TemplateBlobPreflightResponse, TemplateBuild, TemplateBuildListResponse, TemplateBuildPlanResponse,
+    TemplateBuildStatusSnapshot, TemplateBuildValidationResponse, TemplateInfo, TemplateNameClaim,
+    TemplateNamespaceInfo, TemplateTagInfo, TemplateVisibility,
 };
 use nullspace_engine::Engine;
-use nullspace_server::{Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError};
+use nullspace_server::{
+    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError,
+};
 use nullspace_store as store;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -30,9 +35,9 @@ impl Service for EngineService {
         &self,
         caller: &Caller,
         request: CreateTemplateRequest,
-        _context: &RequestContext,
+        context: &RequestContext,
     ) -> Result<TemplateBuild, ServiceError> {
-        self.0.start_build(&domain(caller)?, request).await.map_err(error)
+        self.0.start_build(&domain(caller)?, request, context.idempotency_key.clone()).await.map_err(error)
     }
 
     async fn build_status(
@@ -74,6 +79,122 @@ impl Service for EngineService {
 
     async fn delete_template(&self, caller: &Caller, id: &str) -> Result<(), ServiceError> {
         self.0.delete_template(&domain(caller)?, id).await.map_err(error)
+    }
+
+    async fn wait_for_template(&self, caller: &Caller, build_id: &str) -> Result<TemplateInfo, ServiceError> {
+        self.0.wait_for_template(&domain(caller)?, build_id).await.map_err(error)
+    }
+
+    async fn retry_build(
+        &self,
+        caller: &Caller,
+        build_id: &str,
+        request: RetryTemplateBuildRequest,
+    ) -> Result<TemplateBuild, ServiceError> {
+        self.0.retry_build(&domain(caller)?, build_id, request).await.map_err(error)
+    }
+
+    async fn promote_build(
+        &self,
+        caller: &Caller,
+        build_id: &str,
+        request: PromoteTemplateBuildRequest,
+    ) -> Result<TemplateInfo, ServiceError> {
+        self.0.promote_build(&domain(caller)?, build_id, request).await.map_err(error)
+    }
+
+    async fn validate_build(
+        &self,
+        caller: &Caller,
+        request: CreateTemplateRequest,
+    ) -> Result<TemplateBuildValidationResponse, ServiceError> {
+        self.0.validate_build(&domain(caller)?, request).await.map_err(error)
+    }
+
+    async fn plan_build(
+        &self,
+        caller: &Caller,
+        request: CreateTemplateRequest,
+    ) -> Result<TemplateBuildPlanResponse, ServiceError> {
+        self.0.plan_build(&domain(caller)?, request).await.map_err(error)
+    }
+
+    async fn preflight_blobs(
+        &self,
+        caller: &Caller,
+        request: TemplateBlobPreflightRequest,
+    ) -> Result<TemplateBlobPreflightResponse, ServiceError> {
+        self.0.preflight_blobs(&domain(caller)?, request).await.map_err(error)
+    }
+
+    async fn upload_blob(&self, caller: &Caller, blob_id: &str, bytes: ByteStream) -> Result<(), ServiceError> {
+        self.0.upload_blob(&domain(caller)?, blob_id, bytes).await.map_err(error)
+    }
+
+    async fn template_builds(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        query: BuildQuery,
+    ) -> Result<TemplateBuildListResponse, ServiceError> {
+        let BuildQuery { status, backend, source_type, limit, cursor } = query;
+        let query = nullspace_engine::BuildQuery { status, backend, source_type, limit, cursor };
+        self.0.template_builds(&domain(caller)?, reference, query).await.map_err(error)
+    }
+
+    async fn template_tags(&self, caller: &Caller, reference: &str) -> Result<Vec<TemplateTagInfo>, ServiceError> {
+        self.0.template_tags(&domain(caller)?, reference).await.map_err(error)
+    }
+
+    async fn assign_tags(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        tags: Vec<String>,
+    ) -> Result<TemplateInfo, ServiceError> {
+        self.0.assign_tags(&domain(caller)?, reference, &tags).await.map_err(error)
+    }
+
+    async fn remove_tag(&self, caller: &Caller, reference: &str, tag: &str) -> Result<(), ServiceError> {
+        self.0.remove_tag(&domain(caller)?, reference, tag).await.map_err(error)
+    }
+
+    async fn template_aliases(&self, caller: &Caller, reference: &str) -> Result<Vec<TemplateAliasInfo>, ServiceError> {
+        self.0.template_aliases(&domain(caller)?, reference).await.map_err(error)
+    }
+
+    async fn remove_alias(&self, caller: &Caller, reference: &str, alias: &str) -> Result<(), ServiceError> {
+        self.0.remove_alias(&domain(caller)?, reference, alias).await.map_err(error)
+    }
+
+    async fn rename_template(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        new_name: &str,
+    ) -> Result<TemplateInfo, ServiceError> {
+        self.0.rename_template(&domain(caller)?, reference, new_name).await.map_err(error)
+    }
+
+    async fn set_visibility(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        visibility: TemplateVisibility,
+    ) -> Result<TemplateInfo, ServiceError> {
+        self.0.set_visibility(&domain(caller)?, reference, visibility).await.map_err(error)
+    }
+
+    async fn reserve_name(&self, caller: &Caller, reference: &str) -> Result<TemplateNameClaim, ServiceError> {
+        self.0.reserve_name(&domain(caller)?, reference).await.map_err(error)
+    }
+
+    async fn release_name(&self, caller: &Caller, token: &str) -> Result<(), ServiceError> {
+        self.0.release_name(&domain(caller)?, token).await.map_err(error)
+    }
+
+    async fn namespace(&self, caller: &Caller, slug: &str) -> Result<TemplateNamespaceInfo, ServiceError> {
+        self.0.namespace(&domain(caller)?, slug).await.map_err(error)
     }
 
     async fn create_sandbox(
@@ -126,7 +247,7 @@ pub(crate) fn domain(caller: &Caller) -> Result<store::Caller, ServiceError> {
 /// The domain's error with the kind that decides the status: the one place where codes become kinds.
 pub(crate) fn error(error: nullspace_engine::Error) -> ServiceError {
     let kind = match error.code {
-        Code::InvalidRequest | Code::InvalidFields => ErrorKind::Invalid,
+        Code::InvalidRequest | Code::InvalidFields | Code::BuildError | Code::FileUploadError => ErrorKind::Invalid,
         Code::Unauthorized => ErrorKind::Unauthorized,
         Code::NotFound
         | Code::TemplateNotFound

@@ -5,8 +5,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use nullspace_api::{
-    CancelTemplateBuildRequest, CreateTemplateRequest, ErrorResponse, TemplateBuild, TemplateBuildLogEntry,
-    TemplateBuildStatusSnapshot,
+    CancelTemplateBuildRequest, CreateTemplateRequest, ErrorResponse, PromoteTemplateBuildRequest,
+    RetryTemplateBuildRequest, TemplateBuild, TemplateBuildLogEntry, TemplateBuildPlanResponse,
+    TemplateBuildStatusSnapshot, TemplateBuildValidationResponse, TemplateInfo,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -40,6 +41,155 @@ pub(super) async fn start_template_build(
     JsonBody(request): JsonBody<CreateTemplateRequest>,
 ) -> Result<Response, ServiceError> {
     json(StatusCode::ACCEPTED, &state.service.start_build(&caller, request, &context).await?)
+}
+
+/// Start a build and stream its log
+///
+/// The log as server-sent events, from its first entry to its last. The build goes on when the client goes away: follow it
+/// by its `build_id`, which every entry has.
+#[utoipa::path(
+    post,
+    path = "/v1/templates/build",
+    operation_id = "build_template",
+    tag = "templates",
+    request_body = CreateTemplateRequest,
+    responses(
+        (status = 200, description = "Log entries.", body = TemplateBuildLogEntry, content_type = "text/event-stream"),
+        (status = 404, description = "There is no such template or name claim.", body = ErrorResponse),
+        (status = 409, description = "The name is claimed, or the Idempotency-Key was used for another request.",
+            body = ErrorResponse),
+        (status = 501, description = "This deployment cannot build from such a source.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn build_template(
+    State(state): State<AppState>,
+    caller: Caller,
+    context: RequestContext,
+    stopping: Option<Extension<Stopping>>,
+    JsonBody(request): JsonBody<CreateTemplateRequest>,
+) -> Result<Response, ServiceError> {
+    let build = state.service.start_build(&caller, request, &context).await?;
+    let entries = state.service.build_logs(&caller, &build.build_id, 0, true).await?;
+    let stopping = stopping.map(|Extension(Stopping(token))| token).unwrap_or_default();
+    Ok(sse::response(entries, state.config.heartbeat, stopping))
+}
+
+/// Start a build and wait for its end
+///
+/// Deprecated: an answer takes as long as the build. The build goes on when the client goes away.
+#[utoipa::path(
+    post,
+    path = "/v1/templates",
+    operation_id = "create_template",
+    tag = "templates",
+    request_body = CreateTemplateRequest,
+    responses(
+        (status = 201, description = "The template.", body = TemplateInfo),
+        (status = 404, description = "There is no such template or name claim.", body = ErrorResponse),
+        (status = 409, description = "The name is claimed, or the build was cancelled.", body = ErrorResponse),
+        (status = 501, description = "This deployment cannot build from such a source.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn create_template(
+    State(state): State<AppState>,
+    caller: Caller,
+    context: RequestContext,
+    JsonBody(request): JsonBody<CreateTemplateRequest>,
+) -> Result<Response, ServiceError> {
+    let build = state.service.start_build(&caller, request, &context).await?;
+    json(StatusCode::CREATED, &state.service.wait_for_template(&caller, &build.build_id).await?)
+}
+
+/// Check a build request
+///
+/// Says everything that is wrong with it at once; nothing is built or stored.
+#[utoipa::path(
+    post,
+    path = "/v1/templates/validate",
+    operation_id = "validate_template_build",
+    tag = "templates",
+    request_body = CreateTemplateRequest,
+    responses((status = 200, description = "What is wrong with it.", body = TemplateBuildValidationResponse)),
+)]
+pub(super) async fn validate_template_build(
+    State(state): State<AppState>,
+    caller: Caller,
+    JsonBody(request): JsonBody<CreateTemplateRequest>,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::OK, &state.service.validate_build(&caller, request).await?)
+}
+
+/// Plan a build
+///
+/// What a build of the request would do; nothing is built or stored.
+#[utoipa::path(
+    post,
+    path = "/v1/templates/plan",
+    operation_id = "plan_template_build",
+    tag = "templates",
+    request_body = CreateTemplateRequest,
+    responses(
+        (status = 200, description = "The plan.", body = TemplateBuildPlanResponse),
+        (status = 404, description = "There is no such template.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn plan_template_build(
+    State(state): State<AppState>,
+    caller: Caller,
+    JsonBody(request): JsonBody<CreateTemplateRequest>,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::OK, &state.service.plan_build(&caller, request).await?)
+}
+
+/// Retry a build
+///
+/// A new build of the same definition. Credentials are not stored: those of the first time must be given again.
+#[utoipa::path(
+    post,
+    path = "/v1/templates/builds/{build_id}/retry",
+    operation_id = "retry_template_build",
+    tag = "templates",
+    params(("build_id" = String, Path, description = "`tb_…`")),
+    request_body = Option<RetryTemplateBuildRequest>,
+    responses(
+        (status = 202, description = "Build accepted", body = TemplateBuild),
+        (status = 404, description = "There is no such build.", body = ErrorResponse),
+        (status = 409, description = "The build is not over, or it is ready.", body = ErrorResponse),
+        (status = 501, description = "This deployment cannot build from such a source.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn retry_template_build(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(build_id): PathParam,
+    OptionalJsonBody(request): OptionalJsonBody<RetryTemplateBuildRequest>,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::ACCEPTED, &state.service.retry_build(&caller, &build_id, request).await?)
+}
+
+/// Promote a build
+///
+/// Moves tags to what the build made.
+#[utoipa::path(
+    post,
+    path = "/v1/templates/builds/{build_id}/promote",
+    operation_id = "promote_template_build",
+    tag = "templates",
+    params(("build_id" = String, Path, description = "`tb_…`")),
+    request_body = PromoteTemplateBuildRequest,
+    responses(
+        (status = 200, description = "The template.", body = TemplateInfo),
+        (status = 404, description = "There is no such build.", body = ErrorResponse),
+        (status = 409, description = "The build made nothing that can be used.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn promote_template_build(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(build_id): PathParam,
+    JsonBody(request): JsonBody<PromoteTemplateBuildRequest>,
+) -> Result<Response, ServiceError> {
+    json(StatusCode::OK, &state.service.promote_build(&caller, &build_id, request).await?)
 }
 
 /// Where to start reading.

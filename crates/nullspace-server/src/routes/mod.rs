@@ -1,11 +1,17 @@
 //! The routes. A handler takes what it needs from the request, asks the service, and answers; nothing else.
 
+mod blobs;
 mod builds;
+mod claims;
 mod files;
 mod health;
+mod names;
 mod processes;
+mod refs;
 mod sandboxes;
 mod templates;
+
+pub(crate) use refs::Documented as ByReference;
 
 use std::sync::Arc;
 
@@ -13,6 +19,7 @@ use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
+use axum::routing::any;
 use serde::Serialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -36,7 +43,24 @@ pub(crate) fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(builds::get_template_build_status))
         .routes(routes!(builds::stream_template_build_logs))
         .routes(routes!(builds::cancel_template_build))
-        .routes(routes!(templates::list_templates))
+        .routes(routes!(builds::build_template))
+        .routes(routes!(builds::validate_template_build))
+        .routes(routes!(builds::plan_template_build))
+        .routes(routes!(builds::retry_template_build))
+        .routes(routes!(builds::promote_template_build))
+        .routes(routes!(blobs::preflight_template_blobs))
+        .routes(routes!(blobs::upload_template_blob))
+        .routes(routes!(claims::reserve_template_name))
+        .routes(routes!(claims::release_template_name_claim))
+        .routes(routes!(claims::get_template_namespace))
+        .routes(routes!(templates::list_templates, builds::create_template))
+        .routes(routes!(names::list_template_tags, names::assign_template_tags))
+        .routes(routes!(names::remove_template_tag))
+        .routes(routes!(names::list_template_aliases))
+        .routes(routes!(names::remove_template_alias))
+        .routes(routes!(names::list_template_builds))
+        .routes(routes!(names::rename_template))
+        .routes(routes!(names::update_template_visibility))
         .routes(routes!(templates::get_template, templates::delete_template))
         .routes(routes!(sandboxes::create_sandbox, sandboxes::list_sandboxes))
         .routes(routes!(sandboxes::get_sandbox, sandboxes::destroy_sandbox))
@@ -61,6 +85,7 @@ pub fn router(service: Arc<dyn Service>, config: ServerConfig) -> Router {
     let state = AppState { service, config: Arc::new(config) };
     let (routes, _) = documented().split_for_parts();
     routes
+        .route(refs::ROUTE, any(refs::dispatch))
         .fallback(fallback)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(state.clone(), edge::authenticate))

@@ -6,3 +6,4 @@ mod connections;
 mod files;
 mod refusals;
 mod support;
+mod templates;

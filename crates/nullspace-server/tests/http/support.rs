@@ -10,8 +10,8 @@ use futures::StreamExt;
 use futures::stream;
 use nullspace_api::*;
 use nullspace_server::{
-    Caller, ErrorKind, FileAt, FileContent, FileDownload, FileService, LogStream, RequestContext, SandboxQuery,
-    ServerConfig, Service, ServiceError, router,
+    BuildQuery, ByteStream, Caller, ErrorKind, FileAt, FileContent, FileDownload, FileService, LogStream,
+    RequestContext, SandboxQuery, ServerConfig, Service, ServiceError, router,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
@@ -363,13 +363,164 @@ impl Service for Fake {
             "conflict" => {
                 Err(ServiceError::new(ErrorKind::Conflict, ErrorResponseCode::RebuildRequired, "It must be rebuilt."))
             }
-            "ns/app:v1" => Ok(template()),
+            "ns/app:v1" | "ns/tags" => Ok(template()),
             id => Self::own(caller, id, TEMPLATE, ErrorResponseCode::TemplateNotFound).map(|()| template()),
         }
     }
 
     async fn delete_template(&self, caller: &Caller, id: &str) -> Result<(), ServiceError> {
         Self::own(caller, id, TEMPLATE, ErrorResponseCode::TemplateNotFound)
+    }
+
+    async fn wait_for_template(&self, caller: &Caller, build_id: &str) -> Result<TemplateInfo, ServiceError> {
+        Self::own(caller, build_id, BUILD, ErrorResponseCode::TemplateBuildNotFound).map(|()| template())
+    }
+
+    async fn retry_build(
+        &self,
+        caller: &Caller,
+        build_id: &str,
+        request: RetryTemplateBuildRequest,
+    ) -> Result<TemplateBuild, ServiceError> {
+        Self::own(caller, build_id, BUILD, ErrorResponseCode::TemplateBuildNotFound)?;
+        self.call(format!("retry_build {request:?}"));
+        Ok(build(TemplateBuildStatus::Waiting))
+    }
+
+    async fn promote_build(
+        &self,
+        caller: &Caller,
+        build_id: &str,
+        request: PromoteTemplateBuildRequest,
+    ) -> Result<TemplateInfo, ServiceError> {
+        Self::own(caller, build_id, BUILD, ErrorResponseCode::TemplateBuildNotFound)?;
+        self.call(format!("promote_build {:?} {:?}", request.tag, request.tags));
+        Ok(template())
+    }
+
+    async fn validate_build(
+        &self,
+        _: &Caller,
+        _: CreateTemplateRequest,
+    ) -> Result<TemplateBuildValidationResponse, ServiceError> {
+        Ok(TemplateBuildValidationResponse { valid: true, errors: Vec::new(), warnings: Vec::new() })
+    }
+
+    async fn plan_build(
+        &self,
+        _: &Caller,
+        _: CreateTemplateRequest,
+    ) -> Result<TemplateBuildPlanResponse, ServiceError> {
+        Err(ServiceError::internal(Cause))
+    }
+
+    async fn preflight_blobs(
+        &self,
+        _: &Caller,
+        request: TemplateBlobPreflightRequest,
+    ) -> Result<TemplateBlobPreflightResponse, ServiceError> {
+        let files = request.files.into_iter().map(|file| TemplateBlobPreflightResult {
+            path: file.path,
+            entry_type: file.entry_type,
+            missing: true,
+            mode: file.mode,
+            blob_id: Some("b".into()),
+        });
+        Ok(TemplateBlobPreflightResponse { files: files.collect() })
+    }
+
+    async fn upload_blob(&self, _: &Caller, blob_id: &str, mut bytes: ByteStream) -> Result<(), ServiceError> {
+        let mut size = 0;
+        while let Some(chunk) = bytes.next().await {
+            size += chunk.map_err(|error| ServiceError::invalid("The upload broke off.").with_source(error))?.len();
+        }
+        self.call(format!("upload_blob {blob_id} {size}"));
+        Ok(())
+    }
+
+    async fn template_builds(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        query: BuildQuery,
+    ) -> Result<TemplateBuildListResponse, ServiceError> {
+        self.get_template(caller, reference).await?;
+        self.call(format!("template_builds {reference} {query:?}"));
+        Ok(TemplateBuildListResponse { builds: Vec::new(), next_cursor: None })
+    }
+
+    async fn template_tags(&self, caller: &Caller, reference: &str) -> Result<Vec<TemplateTagInfo>, ServiceError> {
+        self.get_template(caller, reference).await?;
+        self.call(format!("template_tags {reference}"));
+        Ok(Vec::new())
+    }
+
+    async fn assign_tags(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        tags: Vec<String>,
+    ) -> Result<TemplateInfo, ServiceError> {
+        let template = self.get_template(caller, reference).await?;
+        self.call(format!("assign_tags {reference} {tags:?}"));
+        Ok(template)
+    }
+
+    async fn remove_tag(&self, caller: &Caller, reference: &str, tag: &str) -> Result<(), ServiceError> {
+        self.get_template(caller, reference).await?;
+        self.call(format!("remove_tag {reference} {tag}"));
+        Ok(())
+    }
+
+    async fn template_aliases(&self, caller: &Caller, reference: &str) -> Result<Vec<TemplateAliasInfo>, ServiceError> {
+        self.get_template(caller, reference).await?;
+        self.call(format!("template_aliases {reference}"));
+        Ok(Vec::new())
+    }
+
+    async fn remove_alias(&self, caller: &Caller, reference: &str, alias: &str) -> Result<(), ServiceError> {
+        self.get_template(caller, reference).await?;
+        self.call(format!("remove_alias {reference} {alias}"));
+        Ok(())
+    }
+
+    async fn rename_template(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        new_name: &str,
+    ) -> Result<TemplateInfo, ServiceError> {
+        let template = self.get_template(caller, reference).await?;
+        self.call(format!("rename_template {reference} {new_name}"));
+        Ok(template)
+    }
+
+    async fn set_visibility(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        visibility: TemplateVisibility,
+    ) -> Result<TemplateInfo, ServiceError> {
+        let template = self.get_template(caller, reference).await?;
+        self.call(format!("set_visibility {reference} {visibility:?}"));
+        Ok(template)
+    }
+
+    async fn reserve_name(&self, _: &Caller, reference: &str) -> Result<TemplateNameClaim, ServiceError> {
+        Ok(TemplateNameClaim {
+            claim_token: "claim_1".into(),
+            canonical_ref: format!("ns/{reference}"),
+            expires_at: "2025-01-31T10:00:00Z".parse().unwrap(),
+        })
+    }
+
+    async fn release_name(&self, caller: &Caller, token: &str) -> Result<(), ServiceError> {
+        Self::own(caller, token, "claim_1", ErrorResponseCode::TemplateNameClaimNotFound)
+    }
+
+    async fn namespace(&self, caller: &Caller, slug: &str) -> Result<TemplateNamespaceInfo, ServiceError> {
+        Self::own(caller, slug, "ns", ErrorResponseCode::NotFound)?;
+        Ok(TemplateNamespaceInfo { slug: slug.into(), kind: TemplateNamespaceKind::User, is_default: true })
     }
 
     async fn create_sandbox(

@@ -5,9 +5,12 @@
 //! Other processes on the same file (`nullspace keys` beside a running service) take turns through `busy_timeout`.
 //! `synchronous=FULL`: a commit that returned is on the disk.
 
+mod blobs;
 mod builds;
+mod claims;
 mod collection;
 mod finish;
+mod names;
 mod queue;
 mod rows;
 mod sandboxes;
@@ -15,6 +18,7 @@ mod templates;
 mod tenants;
 
 use std::{
+    collections::BTreeSet,
     fs::OpenOptions,
     io,
     os::unix::fs::OpenOptionsExt,
@@ -30,11 +34,11 @@ use sqlx::{
 };
 
 use crate::{
-    ApiKey, Artifact, ArtifactId, Build, BuildFilter, BuildId, BuildPage, Caller, CancelOutcome, CancelRequest,
-    Counters, FinishError, FinishReady, Finished, Heartbeat, Inserted, KeyHash, KeyId, KnownFiles, Lease, Leased,
-    LogEntry, Metadata, Namespace, NamespaceKind, NewBuild, NewKey, NewLogEntry, NewSandbox, QueueLimits, Release,
-    Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus, StoreError, TemplateRef, Tenant,
-    UnusedArtifact,
+    Alias, ApiKey, Artifact, ArtifactId, Blob, BlobId, Build, BuildFilter, BuildId, BuildPage, Caller, CancelOutcome,
+    CancelRequest, ClaimHash, Counters, FinishError, FinishReady, Finished, Heartbeat, Inserted, KeyHash, KeyId,
+    KnownFiles, Lease, Leased, LogEntry, Metadata, Namespace, NamespaceKind, NewBuild, NewClaim, NewKey, NewLogEntry,
+    NewSandbox, QueueLimits, Release, Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus,
+    Standing, StoreError, Tag, TemplateName, TemplateRef, Tenant, UnusedArtifact, Visibility,
 };
 
 /// How long a statement waits for another process's transaction, and a caller for a connection.
@@ -254,6 +258,87 @@ impl Metadata for SqliteStore {
 
     async fn resolve(&self, caller: &Caller, reference: &TemplateRef) -> Result<Resolved> {
         templates::resolve(self, caller, reference).await
+    }
+
+    async fn standing(&self, caller: &Caller, reference: &TemplateRef) -> Result<Standing> {
+        names::standing(self, caller, reference).await
+    }
+
+    async fn assign_tags(
+        &self,
+        caller: &Caller,
+        reference: &TemplateRef,
+        tags: &[Tag],
+        now: Timestamp,
+    ) -> Result<Resolved> {
+        names::assign_tags(self, caller, reference, tags, now).await
+    }
+
+    async fn promote_build(&self, caller: &Caller, build: BuildId, tags: &[Tag], now: Timestamp) -> Result<Resolved> {
+        names::promote(self, caller, build, tags, now).await
+    }
+
+    async fn remove_tag(&self, caller: &Caller, reference: &TemplateRef, tag: &Tag) -> Result<()> {
+        names::remove_tag(self, caller, reference, tag).await
+    }
+
+    async fn set_visibility(
+        &self,
+        caller: &Caller,
+        reference: &TemplateRef,
+        visibility: Visibility,
+    ) -> Result<Standing> {
+        names::set_visibility(self, caller, reference, visibility).await
+    }
+
+    async fn rename_template(
+        &self,
+        caller: &Caller,
+        reference: &TemplateRef,
+        name: &TemplateName,
+        now: Timestamp,
+    ) -> Result<Standing> {
+        names::rename(self, caller, reference, name, now).await
+    }
+
+    async fn list_aliases(&self, caller: &Caller, reference: &TemplateRef) -> Result<Vec<Alias>> {
+        names::aliases(self, caller, reference).await
+    }
+
+    async fn remove_alias(&self, caller: &Caller, reference: &TemplateRef, alias: &TemplateName) -> Result<()> {
+        names::remove_alias(self, caller, reference, alias).await
+    }
+
+    async fn reserve_name(&self, caller: &Caller, claim: NewClaim, now: Timestamp) -> Result<()> {
+        claims::reserve(self, caller, claim, now).await
+    }
+
+    async fn claimed_name(&self, caller: &Caller, token: ClaimHash, now: Timestamp) -> Result<TemplateName> {
+        claims::claimed_name(self, caller, token, now).await
+    }
+
+    async fn release_name(&self, caller: &Caller, token: ClaimHash, now: Timestamp) -> Result<()> {
+        claims::release(self, caller, token, now).await
+    }
+
+    async fn find_blobs(&self, caller: &Caller, wanted: &[BlobId], now: Timestamp) -> Result<BTreeSet<BlobId>> {
+        blobs::find(self, caller, wanted, now).await
+    }
+
+    async fn put_blob(&self, caller: &Caller, blob: &BlobId, limit_bytes: u64, now: Timestamp) -> Result<()> {
+        blobs::put(self, caller, blob, limit_bytes, now).await
+    }
+
+    async fn collectable_blobs(&self, unused_since: Timestamp, limit: u32) -> Result<Vec<Blob>> {
+        blobs::collectable(self, unused_since, limit).await
+    }
+
+    async fn purge_blob(&self, blob: &Blob, unused_since: Timestamp) -> Result<bool> {
+        blobs::purge(self, blob, unused_since).await
+    }
+
+    async fn known_blobs(&self) -> Result<BTreeSet<Blob>> {
+        blobs::known(self).await
     }
 
     async fn delete_template(

@@ -6,12 +6,12 @@ use jiff::{SignedDuration, Timestamp};
 use sqlx::Row;
 
 use super::{
-    SqliteStore, Tx, builds,
+    SqliteStore, Tx, builds, claims,
     rows::{Reader, integer},
 };
 use crate::{
-    Build, BuildId, Caller, Heartbeat, Lease, Leased, NamespaceKind, NewBuild, NewLogEntry, QueueLimits, Release,
-    Result, StoreError, TemplateId, Visibility,
+    Build, BuildId, Caller, Heartbeat, Idempotency, Lease, Leased, NamespaceKind, NewBuild, NewLogEntry, QueueLimits,
+    Release, Result, StoreError, TemplateId, Visibility,
 };
 
 pub(super) async fn accept(
@@ -26,17 +26,24 @@ pub(super) async fn accept(
         return Err(StoreError::conflict("a build needs at least one tag"));
     }
     let mut tx = store.write().await?;
+    if let Some(repeat) = &build.idempotency
+        && let Some(earlier) = earlier(&mut tx, caller, repeat).await?
+    {
+        return Ok(earlier);
+    }
     check_limits(&mut tx, caller, limits).await?;
     for earlier in [build.retry_of, build.original].into_iter().flatten() {
         builds::get_in(&mut tx, caller, earlier).await?;
     }
     let template = claim_name(&mut tx, caller, &build, now).await?;
+    let (key, digest) = build.idempotency.map(|repeat| (repeat.key, repeat.request_digest)).unzip();
     let micros = now.as_microsecond();
     sqlx::query(
         "INSERT INTO builds (id, tenant_id, template_id, artifact_id, status, name, namespace, description, tags, backend,
              source_type, definition, build_config, source_digest, context_digest, dockerfile_digest, triggered_by,
-             retry_of, original, attempt, max_attempts, created_at, updated_at, queued_at, log_next)
-         VALUES (?, ?, ?, ?, 'waiting', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0)",
+             retry_of, original, attempt, max_attempts, created_at, updated_at, queued_at, log_next, idempotency_key,
+             idempotency_digest)
+         VALUES (?, ?, ?, ?, 'waiting', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0, ?, ?)",
     )
     .bind(build.id.to_string())
     .bind(caller.tenant.to_string())
@@ -60,12 +67,29 @@ pub(super) async fn accept(
     .bind(micros)
     .bind(micros)
     .bind(micros)
+    .bind(key)
+    .bind(digest)
     .execute(&mut *tx)
     .await?;
     append(&mut tx, build.id, &[first]).await?;
     let (accepted, _) = builds::get_in(&mut tx, caller, build.id).await?;
     tx.commit().await?;
     Ok(accepted)
+}
+
+/// What the same request was answered with before.
+async fn earlier(tx: &mut Tx, caller: &Caller, repeat: &Idempotency) -> Result<Option<Build>> {
+    let row = sqlx::query("SELECT id, idempotency_digest FROM builds WHERE tenant_id = ? AND idempotency_key = ?")
+        .bind(caller.tenant.to_string())
+        .bind(&repeat.key)
+        .fetch_optional(&mut **tx)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let row = Reader(&row);
+    if row.text("idempotency_digest")? != repeat.request_digest {
+        return Err(StoreError::conflict("this idempotency key was used for another request"));
+    }
+    Ok(Some(builds::get_in(tx, caller, row.parsed("id")?).await?.0))
 }
 
 async fn check_limits(tx: &mut Tx, caller: &Caller, limits: QueueLimits) -> Result<()> {
@@ -93,6 +117,8 @@ async fn claim_name(tx: &mut Tx, caller: &Caller, build: &NewBuild, now: Timesta
         .await?
         .ok_or(StoreError::NotFound)?;
     let kind: NamespaceKind = Reader(&namespace).parsed("kind")?;
+    claims::spend(tx, &caller.namespace, &build.name, build.claim, now).await?;
+    claims::check_no_alias(tx, &caller.namespace, &build.name).await?;
     let found = sqlx::query("SELECT id FROM templates WHERE namespace = ? AND name = ? AND deleted_at IS NULL")
         .bind(&caller.namespace)
         .bind(build.name.as_str())

@@ -20,7 +20,7 @@ pub(super) async fn resolve(store: &SqliteStore, caller: &Caller, reference: &Te
     resolve_in(&mut store.read().await?, caller, reference).await
 }
 
-async fn resolve_in(tx: &mut Tx, caller: &Caller, reference: &TemplateRef) -> Result<Resolved> {
+pub(super) async fn resolve_in(tx: &mut Tx, caller: &Caller, reference: &TemplateRef) -> Result<Resolved> {
     match reference {
         TemplateRef::Artifact(id) => {
             let (template, artifact) = visible_artifact(tx, caller, *id).await?.ok_or(StoreError::NotFound)?;
@@ -80,11 +80,41 @@ fn sees(caller: &Caller, template: &Template) -> bool {
     template.tenant == caller.tenant || template.is_builtin() || template.visibility == Visibility::Public
 }
 
-/// `namespace` is a slug, or the UUID of the tenant whose default namespace is meant.
+/// The template that a reference is about, as a whole: what a name or a tag belongs to, whether or not it leads to
+/// anything that can be used; for an artifact's id also when its build is not over or failed, to whom it belongs.
+pub(super) async fn template_of(tx: &mut Tx, caller: &Caller, reference: &TemplateRef) -> Result<Option<Template>> {
+    match reference {
+        TemplateRef::Named { selector: None, .. } => Ok(candidates(tx, caller, reference).await?.into_iter().next()),
+        TemplateRef::Named { .. } => match resolve_in(tx, caller, reference).await {
+            Ok(resolved) => Ok(Some(resolved.template)),
+            Err(StoreError::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        },
+        TemplateRef::Artifact(id) => {
+            if let Some((template, _)) = visible_artifact(tx, caller, *id).await? {
+                return Ok(Some(template));
+            }
+            let row = sqlx::query(select_template!(
+                "WHERE t.deleted_at IS NULL
+                   AND t.id = (SELECT b.template_id FROM builds b WHERE b.artifact_id = ? AND b.tenant_id = ?)"
+            ))
+            .bind(id.to_string())
+            .bind(caller.tenant.to_string())
+            .fetch_optional(&mut **tx)
+            .await?;
+            row.as_ref().map(rows::template).transpose()
+        }
+    }
+}
+
+/// `namespace` is a slug, or the UUID of the tenant whose default namespace is meant. `name` may be an older name.
 async fn by_name(tx: &mut Tx, namespace: &str, name: &TemplateName) -> Result<Option<Template>> {
     let owner = uuid::Uuid::try_parse(namespace).ok().map(|uuid| TenantId::from_uuid(uuid).to_string());
     let row = sqlx::query(select_template!(
-        "WHERE t.name = ?1 AND t.deleted_at IS NULL AND (n.slug = ?2 OR (n.tenant_id = ?3 AND n.is_default = 1))"
+        "WHERE t.deleted_at IS NULL AND (n.slug = ?2 OR (n.tenant_id = ?3 AND n.is_default = 1))
+           AND (t.name = ?1 OR t.id = (
+               SELECT a.template_id FROM template_aliases a WHERE a.namespace = t.namespace AND a.name = ?1))
+         ORDER BY t.name != ?1 LIMIT 1"
     ))
     .bind(name.as_str())
     .bind(namespace)
@@ -94,7 +124,7 @@ async fn by_name(tx: &mut Tx, namespace: &str, name: &TemplateName) -> Result<Op
     row.as_ref().map(rows::template).transpose()
 }
 
-async fn tags_of(tx: &mut Tx, template: TemplateId) -> Result<Vec<TagTarget>> {
+pub(super) async fn tags_of(tx: &mut Tx, template: TemplateId) -> Result<Vec<TagTarget>> {
     let found = sqlx::query("SELECT tag, build_id, moved_at FROM template_tags WHERE template_id = ? ORDER BY tag")
         .bind(template.to_string())
         .fetch_all(&mut **tx)
@@ -196,12 +226,7 @@ pub(super) async fn delete(
     now: Timestamp,
 ) -> Result<()> {
     let mut tx = store.write().await?;
-    // A name without a tag is the template itself, whether or not its `default` leads anywhere.
-    let template = match reference {
-        TemplateRef::Named { selector: None, .. } => candidates(&mut tx, caller, reference).await?.into_iter().next(),
-        _ => Some(resolve_in(&mut tx, caller, reference).await?.template),
-    }
-    .ok_or(StoreError::NotFound)?;
+    let template = template_of(&mut tx, caller, reference).await?.ok_or(StoreError::NotFound)?;
     if template.is_builtin() {
         return Err(StoreError::conflict("built-in templates cannot be deleted"));
     }
@@ -211,7 +236,11 @@ pub(super) async fn delete(
     let id = template.id.to_string();
     let micros = now.as_microsecond();
     finish::cancel_unfinished(&mut tx, template.id, &cancel, now).await?;
-    sqlx::query("DELETE FROM template_tags WHERE template_id = ?").bind(&id).execute(&mut *tx).await?;
+    for names in
+        ["DELETE FROM template_tags WHERE template_id = ?", "DELETE FROM template_aliases WHERE template_id = ?"]
+    {
+        sqlx::query(names).bind(&id).execute(&mut *tx).await?;
+    }
     sqlx::query(
         "UPDATE artifacts SET deleted_at = ?1
          WHERE deleted_at IS NULL AND build_id IN (SELECT id FROM builds WHERE template_id = ?2)",

@@ -159,6 +159,8 @@ pub(crate) fn new_build(name: &str, tags: &[&str]) -> NewBuild {
         retry_of: None,
         original: None,
         max_attempts: 3,
+        claim: None,
+        idempotency: None,
     }
 }
 

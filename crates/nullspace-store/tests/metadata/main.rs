@@ -8,6 +8,7 @@ mod collection;
 mod finish;
 mod fixture;
 mod model;
+mod names;
 mod queue;
 mod sandboxes;
 mod templates;

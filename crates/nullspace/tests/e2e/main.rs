@@ -25,6 +25,7 @@ mod exec;
 mod files;
 mod hosts;
 mod images;
+mod names;
 mod network;
 mod parents;
 mod queue;

@@ -1,0 +1,204 @@
+//! Files of build contexts, uploaded before the build that uses them.
+//!
+//! ```text
+//!   preflight   path, sha256, size  ──>  blob_id, missing?
+//!   upload      blob_id, bytes      ──>  work/ (streamed, hashed, bounded by the size in the id) ──> blobs/, then the row
+//! ```
+//! The id says digest and size, so an upload needs no memory of its preflight, and doing it twice changes nothing. What no
+//! request has asked for in [`KEEP`] is collected.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use jiff::{SignedDuration, Timestamp};
+use nullspace_api::{
+    ErrorResponseCode, TemplateBlobPreflightRequest, TemplateBlobPreflightResponse, TemplateBlobPreflightResult,
+    TemplateContextEntryType, TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase,
+};
+use nullspace_store::{Blob, BlobId, Caller, StoreError};
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+
+use crate::context::{self, MAX_ENTRIES};
+use crate::error::{Error, Result};
+use crate::validate::Wrong;
+use crate::{Engine, Inner};
+
+/// A file that nobody asks for is kept so long.
+pub(crate) const KEEP: SignedDuration = SignedDuration::from_hours(24);
+/// Must stay free on the data disk, bytes.
+const RESERVE: u64 = 1 << 30;
+
+impl Engine {
+    /// Which of these files the service does not have yet, and under which name to upload them.
+    pub async fn preflight_blobs(
+        &self,
+        caller: &Caller,
+        request: TemplateBlobPreflightRequest,
+    ) -> Result<TemplateBlobPreflightResponse> {
+        if request.files.len() > MAX_ENTRIES {
+            return Err(Error::invalid(format!("files has more than {MAX_ENTRIES} entries")));
+        }
+        let mut wrong = Wrong::default();
+        let mut ids = Vec::with_capacity(request.files.len());
+        for (index, file) in request.files.iter().enumerate() {
+            let field = format!("files[{index}]");
+            context::check_path(&format!("{field}.path"), &file.path, &mut wrong);
+            if let Some(mode) = &file.mode {
+                context::octal(&format!("{field}.mode"), mode, &mut wrong);
+            }
+            ids.push(match (file.entry_type, &file.sha256, file.size_bytes) {
+                (TemplateContextEntryType::Dir, ..) => None,
+                (TemplateContextEntryType::File, Some(sha256), Some(bytes)) => match BlobId::new(sha256, bytes) {
+                    Ok(id) => {
+                        if bytes > self.inner.config.blob_bytes_per_tenant {
+                            let most = self.inner.config.blob_bytes_per_tenant;
+                            wrong.say(&format!("{field}.size_bytes"), format_args!("is more than {most}"));
+                        }
+                        Some(id)
+                    }
+                    Err(_) => {
+                        wrong.say(&format!("{field}.sha256"), "must be 64 lower-case hexadecimal digits");
+                        None
+                    }
+                },
+                (TemplateContextEntryType::File, ..) => {
+                    wrong.say(&field, "is a file: sha256 and size_bytes must be given");
+                    None
+                }
+            });
+        }
+        wrong.result()?;
+        let wanted: Vec<BlobId> = ids.iter().flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+        let found = self.inner.metadata.find_blobs(caller, &wanted, Timestamp::now()).await?;
+        let files = request.files.into_iter().zip(ids).map(|(file, id)| TemplateBlobPreflightResult {
+            path: file.path,
+            entry_type: file.entry_type,
+            missing: id.as_ref().is_some_and(|id| file.force_upload == Some(true) || !found.contains(id)),
+            mode: file.mode,
+            blob_id: id.map(|id| id.to_string()),
+        });
+        Ok(TemplateBlobPreflightResponse { files: files.collect() })
+    }
+
+    /// Stores a file whose digest and size are those that its id says. Doing it again changes nothing.
+    pub async fn upload_blob<S, E>(&self, caller: &Caller, blob_id: &str, mut bytes: S) -> Result<()>
+    where
+        S: Stream<Item = std::result::Result<Bytes, E>> + Send + Unpin,
+        E: std::error::Error,
+    {
+        let inner = &self.inner;
+        let id: BlobId = blob_id.parse().map_err(|_| {
+            refused("unknown_blob", "this is no blob id: take one that POST /v1/templates/blobs/preflight gives")
+        })?;
+        if id.bytes() > inner.config.blob_bytes_per_tenant {
+            return Err(refused("blob_too_large", "the file is larger than what a tenant may upload together"));
+        }
+        inner.files.ensure_free(id.bytes(), RESERVE).map_err(full)?;
+        let scratch = inner.files.scratch()?;
+        let path = scratch.path().join("upload");
+        let failed = |error: std::io::Error| Error::internal("write an uploaded file", &error);
+        let mut file = tokio::fs::File::create_new(&path).await.map_err(failed)?;
+        let mut hash = Sha256::new();
+        let mut size: u64 = 0;
+        while let Some(chunk) = bytes.next().await {
+            let chunk = chunk.map_err(|error| {
+                tracing::debug!(%error, "an upload broke off");
+                refused("upload_incomplete", "the body ended before it was whole: send it again")
+            })?;
+            size = size.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
+            if size > id.bytes() {
+                return Err(mismatch(
+                    "blob_size_mismatch",
+                    "size_bytes",
+                    id.bytes(),
+                    format!("more than {}", id.bytes()),
+                ));
+            }
+            hash.update(&chunk);
+            file.write_all(&chunk).await.map_err(failed)?;
+        }
+        file.flush().await.map_err(failed)?;
+        drop(file);
+        if size != id.bytes() {
+            return Err(mismatch("blob_size_mismatch", "size_bytes", id.bytes(), size));
+        }
+        let digest = hex::encode(hash.finalize());
+        if digest != id.sha256() {
+            return Err(mismatch("blob_digest_mismatch", "sha256", id.sha256(), digest));
+        }
+        let blob = Blob { tenant: caller.tenant, id };
+        // Against the collector, which forgets a row and removes its file in two steps.
+        let _alone = inner.blobs.lock().await;
+        inner.files.publish_blob(&path, &blob).await?;
+        let limit = inner.config.blob_bytes_per_tenant;
+        match inner.metadata.put_blob(caller, &blob.id, limit, Timestamp::now()).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // Nobody knows it; when that is not certain the next start's sweep sees to it.
+                if matches!(error, StoreError::LimitReached { .. }) {
+                    inner.files.remove_blob(&blob).await?;
+                }
+                Err(Error::store(error, || Error::invalid("the blob cannot be stored")))
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Removes files that nobody asked for in a while.
+    pub(crate) async fn collect_blobs(&self, now: Timestamp, batch: u32) -> std::result::Result<(), StoreError> {
+        let unused_since = now - KEEP;
+        for blob in self.metadata.collectable_blobs(unused_since, batch).await? {
+            let _alone = self.blobs.lock().await;
+            if self.metadata.purge_blob(&blob, unused_since).await? {
+                self.files.remove_blob(&blob).await?;
+                tracing::info!(blob = %blob.id, tenant = %blob.tenant, "uploaded file removed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings table and folder of uploaded files together after a crash.
+    pub(crate) async fn sweep_blobs(&self) -> std::result::Result<(), StoreError> {
+        for lost in self.files.sweep_blobs(self.metadata.known_blobs().await?).await? {
+            tracing::error!(blob = %lost.id, tenant = %lost.tenant, "an uploaded file is missing");
+            self.metadata.purge_blob(&lost, Timestamp::MAX).await?;
+        }
+        Ok(())
+    }
+}
+
+fn detail(reason: &str, message: &str) -> TemplateFailureDetail {
+    TemplateFailureDetail::new(
+        TemplateFailureDetailCode::FileUploadError,
+        TemplateFailurePhase::BlobUpload,
+        false,
+        message,
+        "Ask POST /v1/templates/blobs/preflight for the file's blob_id and send exactly its bytes.",
+    )
+    .with_reason(reason)
+}
+
+fn refused(reason: &str, message: &str) -> Error {
+    let detail = Box::new(detail(reason, message));
+    Error { detail: Some(detail), ..Error::new(ErrorResponseCode::FileUploadError, message) }
+}
+
+fn mismatch(
+    reason: &str,
+    what: &str,
+    expected: impl Into<serde_json::Value>,
+    actual: impl Into<serde_json::Value>,
+) -> Error {
+    let message = format!("the uploaded bytes do not have the {what} of their blob id");
+    let detail = detail(reason, &message).with("field", what).with("expected", expected).with("actual", actual);
+    Error { detail: Some(Box::new(detail)), ..Error::new(ErrorResponseCode::FileUploadError, message) }
+}
+
+fn full(error: StoreError) -> Error {
+    tracing::error!(%error, "no room for uploads");
+    let error = Error::new(ErrorResponseCode::FeatureUnavailable, "the service has no room for uploads now; try later");
+    Error { retry_after: Some(std::time::Duration::from_secs(60)), ..error }
+}

@@ -1,0 +1,181 @@
+//! Builds that are over: a template's history, building once more, moving tags to what an earlier build made.
+
+use jiff::Timestamp;
+use nullspace_api::{
+    ErrorResponseCode, PromoteTemplateBuildRequest, RetryTemplateBuildRequest, TemplateBuild, TemplateBuildBackend,
+    TemplateBuildListResponse, TemplateBuildSourceType, TemplateBuildStatus, TemplateInfo,
+};
+use nullspace_store::{
+    ArtifactId, BuildBackend, BuildFilter, BuildId, BuildStatus, Caller, NewBuild, SourceType, StoreError,
+};
+
+use crate::builds::parse;
+use crate::error::{Error, Result};
+use crate::names::parse_tags;
+use crate::plan::BuildPlan;
+use crate::{Engine, records};
+
+/// Longest page, and the page when none is asked for.
+const MAX_PAGE: u32 = 100;
+const PAGE: u32 = 50;
+
+/// Which of a template's builds to list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BuildQuery {
+    /// In this status only.
+    pub status: Option<TemplateBuildStatus>,
+    /// Made by this backend only.
+    pub backend: Option<TemplateBuildBackend>,
+    /// From this kind of source only.
+    pub source_type: Option<TemplateBuildSourceType>,
+    /// At most so many, 1 to 100; 50 when not given.
+    pub limit: Option<u32>,
+    /// Where the page starts, from the page before.
+    pub cursor: Option<String>,
+}
+
+impl Engine {
+    /// A template's builds, newest first: those that failed and those whose tags have moved, too. Of a public template of
+    /// another tenant nothing is shown: builds are their callers'.
+    pub async fn template_builds(
+        &self,
+        caller: &Caller,
+        reference: &str,
+        query: BuildQuery,
+    ) -> Result<TemplateBuildListResponse> {
+        let limit = query.limit.unwrap_or(PAGE);
+        if !(1..=MAX_PAGE).contains(&limit) {
+            return Err(Error::invalid(format!("limit is {limit}: it must be 1 to {MAX_PAGE}")));
+        }
+        let after = match &query.cursor {
+            None => None,
+            Some(cursor) => Some(cursor.parse::<BuildId>().map_err(|_| {
+                Error::invalid("cursor is not one that this service has given: take next_cursor of the page before")
+            })?),
+        };
+        let standing = self.inner.standing(caller, reference).await?;
+        let filter = BuildFilter {
+            template: Some(standing.template.id),
+            status: query.status.map(|status| match status {
+                TemplateBuildStatus::Building => BuildStatus::Building,
+                TemplateBuildStatus::Cancelled => BuildStatus::Cancelled,
+                TemplateBuildStatus::Error => BuildStatus::Error,
+                TemplateBuildStatus::Ready => BuildStatus::Ready,
+                TemplateBuildStatus::Waiting => BuildStatus::Waiting,
+            }),
+            backend: query.backend.map(|backend| match backend {
+                TemplateBuildBackend::Buildkit => BuildBackend::Buildkit,
+                TemplateBuildBackend::Native => BuildBackend::Native,
+            }),
+            source_type: query.source_type.map(|source| match source {
+                TemplateBuildSourceType::Declarative => SourceType::Declarative,
+                TemplateBuildSourceType::Dockerfile => SourceType::Dockerfile,
+                TemplateBuildSourceType::OciImport => SourceType::OciImport,
+                TemplateBuildSourceType::TemplateBase => SourceType::TemplateBase,
+            }),
+            after,
+            limit,
+        };
+        let page = self.inner.metadata.list_builds(caller, filter).await?;
+        let now = Timestamp::now();
+        let builds = page.builds.iter().map(|build| records::summary(build, now));
+        Ok(TemplateBuildListResponse {
+            builds: builds.collect::<std::result::Result<_, _>>()?,
+            next_cursor: page.next.map(|id| id.to_string()),
+        })
+    }
+
+    /// Builds once more what failed or was cancelled, as a new build with a log of its own.
+    pub async fn retry_build(
+        &self,
+        caller: &Caller,
+        build_id: &str,
+        mut request: RetryTemplateBuildRequest,
+    ) -> Result<TemplateBuild> {
+        let id = parse(build_id)?;
+        let missing = || Error::build_not_found(build_id);
+        let earlier = self.inner.metadata.get_build(caller, id).await.map_err(|error| Error::store(error, missing))?;
+        let refuse = |what: &str| {
+            let mut error = Error::new(ErrorResponseCode::TransitionConflict, what);
+            error.build_id = Some(build_id.to_owned());
+            Err(error)
+        };
+        match earlier.status {
+            BuildStatus::Waiting | BuildStatus::Building => {
+                return refuse("the build is not over: wait for its end, or cancel it first");
+            }
+            BuildStatus::Ready => return refuse("the build is ready: there is nothing to retry"),
+            BuildStatus::Error | BuildStatus::Cancelled => {}
+        }
+        if request.registry_auth.as_ref().is_some_and(|auth| !auth.is_empty())
+            || request.build_secrets.as_ref().is_some_and(|secrets| !secrets.is_empty())
+        {
+            return Err(Error::invalid("registry_auth and build_secrets are for Dockerfile builds only"));
+        }
+        let plan: BuildPlan = records::column("builds.definition", &earlier.definition.0)?;
+        let auth = request.base_image_auth.take();
+        match (&auth, plan.authenticated) {
+            (None, true) => {
+                return Err(Error::invalid(
+                    "base_image_auth must be given again: the build was started with it, and credentials are not kept",
+                ));
+            }
+            (Some(_), false) => {
+                return Err(Error::invalid("base_image_auth was not part of the build: leave it out"));
+            }
+            _ => {}
+        }
+        let tags = match &request.tags {
+            None => earlier.tags.clone(),
+            Some(tags) => parse_tags(tags)?,
+        };
+        let build = NewBuild {
+            id: BuildId::new(),
+            artifact_id: ArtifactId::new(),
+            name: earlier.name,
+            description: earlier.description,
+            tags,
+            backend: earlier.backend,
+            source_type: earlier.source_type,
+            definition: earlier.definition,
+            build_config: earlier.build_config,
+            source_digest: None,
+            context_digest: earlier.context_digest,
+            dockerfile_digest: earlier.dockerfile_digest,
+            triggered_by: Some(caller.namespace.clone()),
+            retry_of: Some(earlier.id),
+            original: Some(earlier.original.unwrap_or(earlier.id)),
+            max_attempts: earlier.max_attempts,
+            claim: None,
+            idempotency: None,
+        };
+        self.inner.accept_with(caller, build, auth).await
+    }
+
+    /// Moves tags to what a ready build made.
+    pub async fn promote_build(
+        &self,
+        caller: &Caller,
+        build_id: &str,
+        request: PromoteTemplateBuildRequest,
+    ) -> Result<TemplateInfo> {
+        let id = parse(build_id)?;
+        if request.tag.is_none() && request.tags.is_none() {
+            return Err(Error::invalid("tag is missing: give tag or tags"));
+        }
+        let wanted: Vec<String> = request.tag.into_iter().chain(request.tags.unwrap_or_default()).collect();
+        let tags = parse_tags(&wanted)?;
+        match self.inner.metadata.promote_build(caller, id, &tags, Timestamp::now()).await {
+            Ok(resolved) => {
+                self.inner.collect.notify_one();
+                Ok(records::template(&resolved)?)
+            }
+            Err(error) => {
+                let about_build = matches!(error, StoreError::Conflict { .. });
+                let mut error = Error::store(error, || Error::build_not_found(build_id));
+                error.build_id = about_build.then(|| build_id.to_owned());
+                Err(error)
+            }
+        }
+    }
+}
