@@ -1,6 +1,7 @@
 # make demo    one template from nothing to a sandbox, with real output
 # make test    everything: format, lints, unit and end-to-end tests on real microVMs
 # make test-firecracker    its part on a real Firecracker, in a nested host (15 minutes)
+# make bench-api   the API under 200 clients that poll and stream
 # What each target installs is listed in scripts/packages.txt.
 
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ export PATH
 GUEST  := target/guest
 TRIPLE := x86_64-unknown-linux-gnu
 
-.PHONY: build guest base demo test test-firecracker lint bench-restore bench-import
+.PHONY: build guest base demo test test-firecracker lint bench-api bench-restore bench-import
 
 setup-%:
 	@scripts/setup.sh $(subst -, ,$*)
@@ -39,14 +40,21 @@ lint:
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps --document-private-items --quiet
 
-test: setup-run-test guest base lint test-firecracker
+test: setup-run-base-test guest base lint test-firecracker
 	NULLSPACE_TEST_COMPLETE=1 cargo nextest run --release --locked --workspace
+	tests/sdk/published.py
+	tests/sdk/contract_fuzz.py
 
 ## the same drivers' and service's tests on a real Firecracker, in a nested host whose KVM works
 test-firecracker: setup-run-test guest setup-base
 	scripts/fetch-firecracker.sh
 	tests/nested/firecracker.sh
 	tests/nested/service.sh
+
+## 200 clients poll and stream one build's log while 20 builds run
+bench-api: setup-run-test guest
+	cargo build --release --locked -p nullspace-client --example bench_api
+	tests/sdk/bench_api.py
 
 ## create -> first exec answered, against the same VMM driven by a bare script
 bench-restore: setup-run-test guest base

@@ -29,6 +29,7 @@ mod inspect;
 mod lines;
 mod logs;
 mod machine;
+mod metrics;
 mod names;
 mod pipeline;
 mod plan;
@@ -78,6 +79,8 @@ pub struct EngineConfig {
     pub capacity: Capacity,
     /// Unfinished builds.
     pub queue: QueueLimits,
+    /// What no tag points to is kept so long after its build.
+    pub untagged_retention: Duration,
     /// Files of build contexts that one tenant may have stored together, bytes.
     pub blob_bytes_per_tenant: u64,
     /// Tar of the root tree of the built-in base template.
@@ -103,6 +106,7 @@ pub(crate) struct Inner {
     pub(crate) sandboxes: sandboxes::Sandboxes,
     pub(crate) imports: import::InFlight,
     pub(crate) base: builtin::State,
+    pub(crate) metrics: metrics::Metrics,
     /// Held while an uploaded file and its row change together.
     pub(crate) blobs: tokio::sync::Mutex<()>,
     /// A build was accepted: a waiting worker looks.
@@ -137,6 +141,7 @@ impl Engine {
                 sandboxes: sandboxes::Sandboxes::default(),
                 imports: import::InFlight::default(),
                 base: builtin::State::default(),
+                metrics: metrics::Metrics::default(),
                 blobs: tokio::sync::Mutex::default(),
                 queued: Notify::new(),
                 collect: Notify::new(),

@@ -138,15 +138,25 @@ pub(crate) async fn run(
     let plan: BuildPlan = serde_json::from_value(build.definition.0.clone())
         .map_err(|error| StoreError::Corrupt { what: format!("builds.definition: {error}") })?;
 
+    let began = Instant::now();
     let prepared = Preparing { inner, build, lease, plan: &plan, log, scope }.run().await?;
+    inner.metrics.phase("prepare", began.elapsed());
     let runtime = prepared.runtime.clone().with(plan.start_cmd.as_deref(), &plan.runtime);
 
+    let began = Instant::now();
     let permit = room(inner, &plan.machine, log).await?;
+    inner.metrics.phase("admission", began.elapsed());
+    let began = Instant::now();
     let machine = boot(inner, build, &plan, &prepared, permit, log, scope).await?;
     start(&machine, &plan, &runtime, log, scope).await?;
+    inner.metrics.phase("startup", began.elapsed());
+    let began = Instant::now();
     let (snapshot_dir, summary) = snapshot(inner, &machine, log, scope).await?;
+    inner.metrics.phase("snapshot", began.elapsed());
 
+    let began = Instant::now();
     let published = inner.files.publish_artifact(&snapshot_dir, build.artifact_id).await?;
+    inner.metrics.phase("finalize", began.elapsed());
     let runtime_defaults = runtime.shown();
     let result = inner.ready_info(build, &runtime_defaults).await?;
     let metadata = TemplateBuildResultMetadata {
@@ -172,9 +182,15 @@ pub(crate) async fn run(
         runtime_defaults: json!(runtime_defaults),
         oci_metadata: prepared.oci_metadata.as_ref().map(|metadata| json!(metadata)),
         cache_summary: Some(json!(prepared.cache)),
-        retention_expires_at: None,
+        retention_expires_at: retention(inner.config.untagged_retention),
         entry: to_store(&last, jiff::Timestamp::now())?,
     })
+}
+
+/// When an artifact that is made now may go, unless a tag points to it then. `None`, for a time that no clock reaches, is
+/// for ever.
+fn retention(keep: Duration) -> Option<jiff::Timestamp> {
+    jiff::Timestamp::now().checked_add(jiff::SignedDuration::try_from(keep).ok()?).ok()
 }
 
 /// Waits for room on the host.

@@ -206,6 +206,7 @@ async fn finish_ready(inner: &Inner, lease: &Lease, build: &Build, done: FinishR
     match finished? {
         Finished::Ready(_) => {
             inner.credentials.forget(build.id);
+            inner.metrics.ended("ready");
             tracing::info!("build is ready");
             Ok(())
         }
@@ -249,6 +250,9 @@ async fn heartbeats(inner: Arc<Inner>, lease: Lease, nudge: Arc<Notify>, stop: w
 async fn release(inner: &Inner, lease: &Lease, build: &Build, how: Release, message: &str) -> Result<(), StoreError> {
     let now = Timestamp::now();
     let mut retry = entry(build.into(), TemplateBuildLogKind::Retry, TemplateBuildLogLevel::Warn, message);
+    if matches!(how, Release::RetryAfter(_)) {
+        inner.metrics.retried();
+    }
     retry.attempt = Some(build.attempt);
     retry.max_attempts = Some(build.max_attempts);
     inner.metadata.release_build(lease, how, vec![to_store(&retry, now)?], now).await
@@ -259,6 +263,7 @@ async fn finish_cancelled(inner: &Inner, lease: &Lease, build: &Build) -> Result
     let now = Timestamp::now();
     let last = cancelled_entry(build);
     inner.metadata.finish_cancelled(lease, to_store(&last, now)?, now).await?;
+    inner.metrics.ended("cancelled");
     tracing::info!("build is cancelled");
     Ok(())
 }
@@ -285,6 +290,7 @@ async fn finish_error(inner: &Inner, lease: &Lease, build: &Build, failure: &Bui
         entry: to_store(&last, now)?,
     };
     inner.metadata.finish_error(lease, error, now).await?;
+    inner.metrics.failed(failure.phase.as_str(), failure.reason);
     tracing::info!(reason = failure.reason, phase = ?failure.phase, "build ended with an error");
     Ok(())
 }

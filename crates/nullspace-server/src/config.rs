@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use secrecy::SecretString;
+
+use crate::limits::RequestRate;
+
 /// Limits of requests.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -13,6 +17,10 @@ pub struct ServerConfig {
     pub max_head: usize,
     /// Time between the comments that keep an event stream alive.
     pub heartbeat: Duration,
+    /// How fast one tenant may ask; more is 429.
+    pub rate: RequestRate,
+    /// Who may read `/metrics`: whoever shows this, and without it only this host itself.
+    pub metrics_token: Option<SecretString>,
 }
 
 impl Default for ServerConfig {
@@ -22,6 +30,8 @@ impl Default for ServerConfig {
             body_timeout: Duration::from_secs(60),
             max_head: 32 << 10,
             heartbeat: Duration::from_secs(10),
+            rate: RequestRate { per_second: 200, burst: 1_000 },
+            metrics_token: None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -41,6 +41,9 @@ pub(crate) struct RequestId(pub(crate) String);
 pub(crate) async fn edge(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(request.headers());
+    let method = request.method().to_string();
+    // A path that no route has is one label, whatever it is.
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     request.extensions_mut().insert(RequestId(id.clone()));
     let span = tracing::info_span!(
         "request",
@@ -62,6 +65,7 @@ pub(crate) async fn edge(State(state): State<AppState>, mut request: Request, ne
             }
         };
         let response = finish(response, &id);
+        state.metrics.answered(&method, &route, response.status().as_u16(), started.elapsed());
         tracing::info!(
             status = response.status().as_u16(),
             duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -155,8 +159,17 @@ pub(crate) async fn authenticate(State(state): State<AppState>, mut request: Req
         Some(key) => match state.service.authenticate(&key).await {
             Ok(Some(caller)) => {
                 Span::current().record("tenant", caller.tenant_id.as_str());
-                request.extensions_mut().insert(caller);
-                return next.run(request).await;
+                match state.limiter.take(&caller.tenant_id, Instant::now()) {
+                    Ok(()) => {
+                        request.extensions_mut().insert(caller);
+                        return next.run(request).await;
+                    }
+                    Err(wait) => {
+                        let message = "Too many requests at once: wait for as long as Retry-After says.";
+                        let code = ErrorResponseCode::RateLimitExceeded;
+                        ServiceError::new(ErrorKind::RateLimited, code, message).with_retry_after(wait)
+                    }
+                }
             }
             Ok(None) => unauthorized("The API key is not valid."),
             Err(error) => error,
@@ -170,7 +183,7 @@ fn unauthorized(message: &str) -> ServiceError {
     ServiceError::new(ErrorKind::Unauthorized, ErrorResponseCode::Unauthorized, message)
 }
 
-fn bearer(headers: &HeaderMap) -> Option<SecretString> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<SecretString> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next()?;
     // Two keys: whose request would it be?

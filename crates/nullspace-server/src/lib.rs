@@ -20,6 +20,8 @@ mod error;
 mod extract;
 mod fields;
 mod files;
+mod limits;
+mod metrics;
 mod not_served;
 mod openapi;
 mod routes;
@@ -29,6 +31,7 @@ mod sse;
 
 pub use config::{ConnectionLimits, ServerConfig};
 pub use files::{FileAt, FileContent, FileDownload, FileService};
+pub use limits::RequestRate;
 pub use openapi::openapi;
 pub use routes::router;
 pub use serve::{serve, serve_with_limits};

@@ -6,6 +6,7 @@
 //! ```
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Tells handlers that answer without end that the service is stopping.
 #[derive(Clone)]
 pub(crate) struct Stopping(pub(crate) CancellationToken);
+
+/// Who is at the other end of the connection.
+#[derive(Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// Serve `router` on `listener` until `shutdown` is ready; return when the last connection has ended.
 ///
@@ -73,8 +78,8 @@ async fn accept(
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
                 return Err(error);
             }
@@ -90,7 +95,8 @@ async fn accept(
             tracing::debug!(%error, "prepare a connection");
             continue;
         }
-        let connection = connection(stream, router.clone(), limits.header_timeout, stopping.clone());
+        let connection =
+            connection(stream, router.clone().layer(Extension(Peer(peer))), limits.header_timeout, stopping.clone());
         connections.spawn(async move {
             connection.await;
             drop(slot);

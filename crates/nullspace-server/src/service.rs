@@ -89,6 +89,12 @@ pub struct SandboxQuery {
 /// The domain, as the HTTP layer needs it.
 #[async_trait]
 pub trait Service: FileService {
+    /// Whether requests can be served now.
+    async fn ready(&self) -> Result<(), ServiceError>;
+
+    /// What the domain counts, in Prometheus' text form.
+    async fn metrics(&self) -> Result<String, ServiceError>;
+
     /// Whose key it is; `None` when it is nobody's.
     async fn authenticate(&self, key: &SecretString) -> Result<Option<Caller>, ServiceError>;
 

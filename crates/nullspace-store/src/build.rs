@@ -208,7 +208,7 @@ impl Build {
 /// What became of a ready build's artifact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ArtifactState {
-    /// Kept at least until then; for ever while a tag points to it.
+    /// May go after that; `None` while a tag points to it, or when it is kept for ever.
     pub retention_expires_at: Option<Timestamp>,
     /// Since when it cannot be used any more.
     pub deleted_at: Option<Timestamp>,
@@ -392,6 +392,8 @@ pub struct BuildPage {
 pub struct Counters {
     /// Builds that wait.
     pub builds_waiting: u64,
+    /// Since when the first of them does.
+    pub oldest_waiting: Option<Timestamp>,
     /// Builds that a worker has or had.
     pub builds_building: u64,
     /// Sandboxes that are not over.

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use secrecy::SecretString;
 use serde::Deserialize;
 
 /// All settings, as the file may give them.
@@ -52,6 +53,12 @@ pub(crate) struct Config {
     pub(crate) build_timeout_secs: u64,
     /// Unfinished builds of one tenant; more are refused with 429.
     pub(crate) builds_per_tenant: u32,
+    /// What no tag points to is kept so many seconds after its build.
+    pub(crate) untagged_retention_secs: u64,
+    /// Requests per second of one tenant, in the long run; more are refused with 429.
+    pub(crate) requests_per_second: u32,
+    /// Opens `/metrics` from other hosts; without it the page is for this host only.
+    pub(crate) metrics_token: Option<SecretString>,
     /// Files of build contexts that one tenant may have uploaded together, MiB.
     pub(crate) upload_mib_per_tenant: u64,
     /// A worker that is silent for so many seconds has lost its build.
@@ -144,6 +151,9 @@ impl Default for Config {
             build_concurrency: 2,
             build_timeout_secs: 1800,
             builds_per_tenant: 1_000,
+            untagged_retention_secs: 30 * 24 * 3600,
+            requests_per_second: 200,
+            metrics_token: None,
             upload_mib_per_tenant: 10_240,
             lease_secs: 30,
             memory_mib: None,
@@ -191,6 +201,9 @@ const KEYS: &[(&str, Kind)] = &[
     ("build_concurrency", Kind::Number),
     ("build_timeout_secs", Kind::Number),
     ("builds_per_tenant", Kind::Number),
+    ("untagged_retention_secs", Kind::Number),
+    ("requests_per_second", Kind::Number),
+    ("metrics_token", Kind::Text),
     ("upload_mib_per_tenant", Kind::Number),
     ("lease_secs", Kind::Number),
     ("memory_mib", Kind::Number),

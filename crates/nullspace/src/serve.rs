@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use nullspace_engine::{Capacity, Engine, EngineConfig};
 use nullspace_oci::registry::{DockerConfig, Registry, RegistryConfig};
+use nullspace_server::{RequestRate, ServerConfig};
 use nullspace_store::{ArtifactStore, Metadata, QueueLimits, SqliteStore};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +38,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let address = listener.local_addr().context("read the address listened on")?;
     tracing::info!("listening on http://{address}");
     let stop = CancellationToken::new();
-    let router = nullspace_server::router(Arc::new(EngineService(engine.clone())), Default::default());
+    let router = nullspace_server::router(Arc::new(EngineService(engine.clone())), server_config(&config));
     let server = tokio::spawn(nullspace_server::serve(listener, router, stop.clone().cancelled_owned()));
 
     signals.arrived().await;
@@ -79,6 +80,16 @@ pub(crate) async fn open_metadata(config: &Config) -> anyhow::Result<SqliteStore
     SqliteStore::open(&path).await.with_context(|| format!("open the database {}", path.display()))
 }
 
+fn server_config(config: &Config) -> ServerConfig {
+    let per_second = config.requests_per_second;
+    ServerConfig {
+        // Five seconds of quiet may be spent at once.
+        rate: RequestRate { per_second, burst: per_second.saturating_mul(5) },
+        metrics_token: config.metrics_token.clone(),
+        ..ServerConfig::default()
+    }
+}
+
 fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
     Ok(EngineConfig {
         host: hostname(),
@@ -88,6 +99,7 @@ fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
         max_attempts: 3,
         capacity: capacity(config)?,
         queue: QueueLimits { per_tenant: config.builds_per_tenant, total: 10_000 },
+        untagged_retention: Duration::from_secs(config.untagged_retention_secs),
         blob_bytes_per_tenant: config.upload_mib_per_tenant.saturating_mul(1 << 20),
         base_tar: guest::base_tar(config),
     })

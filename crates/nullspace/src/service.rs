@@ -22,6 +22,14 @@ pub(crate) struct EngineService(pub(crate) Engine);
 
 #[async_trait]
 impl Service for EngineService {
+    async fn ready(&self) -> Result<(), ServiceError> {
+        self.0.ready().await.map_err(error)
+    }
+
+    async fn metrics(&self) -> Result<String, ServiceError> {
+        self.0.metrics().await.map_err(error)
+    }
+
     async fn authenticate(&self, key: &SecretString) -> Result<Option<Caller>, ServiceError> {
         let caller = self.0.authenticate(key.expose_secret()).await.map_err(error)?;
         Ok(caller.map(|caller| Caller {

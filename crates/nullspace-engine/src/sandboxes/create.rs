@@ -54,7 +54,12 @@ impl Engine {
         idempotency_key: Option<String>,
     ) -> Result<CreateSandboxResponse> {
         let (engine, caller) = (self.clone(), caller.clone());
-        let work = async move { engine.create(&caller, request, idempotency_key).await };
+        let work = async move {
+            let began = Instant::now();
+            let made = engine.create(&caller, request, idempotency_key).await;
+            engine.inner.metrics.started(made.is_ok(), began.elapsed());
+            made
+        };
         joined(self.inner.tasks.spawn(work).await)
     }
 

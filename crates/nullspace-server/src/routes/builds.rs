@@ -29,6 +29,7 @@ use crate::sse;
     request_body = CreateTemplateRequest,
     responses(
         (status = 202, description = "Build accepted", body = TemplateBuild),
+        (status = 404, description = "There is no such template or name claim.", body = ErrorResponse),
         (status = 409, description = "The name is claimed, or the Idempotency-Key was used for another request.",
             body = ErrorResponse),
         (status = 501, description = "This deployment cannot build from such a source.", body = ErrorResponse),

@@ -19,12 +19,14 @@ use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
+use axum::routing::{any, get};
 use serde::Serialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::config::ServerConfig;
+use crate::limits::Limiter;
+use crate::metrics::HttpMetrics;
 use crate::service::{Service, ServiceError};
 use crate::{edge, not_served};
 
@@ -33,6 +35,8 @@ use crate::{edge, not_served};
 pub(crate) struct AppState {
     pub(crate) service: Arc<dyn Service>,
     pub(crate) config: Arc<ServerConfig>,
+    pub(crate) limiter: Arc<Limiter>,
+    pub(crate) metrics: Arc<HttpMetrics>,
 }
 
 /// All routes with their part of the OpenAPI document.
@@ -82,10 +86,13 @@ pub(crate) fn documented() -> OpenApiRouter<AppState> {
 
 /// The service's HTTP interface, ready to be served.
 pub fn router(service: Arc<dyn Service>, config: ServerConfig) -> Router {
-    let state = AppState { service, config: Arc::new(config) };
+    let limiter = Arc::new(Limiter::new(config.rate));
+    let state = AppState { service, config: Arc::new(config), limiter, metrics: Arc::default() };
     let (routes, _) = documented().split_for_parts();
     routes
         .route(refs::ROUTE, any(refs::dispatch))
+        .route("/readyz", get(health::readiness))
+        .route("/metrics", get(health::metrics))
         .fallback(fallback)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(state.clone(), edge::authenticate))

@@ -9,8 +9,8 @@
 //! A router cannot tell where a reference ends, so there is one route for all, and [`dispatch`] reads the path's tail.
 
 use axum::extract::{FromRequest, FromRequestParts, Request, State};
-use axum::http::Method;
-use axum::response::Response;
+use axum::http::{HeaderValue, Method, header};
+use axum::response::{IntoResponse, Response};
 use nullspace_api::{
     AssignTagsRequest, ErrorResponse, RenameTemplateRequest, TemplateAliasInfo, TemplateBuildListResponse,
     TemplateInfo, TemplateTagInfo, UpdateTemplateVisibilityRequest,
@@ -75,7 +75,7 @@ pub(super) async fn dispatch(state: State<AppState>, request: Request) -> Result
     let candidates: Vec<&Reading> = readings.iter().filter(served).collect();
     let reading = match candidates.as_slice() {
         [] if readings.is_empty() => return Err(not_served::refusal(&parts.method, parts.uri.path())),
-        [] => return Err(not_served::method_not_allowed(&parts.method)),
+        [] => return Ok(method_not_allowed(&parts.method, &readings)),
         [only] => (*only).clone(),
         // A template that is there goes before a part of another one.
         [whole, others @ ..] => match state.service.get_template(&caller, &whole.reference).await {
@@ -88,6 +88,18 @@ pub(super) async fn dispatch(state: State<AppState>, request: Request) -> Result
     };
     let request = Request::from_parts(parts, body);
     act(state, caller, reading, request).await
+}
+
+/// 405 with the methods that there are, as the router answers for its own routes (RFC 9110, 15.5.6).
+fn method_not_allowed(method: &Method, readings: &[Reading]) -> Response {
+    // The last reading is the narrowest, as the document has it.
+    let allowed: Vec<&str> =
+        readings.last().into_iter().flat_map(|reading| methods(&reading.part)).map(Method::as_str).collect();
+    let mut response = not_served::method_not_allowed(method).into_response();
+    if let Ok(value) = HeaderValue::from_str(&allowed.join(",")) {
+        response.headers_mut().insert(header::ALLOW, value);
+    }
+    response
 }
 
 async fn act(
@@ -136,17 +148,20 @@ async fn query<T: serde::de::DeserializeOwned>(
     QueryParams::from_request_parts(&mut request.into_parts().0, state).await
 }
 
-/// Which operations there are.
 fn serves(method: &Method, part: &Part) -> bool {
-    let methods: &[Method] = match part {
+    methods(part).contains(method)
+}
+
+/// Which operations there are.
+fn methods(part: &Part) -> &'static [Method] {
+    match part {
         Part::Template => &[Method::GET, Method::HEAD, Method::DELETE],
         Part::Tags => &[Method::GET, Method::HEAD, Method::POST],
         Part::Aliases | Part::Builds => &[Method::GET, Method::HEAD],
         Part::Tag(_) | Part::Alias(_) => &[Method::DELETE],
         Part::Rename => &[Method::POST],
         Part::Visibility => &[Method::PATCH],
-    };
-    methods.contains(method)
+    }
 }
 
 /// Every reading of a path, the whole as a reference first. A reference has at most one slash.

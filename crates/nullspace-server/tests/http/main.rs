@@ -4,6 +4,7 @@
 mod answers;
 mod connections;
 mod files;
+mod operators;
 mod refusals;
 mod support;
 mod templates;

@@ -34,12 +34,20 @@ pub(crate) struct Fake {
     /// After so many entries the log stream fails, once.
     pub(crate) break_after: Mutex<Option<u64>>,
     file: Mutex<Option<Vec<u8>>>,
+    /// A backend is down.
+    pub(crate) down: Mutex<bool>,
 }
 
 impl Fake {
     pub(crate) fn new() -> Arc<Self> {
         let (log, _) = watch::channel(Vec::new());
-        Arc::new(Self { log, calls: Mutex::new(Vec::new()), break_after: Mutex::new(None), file: Mutex::new(None) })
+        Arc::new(Self {
+            log,
+            calls: Mutex::new(Vec::new()),
+            break_after: Mutex::new(None),
+            file: Mutex::new(None),
+            down: Mutex::new(false),
+        })
     }
 
     pub(crate) fn router(self: &Arc<Self>, config: ServerConfig) -> axum::Router {
@@ -262,6 +270,18 @@ fn file(path: &str, size: usize) -> FileInfo {
 
 #[async_trait]
 impl Service for Fake {
+    async fn ready(&self) -> Result<(), ServiceError> {
+        if *self.down.lock().unwrap() {
+            let message = "The metadata store cannot be reached.";
+            return Err(ServiceError::new(ErrorKind::Unavailable, ErrorResponseCode::DatabaseError, message));
+        }
+        Ok(())
+    }
+
+    async fn metrics(&self) -> Result<String, ServiceError> {
+        Ok("# TYPE fake gauge\nfake 1\n# EOF\n".to_owned())
+    }
+
     async fn authenticate(&self, key: &SecretString) -> Result<Option<Caller>, ServiceError> {
         let tenant_id = match key.expose_secret() {
             KEY => "a",

@@ -90,6 +90,19 @@ async fn a_path_that_means_nothing_is_refused_in_the_contracts_shape() {
 }
 
 #[tokio::test]
+async fn a_wrong_method_is_answered_with_those_that_there_are() {
+    for (path, allowed) in [("tmpl_1", "GET,HEAD,DELETE"), ("ns/app/tags", "GET,HEAD,POST"), ("a/rename", "POST")] {
+        let request = Request::put(format!("/v1/templates/refs/{path}"))
+            .header(header::AUTHORIZATION, format!("Bearer {KEY}"))
+            .body(Body::empty())
+            .unwrap();
+        let answer = Fake::new().router(Default::default()).oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(answer.headers()[header::ALLOW], allowed, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn an_upload_is_streamed_and_must_be_raw_bytes() {
     let fake = Fake::new();
     let upload = |media_type: &'static str| {

@@ -194,12 +194,18 @@ pub(super) async fn counters(store: &SqliteStore) -> Result<Counters> {
     let row = sqlx::query(
         "SELECT (SELECT count(*) FROM builds WHERE finished_at IS NULL AND status = 'waiting'),
                 (SELECT count(*) FROM builds WHERE finished_at IS NULL AND status = 'building'),
-                (SELECT count(*) FROM sandboxes WHERE ended_at IS NULL)",
+                (SELECT count(*) FROM sandboxes WHERE ended_at IS NULL),
+                (SELECT min(queued_at) FROM builds WHERE finished_at IS NULL AND status = 'waiting') AS oldest_waiting",
     )
     .fetch_one(&store.readers)
     .await?;
     let count = |index: usize| -> Result<u64> {
         u64::try_from(row.try_get::<i64, _>(index)?).map_err(|_| StoreError::corrupt("a count"))
     };
-    Ok(Counters { builds_waiting: count(0)?, builds_building: count(1)?, sandboxes_live: count(2)? })
+    Ok(Counters {
+        builds_waiting: count(0)?,
+        oldest_waiting: Reader(&row).optional_time("oldest_waiting")?,
+        builds_building: count(1)?,
+        sandboxes_live: count(2)?,
+    })
 }

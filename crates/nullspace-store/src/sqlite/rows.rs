@@ -76,7 +76,9 @@ macro_rules! select_build {
     ($rest:literal) => {
         concat!(
             "SELECT b.*, t.visibility AS visibility, a.id IS NOT NULL AS has_artifact,
-                    a.retention_expires_at AS retention_expires_at, a.deleted_at AS artifact_deleted_at
+                    CASE WHEN EXISTS (SELECT 1 FROM template_tags g WHERE g.build_id = b.id)
+                        THEN NULL ELSE a.retention_expires_at END AS retention_expires_at,
+                    a.deleted_at AS artifact_deleted_at
              FROM builds b
              JOIN templates t ON t.id = b.template_id
              LEFT JOIN artifacts a ON a.build_id = b.id ",

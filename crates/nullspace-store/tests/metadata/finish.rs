@@ -26,7 +26,7 @@ async fn a_ready_build_has_its_artifact_tags_and_last_entry() {
     assert_eq!(build.runtime_defaults, Some(json!({ "default_env_keys": ["TOKEN"] })));
     assert_eq!(build.cache_summary, Some(json!({ "hits": 1 })));
     let state = build.artifact.unwrap();
-    assert_eq!((state.retention_expires_at, state.deleted_at), (Some(at(1000)), None));
+    assert_eq!((state.retention_expires_at, state.deleted_at), (None, None), "a tag keeps it");
     assert_eq!(f.messages(&caller, build.id).await, ["start", "end"]);
 
     let found = f.resolve(&caller, "web").await.unwrap();

@@ -41,6 +41,9 @@ async fn tags_move_between_builds_and_go_one_by_one() {
         assert!(is_not_found(&f.store.remove_tag(&caller, &by_id, &tag.parse().unwrap()).await));
     }
     assert!(is_not_found(&f.resolve(&caller, "web").await));
+    // Nothing keeps it any more but its time.
+    let kept = f.store.get_build(&caller, second.id).await.unwrap().artifact.unwrap();
+    assert_eq!(kept.retention_expires_at, Some(at(1000)));
     assert_eq!(f.resolve(&caller, &second.artifact_id.to_string()).await.unwrap().artifact.build, second.id);
 }
 

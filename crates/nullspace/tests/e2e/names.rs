@@ -168,7 +168,7 @@ async fn names_are_reserved_requests_are_repeated_and_looked_at_without_building
     let wrong: TemplateBuildValidationResponse = api
         .post(
             "/v1/templates/validate",
-            json!({"tags": [], "base_image": "tmpl_none", "claim_token": "x", "build_config": {"vcpus": 0}}),
+            json!({"tags": [], "base_image": "nullspace/none:latest", "claim_token": "x", "build_config": {"vcpus": 0}}),
         )
         .await
         .ok(200);
@@ -250,5 +250,42 @@ async fn files_of_a_build_context_are_checked_kept_apart_and_survive_a_restart()
     assert!(!stray.exists(), "what no row names is swept");
     let still: Value = service.api_of("first").post("/v1/templates/blobs/preflight", files).await.ok(200);
     assert_eq!(missing(&still), [false, false, true]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_no_tag_points_to_goes_when_its_time_is_over_but_not_under_a_running_sandbox() {
+    let registry = Registry::start();
+    registry.push("box", "1", &Image::busybox()).await;
+    let mut service = Service::with([("NULLSPACE_UNTAGGED_RETENTION_SECS", "1".into())]).await;
+    let api = service.api();
+    let reference = registry.reference("box:1");
+    let request = json!({"name": "app", "base_image": reference, "build_config": {"memory_mib": 192}});
+    let old = api.ready(request.clone()).await;
+    let path = format!("/v1/templates/builds/{}", old.build.build_id);
+    assert_eq!(old.build.retention_expires_at, None, "a tag keeps it");
+    let sandbox = api.sandbox("app").await;
+    let new = api.ready(request).await;
+    // Something that is let go makes the collector look.
+    let look = async || {
+        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        let _: TemplateInfo = api.post("/v1/templates/app/tags", json!({"tags": ["x"]})).await.ok(200);
+        assert_eq!(api.delete("/v1/templates/app/tags/x").await.status, 204);
+    };
+    look().await;
+    let kept = api.status(&old.build.build_id, 0).await.build;
+    assert!(kept.retention_expires_at.is_some() && kept.promotability.unwrap().promotable, "a sandbox uses it");
+    assert_eq!(sandbox.sh("echo alive").await, "alive");
+    sandbox.delete().await;
+    look().await;
+    crate::fixture::until("the old artifact goes", std::time::Duration::from_secs(20), async || {
+        let build = api.status(&old.build.build_id, 0).await.build;
+        build.artifact_availability.is_some_and(|kept| kept.reason.as_deref() == Some("the artifact was deleted"))
+    })
+    .await;
+    api.get(&format!("/v1/templates/{}", old.template())).await.refused(404, "template_not_found");
+    api.post(&format!("{path}/promote"), json!({"tag": "x"})).await.refused(409, "transition_conflict");
+    let still: TemplateInfo = api.get("/v1/templates/app").await.ok(200);
+    assert_eq!(still.id, new.template());
     service.stop().await;
 }

@@ -4,7 +4,7 @@ use nullspace_api::TemplateInfo;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::fixture::{Image, Registry, Service};
+use crate::fixture::{Api, Image, Registry, Service};
 
 #[tokio::test]
 async fn what_another_tenant_has_is_not_found_on_any_route() {
@@ -48,6 +48,7 @@ async fn what_another_tenant_has_is_not_found_on_any_route() {
         // Nor does the answer give away that it exists.
         assert!(!refused.error.contains("mine") || path.contains("mine") || path.contains("sandboxes"), "{refused:?}");
     }
+    every_operation_with_an_id_is_not_found(&other, build, &[template, "mine", &by_namespace], &sandbox.id).await;
     let templates: Vec<TemplateInfo> = other.get("/v1/templates").await.ok(200);
     assert!(templates.iter().all(|template| template.name != "mine"), "{templates:?}");
     let sandboxes: Vec<Value> = other.get("/v1/sandboxes").await.ok(200);
@@ -76,4 +77,51 @@ async fn what_another_tenant_has_is_not_found_on_any_route() {
     assert!(revoked.status.success(), "{}", String::from_utf8_lossy(&revoked.stderr));
     other.get("/v1/templates").await.refused(401, "unauthorized");
     service.stop().await;
+}
+
+/// Every operation of our OpenAPI document whose path holds an id, so that a new one cannot be forgotten.
+async fn every_operation_with_an_id_is_not_found(other: &Api, build: &str, templates: &[&str], sandbox: &str) {
+    let document: Value =
+        serde_json::from_str(include_str!("../../../../contract/nullspace-openapi.json")).expect("the document");
+    // What a body must have to be looked at at all.
+    let body = |operation: &str| match operation.trim_end_matches("_by_ref") {
+        "assign_template_tags" => json!({"tags": ["x"]}),
+        "rename_template" => json!({"new_name": "theirs"}),
+        "update_template_visibility" => json!({"visibility": "public"}),
+        "promote_template_build" => json!({"tag": "x"}),
+        "exec_command" => json!({"command": "id"}),
+        _ => json!({}),
+    };
+    let mut asked = 0;
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in item.as_object().expect("operations") {
+            let name = operation["operationId"].as_str().expect("an operation id");
+            // Not about a thing of a tenant: an upload is each tenant's own, a namespace may be seen.
+            if !path.contains('{') || ["upload_template_blob", "get_template_namespace"].contains(&name) {
+                continue;
+            }
+            let ids: &[&str] = match () {
+                () if path.starts_with("/v1/sandboxes/") => &[sandbox],
+                () if path.contains("{build_id}") => &[build],
+                () if path.contains("{claim_token}") => &["claim_of_the_owner"],
+                () => templates,
+            };
+            for id in ids {
+                let encoded = id.replace('/', "%2F");
+                let mut path = path.replace("{tag}", "default").replace("{alias}", "old");
+                for parameter in ["{id}", "{ref}", "{build_id}", "{claim_token}"] {
+                    path = path.replace(parameter, &encoded);
+                }
+                let method: Method = method.to_uppercase().parse().expect("a method");
+                let mut request = other.request(method, &path);
+                if operation.get("requestBody").is_some() {
+                    request = request.json(&body(name));
+                }
+                let answer = other.send(request).await;
+                assert_eq!(answer.status, 404, "{name} {path}: {}", String::from_utf8_lossy(&answer.body));
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked > 50, "only {asked} requests: the document is not what it was");
 }

@@ -1,0 +1,172 @@
+//! What the domain counts, for Prometheus. The questions behind it: is the queue moving, where does a build's time go,
+//! what do caches save, why do builds fail, how fast do sandboxes start.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nullspace_store::StoreError;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::Engine;
+
+/// Seconds of a build's phase.
+const PHASE: [f64; 11] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];
+/// Seconds from a request for a sandbox to its running.
+const RESTORE: [f64; 11] = [0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Status {
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Failure {
+    phase: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Phase {
+    phase: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Lookup {
+    kind: &'static str,
+    status: &'static str,
+}
+
+type Seconds<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// Counters of this process.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    builds: Family<Status, Counter>,
+    failures: Family<Failure, Counter>,
+    retries: Counter,
+    phases: Seconds<Phase>,
+    cache: Family<Lookup, Counter>,
+    restores: Family<Status, Counter>,
+    restore_seconds: Histogram,
+    waiting: Gauge,
+    oldest_waiting: Gauge<f64, std::sync::atomic::AtomicU64>,
+    building: Gauge,
+    sandboxes: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("nullspace");
+        let builds = Family::<Status, Counter>::default();
+        registry.register("builds", "Builds that ended on this host", builds.clone());
+        let failures = Family::<Failure, Counter>::default();
+        registry.register("build_failures", "Builds that ended with an error, by phase and reason", failures.clone());
+        let retries = Counter::default();
+        registry.register("build_retries", "Attempts that failed and were given back to the queue", retries.clone());
+        let phases: Seconds<Phase> = Family::new_with_constructor(|| Histogram::new(PHASE));
+        registry.register("build_phase_seconds", "Time of a build's phases", phases.clone());
+        let cache = Family::<Lookup, Counter>::default();
+        registry.register("cache_lookups", "What caches gave", cache.clone());
+        let restores = Family::<Status, Counter>::default();
+        registry.register("sandbox_starts", "Sandboxes asked for", restores.clone());
+        let restore_seconds = Histogram::new(RESTORE);
+        registry.register("sandbox_start_seconds", "From a request to a running sandbox", restore_seconds.clone());
+        let waiting = Gauge::default();
+        registry.register("builds_waiting", "Builds that no worker has", waiting.clone());
+        let oldest_waiting = Gauge::default();
+        registry.register("builds_oldest_waiting_seconds", "How long the first of them waits", oldest_waiting.clone());
+        let building = Gauge::default();
+        registry.register("builds_running", "Builds that a worker has", building.clone());
+        let sandboxes = Gauge::default();
+        registry.register("sandboxes_live", "Sandboxes that are not over", sandboxes.clone());
+        Self {
+            registry,
+            builds,
+            failures,
+            retries,
+            phases,
+            cache,
+            restores,
+            restore_seconds,
+            waiting,
+            oldest_waiting,
+            building,
+            sandboxes,
+        }
+    }
+}
+
+impl Metrics {
+    /// A build that ended well, or on request.
+    pub(crate) fn ended(&self, status: &'static str) {
+        self.builds.get_or_create(&Status { status }).inc();
+    }
+
+    /// A build that ended with an error.
+    pub(crate) fn failed(&self, phase: &'static str, reason: &'static str) {
+        self.ended("error");
+        self.failures.get_or_create(&Failure { phase, reason }).inc();
+    }
+
+    /// An attempt that goes back to the queue.
+    pub(crate) fn retried(&self) {
+        self.retries.inc();
+    }
+
+    /// A phase that ended well.
+    pub(crate) fn phase(&self, phase: &'static str, took: Duration) {
+        self.phases.get_or_create(&Phase { phase }).observe(took.as_secs_f64());
+    }
+
+    /// An answer of a cache.
+    pub(crate) fn lookup(&self, kind: &'static str, status: &'static str) {
+        self.cache.get_or_create(&Lookup { kind, status }).inc();
+    }
+
+    /// A sandbox that was asked for.
+    pub(crate) fn started(&self, well: bool, took: Duration) {
+        let status = if well { "running" } else { "error" };
+        self.restores.get_or_create(&Status { status }).inc();
+        if well {
+            self.restore_seconds.observe(took.as_secs_f64());
+        }
+    }
+}
+
+impl Engine {
+    /// Everything counted, as a page for Prometheus.
+    pub async fn metrics(&self) -> crate::Result<String> {
+        let counters = self.inner.metadata.counters().await?;
+        let metrics = &self.inner.metrics;
+        let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        metrics.waiting.set(gauge(counters.builds_waiting));
+        metrics.building.set(gauge(counters.builds_building));
+        metrics.sandboxes.set(gauge(counters.sandboxes_live));
+        let age = counters.oldest_waiting.map(|since| Timestamp::now().duration_since(since).as_secs_f64());
+        metrics.oldest_waiting.set(age.unwrap_or_default().max(0.0));
+        let mut page = String::new();
+        encode(&mut page, &metrics.registry).map_err(|error| crate::Error::internal("write metrics", &error))?;
+        Ok(page)
+    }
+
+    /// Whether requests can be served now: the database answers and nothing is shutting down.
+    pub async fn ready(&self) -> crate::Result<()> {
+        if self.inner.shutdown.is_cancelled() {
+            let what = "the service is stopping";
+            return Err(crate::Error::new(nullspace_api::ErrorResponseCode::FeatureUnavailable, what));
+        }
+        let asked = tokio::time::timeout(Duration::from_secs(5), self.inner.metadata.ping()).await;
+        asked.unwrap_or_else(|_| {
+            let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            Err(StoreError::Io { context: "ask the database".to_owned(), source: late })
+        })?;
+        Ok(())
+    }
+}

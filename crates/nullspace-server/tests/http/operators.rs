@@ -1,0 +1,112 @@
+//! What operators expect: readiness apart from liveness, counters, and a bound on how fast a tenant may ask.
+
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::{Request, StatusCode, header};
+use nullspace_api::{ErrorResponse, ErrorResponseCode};
+use nullspace_server::{RequestRate, ServerConfig};
+use tower::ServiceExt;
+
+use crate::support::{Fake, KEY, OTHER_KEY};
+
+fn get(path: &str, key: Option<&str>) -> Request<Body> {
+    let mut request = Request::get(path);
+    if let Some(key) = key {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+    }
+    request.body(Body::empty()).unwrap()
+}
+
+async fn text(response: axum::response::Response) -> String {
+    let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn readiness_follows_the_backends_and_liveness_does_not() {
+    let fake = Fake::new();
+    let router = fake.router(ServerConfig::default());
+    let ready = router.clone().oneshot(get("/readyz", None)).await.unwrap();
+    assert_eq!((ready.status(), text(ready).await.as_str()), (StatusCode::OK, "{\"status\":\"ok\"}"));
+    *fake.down.lock().unwrap() = true;
+    let down = router.clone().oneshot(get("/readyz", None)).await.unwrap();
+    assert_eq!(down.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let error: ErrorResponse = serde_json::from_str(&text(down).await).unwrap();
+    assert_eq!(error.code, ErrorResponseCode::DatabaseError);
+    let alive = router.oneshot(get("/healthz", None)).await.unwrap();
+    assert_eq!(alive.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn metrics_need_the_token_and_count_by_route_not_by_path() {
+    let config = ServerConfig { metrics_token: Some("open-sesame".into()), ..ServerConfig::default() };
+    let router = Fake::new().router(config);
+    for id in ["tmpl_1", "tmpl_2"] {
+        router.clone().oneshot(get(&format!("/v1/templates/{id}"), Some(KEY))).await.unwrap();
+    }
+    for shown in [None, Some("open-sesamE"), Some(KEY)] {
+        let refused = router.clone().oneshot(get("/metrics", shown)).await.unwrap();
+        assert_eq!(refused.status(), StatusCode::UNAUTHORIZED, "{shown:?}");
+    }
+    let page = router.oneshot(get("/metrics", Some("open-sesame"))).await.unwrap();
+    assert_eq!(page.status(), StatusCode::OK);
+    let page = text(page).await;
+    for line in [
+        "fake 1\n",
+        "nullspace_http_requests_total{method=\"GET\",route=\"/v1/templates/{id}\",status=\"200\"} 1\n",
+        "nullspace_http_requests_total{method=\"GET\",route=\"/v1/templates/{id}\",status=\"404\"} 1\n",
+    ] {
+        assert!(page.contains(line), "{line}{page}");
+    }
+    assert!(!page.contains("tmpl_1") && page.ends_with("# EOF\n"), "{page}");
+}
+
+#[tokio::test]
+async fn without_a_token_only_this_host_reads_metrics() {
+    let router = Fake::new().router(ServerConfig::default());
+    // A forged header or extension of the framework's own says nothing about the peer.
+    let mut request = get("/metrics", None);
+    request.extensions_mut().insert(ConnectInfo(std::net::SocketAddr::from(([127, 0, 0, 1], 1))));
+    request.headers_mut().insert("x-forwarded-for", "127.0.0.1".parse().unwrap());
+    assert_eq!(router.oneshot(request).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let router = Fake::new().router(ServerConfig::default());
+    let server = tokio::spawn(nullspace_server::serve(listener, router, async { drop(stopped.await) }));
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("fake 1"), "{answer}");
+    drop(stop);
+    server.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn one_tenant_that_asks_too_fast_is_told_when_to_come_back_and_others_are_not_held_up() {
+    let config = ServerConfig { rate: RequestRate { per_second: 1, burst: 2 }, ..ServerConfig::default() };
+    let router = Fake::new().router(config);
+    let ask = |key| {
+        let router = router.clone();
+        async move { router.oneshot(get("/v1/templates", Some(key))).await.unwrap() }
+    };
+    for _ in 0..2 {
+        assert_eq!(ask(KEY).await.status(), StatusCode::OK);
+    }
+    let refused = ask(KEY).await;
+    assert_eq!(
+        (refused.status(), &refused.headers()["retry-after"]),
+        (StatusCode::TOO_MANY_REQUESTS, &"1".parse().unwrap())
+    );
+    let error: ErrorResponse = serde_json::from_str(&text(refused).await).unwrap();
+    assert_eq!(error.code, ErrorResponseCode::RateLimitExceeded);
+    assert_eq!(ask(OTHER_KEY).await.status(), StatusCode::OK);
+    // What is open to all is not counted against anybody.
+    for _ in 0..5 {
+        assert_eq!(router.clone().oneshot(get("/healthz", None)).await.unwrap().status(), StatusCode::OK);
+    }
+}

@@ -1,0 +1,179 @@
+"""A running service, and a registry that plays Docker Hub, for tests that are not in Rust.
+
+    with Registry() as hub, Service(hub) as service: …      # both end with the block, and leave nothing behind
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = ROOT / "target"
+PROGRAM = Path(os.environ.get("NULLSPACE_PROGRAM", TARGET / "release" / "nullspace"))
+GUEST = TARGET / "guest"
+
+
+def venv(name, *requirements):
+    """The Python of a virtual environment under target/ that has these requirements."""
+    folder = TARGET / name
+    stamp = folder / "requirements"
+    wanted = "\n".join(requirements)
+    python = folder / "bin" / "python"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        # Debian's python3 comes without venv, and with virtualenv as a program of its own.
+        maker = ["virtualenv", "--quiet"] if shutil.which("virtualenv") else ["python3", "-m", "venv"]
+        subprocess.run([*maker, folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements], check=True)
+        stamp.write_text(wanted)
+    return python
+
+
+def end(process, seconds=60):
+    process.terminate()
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+class Registry:
+    """docker-registry on a loopback port, with images pushed by its HTTP API."""
+
+    def __enter__(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="nullspace-hub-")
+        self.log = open(Path(self.folder.name) / "log", "w+")
+        settings = Path(self.folder.name) / "config.yml"
+        settings.write_text(
+            "version: 0.1\nlog: {level: warn}\n"
+            f"storage: {{filesystem: {{rootdirectory: {self.folder.name}/data}}}}\n"
+            "http: {addr: '127.0.0.1:0'}\n"
+        )
+        # It does not say which port it was given, so one is chosen that was free a moment ago.
+        for _ in range(20):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self.address = "127.0.0.1:%d" % probe.getsockname()[1]
+            env = {**os.environ, "REGISTRY_HTTP_ADDR": self.address, "OTEL_TRACES_EXPORTER": "none"}
+            self.process = subprocess.Popen(["docker-registry", "serve", settings], stdout=self.log, stderr=self.log, env=env)
+            for _ in range(100):
+                if self.process.poll() is not None:
+                    break
+                try:
+                    urllib.request.urlopen(f"http://{self.address}/v2/", timeout=2).close()
+                    return self
+                except OSError:
+                    time.sleep(0.05)
+            end(self.process)
+        raise SystemExit("docker-registry does not start")
+
+    def __exit__(self, *_):
+        end(self.process)
+        self.log.close()
+        self.folder.cleanup()
+
+    def _send(self, method, url, body, headers):
+        if not url.startswith("http"):
+            url = f"http://{self.address}{url}"
+        request = urllib.request.Request(url, data=body, method=method, headers=headers)
+        return urllib.request.urlopen(request, timeout=120)
+
+    def _blob(self, name, data):
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        with self._send("POST", f"/v2/{name}/blobs/uploads/", b"", {}) as begun:
+            place = begun.headers["Location"]
+        place += ("&" if "?" in place else "?") + "digest=" + digest
+        self._send("PUT", place, data, {"Content-Type": "application/octet-stream"}).close()
+        return {"digest": digest, "size": len(data)}
+
+    def push(self, name, tag, tar, **config):
+        """One layer, from a tar file."""
+        raw = Path(tar).read_bytes()
+        layer = self._blob(name, gzip.compress(raw, 1))
+        layer["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip"
+        image = {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": config,
+            "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(raw).hexdigest()]},
+        }
+        described = self._blob(name, json.dumps(image).encode())
+        described["mediaType"] = "application/vnd.oci.image.config.v1+json"
+        kind = "application/vnd.oci.image.manifest.v1+json"
+        manifest = {"schemaVersion": 2, "mediaType": kind, "config": described, "layers": [layer]}
+        self._send("PUT", f"/v2/{name}/manifests/{tag}", json.dumps(manifest).encode(), {"Content-Type": kind}).close()
+
+
+class Service:
+    """`nullspace serve` with a data folder of its own."""
+
+    def __init__(self, hub=None, env=None, **settings):
+        self.more = env or {}
+        self.settings = {name.upper(): str(value) for name, value in settings.items()}
+        if hub is not None:
+            self.settings["REGISTRY_MIRRORS"] = f"docker.io=http://{hub.address}"
+
+    def __enter__(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="nullspace-test-")
+        defaults = {
+            "DATA_DIR": self.folder.name + "/data",
+            "GUEST_DIR": str(GUEST),
+            "ACCEL": "tcg",
+            "NETWORK": "user",
+            "LISTEN": "127.0.0.1:0",
+        }
+        env = {key: value for key, value in os.environ.items() if not key.startswith("NULLSPACE_")}
+        env.update(self.more)
+        for name, value in {**defaults, **self.settings}.items():
+            env["NULLSPACE_" + name] = value
+        self.env = env
+        self.lines = []
+        self.process = subprocess.Popen([PROGRAM, "serve"], env=env, stderr=subprocess.PIPE, text=True)
+        listening = threading.Event()
+
+        def follow():
+            for line in self.process.stderr:
+                self.lines.append(line.rstrip())
+                found = re.search(r"listening on (http://\S+)", line)
+                if found:
+                    self.url = re.sub(r"\x1b\[[0-9;]*m", "", found[1])
+                    listening.set()
+
+        threading.Thread(target=follow, daemon=True).start()
+        if not listening.wait(60):
+            end(self.process)
+            raise SystemExit("the service does not listen:\n" + "\n".join(self.lines))
+        return self
+
+    def key(self, tenant):
+        made = subprocess.run([PROGRAM, "keys", "create", "--tenant", tenant], env=self.env, check=True, capture_output=True, text=True)
+        return made.stdout.strip()
+
+    def request(self, key, method, path, body=None):
+        """Status and JSON of an answer."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, data=data, method=method, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return answer.status, json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"null")
+
+    def __exit__(self, *_):
+        code = end(self.process)
+        self.folder.cleanup()
+        if code != 0:
+            raise SystemExit(f"the service ended with {code}:\n" + "\n".join(self.lines[-50:]))
