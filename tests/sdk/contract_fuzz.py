@@ -44,6 +44,8 @@ def against(python, document, folder):
         done = subprocess.run(
             [python.parent / "st", "--config-file", settings, "run", path, "--url", service.url,
              "--header", f"Authorization: Bearer {key}", "--checks", "all", "--exclude-checks", "positive_data_acceptance", "--phases", "examples,coverage,fuzzing",
+             # The contract calls a form raw bytes here, and schemathesis fails at its own work on it.
+             "--exclude-operation-id", "upload_file_multipart",
              "--max-examples", "30", "--max-time", str(SECONDS), "--request-timeout", "30", "--continue-on-failure",
              "--generation-deterministic", "--no-color"],
             cwd=folder, env=env, check=False,

@@ -90,7 +90,8 @@ async fn every_operation_with_an_id_is_not_found(other: &Api, build: &str, templ
         "update_template_visibility" => json!({"visibility": "public"}),
         "promote_template_build" => json!({"tag": "x"}),
         "exec_command" => json!({"command": "id"}),
-        _ => json!({}),
+        // The files' operations take what they need of these.
+        _ => json!({"path": "/x", "content": "x", "permissions": "644", "old_path": "/x", "new_path": "/y"}),
     };
     let mut asked = 0;
     for (path, item) in document["paths"].as_object().expect("paths") {
@@ -109,13 +110,25 @@ async fn every_operation_with_an_id_is_not_found(other: &Api, build: &str, templ
             for id in ids {
                 let encoded = id.replace('/', "%2F");
                 let mut path = path.replace("{tag}", "default").replace("{alias}", "old");
+                path = path.replace("{pid}", "1");
                 for parameter in ["{id}", "{ref}", "{build_id}", "{claim_token}"] {
                     path = path.replace(parameter, &encoded);
                 }
+                let needed = |parameter: &&Value| parameter["in"] == "query" && parameter["required"] == true;
+                if operation["parameters"].as_array().is_some_and(|all| all.iter().any(|one| needed(&one))) {
+                    path.push_str("?path=/x");
+                }
                 let method: Method = method.to_uppercase().parse().expect("a method");
                 let mut request = other.request(method, &path);
-                if operation.get("requestBody").is_some() {
-                    request = request.json(&body(name));
+                match &operation["requestBody"]["content"] {
+                    Value::Null => {}
+                    content if content.get("application/json").is_some() => request = request.json(&body(name)),
+                    // Raw bytes, or a form of one file.
+                    _ if name == "upload_file_multipart" => {
+                        let form = "--b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"x\"\r\n\r\nx\r\n--b--\r\n";
+                        request = request.header("content-type", "multipart/form-data; boundary=b").body(form);
+                    }
+                    _ => request = request.header("content-type", "application/octet-stream").body("x"),
                 }
                 let answer = other.send(request).await;
                 assert_eq!(answer.status, 404, "{name} {path}: {}", String::from_utf8_lossy(&answer.body));
