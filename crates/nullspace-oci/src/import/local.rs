@@ -7,7 +7,7 @@ use crate::digest::{Digest, Hasher};
 use crate::layout::LocalImage;
 use crate::manifest::Layer;
 use crate::merge::ContentSink;
-use crate::stream::StreamError;
+use crate::stream::{StreamError, pump};
 
 use super::error::ImportError;
 use super::options::{ImportOptions, Imported, Progress};
@@ -22,7 +22,7 @@ pub fn import_local<S: ContentSink>(
     let layers: Vec<&Layer> = image.layers.iter().rev().collect();
     let bytes = layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size));
     (options.progress)(Progress::Started { layers: layers.len(), bytes });
-    let files = Files { image, layers };
+    let files = Files { image, layers, options };
     std::thread::scope(|scope| merge_all(scope, &files, &files.layers, sink, options, &options.cancel))
 }
 
@@ -30,16 +30,19 @@ struct Files<'a> {
     image: &'a LocalImage,
     /// Top layer first.
     layers: Vec<&'a Layer>,
+    options: &'a ImportOptions,
 }
 
 impl Blobs for Files<'_> {
-    fn open<'scope>(&'scope self, _: &'scope Scope<'scope, '_>, index: usize, _: bool) -> io::Result<Blob<'scope>> {
+    fn open<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, index: usize, _: bool) -> io::Result<Blob<'scope>> {
         let layer = self.layers.get(index).ok_or_else(|| io::Error::other("no such layer"))?;
         let (mut file, start) = self.image.open_blob(&layer.digest).map_err(io::Error::other)?;
         file.seek(SeekFrom::Start(start))?;
         let inner = BufReader::with_capacity(256 << 10, file.take(layer.size));
         let hasher = Some(layer.digest.algorithm().hasher());
-        Ok(Box::new(Checked { inner, expected: layer.digest.clone(), hasher, ahead: 0 }))
+        let checked = Checked { inner, expected: layer.digest.clone(), hasher, ahead: 0 };
+        // On a thread of its own, as a download is: decompression is what takes longest and shall not wait for the hash.
+        Ok(Box::new(pump(scope, self.options.cancel.clone(), move || Ok(checked))?))
     }
 }
 
