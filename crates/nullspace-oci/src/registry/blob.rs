@@ -185,8 +185,9 @@ impl BlobReader {
         if self.rate.waited < timeouts.rate_window {
             return false;
         }
-        let wanted = timeouts.min_rate.saturating_mul(self.rate.waited.as_secs());
-        let slow = self.rate.bytes < wanted;
+        // In milliseconds: whole seconds would let a window of less than one pass anything.
+        let wanted = u128::from(timeouts.min_rate).saturating_mul(self.rate.waited.as_millis()) / 1000;
+        let slow = u128::from(self.rate.bytes) < wanted;
         self.rate = Rate::default();
         slow
     }

@@ -1,18 +1,21 @@
 //! Debian's `docker-registry` on loopback: with TLS, with a password, pushed to by plain HTTP requests and pulled from.
 
 use std::fs;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nullspace_oci::import::{ImportError, ImportOptions};
 use nullspace_oci::platform::Platform;
-use nullspace_oci::registry::{Credentials, RegistryConfig, RegistryError};
+use nullspace_oci::registry::{Credentials, RegistryConfig, RegistryError, Timeouts};
 
 use crate::import::{config, pull, repository, three_layers};
 use crate::support::image::{Blob, Image};
-use crate::support::sink::render;
+use crate::support::sink::{content, render};
 
 const USER: &str = "user";
 const PASSWORD: &str = "hunter2-canary";
@@ -180,4 +183,79 @@ async fn docker_registry_with_tls_and_password() {
     let error = pull(&missing, ImportOptions::default()).await.unwrap_err();
     let ImportError::Registry(error) = error else { panic!("{error:?}") };
     assert!(error.is_not_found(), "{error:?}");
+}
+
+/// How the way to a registry fails.
+#[derive(Clone, Copy)]
+enum Fault {
+    /// The connection closes after this many bytes from the registry.
+    Cut(usize),
+    /// After this many, nothing comes for a while.
+    Stall(usize),
+}
+
+/// A bad line to a registry: the first connections that carry much fail, each in its way. Bytes are not looked at, so that
+/// TLS and passwords stay between the two ends.
+fn bad_line(to: u16, faults: &'static [Fault]) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let failed = Arc::new(AtomicUsize::new(0));
+    let count = failed.clone();
+    // Ends with the test's process: the threads wait for connections that nobody makes.
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", to))) else { continue };
+            let count = count.clone();
+            std::thread::spawn(move || relay(&client, &server, faults, &count));
+        }
+    });
+    (port, failed)
+}
+
+fn relay(client: &TcpStream, server: &TcpStream, faults: &[Fault], failed: &AtomicUsize) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = std::io::copy(&mut &*client, &mut &*server);
+            let _ = server.shutdown(std::net::Shutdown::Both);
+        });
+        let mut piece = [0; 64 << 10];
+        let mut sent = 0;
+        while let Ok(length @ 1..) = (&mut &*server).read(&mut piece) {
+            if (&mut &*client).write_all(&piece[..length]).is_err() {
+                break;
+            }
+            sent += length;
+            let fault = faults.get(failed.load(Ordering::SeqCst));
+            match fault {
+                Some(Fault::Cut(after)) if sent >= *after => {
+                    failed.fetch_add(1, Ordering::SeqCst);
+                    break;
+                }
+                Some(Fault::Stall(after)) if sent >= *after => {
+                    failed.fetch_add(1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_secs(2));
+                }
+                _ => {}
+            }
+        }
+        let _ = client.shutdown(std::net::Shutdown::Both);
+        let _ = server.shutdown(std::net::Shutdown::Both);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_and_truncated_blobs_of_docker_registry_are_resumed() {
+    const FAULTS: &[Fault] = &[Fault::Cut(1_000_000), Fault::Stall(2_000_000), Fault::Cut(3_000_000)];
+    let plain = config();
+    let registry = DockerRegistry::start(true, true);
+    let image = three_layers();
+    registry.push(&image, true).await;
+    let (port, failed) = bad_line(registry.port, FAULTS);
+    let timeouts = Timeouts { idle: Duration::from_millis(500), ..Timeouts::default() };
+    let config = RegistryConfig { extra_ca_pem: Some(registry.ca()), timeouts, ..plain };
+    let repository = repository(config, &format!("127.0.0.1:{port}/team/app:v1"), user(PASSWORD));
+    let (resolved, imported) = pull(&repository, ImportOptions::default()).await.unwrap();
+    assert_eq!(resolved.digest, image.manifest.digest);
+    assert_eq!(content(&imported.tree, "big").unwrap().len(), 12_000_000);
+    assert_eq!(failed.load(Ordering::SeqCst), FAULTS.len());
 }

@@ -107,6 +107,29 @@ async fn blob_that_never_arrives_whole_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn blob_that_stalls_or_crawls_is_resumed() {
+    // Nothing for longer than the idle time; and always something, but too little.
+    let idle = Timeouts { idle: Duration::from_millis(200), ..Timeouts::default() };
+    let rate = Timeouts { rate_window: Duration::from_millis(200), min_rate: 1_000_000, ..Timeouts::default() };
+    for (timeouts, trickle) in [(idle, (1_000_000, Duration::from_secs(2))), (rate, (1_000, Duration::from_millis(20)))]
+    {
+        let image = three_layers();
+        let big = image.layers[0].clone();
+        let slow = AtomicUsize::new(0);
+        let server = Server::of_image(image, move |request| {
+            if !request.target.ends_with(big.digest.as_str()) || slow.fetch_add(1, Ordering::SeqCst) >= 1 {
+                return None;
+            }
+            Some(Answer { trickle: Some(trickle), ..ranged(&big.bytes, request) })
+        });
+        success(&server, RegistryConfig { timeouts, ..config() }, Credentials::Anonymous).await;
+        let ranges =
+            server.requests.lock().unwrap().iter().filter(|request| request.headers.contains_key("range")).count();
+        assert!(ranges >= 1, "{timeouts:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn silent_server_is_given_up() {
     let server = Server::of_image(small(), |request| {
         (request.target != "/v2/").then(|| Answer { delay: Duration::from_secs(3), ..Answer::new(200, "") })

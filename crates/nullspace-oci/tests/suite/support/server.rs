@@ -26,6 +26,8 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
     /// The connection closes after this many bytes of the body.
     pub(crate) cut_after: Option<usize>,
+    /// The body comes in pieces of so many bytes, with a pause behind each.
+    pub(crate) trickle: Option<(usize, Duration)>,
     /// Wait before the head.
     pub(crate) delay: Duration,
     /// Do not announce a length.
@@ -166,6 +168,10 @@ fn serve(stream: TcpStream, handler: &Handler, seen: &Mutex<Vec<Request>>) -> st
     let mut stream = stream;
     stream.write_all(head.as_bytes())?;
     let body = &answer.body[..answer.cut_after.unwrap_or(answer.body.len()).min(answer.body.len())];
-    stream.write_all(body)?;
+    let (piece, pause) = answer.trickle.unwrap_or((body.len().max(1), Duration::ZERO));
+    for piece in body.chunks(piece) {
+        stream.write_all(piece)?;
+        std::thread::sleep(pause);
+    }
     stream.flush()
 }
