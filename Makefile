@@ -1,5 +1,6 @@
 # make demo    one template from nothing to a sandbox, with real output
 # make test    everything: format, lints, unit and end-to-end tests on real microVMs
+# make test-client         its part with the published client
 # make test-firecracker    its part on a real Firecracker, in a nested host (15 minutes)
 # make bench-api   the API under 200 clients that poll and stream
 # What each target installs is listed in scripts/packages.txt.
@@ -13,7 +14,7 @@ export PATH
 GUEST  := target/guest
 TRIPLE := x86_64-unknown-linux-gnu
 
-.PHONY: build guest base demo test test-firecracker lint bench-api bench-restore bench-import
+.PHONY: build guest base demo test test-firecracker test-client lint bench-api bench-restore bench-import
 
 setup-%:
 	@scripts/setup.sh $(subst -, ,$*)
@@ -40,8 +41,11 @@ lint:
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps --document-private-items --quiet
 
-test: setup-run-base-test guest base lint test-firecracker
+test: setup-run-base-test guest base lint test-firecracker test-client
 	NULLSPACE_TEST_COMPLETE=1 cargo nextest run --release --locked --workspace
+
+## the published client's own tests, and requests made from the OpenAPI document, against the running service
+test-client: setup-run-base-test guest base
 	tests/sdk/published.py
 	tests/sdk/contract_fuzz.py
 

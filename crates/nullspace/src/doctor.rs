@@ -183,11 +183,25 @@ fn network(config: &Config) -> Vec<Finding> {
         let found = "not root: QEMU's user network, through which machines reach this host's loopback";
         return vec![Finding::without(NEED, found, "run the service as root")];
     }
-    [("ip", "iproute2"), ("nft", "nftables")]
+    [("ip", "-V", "iproute2"), ("nft", "--version", "nftables")]
         .into_iter()
-        .map(|(program, package)| match vmm::find(Path::new(program)) {
-            Some(path) => Finding::works(NEED, path.display().to_string()),
-            None => Finding::fails(NEED, format!("{program} is missing"), format!("apt-get install {package}")),
+        .map(|(program, flag, package)| {
+            let found = vmm::find(Path::new(program)).ok_or_else(|| format!("{program} is missing"));
+            match found.and_then(|path| version(&path, flag)) {
+                Ok(version) => Finding::works(NEED, version),
+                Err(why) => Finding::fails(NEED, why, format!("apt-get install {package}")),
+            }
         })
         .collect()
+}
+
+/// What a program says of its version, or why it does not.
+fn version(program: &Path, flag: &str) -> Result<String, String> {
+    let shown = program.display();
+    let output = std::process::Command::new(program).arg(flag).output().map_err(|error| format!("{shown}: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.lines().next().map(str::trim).filter(|line| output.status.success() && !line.is_empty()) {
+        Some(line) => Ok(format!("{shown}: {line}")),
+        None => Err(format!("{shown} {flag} ended with {}", output.status)),
+    }
 }
