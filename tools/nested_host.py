@@ -124,7 +124,8 @@ while True:
     signal.pause()
 """
 
-HUNG = -1
+# L1 hung, or its kernel crashed: the script said nothing.
+LOST = -1
 
 
 def log(*words):
@@ -379,7 +380,7 @@ def tail(path, size=3000):
 
 
 def one_run(args, cache, image):
-    """-> (exit code or HUNG, whether the script had started)"""
+    """-> (exit code or LOST, whether the script had started)"""
     work = tempfile.mkdtemp(prefix="run-", dir=cache)
     qemu = None
     try:
@@ -395,8 +396,8 @@ def one_run(args, cache, image):
                                 env=dict(os.environ, TMPDIR=work))
         with open(f"{work}/port.out", "rb") as output, open(f"{work}/port.rc", "rb") as control:
             code, ready = watch(args, qemu, output, control, started, console, f"{work}/mon")
-        if code is HUNG:
-            return HUNG, ready
+        if code is LOST:
+            return LOST, ready
         if args.out and code != 125:
             os.makedirs(args.out, exist_ok=True)
             with open(f"{work}/out.raw", "rb") as out:
@@ -450,7 +451,7 @@ def watch(args, qemu, output, control, started, console, monitor):
                 return result(), ready
             log(f"L1 ended without a result (QEMU's status {qemu.returncode}); its console's end:")
             sys.stderr.write(tail(console))
-            return 125, ready
+            return LOST, ready
         if now - started > args.timeout:
             log(f"timed out after {args.timeout:.0f} s" + ("" if ready else "; L1 never came up:"))
             if not ready:
@@ -460,7 +461,7 @@ def watch(args, qemu, output, control, started, console, monitor):
             log(f"L1 hung: no sign of life for {args.hang:.0f} s, at {now - started:.0f} s; its console's end:")
             sys.stderr.write(tail(console, 1500) + "\n")
             show_cpus(monitor)
-            return HUNG, ready
+            return LOST, ready
         time.sleep(0.05)
 
 
@@ -477,8 +478,8 @@ def main():
     parser.add_argument("--cache", default=os.environ.get("NULLSPACE_NESTED_CACHE", REPOSITORY / "target/nested-host"))
     parser.add_argument("--console", help="keep L1's serial console in this file")
     parser.add_argument("--hang", type=float, default=60, help="seconds without a heartbeat that mean L1 hung")
-    parser.add_argument("--retry-hang", type=int, default=1,
-                        help="run the script again in a new L1 this often when L1 hung")
+    parser.add_argument("--retry-lost", type=int, default=2,
+                        help="run the script again in a new L1 this often when L1 hung or its kernel crashed")
     parser.add_argument("--hostfwd", action="append", default=[], metavar="HOSTPORT:L1PORT",
                         help="a TCP port of 127.0.0.1 here that leads to L1 (gives L1 an eth0; still no way out)")
     parser.add_argument("--build-only", action="store_true", help="only make the image")
@@ -496,12 +497,12 @@ def main():
     attempt = 0
     while True:
         code, started = one_run(args, cache, image)
-        if code != HUNG:
+        if code != LOST:
             return code
-        # An emulator race (KVM_HOLDER). A new L1 is a wholly new machine, so running the script again is safe; one
-        # that hung before the script has cost nothing but time.
+        # The emulator (KVM_HOLDER; and QEMU 7.2's SVM now and then leaves a kernel with the other's GS base). A new L1 is a
+        # wholly new machine, so running the script again is safe. What is tested and crashes a kernel does so each time.
         attempt += 1
-        if attempt > (args.retry_hang if started else max(args.retry_hang, 2)):
+        if attempt > (args.retry_lost if started else max(args.retry_lost, 2)):
             return 125
         log(f"running again in a new L1 (attempt {attempt + 1})")
 
