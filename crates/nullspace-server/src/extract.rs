@@ -66,19 +66,25 @@ impl FromRequest<AppState> for RawBody {
                 "The body must be raw bytes: send `Content-Type: application/octet-stream`.",
             ));
         }
-        let patience = state.config.body_timeout;
-        let chunks = request.into_body().into_data_stream();
-        let chunks = stream::unfold(Some(chunks), move |chunks| async move {
-            let mut chunks = chunks?;
-            match tokio::time::timeout(patience, chunks.next()).await {
-                Ok(Some(Ok(chunk))) => Some((Ok(chunk), Some(chunks))),
-                Ok(Some(Err(error))) => Some((Err(io::Error::other(error)), None)),
-                Ok(None) => None,
-                Err(_) => Some((Err(io::Error::from(io::ErrorKind::TimedOut)), None)),
-            }
-        });
-        Ok(Self(chunks.boxed()))
+        Ok(Self(as_it_arrives(request, &state.config)))
     }
+}
+
+/// A body of any media type, piece by piece. A client that sends nothing for longer than the body's time ends it with
+/// [`io::ErrorKind::TimedOut`].
+pub(crate) fn as_it_arrives(request: Request, config: &ServerConfig) -> ByteStream {
+    let patience = config.body_timeout;
+    let chunks = request.into_body().into_data_stream();
+    let chunks = stream::unfold(Some(chunks), move |chunks| async move {
+        let mut chunks = chunks?;
+        match tokio::time::timeout(patience, chunks.next()).await {
+            Ok(Some(Ok(chunk))) => Some((Ok(chunk), Some(chunks))),
+            Ok(Some(Err(error))) => Some((Err(io::Error::other(error)), None)),
+            Ok(None) => None,
+            Err(_) => Some((Err(io::Error::from(io::ErrorKind::TimedOut)), None)),
+        }
+    });
+    chunks.boxed()
 }
 
 impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {

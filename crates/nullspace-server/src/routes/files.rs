@@ -1,5 +1,7 @@
 //! Files of a sandbox: in JSON for small ones, raw and streamed for all.
 
+use std::io;
+
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -7,7 +9,6 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use nullspace_api::{
     ErrorResponse, ErrorResponseCode, FileExistsResponse200, FileInfo, PathRequest, ReadFileRequest,
@@ -17,8 +18,9 @@ use nullspace_api::{
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
+use super::blobs::RawBytes;
 use super::{AppState, json};
-use crate::extract::{JsonBody, PathParam, QueryParams};
+use crate::extract::{JsonBody, PathParam, QueryParams, as_it_arrives};
 use crate::files::{FileAt, FileContent};
 use crate::service::{Caller, ErrorKind, ServiceError};
 
@@ -139,12 +141,6 @@ pub(super) async fn download_file(
     Ok((StatusCode::OK, headers, Body::from_stream(file.content)).into_response())
 }
 
-/// A body of raw bytes, for the document.
-#[derive(ToSchema)]
-#[schema(value_type = String, format = Binary)]
-#[expect(dead_code, reason = "a schema")]
-pub(super) struct RawBytes(Vec<u8>);
-
 /// A form with a file in it.
 #[derive(Deserialize, ToSchema)]
 #[expect(dead_code, reason = "a schema")]
@@ -249,26 +245,17 @@ fn boundary(headers: &HeaderMap) -> Result<Option<String>, ServiceError> {
     }
 }
 
-/// The body as it arrives. A client that sends nothing for the time of a JSON body is given up.
+/// The body as it arrives, with faults in words for the caller.
 fn body(state: &AppState, request: Request) -> FileContent {
-    let limit = state.config.body_timeout;
-    let pieces: BoxStream<'static, _> = request.into_body().into_data_stream().boxed();
-    stream::unfold(Some(pieces), move |pieces| async move {
-        let mut pieces = pieces?;
-        match tokio::time::timeout(limit, pieces.next()).await {
-            Ok(Some(Ok(piece))) => Some((Ok(piece), Some(pieces))),
-            Ok(None) => None,
-            Ok(Some(Err(error))) => {
-                Some((Err(ServiceError::invalid("The body ended early.").with_source(error)), None))
-            }
-            Err(_) => {
-                let message = format!("Nothing of the body arrived for {} s.", limit.as_secs());
-                let error = ServiceError::new(ErrorKind::RequestTimeout, ErrorResponseCode::InvalidRequest, message);
-                Some((Err(error), None))
-            }
+    let seconds = state.config.body_timeout.as_secs();
+    let explained = move |error: io::Error| match error.kind() {
+        io::ErrorKind::TimedOut => {
+            let message = format!("Nothing of the body arrived for {seconds} s.");
+            ServiceError::new(ErrorKind::RequestTimeout, ErrorResponseCode::InvalidRequest, message)
         }
-    })
-    .boxed()
+        _ => ServiceError::invalid("The body ended early.").with_source(error),
+    };
+    as_it_arrives(request, &state.config).map(move |piece| piece.map_err(explained)).boxed()
 }
 
 /// Which directory.

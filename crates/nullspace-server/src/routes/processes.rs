@@ -1,12 +1,12 @@
 //! Processes of a sandbox.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use nullspace_api::{ErrorResponse, ProcessInfo, ProcessLogs};
 
 use super::{AppState, json};
-use crate::extract::PathParam;
+use crate::extract::{PathParam, PathParams};
 use crate::service::{Caller, ServiceError};
 
 /// List a sandbox's processes
@@ -49,7 +49,7 @@ pub(super) async fn list_processes(
 pub(super) async fn kill_process(
     State(state): State<AppState>,
     caller: Caller,
-    Path((id, pid)): Path<(String, String)>,
+    PathParams(id, pid): PathParams,
 ) -> Result<Response, ServiceError> {
     state.service.kill_process(&caller, &id, number(&pid)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -72,7 +72,7 @@ pub(super) async fn kill_process(
 pub(super) async fn get_process_logs(
     State(state): State<AppState>,
     caller: Caller,
-    Path((id, pid)): Path<(String, String)>,
+    PathParams(id, pid): PathParams,
 ) -> Result<Response, ServiceError> {
     json(StatusCode::OK, &state.service.process_logs(&caller, &id, number(&pid)?).await?)
 }
