@@ -42,6 +42,7 @@ lint:
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps --document-private-items --quiet
 
 test: setup-run-base-test guest base lint test-firecracker test-client
+	scripts/fetch-docker.sh
 	NULLSPACE_TEST_COMPLETE=1 cargo nextest run --release --locked --workspace
 
 ## the published client's own tests, and requests made from the OpenAPI document, against the running service

@@ -20,6 +20,7 @@ mod cancel;
 mod commands;
 mod crash;
 mod credentials;
+mod dockerfiles;
 mod environment;
 mod exec;
 mod files;
