@@ -1,0 +1,56 @@
+//! Disk images stored as content-addressed chunks, so that what several images have in common is stored once.
+//!
+//! ```text
+//!   image file ──extents──> pieces ──BLAKE3──> known chunk? ── yes: named only
+//!   (sparse)                                        └─ no: zstd ──> packs/<nonce>.pack     one file a put
+//!                                                                        │ durable
+//!                            at, length, chunk, ... ────────────> manifests/<digest>       the image
+//!
+//!   changes of an image ──> pieces that differ from the parent's ──> a manifest over its parent's, and so on
+//! ```
+//!
+//! * A **chunk** is a run of up to [`Settings::chunk_bytes`] of an image, cut at multiples of that size and known by the
+//!   BLAKE3 of its plain bytes. Zeros are not stored at all.
+//! * A **pack** holds the chunks that one put added, compressed one by one, with an index at its end.
+//! * A **manifest** lists an image's pieces; it is named by its own digest. One made from changes names its parent and
+//!   lists only what differs: a template that adds a megabyte to an image of gigabytes costs the megabyte.
+//!
+//! **Durable and whole.** Packs and manifests are written in `work/`, flushed, renamed, their folder flushed; a manifest
+//! only after every chunk that it names. A crash leaves files in `work/` (emptied at the next start) or chunks that no
+//! manifest names (gone with the next collection), never a manifest with a hole.
+//!
+//! **What is kept.** The store does not know which images are wanted: its owner says so at each [collection](Collection),
+//! and everything else goes, except what is [pinned](Pin) in this process: what is just being written or read. A put that
+//! finds a chunk holds it until its manifest is there, so a collection beside it cannot take the chunk away.
+//!
+//! **Reads verify.** Each chunk that is read is hashed; damage is an [`Error::Damaged`] that names the image. A damaged
+//! chunk is forgotten, so that the next put of the same bytes stores it anew.
+//!
+//! One process at a time opens a store for writing: its owner has a lock. All calls block; memory is bounded by the index
+//! (about 100 bytes a chunk), one manifest, and a few megabytes for each call.
+
+mod codec;
+mod collect;
+mod error;
+mod files;
+mod id;
+mod manifest;
+mod pack;
+mod put;
+mod read;
+mod source;
+mod state;
+mod store;
+mod verify;
+
+pub use collect::{Collected, Collection};
+pub use error::{Error, Result};
+pub use id::{ChunkId, InvalidId, ManifestId};
+pub use put::{Put, Stored};
+pub use read::Materialised;
+pub use source::{Changes, Extent};
+pub use store::{Pin, Settings, Stats, Stop, Store};
+pub use verify::{Fault, Verified};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! Pack files: chunks one after the other, then an index of them.
+//!
+//! ```text
+//!   magic 8 | chunk | chunk | ... | entry 40 | entry 40 | ... | index at 8 | entries 4 | 0 4 | BLAKE3 of the entries 32 | magic 8
+//!   entry: chunk's id 32 | stored bytes 4 | plain bytes 4        stored = plain: not compressed
+//! ```
+//! Numbers are little-endian. Opening a store reads the indexes only. A chunk needs no checksum besides its id.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use uuid::Uuid;
+
+use crate::codec::MAX_CHUNK;
+use crate::error::io_error;
+use crate::files::Draft;
+use crate::{ChunkId, Result};
+
+const MAGIC: &[u8; 8] = b"nspack01";
+const ENTRY: usize = 40;
+const TAIL: usize = 56;
+const EXTENSION: &str = "pack";
+
+/// A pack's name: unlike any other's, ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct PackName(u128);
+
+impl PackName {
+    pub(crate) fn new() -> PackName {
+        PackName(Uuid::new_v4().as_u128())
+    }
+
+    pub(crate) fn path(self, packs: &Path) -> PathBuf {
+        packs.join(format!("{self}.{EXTENSION}"))
+    }
+
+    /// The pack that a file is; `None` when its name is not a pack's.
+    pub(crate) fn of(path: &Path) -> Option<PackName> {
+        path.file_name()?.to_str()?.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok()
+    }
+}
+
+impl fmt::Display for PackName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl FromStr for PackName {
+    type Err = ();
+
+    fn from_str(text: &str) -> std::result::Result<PackName, ()> {
+        let plain = text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if plain { u128::from_str_radix(text, 16).map(PackName).map_err(|_| ()) } else { Err(()) }
+    }
+}
+
+/// A chunk in a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) id: ChunkId,
+    pub(crate) offset: u64,
+    pub(crate) stored: u32,
+    pub(crate) plain: u32,
+}
+
+/// A pack that is being written.
+pub(crate) struct PackWriter {
+    draft: Draft,
+    out: BufWriter<File>,
+    entries: Vec<Entry>,
+    end: u64,
+}
+
+impl PackWriter {
+    pub(crate) fn create(work: &Path) -> Result<PackWriter> {
+        let draft = Draft::create(work)?;
+        let file = draft.file.try_clone().map_err(io_error("open", draft.path()))?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        out.write_all(MAGIC).map_err(io_error("write", draft.path()))?;
+        Ok(PackWriter { draft, out, entries: Vec::new(), end: MAGIC.len() as u64 })
+    }
+
+    /// Bytes so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.end
+    }
+
+    /// Adds a chunk: `stored` of `plain` bytes.
+    pub(crate) fn push(&mut self, id: ChunkId, stored: &[u8], plain: u32) -> Result<()> {
+        self.out.write_all(stored).map_err(io_error("write", self.draft.path()))?;
+        // A chunk has at most MAX_CHUNK bytes, stored at most plain.
+        self.entries.push(Entry { id, offset: self.end, stored: stored.len() as u32, plain });
+        self.end += stored.len() as u64;
+        Ok(())
+    }
+
+    /// Writes the index and makes all of it durable, under no name yet. Returns what is in it and its length.
+    pub(crate) fn finish(mut self) -> Result<(Draft, Vec<Entry>, u64)> {
+        let mut index = Vec::with_capacity(self.entries.len() * ENTRY + TAIL);
+        for entry in &self.entries {
+            index.extend_from_slice(entry.id.as_bytes());
+            index.extend_from_slice(&entry.stored.to_le_bytes());
+            index.extend_from_slice(&entry.plain.to_le_bytes());
+        }
+        let hash = blake3::hash(&index);
+        index.extend_from_slice(&self.end.to_le_bytes());
+        index.extend_from_slice(&(self.entries.len() as u32).to_le_bytes());
+        index.extend_from_slice(&[0; 4]);
+        index.extend_from_slice(hash.as_bytes());
+        index.extend_from_slice(MAGIC);
+        let written = self.out.write_all(&index).and_then(|()| self.out.flush());
+        written.map_err(io_error("write", self.draft.path()))?;
+        self.draft.sync()?;
+        Ok((self.draft, self.entries, self.end + index.len() as u64))
+    }
+}
+
+fn bad(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("its index {what}"))
+}
+
+/// What is in a pack, and its length. [`io::ErrorKind::InvalidData`] when the index is damaged.
+pub(crate) fn read_index(file: &File) -> io::Result<(Vec<Entry>, u64)> {
+    let length = file.metadata()?.len();
+    let tail_at = length.checked_sub(TAIL as u64).ok_or_else(|| bad("is cut off"))?;
+    let mut tail = [0; TAIL];
+    file.read_exact_at(&mut tail, tail_at)?;
+    let (index_at, rest) = tail.split_first_chunk::<8>().ok_or_else(|| bad("is cut off"))?;
+    let (count, rest) = rest.split_first_chunk::<4>().ok_or_else(|| bad("is cut off"))?;
+    let (hash, magic) =
+        rest.get(4..).and_then(|rest| rest.split_first_chunk::<32>()).ok_or_else(|| bad("is cut off"))?;
+    let (index_at, count) = (u64::from_le_bytes(*index_at), u32::from_le_bytes(*count));
+    let size = u64::from(count) * ENTRY as u64;
+    if magic != MAGIC || index_at.checked_add(size) != Some(tail_at) {
+        return Err(bad("has no end mark: the file is cut off or overwritten"));
+    }
+    let mut index = vec![0; usize::try_from(size).map_err(|_| bad("is too large"))?];
+    file.read_exact_at(&mut index, index_at)?;
+    if blake3::hash(&index) != *hash {
+        return Err(bad("does not have its checksum"));
+    }
+    let mut offset = MAGIC.len() as u64;
+    let mut entries = Vec::with_capacity(count as usize);
+    for entry in index.chunks_exact(ENTRY) {
+        let (id, rest) = entry.split_first_chunk::<32>().ok_or_else(|| bad("is cut off"))?;
+        let (stored, rest) = rest.split_first_chunk::<4>().ok_or_else(|| bad("is cut off"))?;
+        let (plain, _) = rest.split_first_chunk::<4>().ok_or_else(|| bad("is cut off"))?;
+        let (stored, plain) = (u32::from_le_bytes(*stored), u32::from_le_bytes(*plain));
+        let end = offset.checked_add(u64::from(stored)).filter(|end| *end <= index_at);
+        let end = end.filter(|_| stored <= plain && plain <= MAX_CHUNK).ok_or_else(|| bad("makes no sense"))?;
+        entries.push(Entry { id: ChunkId::from_bytes(*id), offset, stored, plain });
+        offset = end;
+    }
+    Ok((entries, length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(folder: &Path) -> (Vec<Entry>, Vec<u8>) {
+        let mut pack = PackWriter::create(folder).unwrap();
+        for text in ["one", "twenty", "three hundred"] {
+            pack.push(ChunkId::of(text.as_bytes()), text.as_bytes(), 100).unwrap();
+        }
+        let (draft, entries, length) = pack.finish().unwrap();
+        let bytes = std::fs::read(draft.path()).unwrap();
+        assert_eq!(bytes.len() as u64, length);
+        (entries, bytes)
+    }
+
+    #[test]
+    fn an_index_is_read_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (entries, bytes) = written(folder.path());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a draft leaves nothing");
+        let path = folder.path().join("pack");
+        std::fs::write(&path, &bytes).unwrap();
+        let (found, length) = read_index(&File::open(&path).unwrap()).unwrap();
+        assert_eq!((&found, length), (&entries, bytes.len() as u64));
+        let second = &bytes[entries[1].offset as usize..][..entries[1].stored as usize];
+        assert_eq!(second, b"twenty");
+    }
+
+    #[test]
+    fn every_damage_of_an_index_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (entries, bytes) = written(folder.path());
+        let path = folder.path().join("pack");
+        let index_at = (entries[2].offset + u64::from(entries[2].stored)) as usize;
+        for at in index_at..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            std::fs::write(&path, &damaged).unwrap();
+            let reserved = bytes.len() - TAIL + 12;
+            let read = read_index(&File::open(&path).unwrap());
+            assert_eq!(read.is_ok(), (reserved..reserved + 4).contains(&at), "byte {at}");
+        }
+        for length in 0..bytes.len() {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            read_index(&File::open(&path).unwrap()).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_pack_has_one_name() {
+        let name = PackName::new();
+        assert_eq!(PackName::of(&name.path(Path::new("/x"))), Some(name));
+        for other in ["/x/a.pack", "/x/0123.txt", "/x/.pack"] {
+            assert_eq!(PackName::of(Path::new(other)), None);
+        }
+    }
+}

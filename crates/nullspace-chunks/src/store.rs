@@ -1,0 +1,309 @@
+//! The store: its folder, opening it, pins.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::codec::MAX_CHUNK;
+use crate::error::io_error;
+use crate::files::{list, make_dir, sync_dir};
+use crate::manifest::{MAX_MANIFEST, Manifest};
+use crate::pack::{PackName, read_index};
+use crate::source::BLOCK;
+use crate::state::State;
+use crate::{Error, ManifestId, Result};
+
+const PACKS: &str = "packs";
+const MANIFESTS: &str = "manifests";
+const WORK: &str = "work";
+
+/// How a store cuts and compresses what is put into it. Reading does not depend on it: it may change from start to start,
+/// but what was stored under other settings is not found again by puts.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Longest chunk, bytes: a power of two from 4 KiB to 1 MiB.
+    pub chunk_bytes: u32,
+    /// zstd's level; 0 compresses nothing.
+    pub level: i32,
+    /// Threads of one put, materialisation or check.
+    pub threads: usize,
+}
+
+impl Default for Settings {
+    /// As measured by the example `chunk_sizes`; its figures are in `docs/architecture.md`.
+    fn default() -> Settings {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+        Settings { chunk_bytes: 64 << 10, level: 1, threads }
+    }
+}
+
+/// Set by whoever wants a running call to end early, with [`Error::Stopped`].
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Ends the calls that have this.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.0.load(Ordering::Relaxed) { Err(Error::Stopped) } else { Ok(()) }
+    }
+}
+
+/// A folder of chunks and manifests. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    root: PathBuf,
+    pub(crate) settings: Settings,
+    state: Mutex<State>,
+    /// Pack files whose index cannot be read.
+    unreadable: Vec<(PathBuf, String)>,
+    /// Called at each step that a crash could fall between.
+    #[cfg(test)]
+    pub(crate) at_step: Mutex<Option<AtStep>>,
+}
+
+#[cfg(test)]
+pub(crate) type AtStep = Box<dyn FnMut(&'static str) + Send>;
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+/// What a store holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Images.
+    pub manifests: u64,
+    /// Pack files.
+    pub packs: u64,
+    /// Their length together, bytes; without what the filesystem adds.
+    pub pack_bytes: u64,
+    /// Chunks, each counted once.
+    pub chunks: u64,
+    /// Bytes of them before compression.
+    pub plain_bytes: u64,
+    /// Bytes of them as they are stored. The rest of `pack_bytes` is indexes and what the next collections remove.
+    pub stored_bytes: u64,
+    /// Pack files that cannot be read.
+    pub unreadable_packs: u64,
+}
+
+/// Keeps an image from collection as long as it lives.
+#[derive(Debug)]
+pub struct Pin {
+    inner: Arc<Inner>,
+    id: ManifestId,
+}
+
+impl Pin {
+    /// For a manifest that was pinned in the state.
+    pub(crate) fn new(inner: &Arc<Inner>, id: ManifestId) -> Pin {
+        Pin { inner: Arc::clone(inner), id }
+    }
+
+    /// The image.
+    pub fn id(&self) -> ManifestId {
+        self.id
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.inner.state().unpin(&self.id);
+    }
+}
+
+impl Store {
+    /// Opens the store in `root`, or makes it, and removes what a crash left in `work/`. Reads the index of every pack.
+    ///
+    /// The caller sees to it that no other process has it open in this way.
+    pub fn open(root: &Path, settings: Settings) -> Result<Store> {
+        for name in [PACKS, MANIFESTS, WORK] {
+            make_dir(&root.join(name))?;
+        }
+        for path in list(&root.join(WORK))? {
+            crate::files::remove(&path)?;
+        }
+        sync_dir(root)?;
+        Store::load(root, settings)
+    }
+
+    /// Opens a store to look at, beside a process that may be writing to it: nothing is changed. What that process removes
+    /// meanwhile reads as damaged here, so its collections must be kept out where that matters.
+    pub fn open_read_only(root: &Path, settings: Settings) -> Result<Store> {
+        Store::load(root, settings)
+    }
+
+    fn load(root: &Path, settings: Settings) -> Result<Store> {
+        let Settings { chunk_bytes, threads, .. } = settings;
+        if !chunk_bytes.is_power_of_two() || !(BLOCK as u32..=MAX_CHUNK).contains(&chunk_bytes) || threads == 0 {
+            return Err(Error::invalid("the store's settings make no sense"));
+        }
+        let mut state = State::default();
+        // Manifests first: a process beside us makes its packs durable before the manifests that need them.
+        for path in list(&root.join(MANIFESTS))? {
+            match path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()) {
+                Some(id) => state.add_manifest(id),
+                None => tracing::warn!(path = %path.display(), "a file that is no manifest is left alone"),
+            }
+        }
+        let mut unreadable = Vec::new();
+        for path in list(&root.join(PACKS))? {
+            let Some(name) = PackName::of(&path) else {
+                tracing::warn!(path = %path.display(), "a file that is no pack is left alone");
+                continue;
+            };
+            match File::open(&path).and_then(|file| read_index(&file)) {
+                Ok((entries, bytes)) => state.add_pack(name, bytes, &entries),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+                    tracing::error!(path = %path.display(), %error, "a pack of the chunk store is damaged");
+                    unreadable.push((path, error.to_string()));
+                }
+                Err(error) => return Err(io_error("read", &path)(error)),
+            }
+        }
+        let inner = Inner {
+            root: root.to_owned(),
+            settings,
+            state: Mutex::new(state),
+            unreadable,
+            #[cfg(test)]
+            at_step: Mutex::default(),
+        };
+        Ok(Store { inner: Arc::new(inner) })
+    }
+
+    /// Keeps an image from collection.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] when there is no such image.
+    pub fn pin(&self, id: ManifestId) -> Result<Pin> {
+        if !self.inner.state().pin(id) {
+            return Err(Error::Unknown(id));
+        }
+        Ok(Pin::new(&self.inner, id))
+    }
+
+    /// Whether this image is stored.
+    pub fn contains(&self, id: &ManifestId) -> bool {
+        self.inner.state().has_manifest(id)
+    }
+
+    /// All images.
+    pub fn manifests(&self) -> Vec<ManifestId> {
+        self.inner.state().manifests()
+    }
+
+    /// Totals. Looks at every chunk's entry: by the minute, not by the request.
+    pub fn stats(&self) -> Stats {
+        let totals = self.inner.state().totals();
+        Stats {
+            manifests: totals.manifests,
+            packs: totals.packs,
+            pack_bytes: totals.pack_bytes,
+            chunks: totals.chunks,
+            plain_bytes: totals.plain_bytes,
+            stored_bytes: totals.stored_bytes,
+            unreadable_packs: self.inner.unreadable.len() as u64,
+        }
+    }
+
+    /// Bytes that the store's files take on the disk.
+    pub fn disk_bytes(&self) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        let mut bytes = 0_u64;
+        for folder in [self.inner.packs(), self.inner.manifests(), self.inner.work()] {
+            for path in list(&folder)? {
+                // What went meanwhile takes nothing.
+                bytes += fs::symlink_metadata(&path).map_or(0, |metadata| metadata.blocks() * 512);
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+impl Inner {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn packs(&self) -> PathBuf {
+        self.root.join(PACKS)
+    }
+
+    pub(crate) fn manifests(&self) -> PathBuf {
+        self.root.join(MANIFESTS)
+    }
+
+    pub(crate) fn work(&self) -> PathBuf {
+        self.root.join(WORK)
+    }
+
+    pub(crate) fn manifest_path(&self, id: &ManifestId) -> PathBuf {
+        self.manifests().join(id.to_string())
+    }
+
+    pub(crate) fn unreadable(&self) -> &[(PathBuf, String)] {
+        &self.unreadable
+    }
+
+    /// A place where a crash could fall.
+    pub(crate) fn step(&self, _name: &'static str) {
+        #[cfg(test)]
+        if let Some(at_step) = self.at_step.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            at_step(_name);
+        }
+    }
+
+    /// A manifest's file, whole and verified.
+    pub(crate) fn manifest(&self, id: &ManifestId) -> Result<Manifest> {
+        let path = self.manifest_path(id);
+        let damaged = |what: String| Error::Damaged { manifest: *id, what };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(damaged("its manifest is missing".to_owned()));
+            }
+            Err(error) => return Err(io_error("open", &path)(error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_MANIFEST + 1).read_to_end(&mut bytes).map_err(io_error("read", &path))?;
+        if ManifestId::of(&bytes) != *id {
+            return Err(damaged("its manifest does not have its checksum".to_owned()));
+        }
+        Manifest::decode(&bytes).map_err(|error| damaged(error.to_string()))
+    }
+
+    /// An image's manifests, itself first, then what it lies on.
+    pub(crate) fn chain(&self, id: &ManifestId) -> Result<Vec<(ManifestId, Manifest)>> {
+        let mut chain: Vec<(ManifestId, Manifest)> = Vec::new();
+        let mut next = Some(*id);
+        while let Some(current) = next {
+            let manifest = self.manifest(&current).map_err(|error| match error {
+                // Said of the image that was asked for.
+                Error::Damaged { what, .. } => Error::Damaged { manifest: *id, what },
+                other => other,
+            })?;
+            // Depth falls by one with each, which also ends a circle.
+            let expected = chain.last().is_none_or(|(_, above)| manifest.depth + 1 == above.depth);
+            if !expected {
+                return Err(Error::Damaged { manifest: *id, what: "what it lies on has another depth".to_owned() });
+            }
+            next = manifest.parent;
+            chain.push((current, manifest));
+        }
+        Ok(chain)
+    }
+}
