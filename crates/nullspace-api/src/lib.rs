@@ -6,6 +6,7 @@
 //!                            <── SSE  …/builds/{id}/logs ────  TemplateBuildLogEntry*
 //!     CreateSandboxRequest   ── POST /v1/sandboxes ─────────>  CreateSandboxResponse
 //!     ExecRequest            ── POST …/{id}/exec ───────────>  ExecResponse
+//!     ExecClientMessage*    <── WebSocket …/{id}/ws ────────>  ExecServerMessage*
 //!     anything that fails    <───────────────────────────────  ErrorResponse { code, error_detail? }
 //! ```
 //!
@@ -21,6 +22,7 @@
 //! There is no logic here: validation belongs to the engine, status codes to the server.
 
 mod build;
+mod command;
 mod envs;
 mod error;
 mod exec;
@@ -38,6 +40,7 @@ mod template;
 mod time;
 
 pub use build::*;
+pub use command::*;
 pub use envs::Envs;
 pub use error::*;
 pub use exec::*;

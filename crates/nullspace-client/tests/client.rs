@@ -1,7 +1,7 @@
 //! The client against the service's own HTTP layer.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[path = "../../nullspace-server/tests/http/support.rs"]
+#[path = "../../nullspace-server/tests/http/support/mod.rs"]
 mod support;
 
 use std::net::SocketAddr;

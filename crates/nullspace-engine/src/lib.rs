@@ -60,7 +60,7 @@ pub use error::{Error, Result};
 pub use failure::{chain, reason};
 pub use history::BuildQuery;
 pub use plan::DEFAULT_WORKDIR;
-pub use sandboxes::{FileAt, FileDownload, FileUpload, SandboxPage, SandboxQuery};
+pub use sandboxes::{Command, CommandEvent, FileAt, FileDownload, FileUpload, SandboxPage, SandboxQuery};
 
 /// Settings of an [`Engine`].
 #[derive(Debug, Clone)]

@@ -368,8 +368,7 @@ async fn launch(
 ) -> Result<Ended, NotUp> {
     log.say("startup", format!("Running start command: {}", command.shown)).await?;
     let exec = Exec { argv: command.argv.clone(), ..exec.clone() };
-    let pid = agent.start_service(exec).await.map_err(NotUp::Agent)?;
-    let session = agent.attach(pid).await.map_err(NotUp::Agent)?;
+    let session = agent.run_service(exec).await.map_err(NotUp::Agent)?;
     let (ended_tx, ended) = watch::channel(None);
     scope.tasks.spawn(follow(session, log.clone(), ended_tx, scope.cancel.clone()));
     Ok(ended)

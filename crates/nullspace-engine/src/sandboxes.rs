@@ -10,6 +10,7 @@
 //! `warnings` in the answer says so.
 
 mod answers;
+mod commands;
 mod create;
 mod files;
 mod processes;
@@ -26,9 +27,11 @@ use nullspace_guest::host::AgentError;
 use nullspace_guest::message::{Exec, FailureKind};
 use nullspace_store::{Caller, SandboxFilter, SandboxId, SandboxStatus, Scratch, StoreError, TenantId};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{info, status_to_store};
+pub use self::commands::{Command, CommandEvent};
 pub use self::files::{FileAt, FileDownload, FileUpload};
 use crate::error::{Error, Result};
 use crate::failure::chain;
@@ -63,6 +66,8 @@ struct Live {
     /// Stops the task that watches over it.
     ended: CancellationToken,
     scratch: Mutex<Option<Scratch>>,
+    /// Places for commands that somebody follows.
+    followed: Arc<Semaphore>,
 }
 
 impl Live {
@@ -223,7 +228,7 @@ impl Engine {
         let timeout_ms = exec.timeout_ms.unwrap_or_default();
         let failed = |error| exec_error(error, &request.command);
         if request.background == Some(true) {
-            let exec = Exec { timeout_ms: None, ..exec };
+            let exec = Exec { timeout_ms: None, stdin: true, ..exec };
             let pid = live.machine.agent.start_service(exec).await.map_err(failed)?;
             return Ok(ExecResponse { exit_code: 0, stdout: String::new(), stderr: String::new(), pid: Some(pid) });
         }
@@ -381,6 +386,7 @@ fn exec_error(error: AgentError, command: &str) -> Error {
                 Error::invalid(failure.message)
             }
             FailureKind::NotFound => Error::new(ErrorResponseCode::NotFound, failure.message),
+            FailureKind::StdinClosed => Error::new(ErrorResponseCode::TransitionConflict, failure.message),
             _ => Error::new(ErrorResponseCode::ExecFailed, failure.message),
         },
         AgentError::Timeout { .. } => Error::new(

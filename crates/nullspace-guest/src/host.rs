@@ -161,6 +161,33 @@ impl Agent {
         }
     }
 
+    /// Starts a process that outlives this session, and follows it from its first byte on: while the returned session
+    /// lives, nothing of its output is lost. Dropping the session leaves the process alone.
+    pub async fn run_service(&self, exec: Exec) -> Result<ExecSession, AgentError> {
+        ExecSession::start(&self.handle, &Request::RunService(exec), false, "run_service").await
+    }
+
+    /// Writes to the stdin of a service; returns once all of it is in the pipe, or after `limit` when the process does not
+    /// read. What was written until then stays written.
+    pub async fn feed_service(&self, pid: u32, bytes: &[u8], limit: Duration) -> Result<(), AgentError> {
+        let channel = self.handle.open(&Request::FeedService { pid })?;
+        let feed = async {
+            match channel.write(bytes).await {
+                // It has ended early, and its end says why.
+                Ok(()) | Err(AgentError::Closed) => {}
+                Err(error) => return Err(error),
+            }
+            channel.write_eof();
+            channel.end(limit).await
+        };
+        match tokio::time::timeout(limit, feed).await {
+            Ok(Ok(Outcome::Done)) => Ok(()),
+            Ok(Ok(other)) => Err(AgentError::unexpected("feed_service", &other)),
+            Ok(Err(AgentError::Timeout { .. })) | Err(_) => Err(AgentError::timeout("feed_service", limit)),
+            Ok(Err(error)) => Err(error),
+        }
+    }
+
     /// Follows a service from its kept output's beginning (the last 256 KiB of each stream) until it exits. Dropping
     /// the session leaves the service alone.
     pub async fn attach(&self, pid: u32) -> Result<ExecSession, AgentError> {

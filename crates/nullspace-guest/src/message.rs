@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::file::{FileCall, FileEntry};
 
 /// Version of this protocol and of the agent's behaviour; part of a snapshot's compatibility class.
-pub const AGENT_ABI: u32 = 2;
+pub const AGENT_ABI: u32 = 3;
 
 /// Milliseconds between the SIGTERM that a process's timeout sends and the SIGKILL that follows.
 pub const KILL_AFTER_MS: u64 = 1000;
@@ -40,8 +40,18 @@ pub enum Request {
     Exec(Exec),
     /// Start a process that outlives channel and session (the template's start command). Reply and end: `Started`.
     StartService(Exec),
-    /// Follow a service: its kept output from the start, then live, end `Exit` when it has exited. Without `follow` only
-    /// what there is, end `Done` while it runs.
+    /// As `StartService`, and follow it from its first byte on: reply `Started`, DATA frames, end `Exit`. RESET or a new
+    /// session ends the following and not the process. While somebody follows, a process that writes faster than is read
+    /// waits, as at a full pipe.
+    RunService(Exec),
+    /// Write to the stdin of a service that was started with one: reply `Done`, DATA frames, EOF, and end `Done` once
+    /// all of it is in the pipe. Stdin stays open.
+    FeedService {
+        /// Pid that `StartService` or `RunService` answered.
+        pid: u32,
+    },
+    /// Follow a service: reply `Attached`, its kept output from the start, then live, end `Exit` when it has exited.
+    /// Without `follow` only what there is, end `Done` while it runs.
     Attach {
         /// Pid that `StartService` answered.
         pid: u32,
@@ -50,7 +60,7 @@ pub enum Request {
     },
     /// List processes of the guest (kernel threads left out). Ends with [`Outcome::Processes`].
     Processes,
-    /// Send a signal to one process. Ends with `Done`.
+    /// Send a signal to one process; a service's group gets it with it. Ends with `Done`.
     Kill {
         /// Process in the guest.
         pid: u32,
@@ -177,6 +187,15 @@ pub enum Outcome {
         /// Its pid in the guest.
         pid: u32,
     },
+    /// A service is followed.
+    Attached {
+        /// Its pid in the guest.
+        pid: u32,
+        /// Bytes of stdout that came before what is kept.
+        lost_stdout: u64,
+        /// Bytes of stderr that came before what is kept.
+        lost_stderr: u64,
+    },
     /// A process ended.
     Exit(Exit),
     /// The processes of the guest.
@@ -260,6 +279,8 @@ pub enum FailureKind {
     WorkdirNotFound,
     /// No such process or service.
     NotFound,
+    /// The process has no open stdin.
+    StdinClosed,
     /// No such file or directory.
     FileNotFound,
     /// The user may not do that with the file.

@@ -138,12 +138,19 @@ impl Agent {
                 }
                 Err(failure) => Outcome::Failed(failure),
             },
+            Request::RunService(exec) => self.services.run(exec, channel),
+            Request::FeedService { pid } => self.services.input(pid, channel),
             Request::Attach { pid, follow } => self.services.output(pid, follow, channel),
             Request::Processes => match list::processes(|pid| self.services.starts(pid)) {
                 Ok(processes) => Outcome::Processes { processes },
                 Err(error) => failed(FailureKind::Internal, format!("The processes cannot be listed: {error}.")),
             },
-            Request::Kill { pid, signal } => kill(pid, signal),
+            Request::Kill { pid, signal } => {
+                if (0..=64).contains(&signal) && self.services.signal(pid, signal) {
+                    return Outcome::Done;
+                }
+                kill(pid, signal)
+            }
             Request::File(call) => files::serve(&call, channel),
             Request::Probe(probe) => probe::probe(probe, channel),
             Request::Freeze => io_done("The root filesystem cannot be frozen", filesystem::freeze()),

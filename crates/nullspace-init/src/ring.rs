@@ -5,11 +5,13 @@ use std::collections::VecDeque;
 use nullspace_guest::frame::Kind;
 
 /// Bytes kept of each stream.
-const KEPT: usize = 256 * 1024;
+pub(crate) const KEPT: usize = 256 * 1024;
 /// Writes of one stream in a row are joined up to this size.
 const JOINED: usize = 8 * 1024;
 /// Pieces kept: bounds the bookkeeping when both streams write by turns, a byte at a time.
 const PIECES: usize = 4096;
+/// More than one piece holds, so that dropping whole pieces never reaches into what a follower has yet to read.
+const SPARE: usize = 64 * 1024;
 
 #[derive(Debug)]
 struct Piece {
@@ -32,6 +34,8 @@ pub(crate) struct Ring {
     written: u64,
     out_bytes: usize,
     err_bytes: usize,
+    out_lost: u64,
+    err_lost: u64,
 }
 
 impl Ring {
@@ -59,7 +63,24 @@ impl Ring {
         if let Some(piece) = self.pieces.remove(at) {
             let count = self.count(piece.kind);
             *count = count.saturating_sub(piece.bytes.len());
+            let lost = if piece.kind == Kind::Stderr { &mut self.err_lost } else { &mut self.out_lost };
+            *lost = lost.saturating_add(piece.bytes.len() as u64);
         }
+    }
+
+    /// Bytes of stdout and of stderr that are kept no more.
+    pub(crate) fn lost(&self) -> (u64, u64) {
+        (self.out_lost, self.err_lost)
+    }
+
+    /// How many bytes may be added without dropping anything that a reader at `position` has not read.
+    pub(crate) fn room(&self, position: u64) -> usize {
+        let read = self.pieces.partition_point(|piece| piece.end() <= position);
+        if self.pieces.len().saturating_sub(read) >= PIECES / 2 {
+            return 0;
+        }
+        let behind = usize::try_from(self.written.saturating_sub(position)).unwrap_or(usize::MAX);
+        (KEPT - SPARE).saturating_sub(behind.min(self.out_bytes.saturating_add(self.err_bytes)))
     }
 
     fn count(&mut self, kind: Kind) -> &mut usize {
@@ -112,6 +133,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lost_is_counted() {
+        let mut ring = Ring::default();
+        let written = 3 * KEPT as u64;
+        for _ in 0..written / 1024 {
+            ring.push(Kind::Stderr, &[0; 1024]);
+        }
+        assert_eq!(ring.lost(), (0, written - ring.err_bytes as u64));
+    }
+
+    #[test]
     fn pieces_are_bounded_too() {
         let mut ring = Ring::default();
         for _ in 0..2 * PIECES {
@@ -123,6 +154,45 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_reader_whose_room_is_kept_misses_nothing(
+            moves in prop::collection::vec((any::<bool>(), any::<bool>(), 1usize..32_768), 1..400),
+            late in any::<bool>(),
+        ) {
+            let mut ring = Ring::default();
+            if late {
+                // One that comes when much was dropped already misses that, and nothing after it.
+                for _ in 0..40 {
+                    ring.push(Kind::Stdout, &[1; 20_000]);
+                    ring.push(Kind::Stderr, &[2; 3]);
+                }
+            }
+            let before = ring.lost();
+            let (mut position, mut written, mut got) = (0, [ring.out_bytes, ring.err_bytes], [0, 0]);
+            let mut take = |ring: &Ring, position: &mut u64, most: usize| {
+                if let Some((kind, bytes, next)) = ring.read(*position, most) {
+                    got[usize::from(kind == Kind::Stderr)] += bytes.len();
+                    *position = next;
+                }
+            };
+            for (err, write, len) in moves {
+                if write {
+                    let len = len.min(ring.room(position));
+                    if len > 0 {
+                        ring.push(if err { Kind::Stderr } else { Kind::Stdout }, &vec![0; len]);
+                        written[usize::from(err)] += len;
+                    }
+                } else {
+                    take(&ring, &mut position, len);
+                }
+            }
+            while ring.read(position, 1).is_some() {
+                take(&ring, &mut position, 10_000);
+            }
+            prop_assert_eq!(got, written);
+            prop_assert!(ring.lost() >= before);
+        }
+
         #[test]
         fn what_fits_is_read_back_in_order(writes in prop::collection::vec((any::<bool>(), 1usize..3000), 0..60), most in 1usize..5000) {
             let mut ring = Ring::default();

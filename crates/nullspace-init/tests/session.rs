@@ -380,3 +380,137 @@ async fn many_at_a_time() {
         assert_eq!((out.exit.code, text(&out.stdout)), (at, at.to_string()));
     }
 }
+
+/// Reads a little at a time, slowly at first, and says how much there was of each stream and how it ended.
+async fn slowly(mut session: nullspace_guest::host::ExecSession) -> (Vec<u8>, Vec<u8>, Option<Exit>) {
+    let (mut out, mut err, mut exit, mut pauses) = (Vec::new(), Vec::new(), None, 0);
+    while let Some(event) = tokio::time::timeout(SOON, session.next()).await.unwrap().unwrap() {
+        match event {
+            ExecEvent::Stdout(bytes) => out.extend_from_slice(&bytes),
+            ExecEvent::Stderr(bytes) => err.extend_from_slice(&bytes),
+            ExecEvent::Exit(how) => exit = Some(how),
+        }
+        if pauses < 40 {
+            pauses += 1;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    (out, err, exit)
+}
+
+#[tokio::test]
+async fn a_followed_service_loses_nothing_to_a_slow_reader() {
+    let agent = Guest::new().connect().await;
+    // Both streams by turns, each line with its number.
+    let script = "i=0; while [ $i -lt 20000 ]; do echo $i-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa; \
+                  echo $i >&2; i=$((i+1)); done; head -c 5000000 /dev/zero; exit 5";
+    let session = agent.run_service(sh(script)).await.unwrap();
+    let pid = session.pid;
+    let (out, err, exit) = slowly(session).await;
+    let lines = |bytes: &[u8]| String::from_utf8_lossy(bytes).lines().count();
+    let zeros = out.iter().filter(|byte| **byte == 0).count();
+    assert_eq!((lines(&err), zeros, exit.unwrap().code), (20_000, 5_000_000, 5));
+    assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 20_000);
+    assert!(String::from_utf8_lossy(&err).lines().enumerate().all(|(at, line)| line == at.to_string()));
+    // Later only the end is there, and what is not is counted.
+    let late = agent.attach(pid).await.unwrap();
+    let (lost_out, lost_err) = late.lost;
+    let (rest, rest_err, _) = slowly(late).await;
+    assert_eq!(lost_out + rest.len() as u64, out.len() as u64);
+    assert_eq!(lost_err + rest_err.len() as u64, err.len() as u64);
+}
+
+#[tokio::test]
+async fn a_service_goes_on_when_its_follower_leaves_and_is_found_again() {
+    let agent = Guest::new().connect().await;
+    let script = "echo first; head -c 3000000 /dev/zero; echo last >&2; exec sleep 60";
+    let mut session = agent.run_service(sh(script)).await.unwrap();
+    let pid = session.pid;
+    let Some(ExecEvent::Stdout(bytes)) = session.next().await.unwrap() else { panic!("no output") };
+    assert!(bytes.starts_with(b"first\n"));
+    // It is held back by a follower that reads no more, and set free when that one leaves.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let probe = agent.output_so_far(pid).await.unwrap();
+    let (_, err, _) = slowly(probe).await;
+    assert_eq!(text(&err), "");
+    drop(session);
+    let mut late = agent.attach(pid).await.unwrap();
+    let mut err = Vec::new();
+    while text(&err) != "last" {
+        if let Some(ExecEvent::Stderr(bytes)) = tokio::time::timeout(SOON, late.next()).await.unwrap().unwrap() {
+            err.extend_from_slice(&bytes);
+        }
+    }
+    assert!(alive(pid));
+    agent.kill(pid, libc::SIGKILL).await.unwrap();
+    let exit = loop {
+        match tokio::time::timeout(SOON, late.next()).await.unwrap().unwrap() {
+            Some(ExecEvent::Exit(exit)) => break exit,
+            Some(_) => {}
+            None => panic!("no exit"),
+        }
+    };
+    assert_eq!(exit.signal, Some(libc::SIGKILL));
+}
+
+#[tokio::test]
+async fn services_are_fed_by_one_after_the_other() {
+    let agent = Guest::new().connect().await;
+    let feed = async |pid, bytes: &[u8]| agent.feed_service(pid, bytes, SOON).await;
+    let mut session = agent.run_service(Exec { stdin: true, ..sh("exec cat") }).await.unwrap();
+    let pid = session.pid;
+    feed(pid, b"one \xff\n").await.unwrap();
+    assert_eq!(session.next().await.unwrap(), Some(ExecEvent::Stdout(b"one \xff\n".to_vec().into())));
+    // Many at once, larger than the pipe: none is torn apart by another.
+    let feeds: Vec<_> = (b'a'..b'i')
+        .map(|letter| {
+            let agent = agent.clone();
+            tokio::spawn(async move { agent.feed_service(pid, &vec![letter; 200_000], SOON).await })
+        })
+        .collect();
+    let reading = async {
+        let mut got = Vec::new();
+        while got.len() < 1_600_000 {
+            if let Some(ExecEvent::Stdout(bytes)) = session.next().await.unwrap() {
+                got.extend_from_slice(&bytes);
+            }
+        }
+        got
+    };
+    let got = tokio::time::timeout(SOON, reading).await.unwrap();
+    for feed in feeds {
+        feed.await.unwrap().unwrap();
+    }
+    let runs = got.chunk_by(|a, b| a == b).map(<[u8]>::len).collect::<Vec<_>>();
+    assert_eq!(runs, [200_000; 8]);
+
+    let refusal = |result: Result<(), AgentError>| match result {
+        Err(AgentError::Failed(failure)) => failure.kind,
+        other => panic!("{other:?}"),
+    };
+    agent.kill(pid, libc::SIGKILL).await.unwrap();
+    while session.next().await.unwrap().is_some() {}
+    assert_eq!(refusal(feed(pid, b"x").await), FailureKind::StdinClosed);
+    assert_eq!(refusal(feed(999_999, b"x").await), FailureKind::NotFound);
+    let without = agent.start_service(sh("sleep 60")).await.unwrap();
+    assert_eq!(refusal(feed(without, b"x").await), FailureKind::StdinClosed);
+    agent.kill(without, libc::SIGKILL).await.unwrap();
+    // One that does not read holds nobody up for ever, and not the next either.
+    let idle = agent.start_service(Exec { stdin: true, ..sh("sleep 60") }).await.unwrap();
+    let began = Instant::now();
+    for _ in 0..2 {
+        let stuck = agent.feed_service(idle, &vec![0; 300_000], Duration::from_millis(200)).await;
+        assert!(matches!(stuck, Err(AgentError::Timeout { .. })), "{stuck:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(2));
+    agent.kill(idle, libc::SIGKILL).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_killed_service_takes_its_group_along() {
+    let agent = Guest::new().connect().await;
+    let mut session = agent.run_service(sh("sleep 60 & echo $!; wait")).await.unwrap();
+    let Some(ExecEvent::Stdout(child)) = session.next().await.unwrap() else { panic!("no output") };
+    agent.kill(session.pid, libc::SIGKILL).await.unwrap();
+    gone(text(&child).parse().unwrap()).await;
+}

@@ -19,6 +19,8 @@ pub struct ServerConfig {
     pub heartbeat: Duration,
     /// How fast one tenant may ask; more is 429.
     pub rate: RequestRate,
+    /// WebSockets.
+    pub sockets: SocketLimits,
     /// Who may read `/metrics`: whoever shows this, and without it only this host itself.
     pub metrics_token: Option<SecretString>,
 }
@@ -31,7 +33,41 @@ impl Default for ServerConfig {
             max_head: 32 << 10,
             heartbeat: Duration::from_secs(10),
             rate: RequestRate { per_second: 200, burst: 1_000 },
+            sockets: SocketLimits::default(),
             metrics_token: None,
+        }
+    }
+}
+
+/// Limits of WebSockets.
+#[derive(Debug, Clone)]
+pub struct SocketLimits {
+    /// Open at a time for one sandbox; more are 429.
+    pub per_sandbox: usize,
+    /// Open at a time for one tenant; more are 429.
+    pub per_tenant: usize,
+    /// Commands that one socket follows at a time.
+    pub commands: usize,
+    /// Largest message of a client in bytes; a larger one ends the socket.
+    pub max_message: usize,
+    /// Time between pings.
+    pub ping: Duration,
+    /// A client that shows no sign of life, or takes no message, for so long is let go.
+    pub patience: Duration,
+    /// A socket without a command is closed after so long.
+    pub idle: Duration,
+}
+
+impl Default for SocketLimits {
+    fn default() -> Self {
+        Self {
+            per_sandbox: 16,
+            per_tenant: 256,
+            commands: 16,
+            max_message: 1 << 20,
+            ping: Duration::from_secs(20),
+            patience: Duration::from_secs(60),
+            idle: Duration::from_secs(600),
         }
     }
 }

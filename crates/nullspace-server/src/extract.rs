@@ -191,7 +191,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ServiceError> {
 /// A parser's message without the value it complains about: that may be a password in the wrong place.
 ///
 /// The messages are `invalid type: string "hunter2", expected u32 at line 1 column 9` and the like.
-fn without_value(message: &str) -> String {
+pub(crate) fn without_value(message: &str) -> String {
     let Some((what, rest)) =
         message.split_once(": ").filter(|(what, _)| matches!(*what, "invalid type" | "invalid value"))
     else {

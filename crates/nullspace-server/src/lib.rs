@@ -14,6 +14,7 @@
 //!   the published contract.
 //! - Operations of the contract that are not served yet stand in `contract/not-served.txt` and answer 501.
 
+mod commands;
 mod config;
 mod edge;
 mod error;
@@ -27,9 +28,11 @@ mod openapi;
 mod routes;
 mod serve;
 mod service;
+mod socket;
 mod sse;
 
-pub use config::{ConnectionLimits, ServerConfig};
+pub use commands::{CommandEvent, CommandService, FollowedCommand};
+pub use config::{ConnectionLimits, ServerConfig, SocketLimits};
 pub use files::{FileAt, FileContent, FileDownload, FileService};
 pub use limits::RequestRate;
 pub use openapi::openapi;

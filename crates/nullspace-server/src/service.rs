@@ -28,6 +28,7 @@ use nullspace_api::{
 };
 use secrecy::SecretString;
 
+use crate::commands::CommandService;
 use crate::files::FileService;
 
 /// Who makes a request, as its key says.
@@ -88,7 +89,7 @@ pub struct SandboxQuery {
 
 /// The domain, as the HTTP layer needs it.
 #[async_trait]
-pub trait Service: FileService {
+pub trait Service: FileService + CommandService {
     /// Whether requests can be served now.
     async fn ready(&self) -> Result<(), ServiceError>;
 

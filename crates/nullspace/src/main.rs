@@ -7,6 +7,7 @@
 //!   template, sandbox    talk to a running service over HTTP, as any client does
 //! ```
 
+mod commands;
 mod config;
 mod doctor;
 mod files;

@@ -26,10 +26,11 @@ use nullspace_store::{
 };
 use nullspace_vmm::{Network, RestoreSpec, SnapshotSummary, VmmError};
 use serde_json::json;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::answers::created;
+use super::commands::MAX_FOLLOWED;
 use super::{Config, Live, joined};
 use crate::admission::Permit;
 use crate::error::{Error, Result};
@@ -171,6 +172,7 @@ impl Engine {
             cwd: config.cwd.clone(),
             ended: CancellationToken::new(),
             scratch: Mutex::new(Some(scratch)),
+            followed: Arc::new(Semaphore::new(MAX_FOLLOWED)),
         });
         if !starting.run(&live) {
             live.end().await;

@@ -50,6 +50,14 @@ impl Engine {
                 ExecEvent::Exit(exit) => exit_code = Some(exit.code),
             }
         }
+        let (lost_out, lost_err) = session.lost;
+        if lost_out > 0 || lost_err > 0 {
+            let marker = format!(
+                "[nullspace: the first {lost_out} bytes of stdout and {lost_err} bytes of stderr are kept no more]\n"
+            );
+            stderr.splice(..0, marker.bytes());
+            output.splice(..0, marker.bytes());
+        }
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ok(ProcessLogs { stdout: text(stdout), stderr: text(stderr), output: text(output), exit_code })
     }

@@ -44,6 +44,8 @@ pub struct ExecOutput {
 pub struct ExecSession {
     /// Its pid in the guest.
     pub pid: u32,
+    /// Of a service that was followed late: bytes of stdout and of stderr that came before what is kept of them.
+    pub lost: (u64, u64),
     channel: Arc<OpenChannel>,
     stdin: Option<ExecStdin>,
     over: bool,
@@ -89,8 +91,9 @@ impl ExecSession {
     ) -> Result<ExecSession, AgentError> {
         let channel = Arc::new(handle.open(request)?);
         let first = tokio::time::timeout(START, channel.next()).await;
-        let pid = match first.map_err(|_| AgentError::timeout(what, START))? {
-            Item::Reply(Outcome::Started { pid }) => pid,
+        let (pid, lost) = match first.map_err(|_| AgentError::timeout(what, START))? {
+            Item::Reply(Outcome::Started { pid }) => (pid, (0, 0)),
+            Item::Reply(Outcome::Attached { pid, lost_stdout, lost_stderr }) => (pid, (lost_stdout, lost_stderr)),
             Item::Reply(Outcome::Failed(failure)) => return Err(AgentError::Failed(failure)),
             Item::Reply(other) => return Err(AgentError::unexpected(what, &other)),
             Item::End(Err(error)) => return Err(error),
@@ -98,7 +101,7 @@ impl ExecSession {
             Item::Output(..) => return Err(AgentError::Protocol("output before the reply".to_owned())),
         };
         let stdin = stdin.then(|| ExecStdin { channel: channel.clone(), _handle: handle.clone() });
-        Ok(ExecSession { pid, channel, stdin, over: false, may_run_on: false, _handle: handle.clone() })
+        Ok(ExecSession { pid, lost, channel, stdin, over: false, may_run_on: false, _handle: handle.clone() })
     }
 
     pub(super) fn that_may_run_on(self) -> ExecSession {

@@ -41,6 +41,8 @@ pub(crate) trait Wiring {
     }
     /// A piece of stdin of `len` bytes was written.
     fn consumed(&mut self, _len: usize) {}
+    /// Stdin is closed: nothing more can be written.
+    fn stdin_closed(&mut self) {}
     /// True when the process is to be killed and its output forgotten.
     fn cancelled(&self) -> bool {
         false
@@ -126,6 +128,7 @@ pub(crate) fn supervise(child: Child, timeout: Option<Duration>, wiring: &mut dy
             feed = None;
         }
         if feed.is_none() {
+            wiring.stdin_closed();
             // Nobody reads it: forgotten, so that its sender does not wait for credit.
             while let Ok(Some(piece)) = wiring.stdin() {
                 wiring.consumed(piece.len());

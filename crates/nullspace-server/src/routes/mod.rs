@@ -9,6 +9,7 @@ mod names;
 mod processes;
 mod refs;
 mod sandboxes;
+mod sockets;
 mod templates;
 
 pub(crate) use refs::Documented as ByReference;
@@ -28,6 +29,7 @@ use crate::config::ServerConfig;
 use crate::limits::Limiter;
 use crate::metrics::HttpMetrics;
 use crate::service::{Service, ServiceError};
+use crate::socket::Sockets;
 use crate::{edge, not_served};
 
 /// What every handler can reach.
@@ -36,6 +38,7 @@ pub(crate) struct AppState {
     pub(crate) service: Arc<dyn Service>,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) limiter: Arc<Limiter>,
+    pub(crate) sockets: Arc<Sockets>,
     pub(crate) metrics: Arc<HttpMetrics>,
 }
 
@@ -72,6 +75,7 @@ pub(crate) fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(processes::list_processes))
         .routes(routes!(processes::kill_process))
         .routes(routes!(processes::get_process_logs))
+        .routes(routes!(processes::send_stdin))
         .routes(routes!(files::download_file, files::upload_file_raw, files::upload_file_multipart))
         .routes(routes!(files::list_dir))
         .routes(routes!(files::read_file))
@@ -87,10 +91,12 @@ pub(crate) fn documented() -> OpenApiRouter<AppState> {
 /// The service's HTTP interface, ready to be served.
 pub fn router(service: Arc<dyn Service>, config: ServerConfig) -> Router {
     let limiter = Arc::new(Limiter::new(config.rate));
-    let state = AppState { service, config: Arc::new(config), limiter, metrics: Arc::default() };
+    let state =
+        AppState { service, config: Arc::new(config), limiter, sockets: Arc::default(), metrics: Arc::default() };
     let (routes, _) = documented().split_for_parts();
     routes
         .route(refs::ROUTE, any(refs::dispatch))
+        .route(sockets::ROUTE, get(sockets::connect))
         .route("/readyz", get(health::readiness))
         .route("/metrics", get(health::metrics))
         .fallback(fallback)

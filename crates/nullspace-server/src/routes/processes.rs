@@ -3,10 +3,10 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use nullspace_api::{ErrorResponse, ProcessInfo, ProcessLogs};
+use nullspace_api::{ErrorResponse, ProcessInfo, ProcessLogs, SendStdinRequest};
 
 use super::{AppState, json};
-use crate::extract::{PathParam, PathParams};
+use crate::extract::{JsonBody, PathParam, PathParams};
 use crate::service::{Caller, ServiceError};
 
 /// List a sandbox's processes
@@ -75,6 +75,34 @@ pub(super) async fn get_process_logs(
     PathParams(id, pid): PathParams,
 ) -> Result<Response, ServiceError> {
     json(StatusCode::OK, &state.service.process_logs(&caller, &id, number(&pid)?).await?)
+}
+
+/// Write to a process's stdin
+///
+/// Of a command that was started in the background, or over the WebSocket. Its stdin stays open.
+#[utoipa::path(
+    post,
+    path = "/v1/sandboxes/{id}/processes/{pid}/stdin",
+    operation_id = "send_stdin",
+    tag = "sandboxes",
+    params(("id" = String, Path, description = "`sb_…`"), ("pid" = u32, Path, description = "Its pid in the sandbox")),
+    request_body = SendStdinRequest,
+    responses(
+        (status = 204, description = "It is written."),
+        (status = 404, description = "There is no such sandbox or process.", body = ErrorResponse),
+        (status = 409, description = "The sandbox does not run, or the process has no open stdin.", body = ErrorResponse),
+        (status = 502, description = "The guest did not answer.", body = ErrorResponse),
+        (status = 504, description = "The process does not read.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn send_stdin(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParams(id, pid): PathParams,
+    JsonBody(request): JsonBody<SendStdinRequest>,
+) -> Result<Response, ServiceError> {
+    state.service.send_stdin(&caller, &id, number(&pid)?, request.data.as_bytes()).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 fn number(pid: &str) -> Result<u32, ServiceError> {

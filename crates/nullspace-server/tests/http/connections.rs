@@ -14,18 +14,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{Fake, KEY};
 
-struct Server {
-    fake: Arc<Fake>,
-    address: SocketAddr,
-    shutdown: CancellationToken,
-    task: JoinHandle<io::Result<()>>,
+pub(crate) struct Server {
+    pub(crate) fake: Arc<Fake>,
+    pub(crate) address: SocketAddr,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) task: JoinHandle<io::Result<()>>,
 }
 
 async fn start(limits: ConnectionLimits) -> Server {
     start_with(ServerConfig::default(), limits).await
 }
 
-async fn start_with(config: ServerConfig, limits: ConnectionLimits) -> Server {
+pub(crate) async fn start_with(config: ServerConfig, limits: ConnectionLimits) -> Server {
     let fake = Fake::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -36,7 +36,7 @@ async fn start_with(config: ServerConfig, limits: ConnectionLimits) -> Server {
 }
 
 impl Server {
-    fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
@@ -55,7 +55,7 @@ async fn rest(mut stream: TcpStream) -> String {
     text
 }
 
-fn client() -> reqwest::Client {
+pub(crate) fn client() -> reqwest::Client {
     // The client wants one even for plain HTTP; a second installation is refused, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().build().unwrap()

@@ -6,5 +6,6 @@ mod connections;
 mod files;
 mod operators;
 mod refusals;
+mod sockets;
 mod support;
 mod templates;

@@ -34,6 +34,7 @@ mod readiness;
 mod registries;
 mod sandboxes;
 mod shutdown;
+mod sockets;
 mod spine;
 mod tenants;
 mod unique;

@@ -1,0 +1,111 @@
+//! Commands over a WebSocket: `GET /v1/sandboxes/{id}/ws?channel=exec`, one JSON object a message.
+//!
+//! ```text
+//!   exec_start   {id, command, …} ──>            <── exec_started {id, pid}
+//!   exec_connect {id, pid}        ──>            <── exec_stdout, exec_stderr {id, data} …
+//!                                                <── exec_exit {id, exit_code}
+//!                                                <── error {id?, code, message}
+//! ```
+//! `id` is the client's own word for a command and comes back in all that is said of it; several commands may run over one
+//! socket. A command outlives its socket, and `exec_connect` finds it again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ErrorResponseCode, ExecRequest};
+
+/// What a client says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ExecClientMessage {
+    /// Start a command and follow it.
+    ExecStart(ExecStart),
+    /// Follow a command that was started before, from what is kept of its output on.
+    ExecConnect(ExecConnect),
+}
+
+/// Start a command. `background` has no meaning here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecStart {
+    /// The client's word for it.
+    #[serde(default)]
+    pub id: String,
+    /// The command.
+    #[serde(flatten)]
+    pub request: ExecRequest,
+}
+
+/// Follow a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecConnect {
+    /// The client's word for it.
+    #[serde(default)]
+    pub id: String,
+    /// Its pid in the sandbox.
+    pub pid: u32,
+}
+
+/// What the service says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ExecServerMessage {
+    /// A command is followed from here on.
+    ExecStarted {
+        /// As the client called it.
+        id: String,
+        /// Its pid in the sandbox.
+        pid: u32,
+        /// Bytes of stdout from before it was followed that are kept no more.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        lost_stdout_bytes: u64,
+        /// Bytes of stderr from before it was followed that are kept no more.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        lost_stderr_bytes: u64,
+    },
+    /// It wrote to stdout.
+    ExecStdout(ExecOutput),
+    /// It wrote to stderr.
+    ExecStderr(ExecOutput),
+    /// It has ended.
+    ExecExit {
+        /// As the client called it.
+        id: String,
+        /// Its pid in the sandbox.
+        pid: u32,
+        /// Its exit code; 128 + signal when a signal ended it.
+        exit_code: i32,
+    },
+    /// A message was not understood, or a command cannot be started or followed any more.
+    Error {
+        /// The command that it is about; absent when it is about a message that was not understood.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
+        /// What happened, for programs.
+        code: ErrorResponseCode,
+        /// What happened, for people.
+        message: String,
+    },
+}
+
+/// A piece of a command's output. Characters are never torn apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecOutput {
+    /// As the client called it.
+    pub id: String,
+    /// As text; bytes that are not UTF-8 are replaced.
+    pub data: String,
+    /// The very bytes, in base64, where `data` had to replace some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_base64: Option<String>,
+}
+
+/// Write to a process's stdin.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SendStdinRequest {
+    /// What to write.
+    pub data: String,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}

@@ -1,0 +1,53 @@
+//! The WebSocket of a sandbox. It is in no OpenAPI document, as that has no words for it.
+
+use axum::Extension;
+use axum::extract::State;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::response::Response;
+use nullspace_api::ErrorResponseCode;
+use serde::Deserialize;
+use tracing::Instrument;
+
+use super::AppState;
+use crate::extract::{PathParam, QueryParams};
+use crate::serve::Stopping;
+use crate::service::{Caller, ErrorKind, ServiceError};
+use crate::socket::Session;
+
+/// Where it is.
+pub(super) const ROUTE: &str = "/v1/sandboxes/{id}/ws";
+
+#[derive(Deserialize)]
+pub(super) struct SocketQuery {
+    channel: Option<String>,
+}
+
+/// Everything that can be refused is refused before the connection changes its protocol.
+pub(super) async fn connect(
+    State(state): State<AppState>,
+    caller: Caller,
+    stopping: Option<Extension<Stopping>>,
+    PathParam(id): PathParam,
+    QueryParams(query): QueryParams<SocketQuery>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, ServiceError> {
+    match query.channel.as_deref() {
+        Some("exec") => {}
+        Some("pty") => {
+            let message = "This deployment does not offer terminals.";
+            return Err(ServiceError::new(ErrorKind::NotImplemented, ErrorResponseCode::NotImplemented, message));
+        }
+        _ => return Err(ServiceError::invalid("The query must name a channel: `channel=exec`.")),
+    }
+    state.service.check_running(&caller, &id).await?;
+    let upgrade = upgrade.map_err(|_| ServiceError::invalid("This route speaks WebSocket: ask for an upgrade."))?;
+    let limits = &state.config.sockets;
+    let place = state.sockets.take(&caller.tenant_id, &id, limits)?;
+    let max = limits.max_message;
+    let stopping = stopping.map(|Extension(Stopping(token))| token).unwrap_or_default();
+    let session = Session { state, caller, sandbox: id, stopping, place };
+    let span = tracing::Span::current();
+    let upgrade = upgrade.max_message_size(max).max_frame_size(max).read_buffer_size(16 << 10);
+    Ok(upgrade.on_upgrade(move |socket| session.serve(socket).instrument(span)))
+}

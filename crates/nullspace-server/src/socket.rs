@@ -1,0 +1,266 @@
+//! Commands over a WebSocket.
+//!
+//! ```text
+//!            ┌ reader: messages ──> one task a command ──events──┐
+//!   socket ──┤                                                   v  4 messages wait at most
+//!            └ writer: <──────────────────────────────────── queue, and a ping now and then
+//! ```
+//! A client that is slow fills the queue, and so holds its commands back: nothing is dropped. One that takes nothing at
+//! all, or says nothing and answers no ping, is let go after [`SocketLimits::patience`]; its commands run on.
+
+mod places;
+mod text;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use nullspace_api::{ErrorResponseCode, ExecClientMessage, ExecConnect, ExecOutput, ExecServerMessage, ExecStart};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::places::{Place, Sockets};
+use self::text::Text;
+use crate::commands::{CommandEvent, FollowedCommand};
+use crate::config::SocketLimits;
+use crate::extract::without_value;
+use crate::routes::AppState;
+use crate::service::{Caller, ServiceError};
+
+/// Messages that wait for the writer.
+const QUEUE: usize = 4;
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// One client's socket, and what it needs.
+pub(crate) struct Session {
+    pub(crate) state: AppState,
+    pub(crate) caller: Caller,
+    pub(crate) sandbox: String,
+    pub(crate) stopping: CancellationToken,
+    /// Given back when the socket is done.
+    pub(crate) place: Place,
+}
+
+/// When the client last showed that it is there: it sent something, or took something.
+struct Alive(Mutex<Instant>);
+
+impl Alive {
+    fn now(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn since(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}
+
+impl Session {
+    /// Serves the socket until either side ends it.
+    pub(crate) async fn serve(self, socket: WebSocket) {
+        let limits = self.state.config.sockets.clone();
+        let (mut sink, mut stream) = socket.split();
+        let (queue, queued) = mpsc::channel(QUEUE);
+        let alive = Alive(Mutex::new(Instant::now()));
+        let farewell = {
+            let reader = self.read(&mut stream, queue, &alive, &limits);
+            let writer = write(&mut sink, queued, &alive, &limits);
+            tokio::select! {
+                farewell = reader => farewell,
+                () = writer => None,
+            }
+        };
+        let close = async {
+            if let Some((code, reason)) = farewell {
+                let _ = sink.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await;
+            }
+            let _ = sink.close().await;
+        };
+        // A client that is gone need not hear it.
+        let _ = tokio::time::timeout(FAREWELL, close).await;
+        drop(self.place);
+    }
+
+    /// Takes messages until the socket ends; with what to part, when it is us who end it.
+    async fn read(
+        &self,
+        stream: &mut SplitStream<WebSocket>,
+        queue: mpsc::Sender<ExecServerMessage>,
+        alive: &Alive,
+        limits: &SocketLimits,
+    ) -> Option<(u16, &'static str)> {
+        // Dropping it lets all commands go; they run on.
+        let mut commands = JoinSet::new();
+        let mut idle_since = Instant::now();
+        loop {
+            let idle = limits.idle.saturating_sub(idle_since.elapsed());
+            let message = tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return Some((close_code::AWAY, "the service stops")),
+                Some(_) = commands.join_next(), if !commands.is_empty() => {
+                    idle_since = Instant::now();
+                    continue;
+                }
+                () = tokio::time::sleep(idle), if commands.is_empty() => {
+                    return Some((close_code::NORMAL, "no command for a long time"));
+                }
+                message = stream.next() => message,
+            };
+            alive.now();
+            let parsed = match message {
+                Some(Ok(Message::Text(text))) => parse(text.as_bytes()),
+                Some(Ok(Message::Binary(bytes))) => parse(&bytes),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+                None | Some(Ok(Message::Close(_))) => return None,
+                Some(Err(error)) => {
+                    // Too large, or no WebSocket any more.
+                    tracing::debug!(%error, "a socket broke off");
+                    return Some((close_code::SIZE, "a message is too large, or no WebSocket message"));
+                }
+            };
+            idle_since = Instant::now();
+            let parsed =
+                parsed.and_then(|message| match self.state.limiter.take(&self.caller.tenant_id, Instant::now()) {
+                    Ok(()) => Ok(message),
+                    Err(wait) => Err(refusal(
+                        Some(id(&message)),
+                        ErrorResponseCode::RateLimitExceeded,
+                        format!("too many requests at once: wait {} s", wait.as_secs().saturating_add(1)),
+                    )),
+                });
+            match parsed {
+                Ok(message) if commands.len() >= limits.commands => {
+                    let text = format!("{} commands run over this socket already: let one end", limits.commands);
+                    let refused = refusal(Some(id(&message)), ErrorResponseCode::RateLimitExceeded, text);
+                    queue.send(refused).await.ok()?;
+                }
+                Ok(message) => {
+                    let (state, caller) = (self.state.clone(), self.caller.clone());
+                    let (sandbox, queue) = (self.sandbox.clone(), queue.clone());
+                    commands.spawn(follow(state, caller, sandbox, message, queue));
+                }
+                Err(refused) => queue.send(refused).await.ok()?,
+            }
+        }
+    }
+}
+
+fn id(message: &ExecClientMessage) -> String {
+    match message {
+        ExecClientMessage::ExecStart(start) => start.id.clone(),
+        ExecClientMessage::ExecConnect(connect) => connect.id.clone(),
+    }
+}
+
+fn refusal(id: Option<String>, code: ErrorResponseCode, message: String) -> ExecServerMessage {
+    ExecServerMessage::Error { id, code, message }
+}
+
+fn parse(bytes: &[u8]) -> Result<ExecClientMessage, ExecServerMessage> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let what = without_value(&error.to_string());
+        refusal(None, ErrorResponseCode::InvalidRequest, format!("invalid message: {what}"))
+    })
+}
+
+/// Runs one command, or follows one, and says what it does. Ends early when nobody listens any more.
+async fn follow(
+    state: AppState,
+    caller: Caller,
+    sandbox: String,
+    message: ExecClientMessage,
+    queue: mpsc::Sender<ExecServerMessage>,
+) {
+    let (id, command) = match message {
+        ExecClientMessage::ExecStart(ExecStart { id, request }) => {
+            (id, state.service.run_command(&caller, &sandbox, request).await)
+        }
+        ExecClientMessage::ExecConnect(ExecConnect { id, pid }) => {
+            (id, state.service.connect_command(&caller, &sandbox, pid).await)
+        }
+    };
+    // Sending fails when the socket is gone.
+    let _ = match command {
+        Ok(command) => tell(&id, command, &queue).await,
+        Err(error) => queue.send(failure(&id, error)).await.map_err(drop),
+    };
+}
+
+async fn tell(id: &str, command: FollowedCommand, queue: &mpsc::Sender<ExecServerMessage>) -> Result<(), ()> {
+    let FollowedCommand { pid, lost: (lost_stdout_bytes, lost_stderr_bytes), mut events } = command;
+    let send = async |message| queue.send(message).await.map_err(drop);
+    send(ExecServerMessage::ExecStarted { id: id.to_owned(), pid, lost_stdout_bytes, lost_stderr_bytes }).await?;
+    let (mut out, mut err) = (Text::default(), Text::default());
+    let said = |piece: Option<(String, Option<String>)>| {
+        piece.map(|(data, data_base64)| ExecOutput { id: id.to_owned(), data, data_base64 })
+    };
+    while let Some(event) = events.next().await {
+        let message = match event {
+            Ok(CommandEvent::Stdout(bytes)) => said(out.push(&bytes)).map(ExecServerMessage::ExecStdout),
+            Ok(CommandEvent::Stderr(bytes)) => said(err.push(&bytes)).map(ExecServerMessage::ExecStderr),
+            Ok(CommandEvent::Exit { code, timed_out }) => {
+                if let Some(rest) = said(out.finish()) {
+                    send(ExecServerMessage::ExecStdout(rest)).await?;
+                }
+                if let Some(rest) = said(err.finish()) {
+                    send(ExecServerMessage::ExecStderr(rest)).await?;
+                }
+                if timed_out {
+                    let text = "the command did not end in its time and was stopped; give it a higher timeout_secs";
+                    let id = Some(id.to_owned());
+                    send(refusal(id, ErrorResponseCode::ExecTimeout, text.to_owned())).await?;
+                }
+                Some(ExecServerMessage::ExecExit { id: id.to_owned(), pid, exit_code: code })
+            }
+            Err(error) => Some(failure(id, error)),
+        };
+        if let Some(message) = message {
+            send(message).await?;
+        }
+    }
+    Ok(())
+}
+
+fn failure(id: &str, error: ServiceError) -> ExecServerMessage {
+    let (body, source) = error.into_parts();
+    if let Some(source) = source {
+        tracing::warn!(error = %body.error, cause = crate::edge::chain(&*source), "a command over a socket failed");
+    }
+    refusal(Some(id.to_owned()), body.code, body.error)
+}
+
+/// Sends what is queued, and pings, until the client takes nothing any more.
+async fn write(
+    sink: &mut SplitSink<WebSocket, Message>,
+    mut queued: mpsc::Receiver<ExecServerMessage>,
+    alive: &Alive,
+    limits: &SocketLimits,
+) {
+    let mut ping = tokio::time::interval(limits.ping);
+    ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let (message, is_data) = tokio::select! {
+            message = queued.recv() => {
+                // Our own type has string keys and no floats: serialising cannot fail.
+                let Some(Ok(json)) = message.map(|message| serde_json::to_string(&message)) else { return };
+                (Message::Text(json.into()), true)
+            }
+            _ = ping.tick() => {
+                if alive.since() > limits.patience {
+                    tracing::debug!("a socket's client answers no ping");
+                    return;
+                }
+                (Message::Ping(bytes::Bytes::new()), false)
+            }
+        };
+        match tokio::time::timeout(limits.patience, sink.send(message)).await {
+            // A ping is taken by the kernel, and says nothing of the client.
+            Ok(Ok(())) if is_data => alive.now(),
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The fake service's commands.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use nullspace_api::*;
+use nullspace_server::{Caller, CommandEvent, CommandService, ErrorKind, FollowedCommand, ServiceError};
+
+use super::{Fake, SANDBOX};
+
+/// A piece of the command `much`, and how many there are of them.
+pub(crate) const PIECE: usize = 64 << 10;
+pub(crate) const PIECES: usize = 160;
+
+/// Counts itself as followed until it is dropped.
+struct Followed(Arc<AtomicUsize>);
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn own(caller: &Caller, id: &str) -> Result<(), ServiceError> {
+    Fake::own(caller, id, SANDBOX, ErrorResponseCode::SandboxNotFound)
+}
+
+#[async_trait]
+impl CommandService for Fake {
+    async fn check_running(&self, caller: &Caller, id: &str) -> Result<(), ServiceError> {
+        own(caller, id)
+    }
+
+    async fn run_command(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: ExecRequest,
+    ) -> Result<FollowedCommand, ServiceError> {
+        own(caller, id)?;
+        self.call(format!("{request:?}"));
+        let out = |bytes: &'static [u8]| Ok(CommandEvent::Stdout(Bytes::from_static(bytes)));
+        let err = |bytes: &'static [u8]| Ok(CommandEvent::Stderr(Bytes::from_static(bytes)));
+        let exit = |code, timed_out| Ok(CommandEvent::Exit { code, timed_out });
+        let events = match request.command.as_str() {
+            "text" => stream::iter([out(b"a\xe2"), err(b"fault\n"), out(b"\x82\xac\n"), exit(3, false)]).boxed(),
+            "binary" => stream::iter([out(b"a\xff\0b"), out(b"\xe2\x82"), exit(0, false)]).boxed(),
+            "much" => {
+                let made = Arc::clone(&self.made);
+                let pieces = stream::iter(0..PIECES).map(move |at| {
+                    made.fetch_add(1, Ordering::SeqCst);
+                    Ok(CommandEvent::Stdout(vec![b'a' + (at % 26) as u8; PIECE].into()))
+                });
+                pieces.chain(stream::iter([exit(0, false)])).boxed()
+            }
+            "late" => stream::iter([exit(143, true)]).boxed(),
+            "hang" => stream::iter([out(b"up\n")]).chain(stream::pending()).boxed(),
+            "ended" => {
+                let gone = ServiceError::not_found(ErrorResponseCode::SandboxNotFound, "The sandbox has ended.");
+                stream::iter([out(b"up\n"), Err(gone)]).boxed()
+            }
+            _ => {
+                let message = "There is no such program.";
+                return Err(ServiceError::new(ErrorKind::Upstream, ErrorResponseCode::ExecFailed, message));
+            }
+        };
+        self.followed.fetch_add(1, Ordering::SeqCst);
+        let followed = Followed(Arc::clone(&self.followed));
+        let events = events.map(move |event| {
+            let _ = &followed;
+            event
+        });
+        Ok(FollowedCommand { pid: 42, lost: (0, 0), events: events.boxed() })
+    }
+
+    async fn connect_command(&self, caller: &Caller, id: &str, pid: u32) -> Result<FollowedCommand, ServiceError> {
+        own(caller, id)?;
+        if pid != 42 {
+            return Err(ServiceError::not_found(ErrorResponseCode::NotFound, format!("There is no process {pid}.")));
+        }
+        let out = Ok(CommandEvent::Stdout(Bytes::from_static(b"kept\n")));
+        let events = stream::iter([out, Ok(CommandEvent::Exit { code: 0, timed_out: false })]);
+        Ok(FollowedCommand { pid, lost: (1000, 0), events: events.boxed() })
+    }
+
+    async fn send_stdin(&self, caller: &Caller, id: &str, pid: u32, data: &[u8]) -> Result<(), ServiceError> {
+        own(caller, id)?;
+        self.call(format!("stdin of {pid}: {}", String::from_utf8_lossy(data)));
+        match pid {
+            42 => Ok(()),
+            43 => Err(ServiceError::new(
+                ErrorKind::Conflict,
+                ErrorResponseCode::TransitionConflict,
+                "The process has closed its stdin.",
+            )),
+            _ => Err(ServiceError::not_found(ErrorResponseCode::NotFound, format!("There is no process {pid}."))),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! A service in memory, for what is HTTP's alone: it knows two keys, one build and one sandbox, and fails on request.
+#![allow(dead_code, reason = "shared with the tests of the client")]
+
+mod answers;
+pub(crate) mod commands;
+mod files;
+mod service;
+
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
+
+use nullspace_api::*;
+use nullspace_server::{Caller, ServerConfig, Service, ServiceError, router};
+use tokio::sync::watch;
+
+pub(crate) use self::answers::{build, entry, sandbox, template};
+
+pub(crate) const KEY: &str = "ns_live_canary-key";
+pub(crate) const OTHER_KEY: &str = "ns_live_other";
+pub(crate) const BUILD: &str = "tb_1";
+pub(crate) const TEMPLATE: &str = "tmpl_1";
+pub(crate) const SANDBOX: &str = "sb_1";
+
+/// A cause that only the log may see.
+#[derive(Debug, thiserror::Error)]
+#[error("canary-cause: disk is full")]
+struct Cause;
+
+pub(crate) struct Fake {
+    log: watch::Sender<Vec<TemplateBuildLogEntry>>,
+    /// What arrived, as the service sees it.
+    pub(crate) calls: Mutex<Vec<String>>,
+    /// After so many entries the log stream fails, once.
+    pub(crate) break_after: Mutex<Option<u64>>,
+    file: Mutex<Option<Vec<u8>>>,
+    /// A backend is down.
+    pub(crate) down: Mutex<bool>,
+    /// Commands that are followed.
+    pub(crate) followed: Arc<AtomicUsize>,
+    /// Pieces of output that the command `much` has made.
+    pub(crate) made: Arc<AtomicUsize>,
+}
+
+impl Fake {
+    pub(crate) fn new() -> Arc<Self> {
+        let (log, _) = watch::channel(Vec::new());
+        Arc::new(Self {
+            log,
+            calls: Mutex::new(Vec::new()),
+            break_after: Mutex::new(None),
+            file: Mutex::new(None),
+            down: Mutex::new(false),
+            followed: Arc::default(),
+            made: Arc::default(),
+        })
+    }
+
+    pub(crate) fn router(self: &Arc<Self>, config: ServerConfig) -> axum::Router {
+        router(Arc::clone(self) as Arc<dyn Service>, config)
+    }
+
+    /// Append an entry to the build's log.
+    pub(crate) fn push(&self, kind: TemplateBuildLogKind, message: &str) {
+        self.log.send_modify(|log| log.push(entry(log.len() as u64, kind, message)));
+    }
+
+    pub(crate) fn last_call(&self) -> String {
+        self.calls.lock().unwrap().last().cloned().unwrap_or_default()
+    }
+
+    fn call(&self, call: String) {
+        self.calls.lock().unwrap().push(call);
+    }
+
+    fn own(caller: &Caller, id: &str, known: &str, code: ErrorResponseCode) -> Result<(), ServiceError> {
+        if caller.tenant_id == "a" && id == known {
+            return Ok(());
+        }
+        Err(ServiceError::not_found(code, format!("There is no `{id}`.")))
+    }
+}
