@@ -84,9 +84,9 @@ impl Machine {
         // Nobody may be waiting for it any more.
         let _ = resumed.send(());
         let greeting = async {
-            let stream = vm.agent().await?;
             let restored = identity(hostname, vm.as_ref());
-            Ok(Agent::connect_restored(stream, restored, RESTORE).await?)
+            let open = || async { vm.agent().await.map_err(MachineError::from) };
+            Agent::connect_restored(open, restored, RESTORE).await
         };
         let greeted = alive(vm.as_ref(), greeting).await;
         Machine::joined(vm, greeted, permit).await

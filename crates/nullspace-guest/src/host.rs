@@ -37,6 +37,8 @@ const QUICK: Duration = Duration::from_secs(20);
 const FLUSH: Duration = Duration::from_secs(120);
 /// What a process or probe may take beyond its own timeout before the agent counts as hung.
 const GRACE: Duration = Duration::from_millis(5000 + KILL_AFTER_MS);
+/// One reset comes with a restore; more than a few mean something else.
+const MAX_RESETS: u32 = 5;
 /// Bound of [`Agent::exec_collect`] for a process without a timeout of its own.
 const LONGEST_EXEC: Duration = Duration::from_secs(24 * 3600);
 
@@ -106,9 +108,36 @@ impl Agent {
 
     /// As [`Agent::connect`], for a guest that was just restored from a snapshot: `restored` travels right behind HELLO,
     /// so that both take one round trip. Returns when the guest has its new identity.
-    pub async fn connect_restored<S>(
-        stream: S,
+    ///
+    /// `open` opens a stream to the guest. It is asked again when the stream closes before the guest has answered: a
+    /// vsock's driver is told after a restore that its transport was reset, and closes what it has just accepted, be it
+    /// before the agent's first byte or behind its greeting. To be told twice who it is does a guest no harm.
+    pub async fn connect_restored<S, E, F>(
+        mut open: impl FnMut() -> F,
         restored: Restored,
+        timeout: Duration,
+    ) -> Result<(Agent, AgentInfo), E>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        E: From<AgentError>,
+        F: Future<Output = Result<S, E>>,
+    {
+        let until = tokio::time::Instant::now() + timeout;
+        let mut resets_left = MAX_RESETS;
+        loop {
+            let stream = open().await?;
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            match Agent::restore_over(stream, &restored, left).await {
+                Err(AgentError::Closed) if resets_left > 0 => resets_left -= 1,
+                Err(AgentError::Timeout { .. }) => return Err(AgentError::timeout("restored", timeout).into()),
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    async fn restore_over<S>(
+        stream: S,
+        restored: &Restored,
         timeout: Duration,
     ) -> Result<(Agent, AgentInfo), AgentError>
     where
@@ -116,14 +145,12 @@ impl Agent {
     {
         let until = tokio::time::Instant::now() + timeout;
         let agent = Agent { handle: Arc::new(Handle::spawn(stream)) };
-        let (channel, open) = agent.handle.prepare(&Request::Restored(restored))?;
+        let (channel, open) = agent.handle.prepare(&Request::Restored(restored.clone()))?;
         let info = agent.handle.greet(&open, timeout).await?;
         let left = until.saturating_duration_since(tokio::time::Instant::now());
-        match channel.end(left).await {
-            Ok(Outcome::Done) => Ok((agent, info)),
-            Ok(other) => Err(AgentError::unexpected("restored", &other)),
-            Err(AgentError::Timeout { .. }) => Err(AgentError::timeout("restored", timeout)),
-            Err(error) => Err(error),
+        match channel.end(left).await? {
+            Outcome::Done => Ok((agent, info)),
+            other => Err(AgentError::unexpected("restored", &other)),
         }
     }
 

@@ -323,7 +323,9 @@ async fn a_running_service_survives_snapshot_and_restore() {
         machine.ask("cont", serde_json::json!({}));
         let bare = began.elapsed();
         let name = format!("sb-{seed}");
-        let (agent, _) = Agent::connect_restored(machine.stream().await, restored(&name, seed), SOON).await.unwrap();
+        let mut streams = vec![machine.stream().await];
+        let open = || std::future::ready(streams.pop().ok_or(AgentError::Closed));
+        let (agent, _) = Agent::connect_restored(open, restored(&name, seed), SOON).await.unwrap();
         let greeted = began.elapsed();
         let out = run(&agent, exec(&["hostname"])).await;
         println!("restore: QEMU {bare:?}, restored {greeted:?}, first exec {:?}", began.elapsed());

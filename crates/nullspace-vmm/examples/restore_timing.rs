@@ -102,7 +102,8 @@ async fn run(vmm: &Qemu, root: &Path, folder: &Path, runs: usize) -> Outcome<()>
             unix_time_ns: now(),
             network: machine.guest_network(),
         };
-        let (agent, _) = Agent::connect_restored(machine.agent().await?, restored, limit).await?;
+        let open = || async { machine.agent().await.map_err(Box::<dyn std::error::Error>::from) };
+        let (agent, _) = Agent::connect_restored(open, restored, limit).await?;
         steps[1].push(ms(step));
         let step = Instant::now();
         agent.exec_collect(exec(), 1000).await?;

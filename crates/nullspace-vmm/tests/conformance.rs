@@ -400,7 +400,6 @@ impl Stage {
     async fn restore(&self, template: &Template, id: &str) -> (Box<dyn Vm>, Agent) {
         let spec = self.restore_spec(template, id);
         let machine = self.vmm.restore(spec).await.unwrap();
-        let stream = machine.agent().await.unwrap();
         let random = uuid::Uuid::new_v4();
         let restored = Restored {
             hostname: id.into(),
@@ -409,7 +408,8 @@ impl Stage {
             unix_time_ns: now_ns(),
             network: machine.guest_network(),
         };
-        match Agent::connect_restored(stream, restored, RESTORE).await {
+        let open = || async { machine.agent().await.map_err(Box::<dyn std::error::Error>::from) };
+        match Agent::connect_restored(open, restored, RESTORE).await {
             Ok((agent, _)) => (machine, agent),
             Err(error) => panic!("{id}: {error}\n{}", machine.console_tail()),
         }

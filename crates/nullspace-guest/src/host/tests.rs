@@ -169,30 +169,79 @@ async fn another_version_is_named() {
     assert_eq!(connected.unwrap_err(), AgentError::Abi { expected: AGENT_ABI, found: AGENT_ABI + 1 });
 }
 
-#[tokio::test]
-async fn restored_travels_with_hello() {
-    let (host, guest) = tokio::io::duplex(64 * 1024);
-    let mut fake = FakeAgent::new(guest);
-    let restored = Restored {
+fn info() -> AgentInfo {
+    AgentInfo { abi: AGENT_ABI, kernel: "6".into(), boot_id: "b".into(), root_ready: true, root_error: None }
+}
+
+fn identity() -> Restored {
+    Restored {
         hostname: "sb".into(),
         machine_id: "0".repeat(32),
         entropy: String::new(),
         unix_time_ns: 1,
         network: None,
-    };
+    }
+}
+
+#[tokio::test]
+async fn restored_travels_with_hello() {
+    let (host, guest) = tokio::io::duplex(64 * 1024);
+    let mut fake = FakeAgent::new(guest);
     let serve = async {
         let hello = fake.frame().await.unwrap();
         // Nothing was answered yet, and the request is here already.
         let open = fake.frame().await.unwrap();
         assert_eq!((hello.kind, open.kind), (Kind::Hello, Kind::Open));
         fake.session = hello.session;
-        let info =
-            AgentInfo { abi: AGENT_ABI, kernel: "6".into(), boot_id: "b".into(), root_ready: true, root_error: None };
-        fake.send(0, Kind::HelloAck, &serde_json::to_vec(&info).unwrap()).await;
+        fake.send(0, Kind::HelloAck, &serde_json::to_vec(&info()).unwrap()).await;
         fake.outcome(open.channel, Kind::End, &Outcome::Done).await;
     };
-    let (connected, ()) = tokio::join!(Agent::connect_restored(host, restored, SOON), serve);
+    let mut hosts = vec![host];
+    let open = || std::future::ready(hosts.pop().ok_or(AgentError::Closed));
+    let (connected, ()) = tokio::join!(Agent::connect_restored(open, identity(), SOON), serve);
     connected.unwrap();
+}
+
+#[tokio::test]
+async fn a_reset_around_the_greeting_begins_a_restored_guests_session_anew() {
+    let streams: Vec<_> = (0..4).map(|_| tokio::io::duplex(64 * 1024)).collect();
+    let (mut hosts, guests): (Vec<_>, Vec<_>) = streams.into_iter().rev().unzip();
+    let serve = async {
+        for (reset, guest) in guests.into_iter().rev().enumerate() {
+            let mut fake = FakeAgent::new(guest);
+            if reset == 0 {
+                // Before the guest has read a byte.
+                continue;
+            }
+            let hello = fake.frame().await.unwrap();
+            let open = fake.frame().await.unwrap();
+            fake.session = hello.session;
+            if reset == 1 {
+                // Before it has answered.
+                continue;
+            }
+            fake.send(0, Kind::HelloAck, &serde_json::to_vec(&info()).unwrap()).await;
+            if reset == 2 {
+                // Behind its greeting.
+                continue;
+            }
+            fake.outcome(open.channel, Kind::End, &Outcome::Done).await;
+        }
+    };
+    let open = || std::future::ready(hosts.pop().ok_or(AgentError::Protocol("no more streams".into())));
+    let (connected, ()) = tokio::join!(Agent::connect_restored(open, identity(), SOON), serve);
+    connected.unwrap();
+}
+
+#[tokio::test]
+async fn a_restored_guest_that_always_hangs_up_is_given_up() {
+    let mut opened = 0;
+    let open = || {
+        opened += 1;
+        std::future::ready(Ok::<_, AgentError>(tokio::io::duplex(64).0))
+    };
+    let error = Agent::connect_restored(open, identity(), SOON).await.unwrap_err();
+    assert_eq!((error, opened), (AgentError::Closed, 6));
 }
 
 #[tokio::test]

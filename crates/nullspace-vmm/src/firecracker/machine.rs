@@ -86,7 +86,6 @@ pub(super) struct Machine {
     pub(super) memory_mib: u32,
     pub(super) description: Description,
     pub(super) network: Option<GuestNetwork>,
-    pub(super) restored: bool,
     pub(super) compatibility: Compatibility,
     pub(super) paused: tokio::sync::Mutex<bool>,
     /// The disk went into a snapshot: there is nothing to run on.
@@ -200,11 +199,7 @@ impl Vm for Running {
                 });
             }
         };
-        let reconnect = machine.restored.then(|| {
-            let folder = machine.folder.clone();
-            agent::reconnecting(folder, VSOCK, AGENT_LIMIT)
-        });
-        Ok(Box::new(agent::Stream::new(stream, token.cancelled_owned(), reconnect)))
+        Ok(Box::new(agent::Stream::new(stream, token.cancelled_owned())))
     }
 
     async fn pause(&self) -> Result<(), VmmError> {

@@ -126,7 +126,6 @@ struct Facts {
     id: String,
     vcpus: u32,
     memory_mib: u32,
-    restored: bool,
 }
 
 impl Firecracker {
@@ -156,7 +155,7 @@ impl Firecracker {
     /// Starts the process, hands everything that it occupies to the task that watches it, waits for its API.
     async fn launch(&self, facts: Facts, prepared: Prepared) -> Result<Running, VmmError> {
         let Prepared { jail, holdings, disk, disk_bytes, overlay: _ } = prepared;
-        let Facts { id, vcpus, memory_mib, restored } = facts;
+        let Facts { id, vcpus, memory_mib } = facts;
         let lease = holdings.lease.as_ref();
         let network = lease.filter(|lease| lease.has_uplink()).map(|_| NetPool::guest_network());
         let description = Description { card: lease.is_some() };
@@ -195,7 +194,6 @@ impl Firecracker {
             memory_mib,
             description,
             network,
-            restored,
             compatibility: self.compatibility.clone(),
             paused: tokio::sync::Mutex::new(false),
             spent: AtomicBool::new(false),
@@ -377,7 +375,7 @@ impl Vmm for Firecracker {
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Vm>, VmmError> {
         Self::check_id(&spec.id)?;
         let prepared = self.prepare_boot(&spec).await?;
-        let facts = Facts { id: spec.id, vcpus: spec.vcpus, memory_mib: spec.memory_mib, restored: false };
+        let facts = Facts { id: spec.id, vcpus: spec.vcpus, memory_mib: spec.memory_mib };
         let running = self.launch(facts, prepared).await?;
         let configured = self.configure_and_start(&running.0).await;
         match running.0.explain(configured).await {
@@ -391,8 +389,7 @@ impl Vmm for Firecracker {
         self.check_snapshot(&spec)?;
         let mut prepared = self.prepare_restore(&spec).await?;
         let overlay = prepared.overlay.take();
-        let facts =
-            Facts { id: spec.id, vcpus: spec.summary.vcpus, memory_mib: spec.summary.memory_mib, restored: true };
+        let facts = Facts { id: spec.id, vcpus: spec.summary.vcpus, memory_mib: spec.summary.memory_mib };
         let running = self.launch(facts, prepared).await?;
         let loaded = self.load(&running.0).await;
         if overlay.is_some() {
