@@ -16,6 +16,7 @@
 //! snapshot's folder. Nothing here knows of templates or tenants, and nothing named by a guest or a caller becomes a
 //! path or an argument: ids, folders and numbers come from the service.
 
+mod changes;
 pub mod firecracker;
 mod memory;
 pub mod net;
@@ -28,6 +29,7 @@ pub mod spec;
 mod tail;
 mod uids;
 
+pub use changes::{DiskChanges, Extent};
 pub use spec::*;
 
 use std::path::Path;
@@ -78,6 +80,18 @@ pub trait Vm: Send + Sync {
 
     /// Lets the vCPUs run again. Idempotent.
     async fn resume(&self) -> Result<(), VmmError>;
+
+    /// Takes what the machine has written to its root disk since it was booted or last captured. It may run; its root
+    /// filesystem must be frozen, and may be thawed as soon as this returns. For machines that were booted over a
+    /// [`Disk::Overlay`] only. Under QEMU the cost depends on what changed alone; see `firecracker/capture.rs` for the other.
+    ///
+    /// Afterwards [`Vm::snapshot`] holds what was written since, and [`RestoreSpec::base`] of such a snapshot is the base
+    /// image with all captured changes applied (grown to the disk's size or not).
+    ///
+    /// # Errors
+    /// [`VmmError::Refused`] for another machine, and after 64 captures: then a new one has to be booted from what was
+    /// captured. After any other error the machine can only be killed.
+    async fn capture(&self) -> Result<DiskChanges, VmmError>;
 
     /// Writes memory, device state and disk into `dir` (exists, empty). The machine must be paused, its agent stream
     /// dropped and its root filesystem frozen; it stays paused. The files are not synced to disk: publishing is the

@@ -73,7 +73,7 @@ pub enum Network {
 pub struct RestoreSpec {
     /// As in [`BootSpec`].
     pub id: String,
-    /// The `base` that the snapshotted machine's [`Disk::Overlay`] had; for a `Direct` disk that image itself, unchanged
+    /// The `base` that the snapshotted machine's [`Disk::Overlay`] had, with what was captured of it applied; for a `Direct` disk that image itself, unchanged
     /// since. `None` only when the snapshot's folder holds the whole disk.
     pub base: Option<PathBuf>,
     /// Folder that [`Vm::snapshot`](crate::Vm::snapshot) filled; never written to.

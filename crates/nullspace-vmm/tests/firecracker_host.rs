@@ -1,5 +1,5 @@
 //! The Firecracker driver against the real binaries on any machine with a `/dev/kvm` that opens: what they answer, how
-//! the jail comes and goes. No guest has to run for it; `conformance.rs` is for that.
+//! the jail comes and goes. No guest has to run for it; the conformance tests are for that.
 //!
 //! Needs root and `scripts/fetch-firecracker.sh`; without them the tests say so and pass, or fail for a missing file where
 //! `NULLSPACE_TEST_COMPLETE` is set, as `make test` sets it.
@@ -343,7 +343,7 @@ fn lacks(script: &str) {
     eprintln!("skipped: needs {script}");
 }
 
-/// As in `conformance.rs`.
+/// As in the conformance tests.
 fn place(variable: &str, default: &str) -> PathBuf {
     std::env::var_os(variable)
         .map(PathBuf::from)

@@ -26,12 +26,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::agent;
 use super::api::Api;
+use super::capture::Tracked;
 use super::files;
 use super::folder::Folder;
 use super::jail::{DISK, VSOCK};
 use super::launch::Process;
 use crate::tail::Tail;
-use crate::{AgentStream, Compatibility, SnapshotSummary, Vm, VmmError};
+use crate::{AgentStream, Compatibility, DiskChanges, SnapshotSummary, Vm, VmmError};
 
 pub(super) const STATE: &str = "state";
 pub(super) const MEMORY: &str = "memory";
@@ -60,7 +61,7 @@ pub(super) struct Description {
 #[derive(Debug)]
 pub(super) enum DiskPlace {
     /// In its folder; can be moved into a snapshot.
-    Own,
+    Own(Tracked),
     /// Open: the machine is to live on after a snapshot, so it is copied.
     Kept(File),
     /// The caller's, open.
@@ -137,7 +138,7 @@ impl Machine {
         let target = dir.join(DISK_FILE);
         let disk = self.disk.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match &*disk {
-            DiskPlace::Own => {
+            DiskPlace::Own(_) => {
                 self.spent.store(true, Ordering::Release);
                 files::take(&self.folder, DISK, &target).map(drop)
             }
@@ -219,6 +220,25 @@ impl Vm for Running {
             *paused = false;
         }
         Ok(())
+    }
+
+    async fn capture(&self) -> Result<DiskChanges, VmmError> {
+        self.0.usable()?;
+        let machine = Arc::clone(&self.0);
+        let capture = move || {
+            let mut disk = machine.disk.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let DiskPlace::Own(tracked) = &mut *disk else {
+                return Err(VmmError::Refused {
+                    context: "capture a machine's writes".into(),
+                    message: "only a machine that was booted over an image of its own has its writes told apart".into(),
+                });
+            };
+            let context = "capture a machine's writes".into();
+            tracked.capture().map_err(|source| VmmError::Io { context, source })
+        };
+        tokio::task::spawn_blocking(capture).await.unwrap_or_else(|error| {
+            Err(VmmError::Io { context: "capture a machine's writes".into(), source: error.into() })
+        })
     }
 
     async fn snapshot(&self, dir: &Path) -> Result<SnapshotSummary, VmmError> {

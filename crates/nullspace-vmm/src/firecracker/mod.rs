@@ -22,6 +22,7 @@
 
 mod agent;
 mod api;
+mod capture;
 mod cgroups;
 mod compatibility;
 mod disk;
@@ -46,6 +47,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::api::{Api, BootSource, Drive, MachineConfig, MemoryBackend, NetworkInterface, SnapshotLoad, Vsock};
+use self::capture::Tracked;
 use self::cgroups::Cgroups;
 use self::jail::{API_SOCKET, DISK, Jail, Lent, VSOCK};
 use self::launch::Process;
@@ -300,8 +302,10 @@ impl Firecracker {
             jail.share(&initramfs, "initramfs")?;
             match disk {
                 Disk::Overlay { base, size_bytes } => {
+                    let image = std::fs::File::open(&base).map_err(disk_error(&base))?;
                     let made = disk::make(&base, size_bytes, jail, work, disk::Choice::File);
-                    made.map(|made| (DiskPlace::Own, made.bytes, None)).map_err(disk_error(&base))
+                    let made = made.map_err(disk_error(&base))?;
+                    Ok((DiskPlace::Own(Tracked::new(made.file, image, work)), made.bytes, None))
                 }
                 Disk::Direct { path } => {
                     holdings.lent = jail.lend(&path, DISK)?;

@@ -66,6 +66,32 @@ pub(super) enum Format {
     Qcow2,
 }
 
+/// The block nodes of one layer: the file behind descriptor set `index`, and the format over it. They and their flags are
+/// the same from the command line and from the monitor.
+fn nodes(index: usize, format: Format, writable: bool, below: Option<String>) -> (Value, Value) {
+    let file = format!("file{index}");
+    // A machine's disk dies with the service or is published by a copy that is synced: no flush needs to reach the
+    // platter. Data and metadata still go to the page cache at every flush and at the end.
+    let cache = json!({ "direct": false, "no-flush": true });
+    let protocol = json!({
+        "driver": "file", "node-name": file, "filename": format!("/dev/fdset/{index}"),
+        "read-only": !writable, "locking": "off", "discard": "unmap", "cache": cache,
+    });
+    let mut node = json!({
+        "driver": match format { Format::Raw => "raw", Format::Qcow2 => "qcow2" },
+        "node-name": format!("disk{index}"), "file": file, "read-only": !writable, "discard": "unmap", "cache": cache,
+    });
+    if format == Format::Qcow2 {
+        node["backing"] = below.map_or(Value::Null, Value::String);
+    }
+    (protocol, node)
+}
+
+/// The nodes of an overlay that is put on the others later.
+pub(super) fn node_of_overlay(index: usize) -> (Value, Value) {
+    nodes(index, Format::Qcow2, true, None)
+}
+
 /// How the machine starts.
 #[derive(Debug)]
 pub(super) enum Start {
@@ -161,25 +187,12 @@ impl CommandLine {
     fn disk(&mut self, layers: Vec<Layer>) {
         let mut below: Option<String> = None;
         for (index, layer) in layers.into_iter().enumerate() {
-            let (file, node) = (format!("file{index}"), format!("disk{index}"));
             let number = self.pass(layer.file);
             self.option("-add-fd", format!("fd={number},set={index}"));
-            // A machine's disk dies with the service or is published by a copy that is synced: no flush needs to reach
-            // the platter. Data and metadata still go to the page cache at every flush and at the end.
-            let cache = json!({ "direct": false, "no-flush": true });
-            self.node(&json!({
-                "driver": "file", "node-name": file, "filename": format!("/dev/fdset/{index}"),
-                "read-only": !layer.writable, "locking": "off", "discard": "unmap", "cache": cache,
-            }));
-            let mut format = json!({
-                "driver": match layer.format { Format::Raw => "raw", Format::Qcow2 => "qcow2" },
-                "node-name": node, "file": file, "read-only": !layer.writable, "discard": "unmap", "cache": cache,
-            });
-            if layer.format == Format::Qcow2 {
-                format["backing"] = below.map_or(Value::Null, Value::String);
-            }
+            let (file, format) = nodes(index, layer.format, layer.writable, below);
+            self.node(&file);
             self.node(&format);
-            below = Some(node);
+            below = Some(format!("disk{index}"));
         }
         if let Some(top) = below {
             // A full host disk is the guest's I/O error, and not a machine that stands still without a word.

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -107,6 +107,28 @@ impl Written {
             None => None,
         };
         Ok(Self { below, top })
+    }
+
+    /// True for a machine's own overlay over a raw image.
+    pub(super) fn is_a_single_overlay(&self) -> bool {
+        self.below.is_empty() && self.top.is_some()
+    }
+
+    /// An empty overlay to lie on these layers. Blocks.
+    pub(super) fn successor(&self, folder: &Path) -> io::Result<Self> {
+        let Some((_, size)) = self.top else { return Err(io::ErrorKind::Unsupported.into()) };
+        Ok(Self { below: Vec::new(), top: Some((Overlay::create(folder, size)?, size)) })
+    }
+
+    /// The machine's own overlay, to be handed to QEMU.
+    pub(super) fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.overlay_file().map(OwnedFd::from)
+    }
+
+    /// The machine's own overlay, to be read.
+    pub(super) fn overlay_file(&self) -> io::Result<File> {
+        let Some((overlay, _)) = &self.top else { return Err(io::ErrorKind::Unsupported.into()) };
+        overlay.file.try_clone()
     }
 
     /// Gives all layers their names in `folder`, and returns the names. Blocks.

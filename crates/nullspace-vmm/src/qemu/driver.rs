@@ -138,10 +138,12 @@ impl Driver {
     pub(super) async fn boot(self: &Arc<Self>, spec: BootSpec) -> Result<Machine, VmmError> {
         let BootSpec { id, vcpus, memory_mib, disk, network, work_dir } = spec;
         check_shape(&id, vcpus, memory_mib)?;
-        let disk =
-            async { tokio::task::spawn_blocking(move || OpenDisk::boot(&disk, &work_dir)).await.map_err(broken)? };
+        let disk = async {
+            let folder = work_dir.clone();
+            tokio::task::spawn_blocking(move || OpenDisk::boot(&disk, &folder)).await.map_err(broken)?
+        };
         let (disk, card) = tokio::try_join!(disk, self.card(&network))?;
-        self.boot_kernel(id, vcpus, memory_mib, disk, card).await
+        self.boot_kernel(id, vcpus, memory_mib, disk, card, work_dir).await
     }
 
     /// Boots a machine that reaches nothing, to see whether it boots. It finds no root on its disk, which is sooner known
@@ -150,7 +152,7 @@ impl Driver {
         let failed = |source| VmmError::Io { context: "make an empty disk".into(), source };
         let disk = OpenDisk::empty(TRIAL_DISK).map_err(failed)?;
         let card = Card { network: Network::Isolated, netdev: Netdev::Nowhere, lease: None, guest: None };
-        Ok(Box::new(self.boot_kernel("trial".into(), 1, memory_mib, disk, card).await?))
+        Ok(Box::new(self.boot_kernel("trial".into(), 1, memory_mib, disk, card, PathBuf::new()).await?))
     }
 
     async fn boot_kernel(
@@ -160,6 +162,7 @@ impl Driver {
         memory_mib: u32,
         disk: OpenDisk,
         card: Card,
+        work_dir: PathBuf,
     ) -> Result<Machine, VmmError> {
         let failed = |source| VmmError::Io { context: "make guest memory".into(), source };
         let memory = memory::anonymous("nullspace-guest", memory_bytes(memory_mib)).map_err(failed)?;
@@ -186,8 +189,10 @@ impl Driver {
             guest_network: card.guest,
             manifest,
             restored: false,
+            work_dir,
+            capturing: tokio::sync::Mutex::default(),
             running,
-            own: Mutex::new(Own { memory: Some(memory), disk: Arc::new(disk.written) }),
+            own: Mutex::new(Own { memory: Some(memory), disk: Arc::new(disk.written), captures: 0 }),
             snapshotted: AtomicBool::new(false),
             driver: self.clone(),
         })
@@ -260,8 +265,10 @@ impl Driver {
             // The guest goes on counting time as it did where it was booted.
             manifest: Manifest { tsc_khz: files.manifest.tsc_khz, ..ours },
             restored: true,
+            work_dir: PathBuf::new(),
+            capturing: tokio::sync::Mutex::default(),
             running,
-            own: Mutex::new(Own { memory: None, disk: Arc::new(disk.written) }),
+            own: Mutex::new(Own { memory: None, disk: Arc::new(disk.written), captures: 0 }),
             snapshotted: AtomicBool::new(false),
             driver: self.clone(),
         })
@@ -305,8 +312,10 @@ impl Driver {
             guest_network: None,
             manifest: machine.manifest.clone(),
             restored: false,
+            work_dir: PathBuf::new(),
+            capturing: tokio::sync::Mutex::default(),
             running,
-            own: Mutex::new(Own { memory: Some(memory), disk: Arc::default() }),
+            own: Mutex::new(Own { memory: Some(memory), disk: Arc::default(), captures: 0 }),
             snapshotted: AtomicBool::new(false),
             driver: self.clone(),
         })

@@ -1,7 +1,7 @@
 //! A machine under QEMU.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::Driver;
 use super::disk::Written;
 use super::launch::Running;
 use super::snapshot::{self, Manifest};
-use crate::{AgentStream, Network, SnapshotSummary, Vm, VmmError};
+use crate::{AgentStream, DiskChanges, Network, SnapshotSummary, Vm, VmmError};
 
 /// Bound of a monitor command that takes microseconds, on a host that is busy. `stop` flushes the disk's metadata.
 const COMMAND: Duration = Duration::from_secs(30);
@@ -31,6 +31,10 @@ pub(super) struct Machine {
     pub(super) manifest: Manifest,
     /// Its memory is a private mapping of a template's.
     pub(super) restored: bool,
+    /// Where its overlays are made.
+    pub(super) work_dir: PathBuf,
+    /// Held by a capture.
+    pub(super) capturing: tokio::sync::Mutex<()>,
     pub(super) running: Running,
     pub(super) own: Mutex<Own>,
     /// A snapshot ended QEMU on purpose.
@@ -45,6 +49,8 @@ pub(super) struct Own {
     pub(super) memory: Option<File>,
     /// What is written of its disk.
     pub(super) disk: Arc<Written>,
+    /// How often it was captured.
+    pub(super) captures: u32,
 }
 
 impl Machine {
@@ -53,7 +59,7 @@ impl Machine {
     }
 
     /// Replaces "the monitor closed" by how QEMU ended.
-    async fn explain<T>(&self, result: Result<T, VmmError>) -> Result<T, VmmError> {
+    pub(super) async fn explain<T>(&self, result: Result<T, VmmError>) -> Result<T, VmmError> {
         match result {
             Err(VmmError::Exited(_)) => Err(VmmError::Exited(self.running.how_it_ended().await)),
             other => other,
@@ -62,7 +68,7 @@ impl Machine {
 
     /// Snapshots a machine whose memory is its own, which ends it.
     pub(super) async fn take_snapshot(&self, folder: &Path) -> Result<SnapshotSummary, VmmError> {
-        let Own { memory: Some(memory), disk } = std::mem::take(&mut *self.own()) else {
+        let Own { memory: Some(memory), disk, .. } = std::mem::take(&mut *self.own()) else {
             return Err(refused("the machine was snapshotted before".into()));
         };
         self.explain(snapshot::write_state(&self.running.monitor, folder).await).await?;
@@ -135,6 +141,10 @@ impl Vm for Machine {
 
     async fn resume(&self) -> Result<(), VmmError> {
         self.command("cont").await.map(drop)
+    }
+
+    async fn capture(&self) -> Result<DiskChanges, VmmError> {
+        self.take_changes().await
     }
 
     /// Ends a machine that was booted on the way, so that nothing can change the files any more: it can only be killed

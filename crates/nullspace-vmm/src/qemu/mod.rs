@@ -39,6 +39,7 @@
 
 mod agent;
 mod args;
+mod capture;
 mod disk;
 mod driver;
 mod guest;

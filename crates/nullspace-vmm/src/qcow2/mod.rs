@@ -14,9 +14,13 @@
 //!
 //! Format: QEMU's `docs/interop/qcow2.txt`.
 
+mod allocated;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+
+pub(crate) use self::allocated::allocated;
 
 /// Bytes of a cluster.
 const CLUSTER: u64 = 1 << CLUSTER_BITS;

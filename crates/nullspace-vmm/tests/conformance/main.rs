@@ -1,0 +1,206 @@
+//! What every driver promises, with real guests: the same tests for each, through the trait alone.
+//!
+//! `NULLSPACE_VMM=qemu` (the default) or `firecracker` chooses the driver. Firecracker needs a KVM that runs guests and
+//! root; `tests/nested/firecracker.sh` provides both on any machine. Where the files are:
+//!
+//! | variable | what | default |
+//! |---|---|---|
+//! | `NULLSPACE_TEST_GUEST` | folder made by `scripts/guest-image.sh` | `target/guest` |
+//! | `NULLSPACE_TEST_FIRECRACKER` | folder made by `scripts/fetch-firecracker.sh` | `target/firecracker` |
+//! | `NULLSPACE_TEST_BUSYBOX` | a static busybox for the guest | `/bin/busybox` |
+//! | `NULLSPACE_TEST_COPY_UP_TO` | `FirecrackerConfig::copy_up_to` | its default |
+//! | `NULLSPACE_TEST_PLAIN` | set: Firecracker without jailer and network, as without root | |
+//! | `NULLSPACE_TEST_CYCLES` | sandboxes made and deleted by the leak test | 50 |
+//! | `NULLSPACE_TEST_COMPLETE` | set: a file that is missing is a failure, not a reason to skip | |
+//!
+//! Machines are made in `TMPDIR`. Without the guest's files the tests say so and pass.
+
+// The stage is test code too, which clippy's exception for tests does not see.
+#![allow(clippy::unwrap_used)]
+
+mod capture;
+mod stage;
+
+use std::fs;
+use std::time::{Duration, Instant, SystemTime};
+
+use nullspace_guest::host::Agent;
+use nullspace_vmm::{Network, VmmError};
+
+use stage::*;
+
+#[test]
+fn a_booted_guest_sees_its_disk_and_its_commands_run() {
+    with_driver(|stage| async move {
+        let machine = stage.boot("booted", Network::Isolated).await;
+        assert_eq!(machine.id(), "booted");
+        assert_eq!(machine.guest_network(), None);
+        let agent = greet(&*machine).await;
+        // The disk is larger than its image; the filesystem grows when asked.
+        assert_eq!(shell(&agent, "cat /sys/class/block/vda/size").await, (DISK_BYTES / 512).to_string());
+        let grown = agent.grow_root().await.unwrap();
+        assert!(grown > BASE_BYTES && grown <= DISK_BYTES, "{grown}");
+        assert_eq!(shell(&agent, "echo hello; id -u; nproc").await, "hello\n0\n1");
+        let memory: u64 = shell(&agent, "awk '/MemTotal/ {print $2}' /proc/meminfo").await.parse().unwrap();
+        assert!((150 * 1024..=u64::from(MEMORY_MIB) * 1024).contains(&memory), "{memory} KiB");
+        let failed = agent.exec_collect(exec("exit 41"), 100).await.unwrap();
+        assert_eq!(failed.exit.code, 41);
+
+        // A second stream takes over from the first.
+        let second = greet(&*machine).await;
+        assert_eq!(shell(&second, "echo again").await, "again");
+        assert!(tokio::time::timeout(BOOT, agent.closed()).await.is_ok());
+
+        // Pausing stops the guest, resuming lets it go on; both may be repeated.
+        machine.pause().await.unwrap();
+        machine.pause().await.unwrap();
+        let stopped = tokio::time::timeout(Duration::from_millis(700), shell(&second, "echo paused")).await;
+        assert!(stopped.is_err(), "a paused guest answered");
+        machine.resume().await.unwrap();
+        machine.resume().await.unwrap();
+        assert_eq!(shell(&second, "echo resumed").await, "resumed");
+
+        // The guest ends by itself.
+        second.shutdown().await.unwrap();
+        tokio::time::timeout(RESTORE, machine.exited()).await.expect("the machine's end");
+        assert!(machine.pause().await.is_err());
+        machine.kill().await.unwrap();
+        drop(machine);
+        stage.nothing_is_left();
+    });
+}
+
+#[test]
+fn two_machines_go_on_from_one_snapshot_each_on_its_own() {
+    with_driver(|stage| async move {
+        let template = stage.template(connected()).await;
+        let before = template.fingerprint();
+        let (a, b) = tokio::join!(stage.restore(&template, "twin-a"), stage.restore(&template, "twin-b"));
+        let ((a, agent_a), (b, agent_b)) = (a, b);
+
+        // The very process that ran before the snapshot still runs, in both.
+        for agent in [&agent_a, &agent_b] {
+            let processes = agent.processes().await.unwrap();
+            let service = processes.iter().find(|process| process.pid == template.service).expect("the service");
+            assert!(service.running);
+            assert_eq!(service.starts, Some(1));
+            assert_eq!(shell(agent, "cat /root/mark; cat /run/starts").await, "built\nstart");
+        }
+        let ticks = |agent: Agent| async move { shell(&agent, "cat /run/ticks").await.parse::<u64>().unwrap() };
+        let earlier = (ticks(agent_a.clone()).await, ticks(agent_b.clone()).await);
+        assert!(earlier.0 >= template.ticks && earlier.1 >= template.ticks);
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        assert!(ticks(agent_a.clone()).await > earlier.0 && ticks(agent_b.clone()).await > earlier.1);
+
+        // They are two: names, ids, random numbers; the time is now.
+        let identity = "hostname; cat /etc/machine-id; cat /proc/sys/kernel/random/uuid; date +%s";
+        let (one, two) = (shell(&agent_a, identity).await, shell(&agent_b, identity).await);
+        let (one, two): (Vec<_>, Vec<_>) = (one.lines().collect(), two.lines().collect());
+        for (what, (x, y)) in ["hostname", "machine-id", "random"].iter().zip(one.iter().zip(&two)) {
+            assert_ne!(x, y, "{what}");
+        }
+        for lines in [&one, &two] {
+            let guest: u64 = lines[3].parse().unwrap();
+            let host = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+            assert!(guest.abs_diff(host) <= 5, "guest {guest}, host {host}");
+        }
+
+        // What one writes the other does not see, nor does the template.
+        shell(&agent_a, "echo a >/root/own; sync").await;
+        assert_eq!(shell(&agent_b, "cat /root/own 2>/dev/null || echo none").await, "none");
+        shell(&agent_b, "dd if=/dev/urandom of=/root/big bs=1M count=8 2>/dev/null; sync").await;
+        assert_eq!(shell(&agent_a, "ls /root/big 2>/dev/null || echo none").await, "none");
+
+        // Both have the address that the snapshot holds, and each its own gateway.
+        if let Some(network) = a.guest_network() {
+            let gateway = network.gateway.unwrap();
+            let ping = format!("ping -c 1 -W 5 {gateway} >/dev/null && echo reached");
+            let (one, two) = tokio::join!(shell(&agent_a, &ping), shell(&agent_b, &ping));
+            assert_eq!((one.as_str(), two.as_str()), ("reached", "reached"));
+        }
+        a.kill().await.unwrap();
+        assert_eq!(shell(&agent_b, "echo alive").await, "alive");
+        b.kill().await.unwrap();
+        assert_eq!(template.fingerprint(), before, "a restored machine changed its template");
+        drop((a, b, agent_a, agent_b));
+        stage.nothing_is_left();
+    });
+}
+
+#[test]
+fn a_restored_machine_can_be_snapshotted_and_lives_on() {
+    with_driver(|stage| async move {
+        let template = stage.template(Network::Isolated).await;
+        let (machine, agent) = stage.restore(&template, "first").await;
+        shell(&agent, "echo second >/root/level").await;
+        agent.freeze().await.unwrap();
+        agent.disconnect().await;
+        drop(agent);
+        machine.pause().await.unwrap();
+        let dir = stage.dir.path().join("second");
+        fs::create_dir(&dir).unwrap();
+        let summary = machine.snapshot(&dir).await.unwrap();
+        machine.resume().await.unwrap();
+        let agent = greet_running(&*machine).await;
+        agent.thaw().await.unwrap();
+        assert_eq!(shell(&agent, "echo third >/root/level; cat /root/level").await, "third");
+        machine.kill().await.unwrap();
+
+        let second = Template { dir, summary, ..template };
+        let (machine, agent) = stage.restore(&second, "of-second").await;
+        assert_eq!(shell(&agent, "cat /root/level /root/mark").await, "second\nbuilt");
+        machine.kill().await.unwrap();
+    });
+}
+
+#[test]
+fn a_snapshot_from_another_host_is_refused_and_a_running_machine_gives_none() {
+    with_driver(|stage| async move {
+        let template = stage.template(Network::Isolated).await;
+        let mut spec = stage.restore_spec(&template, "refused");
+        spec.summary.compatibility.cpu = "another".into();
+        match stage.vmm.restore(spec).await.map(drop) {
+            Err(VmmError::Incompatible(text)) => assert!(text.contains("CPU"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+        let (machine, _agent) = stage.restore(&template, "running").await;
+        let dir = stage.dir.path().join("none");
+        fs::create_dir(&dir).unwrap();
+        assert!(matches!(machine.snapshot(&dir).await, Err(VmmError::Refused { .. })));
+        drop(machine);
+        stage.settles();
+    });
+}
+
+#[test]
+fn fifty_machines_come_and_go_and_nothing_is_left() {
+    with_driver(|stage| async move {
+        let template = stage.template(connected()).await;
+        let cycles: u32 = std::env::var("NULLSPACE_TEST_CYCLES").map_or(50, |n| n.parse().unwrap());
+        // The first machine brings pools to their size.
+        let (machine, _agent) = stage.restore(&template, "warm").await;
+        machine.kill().await.unwrap();
+        drop(machine);
+        stage.settles();
+        let before = stage.traces();
+        let mut times = Vec::new();
+        for n in 0..cycles {
+            let started = Instant::now();
+            let (machine, agent) = stage.restore(&template, &format!("cycle-{n}")).await;
+            assert_eq!(shell(&agent, "echo ok").await, "ok");
+            times.push(started.elapsed());
+            // By turns: ended, dropped, lost.
+            match n % 3 {
+                0 => machine.kill().await.unwrap(),
+                1 => drop(machine),
+                _ => drop((machine, agent)),
+            }
+        }
+        stage.settles();
+        assert_eq!(stage.traces(), before);
+        times.sort_unstable();
+        if let Some(median) = times.get(times.len() / 2) {
+            eprintln!("restore to first exec: median {} ms of {cycles}", median.as_millis());
+        }
+    });
+}
