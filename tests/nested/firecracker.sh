@@ -3,7 +3,7 @@
 # root, on a machine whose KVM may not work: in a nested host (tools/nested_host.py). Takes about 6 minutes on two cores
 # that have nothing else to do, once the nested host's image is made.
 #
-# usage: tests/nested/firecracker.sh [TEST...]       names of tests in conformance.rs; default: all
+# usage: tests/nested/firecracker.sh [TEST...]       names of tests of crates/nullspace-vmm/tests/conformance; default: all
 # needs: what tools/nested_host.py needs, scripts/guest-image.sh and scripts/fetch-firecracker.sh done, cargo
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -29,7 +29,7 @@ net=$(binary net_isolation)
 host=$(binary firecracker_host)
 conformance=$(binary conformance)
 
-exec python3 tools/nested_host.py \
+exec python3 tools/nested_host.py --file tests/nested/tested.sh:/in/tested.sh \
   --file "$unit:/in/unit" --file "$net:/in/net" --file "$host:/in/host" --file "$conformance:/in/conformance" \
   --bin target/firecracker/firecracker --bin target/firecracker/jailer --bin "$(command -v busybox)" \
   --file "$guest/vmlinux:/in/guest/vmlinux" --file "$guest/vmlinuz:/in/guest/vmlinuz" \

@@ -5,22 +5,14 @@ export NULLSPACE_VMM=firecracker NULLSPACE_TEST_GUEST=/in/guest NULLSPACE_TEST_F
 export NULLSPACE_TEST_BUSYBOX=/opt/bin/busybox NULLSPACE_TEST_CYCLES=$CYCLES
 modprobe -a dm_mod dm_snapshot loop
 
-# Runs a test program. QEMU 7.2's emulation of SVM now and then loses a guest while it boots: the guest's kernel, without its
-# per-processor data, faults in its page fault handler until it is reset (seen once in some sixty boots). A run whose output
-# shows just that says nothing of what is tested, and is made once more; any other failure is one.
-tested() { # program, arguments
-  if "$@" 2>&1 | tee /job/output; then return; fi
-  grep -q asm_exc_page_fault /job/output || return 1
-  echo "--- the emulator lost a guest: once more"
-  "$@"
-}
+. /in/tested.sh
 
 conformance() { # folder for machines, tests
   local folder=$1
   shift
   mkdir -p "$folder"
   echo "--- in $folder: ${*:-all tests}"
-  TMPDIR=$folder tested /in/conformance --test-threads=1 --nocapture "$@"
+  TMPDIR=$folder tested /in/conformance "$@"
 }
 
 nothing_left() { # what, list
@@ -37,7 +29,7 @@ else
   echo "--- parts"
   /in/unit --nocapture firecracker::
   /in/net --test-threads=1
-  tested /in/host --test-threads=1
+  tested /in/host
 
   # A filesystem as most hosts have it, ext4, whose files share no blocks: disks of restored machines are mapped.
   NULLSPACE_TEST_COPY_UP_TO=0 conformance /job/tmp
@@ -50,7 +42,7 @@ else
   mkfs.xfs -q -m reflink=1 /job/xfs.img
   mkdir -p /job/xfs
   mount -o loop /job/xfs.img /job/xfs
-  conformance /job/xfs/tmp two_machines a_restored_machine
+  conformance /job/xfs/tmp two_machines a_restored_machine capture::
   umount /job/xfs
 
   # As without root: no jailer, no network card.

@@ -19,7 +19,7 @@ for line in sys.stdin:
 [[ -x $e2e ]]
 [[ $# -gt 0 ]] || set -- spine::a_service unique:: hosts::
 
-exec python3 tools/nested_host.py \
+exec python3 tools/nested_host.py --file tests/nested/tested.sh:/in/tested.sh \
   --file "$e2e:/in/e2e" --file target/release/nullspace:/in/nullspace \
   --bin target/firecracker/firecracker --bin target/firecracker/jailer --bin "$(command -v busybox)" \
   --bin "$(command -v docker-registry)" \
