@@ -10,7 +10,7 @@ use crate::fixture::{Docker, Image, Registry, host, until};
 async fn the_tests_own_docker_engine_builds_with_a_network_and_leaves_nothing() {
     let registry = Registry::start();
     registry.push("library/box", "1", &Image::busybox()).await;
-    let docker = Docker::start(&registry);
+    let docker = Docker::start(&registry.as_hub());
     let data = docker.data();
     let context = data.parent().unwrap().join("context");
     std::fs::create_dir(&context).unwrap();

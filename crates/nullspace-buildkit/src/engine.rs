@@ -1,0 +1,80 @@
+//! The Docker Engine's own API, for what its BuildKit cannot do: send an image as an archive.
+//!
+//! Before Docker 23 the BuildKit inside an engine has no exporter that sends images. There the image gets a name of this
+//! job's own in the engine, is saved through the API, and removed.
+
+use std::io;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::{Method, StatusCode};
+
+use crate::connect::Connector;
+use crate::error::Error;
+use crate::session::{Archives, Broken};
+
+/// From a request to its answer's head. An engine may first write gigabytes to its disk.
+pub(crate) const ANSWER: Duration = Duration::from_secs(600);
+/// Bytes of an answer that is no archive.
+const MAX_TEXT: usize = 1 << 20;
+
+/// Images of an engine.
+pub(crate) struct Images<'a>(pub(crate) &'a Connector);
+
+impl Images<'_> {
+    /// Writes the image's archive, as `docker save` does, to the job's file.
+    pub(crate) async fn save(&self, name: &str, archives: &Archives) -> Result<(), Error> {
+        let unavailable = |what: String| Error::Unavailable { endpoint: self.0.endpoint.to_string(), what };
+        let failed = |error: io::Error| unavailable(format!("does not give the image it built: {error}"));
+        let response = self.0.api(Method::GET, &format!("/images/{name}/get")).await.map_err(failed)?;
+        if response.status() != StatusCode::OK {
+            let status = response.status();
+            return Err(unavailable(format!("does not give the image it built: it answers {status}")));
+        }
+        match archives.write(response.into_data_stream()).await {
+            Ok(()) => Ok(()),
+            Err(Broken::Ours(error)) => Err(error),
+            Err(Broken::Theirs(error)) => Err(failed(io::Error::other(error))),
+        }
+    }
+
+    /// Takes the name off an image, and with the last name the image away. It may be gone already.
+    pub(crate) async fn remove(&self, name: &str) -> io::Result<()> {
+        let response = self.0.api(Method::DELETE, &format!("/images/{name}?force=1")).await?;
+        match response.status() {
+            StatusCode::OK | StatusCode::NOT_FOUND => Ok(()),
+            status => Err(io::Error::other(format!("the engine answers {status}"))),
+        }
+    }
+
+    /// Names of images in this repository.
+    pub(crate) async fn named(&self, repository: &str) -> io::Result<Vec<String>> {
+        #[derive(serde::Deserialize)]
+        struct Image {
+            #[serde(rename = "RepoTags")]
+            tags: Option<Vec<String>>,
+        }
+        // `{"reference":["name"]}`, escaped for a URL.
+        let filters = format!("%7B%22reference%22%3A%5B%22{repository}%22%5D%7D");
+        let response = self.0.api(Method::GET, &format!("/images/json?filters={filters}")).await?;
+        let body = http_body_util::Limited::new(response.into_body(), MAX_TEXT);
+        let text = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        let images: Vec<Image> = serde_json::from_slice(&text)?;
+        let names = images.into_iter().flat_map(|image| image.tags.unwrap_or_default());
+        let inside = format!("{repository}:");
+        Ok(names.filter(|name| name.starts_with(&inside)).collect())
+    }
+
+    /// The engine's version.
+    pub(crate) async fn version(&self) -> io::Result<String> {
+        #[derive(serde::Deserialize)]
+        struct Version {
+            #[serde(rename = "Version")]
+            version: String,
+        }
+        let response = self.0.api(Method::GET, "/version").await?;
+        let body = http_body_util::Limited::new(response.into_body(), MAX_TEXT);
+        let text = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        Ok(serde_json::from_slice::<Version>(&text)?.version)
+    }
+}

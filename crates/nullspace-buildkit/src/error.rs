@@ -1,0 +1,36 @@
+//! What can go wrong with a build.
+
+use crate::failure::Failure;
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// BuildKit cannot be reached, went away, or does not speak as it should. Another one, or a later try, may do.
+    #[error("BuildKit at {endpoint} {what}")]
+    Unavailable {
+        /// Which one.
+        endpoint: String,
+        /// How: a sentence's second half.
+        what: String,
+    },
+    /// BuildKit did its work and the build failed.
+    #[error("{0}")]
+    Failed(Failure),
+    /// The image's archive is larger than the caller allows.
+    #[error("the image's archive has more than {limit} bytes")]
+    TooLarge {
+        /// The limit.
+        limit: u64,
+    },
+    /// A file on this host.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was done with it.
+        what: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The caller gave up.
+    #[error("the build was given up")]
+    Cancelled,
+}

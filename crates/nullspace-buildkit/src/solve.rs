@@ -1,0 +1,361 @@
+//! One build from a job to an archive.
+//!
+//! ```text
+//!   connect ─ session ─┬─ Solve ──────────────> answer ─> [save from the engine] ─> archive
+//!                      ├─ Status ─> Board ────> events
+//!                      └─ the session's answers (files, secrets, logins, archive)
+//! ```
+//! To cancel is to drop the call of Solve; Status ends when BuildKit has let go of the build, so that it is waited for and
+//! no step runs on behind a cancelled build's back.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
+use bollard_buildkit_proto::moby::buildkit::v1::{
+    CacheOptions, Exporter, ListWorkersRequest, SolveRequest, StatusRequest, StatusResponse,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use crate::connect::{Connector, Tls};
+use crate::endpoint::Endpoint;
+use crate::engine::Images;
+use crate::error::Error;
+use crate::failure::Failure;
+use crate::job::{Job, Output};
+use crate::progress::{Board, Event};
+use crate::session::{self, Archives};
+
+/// From the end of a solve to the end of its status; BuildKit ends a cancelled step's processes in it.
+const SETTLE: Duration = Duration::from_secs(15);
+/// For questions that take BuildKit no work.
+const ASK: Duration = Duration::from_secs(10);
+/// To take an image off an engine.
+const REMOVE: Duration = Duration::from_secs(60);
+
+/// One BuildKit.
+#[derive(Debug)]
+pub struct BuildKit {
+    connector: Connector,
+    /// Found out that it cannot send archives.
+    no_archives: AtomicBool,
+}
+
+/// What a BuildKit says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// Its kind and version, as far as it tells.
+    pub version: String,
+    /// Platforms that it builds for.
+    pub platforms: Vec<String>,
+}
+
+/// Form of the archive that a build left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Archive {
+    /// The tar of an OCI image layout.
+    Oci,
+    /// What `docker save` writes.
+    Docker,
+    /// The files alone.
+    Files,
+}
+
+impl BuildKit {
+    /// A BuildKit, not asked yet. Without `tls` a TCP endpoint is spoken to in the clear.
+    pub fn new(endpoint: Endpoint, tls: Option<Tls>) -> BuildKit {
+        BuildKit { connector: Connector { endpoint, tls }, no_archives: AtomicBool::new(false) }
+    }
+
+    /// Where it is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.connector.endpoint
+    }
+
+    fn unavailable(&self, what: impl std::fmt::Display) -> Error {
+        Error::Unavailable { endpoint: self.endpoint().to_string(), what: what.to_string() }
+    }
+
+    /// Asks whether it is there and what it is.
+    pub async fn about(&self) -> Result<About, Error> {
+        let asked = async {
+            let cannot = |error: std::io::Error| self.unavailable(format!("cannot be reached: {error}"));
+            let mut control = self.connector.control().await.map_err(cannot)?;
+            let workers = control.list_workers(ListWorkersRequest::default()).await;
+            let workers = workers.map_err(|status| self.unavailable(refusal(&status)))?.into_inner().record;
+            let platforms = workers.iter().flat_map(|worker| &worker.platforms);
+            let platforms = platforms.map(|platform| format!("{}/{}", platform.os, platform.architecture)).collect();
+            let version = match self.endpoint() {
+                Endpoint::Docker(_) => {
+                    let version = Images(&self.connector).version().await.map_err(cannot)?;
+                    format!("Docker Engine {version}")
+                }
+                _ => match workers.iter().find_map(|worker| worker.buildkit_version.as_ref()) {
+                    Some(version) => format!("BuildKit {}", version.version),
+                    None => "BuildKit".to_owned(),
+                },
+            };
+            Ok(About { version, platforms })
+        };
+        let limit = |_| self.unavailable(format!("does not answer within {} s", ASK.as_secs()));
+        tokio::time::timeout(ASK, asked).await.map_err(limit)?
+    }
+
+    /// Removes images that jobs of this repository left on an engine when their process was killed. Not to be called
+    /// while one runs.
+    pub async fn sweep(&self, repository: &str) -> std::io::Result<()> {
+        if let Endpoint::Docker(_) = self.endpoint() {
+            let images = Images(&self.connector);
+            for name in images.named(repository).await? {
+                images.remove(&name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Builds, and leaves the image's archive in the job's file. Events come while it does; they stop when nobody takes
+    /// them any more, and the build goes on. Cancelled, it returns when BuildKit has stopped.
+    pub async fn build(
+        &self,
+        job: Arc<Job>,
+        events: mpsc::Sender<Event>,
+        cancel: &CancellationToken,
+    ) -> Result<Archive, Error> {
+        let docker = matches!(self.endpoint(), Endpoint::Docker(_)) && job.output == Output::Image;
+        if !(docker && self.no_archives.load(Ordering::Relaxed)) {
+            let archives = Arc::new(Archives::new(job.archive.clone(), job.archive_limit));
+            let (exporter, form): ((&str, &[(&str, &str)]), _) = match job.output {
+                Output::Image => (("oci", &[("tar", "true"), ("compression", "uncompressed")]), Archive::Oci),
+                Output::Files => (("tar", &[]), Archive::Files),
+            };
+            let solved = self.solve(&job, exporter, &archives, &events, cancel).await;
+            match solved {
+                Err(Error::Failed(failure)) if docker && lacks_exporter(&failure.message) => {
+                    self.no_archives.store(true, Ordering::Relaxed);
+                }
+                Err(error) => return Err(archives.take_fault().unwrap_or(error)),
+                Ok(()) if archives.is_whole() => return Ok(form),
+                Ok(()) => {
+                    return Err(archives.take_fault().unwrap_or_else(|| self.unavailable("sent no image")));
+                }
+            }
+        }
+        let name = format!("{}:{}", job.repository, job.id);
+        let archives = Arc::new(Archives::new(job.archive.clone(), job.archive_limit));
+        let images = Images(&self.connector);
+        let solved = self.solve(&job, ("moby", &[("name", &name)]), &archives, &events, cancel).await;
+        let saved = match solved {
+            Err(error) => Err(error),
+            Ok(()) => tokio::select! {
+                biased;
+                () = cancel.cancelled() => Err(Error::Cancelled),
+                saved = images.save(&name, &archives) => saved,
+            },
+        };
+        // Whatever became of it: a build that was cancelled may have named its image a moment before.
+        match tokio::time::timeout(REMOVE, images.remove(&name)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, name, "an image could not be removed from the Docker Engine"),
+            Err(_) => tracing::warn!(name, "an image could not be removed from the Docker Engine in time"),
+        }
+        saved.map(|()| Archive::Docker)
+    }
+
+    async fn solve(
+        &self,
+        job: &Arc<Job>,
+        exporter: (&str, &[(&str, &str)]),
+        archives: &Arc<Archives>,
+        events: &mpsc::Sender<Event>,
+        cancel: &CancellationToken,
+    ) -> Result<(), Error> {
+        let cannot = |error: std::io::Error| self.unavailable(format!("cannot be reached: {error}"));
+        // BuildKit must not know a second try by the name of the first.
+        let reference = format!("{}-{}", job.id, uuid::Uuid::new_v4().simple());
+        let session = uuid::Uuid::new_v4().simple().to_string();
+        let mut control = self.connector.control().await.map_err(cannot)?;
+        let connected = self.connector.session(&mut control, &session, &job.context_key).await;
+        let (io, moving) = connected.map_err(cannot)?;
+        let serving = session::serve(io, Arc::clone(job), Arc::clone(archives));
+
+        let request = request(job, exporter, &reference, &session);
+        let mut asking = control.clone();
+        // Its drop ends the call, and BuildKit the build.
+        let mut solving = Some(Box::pin(async move { asking.solve(request).await.map(drop) }));
+        let mut watching = Watching::new(control, reference);
+        let (mut serving, mut moving) = (Box::pin(serving), moving);
+        let mut outcome: Option<Result<(), Error>> = None;
+        let mut board = Board::default();
+        let mut deadline = Box::pin(tokio::time::sleep(SETTLE));
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled(), if outcome.is_none() => {
+                    solving = None;
+                    outcome = Some(Err(Error::Cancelled));
+                    deadline.as_mut().reset(tokio::time::Instant::now() + SETTLE);
+                }
+                message = watching.next() => match message {
+                    Some(message) => {
+                        for event in board.apply(message) {
+                            // Nobody listens: the build is what matters.
+                            let _ = events.send(event).await;
+                        }
+                    }
+                    // The answer may still be on its way.
+                    None if outcome.is_some() => break,
+                    None => {}
+                },
+                solved = async { match solving.as_mut() { Some(solving) => solving.await, None => std::future::pending().await } } => {
+                    solving = None;
+                    outcome = Some(solved.map_err(|status| self.refused(&status)));
+                    if watching.is_over() {
+                        break;
+                    }
+                    deadline.as_mut().reset(tokio::time::Instant::now() + SETTLE);
+                }
+                ended = &mut serving => {
+                    if outcome.is_none() {
+                        let why = ended.err().map(|error| format!(": {error}")).unwrap_or_default();
+                        outcome = Some(Err(self.unavailable(format!("closed the session of the build{why}"))));
+                    }
+                    break;
+                }
+                () = &mut moving => moving = Box::pin(std::future::pending()),
+                () = &mut deadline, if outcome.is_some() => {
+                    tracing::warn!(endpoint = %self.endpoint(), "BuildKit does not say that a build is over");
+                    break;
+                }
+            }
+        }
+        match outcome {
+            Some(Err(Error::Failed(mut failure))) => {
+                failure.step = board.failed();
+                Err(Error::Failed(failure))
+            }
+            Some(outcome) => outcome,
+            None => Err(self.unavailable("ended the build without a word")),
+        }
+    }
+
+    /// Solve's refusal: the build's failure, or BuildKit's.
+    fn refused(&self, status: &Status) -> Error {
+        let gone = match status.code() {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Unimplemented | Code::ResourceExhausted => true,
+            // A transport's end is told as one of these, with a source that a server's answer has not.
+            Code::Unknown | Code::Internal | Code::Cancelled => std::error::Error::source(status).is_some(),
+            _ => false,
+        };
+        let text = status.message();
+        if gone
+            || ["no active session", "failed to get session", "error reading from server", "transport is closing"]
+                .iter()
+                .any(|lost| text.contains(lost))
+        {
+            return self.unavailable(refusal(status));
+        }
+        Error::Failed(Failure::read(text, None))
+    }
+}
+
+fn refusal(status: &Status) -> String {
+    let text: String = status.message().chars().take(300).collect();
+    format!("stopped answering ({}: {text})", status.code())
+}
+
+/// `exporter "oci" could not be found`
+fn lacks_exporter(text: &str) -> bool {
+    text.contains("exporter") && text.contains("could not be found")
+}
+
+/// The status of one solve, message after message.
+struct Watching {
+    control: ControlClient<Channel>,
+    reference: String,
+    state: Watch,
+}
+
+enum Watch {
+    Asking,
+    Reading(Box<Streaming<StatusResponse>>),
+    Over,
+}
+
+impl Watching {
+    fn new(control: ControlClient<Channel>, reference: String) -> Watching {
+        Watching { control, reference, state: Watch::Asking }
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.state, Watch::Over)
+    }
+
+    /// `None` once, when BuildKit knows the build no more; nothing at all after that.
+    async fn next(&mut self) -> Option<StatusResponse> {
+        loop {
+            match &mut self.state {
+                Watch::Asking => {
+                    let request = StatusRequest { r#ref: self.reference.clone() };
+                    match self.control.clone().status(request).await {
+                        Ok(stream) => self.state = Watch::Reading(Box::new(stream.into_inner())),
+                        Err(status) => {
+                            tracing::debug!(%status, "no status of a build");
+                            self.state = Watch::Over;
+                            return None;
+                        }
+                    }
+                }
+                Watch::Reading(stream) => match stream.message().await {
+                    Ok(Some(message)) => return Some(message),
+                    Ok(None) | Err(_) => {
+                        self.state = Watch::Over;
+                        return None;
+                    }
+                },
+                Watch::Over => std::future::pending::<()>().await,
+            }
+        }
+    }
+}
+
+fn request(job: &Job, exporter: (&str, &[(&str, &str)]), reference: &str, session: &str) -> SolveRequest {
+    let mut attrs: HashMap<String, String> = HashMap::new();
+    for (name, value) in &job.args {
+        attrs.insert(format!("build-arg:{name}"), value.clone());
+    }
+    let mut set = |name: &str, value: &str| attrs.insert(name.to_owned(), value.to_owned());
+    set("filename", &job.filename);
+    set("platform", &job.platform);
+    // Images of the engine itself are its owner's, not for whoever writes FROM.
+    set("image-resolve-mode", "pull");
+    set("build-arg:BUILDKIT_CACHE_MOUNT_NS", &job.cache_namespace);
+    if let Some(target) = &job.target {
+        set("target", target);
+    }
+    if job.no_cache {
+        set("no-cache", "");
+    }
+    if !job.network {
+        set("force-network-mode", "none");
+    }
+    let (kind, options) = exporter;
+    let options: HashMap<String, String> =
+        options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    SolveRequest {
+        r#ref: reference.to_owned(),
+        session: session.to_owned(),
+        frontend: "dockerfile.v0".to_owned(),
+        frontend_attrs: attrs,
+        // Old servers read these two, new ones the list.
+        exporter_deprecated: kind.to_owned(),
+        exporter_attrs_deprecated: options.clone(),
+        exporters: vec![Exporter { r#type: kind.to_owned(), attrs: options }],
+        cache: Some(CacheOptions::default()),
+        ..SolveRequest::default()
+    }
+}
