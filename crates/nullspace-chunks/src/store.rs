@@ -201,6 +201,12 @@ impl Store {
         self.inner.state().has_manifest(id)
     }
 
+    /// The image and what it lies on, one after the other.
+    pub fn lineage(&self, id: ManifestId) -> Result<Vec<ManifestId>> {
+        let _pin = self.pin(id)?;
+        Ok(self.inner.chain(&id)?.into_iter().map(|(id, _)| id).collect())
+    }
+
     /// All images.
     pub fn manifests(&self) -> Vec<ManifestId> {
         self.inner.state().manifests()

@@ -4,7 +4,8 @@
 //! <data>/lock                              held by one process (flock)
 //!        work/<random>/                    scratch; nothing here outlives the process
 //!        artifacts/tmpl_….<nonce>/         one build's snapshot: memory, machine state, disk overlay
-//!        rootfs/<key>.<nonce>.ext4         a root image that artifacts share
+//!        chunks/                           root images that artifacts share, see `images`
+//!        rootfs/<key>.<nonce>.ext4         the same as raw files: a cache
 //!        blobs/tn_…/<sha256>               files of build contexts, see `blobs`
 //! ```
 //!
@@ -29,13 +30,16 @@ use std::{
 use rustix::fs::{FlockOperation, flock, statvfs};
 use uuid::Uuid;
 
+use crate::images::{CHUNKS, Images};
 use crate::{ArtifactId, KnownFiles, Result, StoreError};
 
 const LOCK: &str = "lock";
-const WORK: &str = "work";
+pub(crate) const WORK: &str = "work";
 const ARTIFACTS: &str = "artifacts";
-const ROOTFS: &str = "rootfs";
+pub(crate) const ROOTFS: &str = "rootfs";
 pub(crate) const BLOBS: &str = "blobs";
+/// What raw files of root images may take together, bytes, unless something else is said.
+pub const DEFAULT_CACHE: u64 = 20 << 30;
 /// Tenants' memory is in these folders: nobody else on the host may look.
 const DIR_MODE: u32 = 0o700;
 
@@ -50,6 +54,7 @@ pub struct ArtifactStore {
 #[derive(Debug)]
 struct Inner {
     root: PathBuf,
+    images: Images,
     /// Locked as long as it is open.
     _lock: File,
 }
@@ -59,17 +64,6 @@ struct Inner {
 pub struct PublishedArtifact {
     /// Name under `artifacts/`: what the database keeps.
     pub folder: String,
-    /// What it takes on the disk, bytes (holes not counted).
-    pub stored_bytes: u64,
-}
-
-/// What [`ArtifactStore::publish_rootfs`] made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PublishedRootfs {
-    /// Name under `rootfs/`: what the database keeps.
-    pub file: String,
-    /// The file's length, bytes.
-    pub bytes: u64,
     /// What it takes on the disk, bytes (holes not counted).
     pub stored_bytes: u64,
 }
@@ -84,12 +78,14 @@ pub struct SweepReport {
     pub missing: KnownFiles,
 }
 
-/// What the artifacts take on the disk, bytes (holes not counted).
+/// What lies in the data directory, bytes on the disk (holes not counted).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskUsage {
     /// Under `artifacts/`.
     pub artifacts: u64,
-    /// Under `rootfs/`.
+    /// Under `chunks/`: root images, durably.
+    pub chunks: u64,
+    /// Under `rootfs/`: the same as raw files, as many as the cache may hold.
     pub rootfs: u64,
     /// Under `work/`.
     pub work: u64,
@@ -122,11 +118,17 @@ impl Drop for Scratch {
 }
 
 impl ArtifactStore {
-    /// Opens (or makes) the data directory, takes its lock and empties `work/`.
+    /// Opens (or makes) the data directory, takes its lock and empties `work/`. Raw files of root images may take
+    /// [`DEFAULT_CACHE`] bytes.
     ///
     /// # Errors
     /// [`StoreError::DataDirInUse`] when another process has the lock.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_with(root, DEFAULT_CACHE)
+    }
+
+    /// As [`open`](Self::open), with another limit of the raw files, bytes.
+    pub fn open_with(root: &Path, cache_bytes: u64) -> Result<Self> {
         make_dir(root)?;
         let root = fs::canonicalize(root).map_err(io_error("resolve", root))?;
         let lock_path = root.join(LOCK);
@@ -150,8 +152,9 @@ impl ArtifactStore {
         for entry in read_dir(&root.join(WORK))? {
             remove(&entry)?;
         }
+        let images = Images::open(&root, cache_bytes)?;
         sync_dir(&root)?;
-        Ok(Self { inner: Arc::new(Inner { root, _lock: lock }) })
+        Ok(Self { inner: Arc::new(Inner { root, images, _lock: lock }) })
     }
 
     /// The data directory, absolute and without symbolic links.
@@ -211,26 +214,16 @@ impl ArtifactStore {
         .await
     }
 
-    /// Makes a file of `work/` a root image: durable and whole when this returns. The same key may be published many
-    /// times, each under a name of its own. `key` is lower-case hex, 32 to 128 digits.
-    pub async fn publish_rootfs(&self, file: &Path, key: &str) -> Result<PublishedRootfs> {
+    /// A new name for a root image of this key.
+    pub(crate) fn new_rootfs_name(&self, key: &str) -> Result<String> {
         if !is_rootfs_key(key) {
             return Err(StoreError::conflict("the key of a root image is 32 to 128 lower-case hexadecimal digits"));
         }
-        let name = format!("{key}.{}.ext4", Uuid::new_v4().as_simple());
-        let from = file.to_owned();
-        let to = self.rootfs_path(&name)?;
-        self.blocking(move |root| {
-            let from = inside_work(root, &from)?;
-            let metadata = fs::symlink_metadata(&from).map_err(io_error("read", &from))?;
-            if !metadata.is_file() {
-                return Err(StoreError::conflict("a root image is a regular file"));
-            }
-            let stored_bytes = sync_tree(&from)?;
-            rename_new(&from, &to)?;
-            Ok(PublishedRootfs { file: name, bytes: metadata.len(), stored_bytes })
-        })
-        .await
+        Ok(format!("{key}.{}.ext4", Uuid::new_v4().as_simple()))
+    }
+
+    pub(crate) fn images(&self) -> &Images {
+        &self.inner.images
     }
 
     /// Removes an artifact's folder; nothing when there is none. The database must have forgotten it before
@@ -242,36 +235,26 @@ impl ArtifactStore {
         self.blocking(move |_| discard(&path, &bin)).await
     }
 
-    /// Removes a root image; nothing when there is none. As with [`remove_artifact`](Self::remove_artifact), the database
-    /// goes first.
-    pub async fn remove_rootfs(&self, file: &str) -> Result<()> {
-        let path = self.rootfs_path(file)?;
-        let bin = self.bin();
-        self.blocking(move |_| discard(&path, &bin)).await
-    }
-
     /// Removes from `artifacts/` and `rootfs/` what `known` lacks. For the start of the service, before any build runs:
-    /// what is published but not yet named by a transaction looks the same as what a crash left.
+    /// what is published but not yet named by a transaction looks the same as what a crash left. A root image without a
+    /// raw file is not missing while its chunks are there.
     pub async fn sweep(&self, known: KnownFiles) -> Result<SweepReport> {
+        let store = self.clone();
         self.blocking(move |root| {
             let mut report = SweepReport { removed: Vec::new(), missing: known };
-            for folder in [ARTIFACTS, ROOTFS] {
-                let dir = root.join(folder);
-                for path in read_dir(&dir)? {
-                    let name = path.file_name().and_then(|name| name.to_str());
-                    // Each name found is struck from the list; what stays on it is missing.
-                    let list =
-                        if folder == ARTIFACTS { &mut report.missing.artifacts } else { &mut report.missing.rootfs };
-                    let known = name.is_some_and(|name| list.remove(name));
-                    if known {
-                        continue;
-                    }
+            let mut removed = store.images().sweep(root, &mut report.missing.rootfs)?;
+            let dir = root.join(ARTIFACTS);
+            for path in read_dir(&dir)? {
+                let name = path.file_name().and_then(|name| name.to_str());
+                // Each name found is struck from the list; what stays on it is missing.
+                if !name.is_some_and(|name| report.missing.artifacts.remove(name)) {
                     remove(&path)?;
-                    let shown = path.strip_prefix(root).unwrap_or(&path);
-                    report.removed.push(shown.display().to_string());
+                    removed.push(path);
                 }
-                sync_dir(&dir)?;
             }
+            sync_dir(&dir)?;
+            let shown = |path: &PathBuf| path.strip_prefix(root).unwrap_or(path).display().to_string();
+            report.removed = removed.iter().map(shown).collect();
             report.removed.sort();
             Ok(report)
         })
@@ -283,6 +266,7 @@ impl ArtifactStore {
         self.blocking(|root| {
             Ok(DiskUsage {
                 artifacts: stored_bytes(&root.join(ARTIFACTS))?,
+                chunks: stored_bytes(&root.join(CHUNKS))?,
                 rootfs: stored_bytes(&root.join(ROOTFS))?,
                 work: stored_bytes(&root.join(WORK))?,
             })

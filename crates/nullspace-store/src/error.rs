@@ -42,6 +42,12 @@ pub enum StoreError {
         /// Which table or file and column; never the value.
         what: String,
     },
+    /// A file that was stored cannot be read whole any more: something else damaged or removed it.
+    #[error("{what}")]
+    Damaged {
+        /// What, and what to do about it.
+        what: String,
+    },
     /// The file system refused.
     #[error("{context}")]
     Io {
@@ -65,12 +71,28 @@ impl StoreError {
         matches!(self, Self::Unavailable(_) | Self::LimitReached { .. })
     }
 
+    /// Whether the disk has no room left.
+    pub fn is_storage_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
+    }
+
     pub(crate) fn conflict(what: impl Into<String>) -> Self {
         Self::Conflict { what: what.into() }
     }
 
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt { what: what.into() }
+    }
+}
+
+impl From<nullspace_chunks::Error> for StoreError {
+    fn from(error: nullspace_chunks::Error) -> Self {
+        use nullspace_chunks::Error;
+        match error {
+            Error::Io { what, source } => Self::Io { context: what, source },
+            Error::Damaged { .. } | Error::Unknown(_) => Self::Damaged { what: error.to_string() },
+            other => Self::Conflict { what: other.to_string() },
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 //!          │        └── PostgreSQL, later                          artifacts, sandboxes
 //!          │
 //!          └── ArtifactStore ──── work/<random>/  ──rename──┬──>   artifacts/tmpl_….<nonce>/   snapshot of one build
-//!                                 written, fsynced          ├──>   rootfs/<key>.<nonce>.ext4   shared root image
+//!                                 written, fsynced          ├──>   chunks/, rootfs/            shared root images
 //!                                                           └──>   blobs/tn_…/<sha256>         file of a build context
 //! ```
 //!
@@ -26,6 +26,7 @@ mod build;
 mod claim;
 mod error;
 mod id;
+mod images;
 mod metadata;
 mod private_json;
 mod reference;
@@ -35,7 +36,7 @@ mod template;
 mod tenant;
 mod text_enum;
 
-pub use artifacts::{ArtifactStore, DiskUsage, PublishedArtifact, PublishedRootfs, Scratch, SweepReport};
+pub use artifacts::{ArtifactStore, DEFAULT_CACHE, DiskUsage, PublishedArtifact, Scratch, SweepReport};
 pub use blobs::{Blob, BlobId, InvalidBlobId};
 pub use build::{
     ArtifactState, Build, BuildBackend, BuildFilter, BuildPage, BuildStatus, CancelOutcome, CancelRequest, Counters,
@@ -45,7 +46,9 @@ pub use build::{
 pub use claim::{ClaimHash, ClaimToken, NewClaim};
 pub use error::{Result, StoreError};
 pub use id::{ArtifactId, BuildId, InvalidId, KeyId, SandboxId, TemplateId, TenantId};
+pub use images::{CacheUsage, PublishedRootfs, RootfsPin, look_at_chunks};
 pub use metadata::{KnownFiles, Metadata, UnusedArtifact};
+pub use nullspace_chunks::{Changes, Collected, Extent, Fault, Stats, Verified};
 pub use private_json::PrivateJson;
 pub use reference::{InvalidReference, MAX_NAME_CHARS, Selector, Tag, TemplateName, TemplateRef, is_namespace_slug};
 pub use sandbox::{Idempotency, Inserted, NewSandbox, Sandbox, SandboxFilter, SandboxStatus};

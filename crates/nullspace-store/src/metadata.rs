@@ -1,6 +1,9 @@
 //! What the service asks of its database.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -216,6 +219,10 @@ pub trait Metadata: Send + Sync + 'static {
     /// record is returned and the file of this one is to be removed.
     async fn put_rootfs(&self, lease: &Lease, rootfs: Rootfs, now: Timestamp) -> Result<Rootfs>;
 
+    /// Records the manifest of a root image that an older version stored without one. `false` when there is no such root
+    /// image, or it has one.
+    async fn set_rootfs_manifest(&self, file: &str, manifest: &str) -> Result<bool>;
+
     /// An artifact that a build starts from, kept from collection until the build is over; [`StoreError::NotFound`] when
     /// it can be used no more or is not visible to the build's tenant.
     async fn hold_artifact(&self, lease: &Lease, artifact: ArtifactId) -> Result<Artifact>;
@@ -307,8 +314,8 @@ pub trait Metadata: Send + Sync + 'static {
 pub struct KnownFiles {
     /// Folders under `artifacts/`.
     pub artifacts: BTreeSet<String>,
-    /// Files under `rootfs/`.
-    pub rootfs: BTreeSet<String>,
+    /// Files under `rootfs/`, with their manifests in the chunk store.
+    pub rootfs: BTreeMap<String, Option<String>>,
 }
 
 /// An artifact that can go.

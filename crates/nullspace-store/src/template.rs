@@ -139,8 +139,10 @@ pub struct Rootfs {
     pub key: String,
     /// Name of the file under `rootfs/`, from [`ArtifactStore::publish_rootfs`](crate::ArtifactStore::publish_rootfs).
     pub file: String,
-    /// The file's length, bytes.
+    /// The image's length, bytes.
     pub bytes: u64,
+    /// Its manifest in the chunk store. `None`: an older version stored it, as a file only.
+    pub manifest: Option<String>,
     /// What its maker wants to remember (the image's configuration); opaque to the store.
     pub info: Value,
 }

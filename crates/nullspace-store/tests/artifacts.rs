@@ -54,7 +54,14 @@ async fn the_data_directory_is_its_owners_only() {
     let root = dir.path().join("deep/data");
     let store = ArtifactStore::open(&root).unwrap();
     let scratch = store.scratch().unwrap();
-    for path in [&root, &root.join("work"), &root.join("artifacts"), &root.join("rootfs"), scratch.path()] {
+    for path in [
+        &root,
+        &root.join("work"),
+        &root.join("artifacts"),
+        &root.join("rootfs"),
+        &root.join("chunks/packs"),
+        scratch.path(),
+    ] {
         assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
     }
 }
@@ -246,7 +253,8 @@ async fn the_sweep_removes_what_is_not_known_and_reports_what_is_lost() {
     let scratch = store.scratch().unwrap();
     let image = scratch.path().join("image");
     fs::write(&image, b"x").unwrap();
-    let image = store.publish_rootfs(&image, KEY).await.unwrap().file;
+    let image = store.publish_rootfs(&image, KEY).await.unwrap();
+    let (manifest, image) = (image.manifest, image.file);
     let lost_image = format!("{KEY}.{KEY}.ext4");
     let precious = dir.path().join("precious");
     fs::create_dir(&precious).unwrap();
@@ -257,7 +265,13 @@ async fn the_sweep_removes_what_is_not_known_and_reports_what_is_lost() {
     fs::create_dir(dir.path().join("rootfs").join(&kept)).unwrap();
     let known = KnownFiles {
         artifacts: [kept.clone(), lost.clone()].into(),
-        rootfs: [image.clone(), lost_image.clone()].into(),
+        // One is known by its chunks, too; of another only its file ever was, and it is gone.
+        rootfs: [
+            (image.clone(), None),
+            (format!("{KEY}.{}.ext4", "0".repeat(32)), Some(manifest)),
+            (lost_image.clone(), None),
+        ]
+        .into(),
     };
     let report = store.sweep(known).await.unwrap();
     let mut removed = vec![
@@ -268,7 +282,7 @@ async fn the_sweep_removes_what_is_not_known_and_reports_what_is_lost() {
     ];
     removed.sort();
     assert_eq!(report.removed, removed);
-    assert_eq!(report.missing, KnownFiles { artifacts: [lost].into(), rootfs: [lost_image].into() });
+    assert_eq!(report.missing, KnownFiles { artifacts: [lost].into(), rootfs: [(lost_image, None)].into() });
     assert_eq!(names(&dir.path().join("artifacts")), [kept.as_str()]);
     assert_eq!(names(&dir.path().join("rootfs")), [image]);
     assert!(precious.join("file").exists(), "a link was followed");

@@ -77,9 +77,7 @@ async fn child() {
             let image = scratch.path().join("image");
             fs::write(&image, vec![1; 20_000]).unwrap();
             let published = artifacts.publish_rootfs(&image, KEY).await.unwrap();
-            let rootfs =
-                Rootfs { key: KEY.to_owned(), file: published.file, bytes: published.bytes, info: json!(null) };
-            store.put_rootfs(&lease, rootfs, Timestamp::now()).await.unwrap();
+            store.put_rootfs(&lease, published.row(KEY, json!(null)), Timestamp::now()).await.unwrap();
         }
         let snapshot = scratch.path().join("snapshot");
         fs::create_dir(&snapshot).unwrap();
@@ -149,9 +147,13 @@ async fn a_killed_service_loses_nothing_it_confirmed() {
                 assert_eq!(fs::read(dir.join(name)).unwrap(), vec![2; 30_000]);
             }
         }
-        for file in &known.rootfs {
-            assert_eq!(fs::read(artifacts.rootfs_path(file).unwrap()).unwrap(), vec![1; 20_000]);
+        for (file, manifest) in &known.rootfs {
+            let (file, manifest) = (file.clone(), manifest.clone());
+            let rootfs = Rootfs { key: KEY.to_owned(), file, bytes: 20_000, manifest, info: json!(null) };
+            let raw = artifacts.open_rootfs(&rootfs).await.unwrap();
+            assert_eq!(fs::read(raw.path()).unwrap(), vec![1; 20_000]);
         }
+        assert_eq!(artifacts.verify_images(&known).await.unwrap().faults, []);
 
         // Both tags point to the same build: they moved together.
         if let Ok(found) = store.resolve(&caller, &"web".parse().unwrap()).await {

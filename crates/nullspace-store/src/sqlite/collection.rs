@@ -30,12 +30,13 @@ pub(super) async fn put_rootfs(store: &SqliteStore, lease: &Lease, rootfs: Rootf
     let mut tx = store.write().await?;
     queue::fence(&mut tx, lease).await?;
     sqlx::query(
-        "INSERT INTO rootfs (key, file, bytes, info, created_at, last_used_at) VALUES (?, ?, ?, ?, ?, ?)
+        "INSERT INTO rootfs (key, file, bytes, manifest, info, created_at, last_used_at) VALUES (?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (key) DO NOTHING",
     )
     .bind(&rootfs.key)
     .bind(&rootfs.file)
     .bind(integer(rootfs.bytes)?)
+    .bind(&rootfs.manifest)
     .bind(rootfs.info.to_string())
     .bind(now.as_microsecond())
     .bind(now.as_microsecond())
@@ -44,6 +45,15 @@ pub(super) async fn put_rootfs(store: &SqliteStore, lease: &Lease, rootfs: Rootf
     let kept = hold_rootfs(&mut tx, lease, &rootfs.key, now).await?.ok_or(StoreError::NotFound)?;
     tx.commit().await?;
     Ok(kept)
+}
+
+pub(super) async fn set_rootfs_manifest(store: &SqliteStore, file: &str, manifest: &str) -> Result<bool> {
+    let done = sqlx::query("UPDATE rootfs SET manifest = ? WHERE file = ? AND manifest IS NULL")
+        .bind(manifest)
+        .bind(file)
+        .execute(&store.writer)
+        .await?;
+    Ok(done.rows_affected() > 0)
 }
 
 async fn hold_rootfs(tx: &mut Tx, lease: &Lease, key: &str, now: Timestamp) -> Result<Option<Rootfs>> {
@@ -157,10 +167,13 @@ pub(super) async fn purge_rootfs(store: &SqliteStore, key: &str, unused_since: T
 pub(super) async fn known_files(store: &SqliteStore) -> Result<KnownFiles> {
     let mut tx = store.read().await?;
     let artifacts = sqlx::query("SELECT folder FROM artifacts WHERE purged_at IS NULL").fetch_all(&mut *tx).await?;
-    let rootfs = sqlx::query("SELECT file FROM rootfs").fetch_all(&mut *tx).await?;
+    let rootfs = sqlx::query("SELECT file, manifest FROM rootfs").fetch_all(&mut *tx).await?;
     Ok(KnownFiles {
         artifacts: artifacts.iter().map(|row| Reader(row).text("folder")).collect::<Result<_>>()?,
-        rootfs: rootfs.iter().map(|row| Reader(row).text("file")).collect::<Result<_>>()?,
+        rootfs: rootfs
+            .iter()
+            .map(|row| Ok((Reader(row).text("file")?, Reader(row).optional_text("manifest")?)))
+            .collect::<Result<_>>()?,
     })
 }
 
@@ -169,17 +182,16 @@ pub(super) async fn forget_lost(store: &SqliteStore, lost: &KnownFiles, now: Tim
     let mut artifacts: Vec<ArtifactId> = Vec::new();
     let by_folder = "SELECT id FROM artifacts WHERE folder = ?";
     let by_rootfs = "SELECT a.id AS id FROM artifacts a JOIN rootfs r ON r.key = a.rootfs_key WHERE r.file = ?";
-    for (query, names) in [(by_folder, &lost.artifacts), (by_rootfs, &lost.rootfs)] {
-        for name in names {
-            for row in sqlx::query(query).bind(name).fetch_all(&mut *tx).await? {
-                artifacts.push(Reader(&row).parsed("id")?);
-            }
+    let folders = lost.artifacts.iter().map(|name| (by_folder, name));
+    for (query, name) in folders.chain(lost.rootfs.keys().map(|name| (by_rootfs, name))) {
+        for row in sqlx::query(query).bind(name).fetch_all(&mut *tx).await? {
+            artifacts.push(Reader(&row).parsed("id")?);
         }
     }
     for artifact in artifacts {
         forget_artifact(&mut tx, artifact, now).await?;
     }
-    for file in &lost.rootfs {
+    for file in lost.rootfs.keys() {
         sqlx::query("DELETE FROM rootfs_holds WHERE rootfs_key IN (SELECT key FROM rootfs WHERE file = ?)")
             .bind(file)
             .execute(&mut *tx)

@@ -359,6 +359,10 @@ impl Metadata for SqliteStore {
         collection::put_rootfs(self, lease, rootfs, now).await
     }
 
+    async fn set_rootfs_manifest(&self, file: &str, manifest: &str) -> Result<bool> {
+        collection::set_rootfs_manifest(self, file, manifest).await
+    }
+
     async fn hold_artifact(&self, lease: &Lease, artifact: ArtifactId) -> Result<Artifact> {
         collection::hold_artifact(self, lease, artifact).await
     }

@@ -182,7 +182,7 @@ macro_rules! select_artifact {
         concat!(
             "SELECT a.*, b.template_id AS template_id, b.runtime_defaults AS runtime_defaults,
                     b.oci_metadata AS oci_metadata, b.build_config AS build_config, r.file AS file, r.bytes AS bytes,
-                    r.info AS info, r.key AS key
+                    r.manifest AS manifest, r.info AS info, r.key AS key
              FROM artifacts a
              JOIN builds b ON b.id = a.build_id
              JOIN rootfs r ON r.key = a.rootfs_key
@@ -217,7 +217,13 @@ pub(super) fn artifact(row: &SqliteRow) -> Result<Artifact> {
 
 pub(super) fn rootfs(row: &SqliteRow) -> Result<Rootfs> {
     let row = Reader(row);
-    Ok(Rootfs { key: row.text("key")?, file: row.text("file")?, bytes: row.integer("bytes")?, info: row.json("info")? })
+    Ok(Rootfs {
+        key: row.text("key")?,
+        file: row.text("file")?,
+        bytes: row.integer("bytes")?,
+        manifest: row.optional_text("manifest")?,
+        info: row.json("info")?,
+    })
 }
 
 pub(super) fn sandbox(row: &SqliteRow) -> Result<Sandbox> {

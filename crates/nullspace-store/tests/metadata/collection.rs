@@ -126,7 +126,7 @@ async fn a_root_image_is_kept_for_the_build_that_found_it_and_the_artifacts_on_i
     f.delete(&caller, "web", at(70)).await.unwrap();
     assert!(!f.store.purge_rootfs(ROOTFS_KEY, at(100)).await.unwrap());
     assert!(f.store.purge_artifact(lease_artifact(&f, &caller, lease.build).await, at(71)).await.unwrap());
-    assert!(f.store.known_files().await.unwrap().rootfs.contains(&rootfs("a").file));
+    assert!(f.store.known_files().await.unwrap().rootfs.contains_key(&rootfs("a").file));
     assert!(f.store.purge_rootfs(ROOTFS_KEY, at(100)).await.unwrap());
     assert_eq!(f.store.known_files().await.unwrap(), KnownFiles::default());
 }
@@ -145,7 +145,7 @@ async fn of_two_builds_that_make_the_same_root_image_one_file_wins() {
     let (second, _) = f.run("w2", at(1)).await;
     assert_eq!(f.store.put_rootfs(&first, rootfs("a"), at(1)).await.unwrap(), rootfs("a"));
     assert_eq!(f.store.put_rootfs(&second, rootfs("b"), at(1)).await.unwrap(), rootfs("a"));
-    assert_eq!(f.store.known_files().await.unwrap().rootfs, [rootfs("a").file].into());
+    assert_eq!(f.store.known_files().await.unwrap().rootfs, [(rootfs("a").file, rootfs("a").manifest)].into());
     // Both rely on the one that won.
     f.store.finish_error(&first, failure(), at(2)).await.unwrap();
     assert!(!f.store.purge_rootfs(ROOTFS_KEY, at(100)).await.unwrap());
@@ -165,7 +165,7 @@ async fn what_is_lost_from_the_disk_is_not_offered_any_more_and_can_be_made_anew
     assert!(is_not_found(&f.resolve(&caller, "one").await));
     assert!(f.resolve(&caller, "two").await.is_ok());
     assert_eq!(f.store.known_files().await.unwrap().artifacts, [kept].into());
-    let lost = KnownFiles { artifacts: Default::default(), rootfs: [rootfs("a").file].into() };
+    let lost = KnownFiles { artifacts: Default::default(), rootfs: [(rootfs("a").file, None)].into() };
     f.store.forget_lost(&lost, at(6)).await.unwrap();
     assert!(is_not_found(&f.resolve(&caller, "two").await));
     assert_eq!(f.store.known_files().await.unwrap(), KnownFiles::default());
@@ -173,4 +173,20 @@ async fn what_is_lost_from_the_disk_is_not_offered_any_more_and_can_be_made_anew
     let (lease, _) = f.run("w", at(7)).await;
     assert_eq!(f.store.find_rootfs(&lease, ROOTFS_KEY, at(7)).await.unwrap(), None);
     assert_eq!(f.store.put_rootfs(&lease, rootfs("b"), at(7)).await.unwrap(), rootfs("b"));
+}
+
+#[tokio::test]
+async fn a_root_image_of_an_older_version_gets_its_manifest_once() {
+    let f = Fixture::new().await;
+    let caller = f.tenant("acme").await;
+    f.accept(&caller, "web").await;
+    let (lease, _) = f.run("worker", at(1)).await;
+    let old = Rootfs { manifest: None, ..rootfs("a") };
+    assert_eq!(f.store.put_rootfs(&lease, old.clone(), at(1)).await.unwrap(), old);
+    assert!(f.store.set_rootfs_manifest(&old.file, "one").await.unwrap());
+    assert!(!f.store.set_rootfs_manifest(&old.file, "two").await.unwrap());
+    assert!(!f.store.set_rootfs_manifest("another", "two").await.unwrap());
+    let found = f.store.find_rootfs(&lease, ROOTFS_KEY, at(2)).await.unwrap().unwrap();
+    assert_eq!(found.manifest.as_deref(), Some("one"));
+    assert_eq!(f.store.known_files().await.unwrap().rootfs, [(old.file, found.manifest)].into());
 }

@@ -169,6 +169,7 @@ pub(crate) fn rootfs(nonce: &str) -> Rootfs {
         key: ROOTFS_KEY.to_owned(),
         file: format!("{ROOTFS_KEY}.{}.ext4", nonce.repeat(32)),
         bytes: 1 << 29,
+        manifest: Some(nonce.repeat(64)),
         info: json!({ "Cmd": ["sh"] }),
     }
 }
