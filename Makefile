@@ -2,6 +2,7 @@
 # make test    everything: format, lints, unit and end-to-end tests on real microVMs
 # make test-client         its part with the published client
 # make test-firecracker    its part on a real Firecracker, in a nested host (15 minutes)
+# make bench-store   what templates of one base cost on the disk
 # make bench-api   the API under 200 clients that poll and stream
 # What each target installs is listed in scripts/packages.txt.
 
@@ -14,7 +15,7 @@ export PATH
 GUEST  := target/guest
 TRIPLE := x86_64-unknown-linux-gnu
 
-.PHONY: build guest base demo test test-firecracker test-client lint bench-api bench-restore bench-import
+.PHONY: build guest base demo test test-firecracker test-client lint bench-api bench-restore bench-import bench-store
 
 setup-%:
 	@scripts/setup.sh $(subst -, ,$*)
@@ -68,3 +69,7 @@ bench-restore: setup-run-test guest base
 ## an image into an ext4 file, against skopeo + umoci + mke2fs and against decompressing and hashing alone (needs root)
 bench-import: setup-build-base-test
 	scripts/bench-import.sh
+
+## 30 templates of one base, each with a megabyte more: room, time to write back, to restore, to collect (needs root)
+bench-store: setup-run-base guest base
+	scripts/bench-store.sh

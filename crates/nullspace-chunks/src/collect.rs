@@ -75,8 +75,12 @@ impl Drop for Collection {
 
 impl Collection {
     /// Removes what neither these images nor anything pinned needs. Puts, reads and materialisations may run beside it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while another process looks at the store.
     pub fn finish(self, live: impl IntoIterator<Item = ManifestId>, stop: &Stop) -> Result<Collected> {
         let inner = &self.store.inner;
+        let _alone = inner.alone()?;
         let mut report = Collected::default();
         self.settle_copies(stop)?;
 

@@ -33,7 +33,7 @@ pub enum Error {
     #[error("stopped")]
     Stopped,
     /// Another collection or check has the store.
-    #[error("another collection or check of the store is running")]
+    #[error("another collection or check of the store is running: try again when it is over")]
     Busy,
     /// The system refused.
     #[error("{what}")]

@@ -2,9 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FlockOperation, flock};
 
 use crate::codec::MAX_CHUNK;
 use crate::error::io_error;
@@ -18,6 +21,8 @@ use crate::{Error, ManifestId, Result};
 const PACKS: &str = "packs";
 const MANIFESTS: &str = "manifests";
 const WORK: &str = "work";
+/// Shared by who looks at the store from another process, alone for a collection.
+const LOCK: &str = "lock";
 
 /// How a store cuts and compresses what is put into it. Reading does not depend on it: it may change from start to start,
 /// but what was stored under other settings is not found again by puts.
@@ -66,6 +71,8 @@ pub(crate) struct Inner {
     state: Mutex<State>,
     /// Pack files whose index cannot be read.
     unreadable: Vec<(PathBuf, String)>,
+    /// Keeps collections of another process out.
+    _looking: Option<File>,
     /// Called at each step that a crash could fall between.
     #[cfg(test)]
     pub(crate) at_step: Mutex<Option<AtStep>>,
@@ -136,16 +143,20 @@ impl Store {
             crate::files::remove(&path)?;
         }
         sync_dir(root)?;
-        Store::load(root, settings)
+        Store::load(root, settings, None)
     }
 
-    /// Opens a store to look at, beside a process that may be writing to it: nothing is changed. What that process removes
-    /// meanwhile reads as damaged here, so its collections must be kept out where that matters.
+    /// Opens a store to look at, beside a process that may be writing to it: nothing is changed, and that process collects
+    /// nothing as long as this is open.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while it collects.
     pub fn open_read_only(root: &Path, settings: Settings) -> Result<Store> {
-        Store::load(root, settings)
+        let lock = lock(root, FlockOperation::NonBlockingLockShared)?;
+        Store::load(root, settings, Some(lock))
     }
 
-    fn load(root: &Path, settings: Settings) -> Result<Store> {
+    fn load(root: &Path, settings: Settings, looking: Option<File>) -> Result<Store> {
         let Settings { chunk_bytes, threads, .. } = settings;
         if !chunk_bytes.is_power_of_two() || !(BLOCK as u32..=MAX_CHUNK).contains(&chunk_bytes) || threads == 0 {
             return Err(Error::invalid("the store's settings make no sense"));
@@ -179,6 +190,7 @@ impl Store {
             settings,
             state: Mutex::new(state),
             unreadable,
+            _looking: looking,
             #[cfg(test)]
             at_step: Mutex::default(),
         };
@@ -240,7 +252,24 @@ impl Store {
     }
 }
 
+/// The store's lock, free again when the file is closed.
+fn lock(root: &Path, how: FlockOperation) -> Result<File> {
+    let path = root.join(LOCK);
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.map_err(io_error("open", &path))?;
+    match flock(&file, how) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Busy),
+        Err(error) => Err(io_error("lock", &path)(error.into())),
+    }
+}
+
 impl Inner {
+    /// Keeps other processes from looking as long as the file is open.
+    pub(crate) fn alone(&self) -> Result<File> {
+        lock(&self.root, FlockOperation::NonBlockingLockExclusive)
+    }
+
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

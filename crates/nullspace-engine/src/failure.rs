@@ -63,6 +63,8 @@ pub mod reason {
     pub const ATTEMPTS_SPENT: &str = "attempts_spent";
     /// Credentials given with the request are gone with the process that held them.
     pub const CREDENTIALS_LOST: &str = "credentials_lost";
+    /// The stored root image that the build starts from cannot be read any more.
+    pub const ROOT_DAMAGED: &str = "root_image_damaged";
     /// A fault of the service; the log has its request or build id.
     pub const INTERNAL: &str = "internal";
 }

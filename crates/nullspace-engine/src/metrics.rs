@@ -59,6 +59,12 @@ pub(crate) struct Metrics {
     oldest_waiting: Gauge<f64, std::sync::atomic::AtomicU64>,
     building: Gauge,
     sandboxes: Gauge,
+    chunks: Gauge,
+    chunk_bytes: Gauge,
+    image_bytes: Gauge,
+    raw_files: Gauge,
+    raw_bytes: Gauge,
+    written_back: Gauge,
 }
 
 impl Default for Metrics {
@@ -86,6 +92,19 @@ impl Default for Metrics {
         registry.register("builds_running", "Builds that a worker has", building.clone());
         let sandboxes = Gauge::default();
         registry.register("sandboxes_live", "Sandboxes that are not over", sandboxes.clone());
+        let chunks = Gauge::default();
+        registry.register("store_chunks", "Different chunks of root images", chunks.clone());
+        let chunk_bytes = Gauge::default();
+        registry.register("store_bytes", "Size of the packs that hold them", chunk_bytes.clone());
+        let image_bytes = Gauge::default();
+        registry.register("store_plain_bytes", "Size of the chunks before compression", image_bytes.clone());
+        let raw_files = Gauge::default();
+        registry.register("rootfs_cache_files", "Root images that are there as raw files", raw_files.clone());
+        let raw_bytes = Gauge::default();
+        registry.register("rootfs_cache_bytes", "What they take on the disk", raw_bytes.clone());
+        let written_back = Gauge::default();
+        let help = "Raw files made from chunks since the start, because they were not there";
+        registry.register("rootfs_written_back", help, written_back.clone());
         Self {
             registry,
             builds,
@@ -99,6 +118,12 @@ impl Default for Metrics {
             oldest_waiting,
             building,
             sandboxes,
+            chunks,
+            chunk_bytes,
+            image_bytes,
+            raw_files,
+            raw_bytes,
+            written_back,
         }
     }
 }
@@ -149,6 +174,13 @@ impl Engine {
         metrics.waiting.set(gauge(counters.builds_waiting));
         metrics.building.set(gauge(counters.builds_building));
         metrics.sandboxes.set(gauge(counters.sandboxes_live));
+        let (stored, cache) = (self.inner.files.image_stats(), self.inner.files.cache_usage());
+        metrics.chunks.set(gauge(stored.chunks));
+        metrics.chunk_bytes.set(gauge(stored.pack_bytes));
+        metrics.image_bytes.set(gauge(stored.plain_bytes));
+        metrics.raw_files.set(gauge(cache.files));
+        metrics.raw_bytes.set(gauge(cache.bytes));
+        metrics.written_back.set(gauge(cache.written_back));
         let age = counters.oldest_waiting.map(|since| Timestamp::now().duration_since(since).as_secs_f64());
         metrics.oldest_waiting.set(age.unwrap_or_default().max(0.0));
         let mut page = String::new();

@@ -230,7 +230,7 @@ async fn boot(
         id: machine_id(build),
         vcpus: plan.machine.vcpus,
         memory_mib: plan.machine.memory_mib,
-        disk: Disk::Overlay { base: prepared.rootfs_path.clone(), size_bytes: prepared.disk_bytes },
+        disk: Disk::Overlay { base: prepared.rootfs_pin.path().to_owned(), size_bytes: prepared.disk_bytes },
         network: if plan.machine.internet_access { Network::Internet } else { Network::Isolated },
         work_dir,
     };

@@ -19,7 +19,7 @@ use nullspace_api::{
     TemplateFailurePhase as Phase, TemplateOciImageMetadata,
 };
 use nullspace_rootfs::Written;
-use nullspace_store::{Build, Lease, Rootfs, StoreError};
+use nullspace_store::{Build, Lease, Rootfs, RootfsPin, StoreError};
 use serde_json::json;
 
 use crate::Inner;
@@ -34,7 +34,8 @@ use crate::records::column;
 /// What the following phases build on.
 pub(crate) struct Prepared {
     pub(crate) rootfs: Rootfs,
-    pub(crate) rootfs_path: PathBuf,
+    /// Keeps the raw file where it is.
+    pub(crate) rootfs_pin: RootfsPin,
     /// What the guest's disk is to have.
     pub(crate) disk_bytes: u64,
     /// What the source says of run time.
@@ -94,7 +95,7 @@ impl Preparing<'_> {
             .await?;
         let runtime = image::runtime(resolved.config());
         let oci_metadata = Some(image::metadata(resolved.config()));
-        self.prepared(rootfs, disk_bytes, runtime, oci_metadata, cache)
+        self.prepared(rootfs, disk_bytes, runtime, oci_metadata, cache).await
     }
 
     async fn base_tar(&self, sha256: &str) -> Result<Prepared, Error> {
@@ -110,7 +111,7 @@ impl Preparing<'_> {
                 import::tar(tar, digest, target)
             })
             .await?;
-        self.prepared(rootfs, disk_bytes, Runtime::default(), None, cache)
+        self.prepared(rootfs, disk_bytes, Runtime::default(), None, cache).await
     }
 
     async fn template(&self, reference: &str, artifact: nullspace_store::ArtifactId) -> Result<Prepared, Error> {
@@ -140,10 +141,10 @@ impl Preparing<'_> {
         let runtime: Runtime = column("artifacts.runtime", &parent.runtime.0)?;
         let oci_metadata =
             parent.oci_metadata.as_ref().map(|json| column("artifacts.oci_metadata", json)).transpose()?;
-        self.prepared(rootfs, disk_bytes, runtime, oci_metadata, TemplateBuildCacheSummary::default())
+        self.prepared(rootfs, disk_bytes, runtime, oci_metadata, TemplateBuildCacheSummary::default()).await
     }
 
-    fn prepared(
+    async fn prepared(
         &self,
         rootfs: Rootfs,
         disk_bytes: u64,
@@ -151,8 +152,8 @@ impl Preparing<'_> {
         oci_metadata: Option<TemplateOciImageMetadata>,
         cache: TemplateBuildCacheSummary,
     ) -> Result<Prepared, Error> {
-        let rootfs_path = self.inner.files.rootfs_path(&rootfs.file)?;
-        Ok(Prepared { disk_bytes: disk_bytes.max(rootfs.bytes), rootfs, rootfs_path, runtime, oci_metadata, cache })
+        let rootfs_pin = self.inner.files.open_rootfs(&rootfs).await.map_err(unreadable)?;
+        Ok(Prepared { disk_bytes: disk_bytes.max(rootfs.bytes), rootfs, rootfs_pin, runtime, oci_metadata, cache })
     }
 
     /// The root image of this key: found, or imported and published. At most one import of a key runs in this process.
@@ -175,7 +176,7 @@ impl Preparing<'_> {
             let message = format!("{subject}: cache not asked");
             let reason = Some(CacheReason::WholeBuildSkipCache);
             self.log.cache(CacheKind::Layer, CacheStatus::Bypass, reason, subject, message).await?;
-        } else if let Some(rootfs) = self.inner.metadata.find_rootfs(self.lease, key, Timestamp::now()).await? {
+        } else if let Some(rootfs) = self.readable(key).await? {
             cache.layer_hits += 1;
             self.inner.metrics.lookup("layer", "hit");
             let message = format!("{subject}: imported before");
@@ -202,9 +203,7 @@ impl Preparing<'_> {
         };
         let imported = start(target, scratch.path().to_owned()).await?;
         let published = self.inner.files.publish_rootfs(&path, key).await?;
-        let rootfs =
-            Rootfs { key: key.to_owned(), file: published.file.clone(), bytes: published.bytes, info: json!({}) };
-        let kept = self.inner.metadata.put_rootfs(self.lease, rootfs, Timestamp::now()).await?;
+        let kept = self.inner.metadata.put_rootfs(self.lease, published.row(key, json!({})), Timestamp::now()).await?;
         if kept.file != published.file {
             self.inner.files.remove_rootfs(&published.file).await?;
         }
@@ -218,4 +217,37 @@ impl Preparing<'_> {
         self.log.cache(CacheKind::Layer, CacheStatus::Stored, None, subject, message).await?;
         Ok(kept)
     }
+
+    /// The root image of this key, if it is here and can be read. Importing the same thing again mends a damaged one.
+    async fn readable(&self, key: &str) -> Result<Option<Rootfs>, Error> {
+        let Some(rootfs) = self.inner.metadata.find_rootfs(self.lease, key, Timestamp::now()).await? else {
+            return Ok(None);
+        };
+        match self.inner.files.open_rootfs(&rootfs).await {
+            Ok(_) => Ok(Some(rootfs)),
+            Err(StoreError::Damaged { what }) => {
+                tracing::error!(key, what, "a stored root image is damaged: it is made again");
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A root image that cannot be opened, in the user's terms.
+fn unreadable(error: StoreError) -> Error {
+    let StoreError::Damaged { what } = error else { return error.into() };
+    tracing::error!(what, "a stored root image is damaged");
+    let mut failure = BuildFailure::infrastructure(
+        Phase::Prepare,
+        reason::ROOT_DAMAGED,
+        "the stored root image that this build starts from is damaged",
+    );
+    failure.suggested_action =
+        "Build the template that this one starts from again, with skip_cache; the operator's `nullspace store verify` \
+         says what is damaged."
+            .to_owned();
+    // The same file would be read again.
+    failure.retryable = false;
+    failure.into()
 }

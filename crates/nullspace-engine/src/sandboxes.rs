@@ -25,7 +25,7 @@ use nullspace_api::{
 };
 use nullspace_guest::host::AgentError;
 use nullspace_guest::message::{Exec, FailureKind};
-use nullspace_store::{Caller, SandboxFilter, SandboxId, SandboxStatus, Scratch, StoreError, TenantId};
+use nullspace_store::{Caller, RootfsPin, SandboxFilter, SandboxId, SandboxStatus, Scratch, StoreError, TenantId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -66,6 +66,8 @@ struct Live {
     /// Stops the task that watches over it.
     ended: CancellationToken,
     scratch: Mutex<Option<Scratch>>,
+    /// What its disk lies on.
+    _root: RootfsPin,
     /// Places for commands that somebody follows.
     followed: Arc<Semaphore>,
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! import_image layout LAYOUT IMAGE MIB        from an OCI image layout, as skopeo makes one
 //! import_image registry REFERENCE IMAGE MIB   from a registry; those on loopback are spoken to in plain HTTP
+//! import_image tar TAR IMAGE MIB              from a root tree's tar
 //! import_image floor LAYOUT                   the same blobs decompressed, blob and tar hashed, and nothing else
 //! ```
 //! IMAGE must not exist. Nothing is synced. The last line of an import is `peak N kB`, its largest resident size.
@@ -15,7 +16,7 @@ use std::sync::mpsc::sync_channel;
 
 use nullspace_ext4::Options;
 use nullspace_oci::digest::Algorithm;
-use nullspace_oci::import::{ImportOptions, import, import_local};
+use nullspace_oci::import::{ImportOptions, import, import_local, import_tar};
 use nullspace_oci::layout::Layout;
 use nullspace_oci::platform::Platform;
 use nullspace_oci::registry::{Credentials, Registry, RegistryConfig};
@@ -39,6 +40,11 @@ fn main() -> Outcome<()> {
             let imported = import_local(&layout, sink, &ImportOptions::default()).map(|imported| imported.tree);
             say(writing.finish(imported.map_err(Into::<Box<dyn Error + Send + Sync>>::into))?)
         }
+        ["tar", tar, image, mib] => {
+            let (sink, writing) = begin(image, mib)?;
+            let imported = import_tar(File::open(tar)?, sink, &ImportOptions::default()).map(|imported| imported.tree);
+            say(writing.finish(imported.map_err(Into::<Box<dyn Error + Send + Sync>>::into))?)
+        }
         ["registry", reference, image, mib] => {
             // An error means that there is a provider already.
             let _ = rustls::crypto::ring::default_provider().install_default();
@@ -54,7 +60,7 @@ fn main() -> Outcome<()> {
             });
             say(writing.finish(imported)?)
         }
-        _ => Err("usage: import_image floor LAYOUT | layout LAYOUT IMAGE MIB | registry REFERENCE IMAGE MIB".into()),
+        _ => Err("usage: import_image floor LAYOUT | layout LAYOUT IMAGE MIB | tar TAR IMAGE MIB | registry REFERENCE IMAGE MIB".into()),
     }
 }
 

@@ -487,7 +487,10 @@ fn manifests(known: &KnownFiles) -> Vec<ManifestId> {
     known.rootfs.values().flatten().filter_map(|id| id.parse().ok()).collect()
 }
 
-/// Opens a data directory's chunks to look at, beside a service that may be running.
+/// Opens a data directory's chunks to look at, beside a service that may be running: it collects nothing meanwhile.
+///
+/// # Errors
+/// [`StoreError::Conflict`] while it collects.
 pub fn look_at_chunks(data_dir: &Path) -> Result<Store> {
     Ok(Store::open_read_only(&data_dir.join(CHUNKS), Default::default())?)
 }

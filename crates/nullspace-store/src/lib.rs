@@ -48,7 +48,7 @@ pub use error::{Result, StoreError};
 pub use id::{ArtifactId, BuildId, InvalidId, KeyId, SandboxId, TemplateId, TenantId};
 pub use images::{CacheUsage, PublishedRootfs, RootfsPin, look_at_chunks};
 pub use metadata::{KnownFiles, Metadata, UnusedArtifact};
-pub use nullspace_chunks::{Changes, Collected, Extent, Fault, Stats, Verified};
+pub use nullspace_chunks::{Changes, Collected, Extent, Fault, ManifestId, Stats, Verified};
 pub use private_json::PrivateJson;
 pub use reference::{InvalidReference, MAX_NAME_CHARS, Selector, Tag, TemplateName, TemplateRef, is_namespace_slug};
 pub use sandbox::{Idempotency, Inserted, NewSandbox, Sandbox, SandboxFilter, SandboxStatus};

@@ -61,6 +61,8 @@ pub(crate) struct Config {
     pub(crate) metrics_token: Option<SecretString>,
     /// Files of build contexts that one tenant may have uploaded together, MiB.
     pub(crate) upload_mib_per_tenant: u64,
+    /// Raw files of root images, from which machines run, are kept up to so many MiB together; more only while in use.
+    pub(crate) rootfs_cache_mib: u64,
     /// A worker that is silent for so many seconds has lost its build.
     pub(crate) lease_secs: u64,
     /// Guest memory of all machines together, MiB; default: 3/4 of the host's.
@@ -155,6 +157,7 @@ impl Default for Config {
             requests_per_second: 200,
             metrics_token: None,
             upload_mib_per_tenant: 10_240,
+            rootfs_cache_mib: nullspace_store::DEFAULT_CACHE >> 20,
             lease_secs: 30,
             memory_mib: None,
             vcpus: None,
@@ -205,6 +208,7 @@ const KEYS: &[(&str, Kind)] = &[
     ("requests_per_second", Kind::Number),
     ("metrics_token", Kind::Text),
     ("upload_mib_per_tenant", Kind::Number),
+    ("rootfs_cache_mib", Kind::Number),
     ("lease_secs", Kind::Number),
     ("memory_mib", Kind::Number),
     ("vcpus", Kind::Number),

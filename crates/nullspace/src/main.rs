@@ -3,6 +3,7 @@
 //! ```text
 //!   serve    config ─> store + VMM + registry ─> Engine ─> HTTP     (serve.rs wires it, one screen)
 //!   keys     writes a key's hash into the store
+//!   store    says what the data folder holds, checks it, removes what is unused
 //!   doctor   says what this host lacks and what cures it
 //!   template, sandbox    talk to a running service over HTTP, as any client does
 //! ```
@@ -17,6 +18,7 @@ mod remote;
 mod sandbox;
 mod serve;
 mod service;
+mod store;
 mod template;
 mod vmm;
 
@@ -44,6 +46,9 @@ enum Command {
     /// Make and list API keys (the service may be running).
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Look after the root images in the data folder.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Say what works on this host and what cures what does not.
     Doctor(Settings),
     /// Build, list and delete templates on a running service.
@@ -76,6 +81,25 @@ enum KeysCommand {
     Revoke {
         /// Id of the key, as `keys list` shows it.
         id: String,
+        #[command(flatten)]
+        settings: Settings,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Say what is stored and what it takes (the service may be running).
+    Stats {
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Remove what no template needs. The service does so by itself; stop it before.
+    Gc {
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Read everything and say what is missing or damaged (the service may be running). Exits with 1 if anything is.
+    Verify {
         #[command(flatten)]
         settings: Settings,
     },
@@ -150,6 +174,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 }
                 KeysCommand::List { settings } => keys::list(&settings.load()?).await,
                 KeysCommand::Revoke { id, settings } => keys::revoke(&settings.load()?, &id).await,
+            }
+        }),
+        Command::Store(command) => runtime.block_on(async {
+            match command {
+                StoreCommand::Stats { settings } => store::stats(&settings.load()?).await,
+                StoreCommand::Gc { settings } => store::gc(&settings.load()?).await,
+                StoreCommand::Verify { settings } => store::verify(&settings.load()?).await,
             }
         }),
         Command::Doctor(settings) => runtime.block_on(doctor::run(&settings.load()?)),

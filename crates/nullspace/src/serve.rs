@@ -24,7 +24,7 @@ const DATABASE: &str = "nullspace.db";
 pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     // Before there is anything that an orderly end has to remove; the start is finished before a signal is obeyed.
     let signals = Signals::install()?;
-    let files = ArtifactStore::open(&config.data_dir).context("open the data folder")?;
+    let files = open_files(&config)?;
     let metadata: Arc<dyn Metadata> = Arc::new(open_metadata(&config).await?);
     let machines = vmm::choose(&config).await?;
     let registry = registry(&config)?;
@@ -78,6 +78,12 @@ pub(crate) async fn open_metadata(config: &Config) -> anyhow::Result<SqliteStore
         .with_context(|| format!("make the data folder {}", config.data_dir.display()))?;
     let path = config.data_dir.join(DATABASE);
     SqliteStore::open(&path).await.with_context(|| format!("open the database {}", path.display()))
+}
+
+/// Opens the data folder, which no other process may have.
+pub(crate) fn open_files(config: &Config) -> anyhow::Result<ArtifactStore> {
+    let cache = config.rootfs_cache_mib.saturating_mul(1 << 20);
+    ArtifactStore::open_with(&config.data_dir, cache).context("open the data folder")
 }
 
 fn server_config(config: &Config) -> ServerConfig {

@@ -115,3 +115,18 @@ fn a_pack_that_is_mostly_unused_is_rewritten() {
     let collected = collect(&store, &[second]);
     assert_eq!(collected, Collected::default());
 }
+
+#[test]
+fn who_looks_from_another_process_keeps_collections_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let id = put(&store, &[1; 9 * BLOCK]).id();
+    let looking = Store::open_read_only(dir.path(), SETTINGS).unwrap();
+    assert!(matches!(store.start_collection().unwrap().finish([], &Stop::default()), Err(crate::Error::Busy)));
+    // Puts go on; what came later is not seen.
+    let later = put(&store, &[2; 9 * BLOCK]);
+    assert!(looking.contains(&id) && !looking.contains(&later.id()));
+    assert_sound(&looking, &[id]);
+    drop(looking);
+    assert_eq!(collect(&store, &[]).manifests, 1);
+}

@@ -22,7 +22,7 @@ use nullspace_api::{
     CreateSandboxRequest, CreateSandboxResponse, ErrorResponseCode, LifecycleConfigOnTimeout, SandboxTimeoutAction,
 };
 use nullspace_store::{
-    Caller, Idempotency, Inserted, NewSandbox, Resolved, SandboxId, SandboxStatus, Scratch, StoreError,
+    Caller, Idempotency, Inserted, NewSandbox, Resolved, RootfsPin, SandboxId, SandboxStatus, Scratch, StoreError,
 };
 use nullspace_vmm::{Network, RestoreSpec, SnapshotSummary, VmmError};
 use serde_json::json;
@@ -146,10 +146,10 @@ impl Engine {
             Ok(inner.metadata.set_sandbox_status(id, SandboxStatus::Running, None, Timestamp::now()).await)
         };
         let restore = inner.restore(id, &resolved, summary, &config, permit, resumed);
-        let (sandbox, machine, scratch) = match tokio::join!(record, restore) {
-            (Ok(Ok(sandbox)), Ok((machine, scratch))) => (sandbox, machine, scratch),
-            (Ok(Err(error)), Ok((machine, scratch))) => {
-                discard(machine, scratch).await;
+        let (sandbox, machine, (scratch, root)) = match tokio::join!(record, restore) {
+            (Ok(Ok(sandbox)), Ok((machine, had))) => (sandbox, machine, had),
+            (Ok(Err(error)), Ok((machine, had))) => {
+                discard(machine, had).await;
                 inner.give_up(id, "its start could not be recorded").await;
                 return Err(error.into());
             }
@@ -158,8 +158,8 @@ impl Engine {
                 return Err(error);
             }
             (Err(error), restored) => {
-                if let Ok((machine, scratch)) = restored {
-                    discard(machine, scratch).await;
+                if let Ok((machine, had)) = restored {
+                    discard(machine, had).await;
                 }
                 return Err(error);
             }
@@ -172,6 +172,7 @@ impl Engine {
             cwd: config.cwd.clone(),
             ended: CancellationToken::new(),
             scratch: Mutex::new(Some(scratch)),
+            _root: root,
             followed: Arc::new(Semaphore::new(MAX_FOLLOWED)),
         });
         if !starting.run(&live) {
@@ -201,18 +202,26 @@ impl Inner {
         config: &Config,
         permit: Permit,
         resumed: oneshot::Sender<()>,
-    ) -> Result<(Machine, Scratch)> {
+    ) -> Result<(Machine, (Scratch, RootfsPin))> {
+        let root = self.files.open_rootfs(&resolved.artifact.rootfs).await.map_err(|error| match error {
+            StoreError::Damaged { what } => {
+                tracing::error!(artifact = %resolved.artifact.id, what, "a template's root image is damaged");
+                let message = "the stored disk of this template is damaged: build the template again with skip_cache";
+                Error::new(ErrorResponseCode::RebuildRequired, message)
+            }
+            other => other.into(),
+        })?;
         let scratch = self.files.scratch()?;
         let spec = RestoreSpec {
             id: format!("sb-{}", id.uuid().as_simple()),
-            base: Some(self.files.rootfs_path(&resolved.artifact.rootfs.file)?),
+            base: Some(root.path().to_owned()),
             snapshot_dir: self.files.artifact_dir(&resolved.artifact.folder)?,
             summary,
             network: if config.internet_access { Network::Internet } else { Network::Isolated },
             work_dir: scratch.path().to_owned(),
         };
         match Machine::restore(self.vmm.as_ref(), spec, permit, resumed).await {
-            Ok(machine) => Ok((machine, scratch)),
+            Ok(machine) => Ok((machine, (scratch, root))),
             Err(MachineError::Vmm(VmmError::Incompatible(why))) => {
                 Err(Error::new(ErrorResponseCode::IncompatibleSnapshot, format!("{why}; build the template again")))
             }
@@ -222,9 +231,9 @@ impl Inner {
 }
 
 /// Ends a machine that nobody will use, and removes what it had.
-async fn discard(machine: Machine, scratch: Scratch) {
+async fn discard(machine: Machine, had: (Scratch, RootfsPin)) {
     machine.end().await;
-    drop(scratch);
+    drop(had);
 }
 
 /// What the contract knows and this version does not serve is refused, never ignored.

@@ -1,7 +1,7 @@
 //! The service killed at random moments of running builds, again and again.
 //!
 //! ```text
-//!   accept builds ──> pause ──> SIGKILL ──> nothing runs on ──> start on the same data ──> (20 times and more)
+//!   accept builds ──> pause ──> SIGKILL ──> nothing runs on, nothing stored is missing ──> start on the same data ──> (20 times)
 //!        ... then: every accepted build ends, its log is whole, artifacts are whole, nothing is left over
 //! ```
 
@@ -81,6 +81,11 @@ async fn every_accepted_build_ends_however_often_the_service_is_killed() {
             seen.insert(id, Vec::new());
         }
         assert!(kills <= MOST_KILLS, "{kills} kills hit a running build only {hits} times");
+        service.verify_store();
+        if kills % 4 == 0 {
+            service.collect_store();
+            service.verify_store();
+        }
         service.restart().await;
     }
 
@@ -122,6 +127,8 @@ async fn every_accepted_build_ends_however_often_the_service_is_killed() {
     let templates: Vec<TemplateInfo> = api.get("/v1/templates").await.ok(200);
     assert_eq!(on_disk, templates.into_iter().map(|template| template.id).collect());
     assert!(ready.iter().all(|finished| on_disk.contains(finished.template())), "{on_disk:?}");
+
+    service.verify_store();
 
     // Of the ready builds some of the first and of the last.
     let sample: Vec<_> = ready.iter().take(2).chain(ready.iter().rev().take(2)).collect();

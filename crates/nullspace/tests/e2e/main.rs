@@ -36,5 +36,6 @@ mod sandboxes;
 mod shutdown;
 mod sockets;
 mod spine;
+mod store;
 mod tenants;
 mod unique;

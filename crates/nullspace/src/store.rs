@@ -1,0 +1,121 @@
+//! Root images in the data folder, for the operator.
+//!
+//! `stats` and `verify` change nothing and work beside a running service, which collects nothing meanwhile. `gc` needs the
+//! data folder for itself: a running service collects on its own.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use nullspace_store::{ManifestId, Metadata, SqliteStore, StoreError, look_at_chunks};
+
+use crate::config::Config;
+use crate::serve;
+
+const MIB: f64 = 1_048_576.0;
+
+async fn metadata(config: &Config) -> anyhow::Result<SqliteStore> {
+    if !config.data_dir.is_dir() {
+        bail!("there is no data folder {}: give --data-dir", config.data_dir.display());
+    }
+    serve::open_metadata(config).await
+}
+
+pub(crate) async fn stats(config: &Config) -> anyhow::Result<ExitCode> {
+    let metadata = metadata(config).await?;
+    let known = metadata.known_files().await.context("list what is known")?;
+    metadata.close().await;
+    let store = look_at_chunks(&config.data_dir).context("open the chunk store")?;
+    let stats = store.stats();
+    let disk = store.disk_bytes().context("measure the chunk store")?;
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / MIB);
+    let without = known.rootfs.values().filter(|manifest| manifest.is_none()).count();
+    println!("root images       {} ({without} as files only), {} manifests", known.rootfs.len(), stats.manifests);
+    println!(
+        "chunks            {} of {} plain, {} stored",
+        stats.chunks,
+        mib(stats.plain_bytes),
+        mib(stats.stored_bytes)
+    );
+    println!("packs             {} of {}, {} unreadable", stats.packs, mib(stats.pack_bytes), stats.unreadable_packs);
+    println!("on the disk       {}", mib(disk));
+    println!("snapshots         {}", known.artifacts.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
+    let metadata = metadata(config).await?;
+    let files = match serve::open_files(config) {
+        Err(error) if matches!(error.downcast_ref(), Some(StoreError::DataDirInUse { .. })) => {
+            bail!("a service uses {}: it collects by itself; stop it to collect now", config.data_dir.display())
+        }
+        opened => opened?,
+    };
+    let began = Instant::now();
+    let swept = files.sweep(metadata.known_files().await.context("list what is known")?).await.context("sweep")?;
+    for name in &swept.removed {
+        println!("removed {name}, which nothing names");
+    }
+    let collected = files.collect_images(metadata.known_files()).await.context("collect chunks")?;
+    metadata.close().await;
+    println!(
+        "removed {} root images, {} chunks, {} packs ({} rewritten): {:.1} MiB in {} ms",
+        collected.manifests,
+        collected.chunks,
+        collected.packs,
+        collected.rewritten,
+        collected.freed_bytes as f64 / MIB,
+        began.elapsed().as_millis(),
+    );
+    let missing = !swept.missing.artifacts.is_empty() || !swept.missing.rootfs.is_empty();
+    if missing || !collected.lost.is_empty() {
+        bail!("something that is known is missing: `nullspace store verify` says what");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn verify(config: &Config) -> anyhow::Result<ExitCode> {
+    let metadata = metadata(config).await?;
+    let began = Instant::now();
+    let before = metadata.known_files().await.context("list what is known")?;
+    let store = look_at_chunks(&config.data_dir).context("open the chunk store")?;
+    let known = metadata.known_files().await.context("list what is known")?;
+    let mut faults: BTreeSet<String> = BTreeSet::new();
+    let mut wanted = Vec::new();
+    for (file, manifest) in &known.rootfs {
+        match manifest.as_deref().map(str::parse::<ManifestId>) {
+            // What came while we opened the chunks may not be among them for us.
+            Some(Ok(id)) if before.rootfs.contains_key(file) => wanted.push(id),
+            Some(Err(error)) => drop(faults.insert(format!("root image {file}: its manifest: {error}"))),
+            _ => {}
+        }
+    }
+    let raw = known.rootfs.iter().filter(|(_, manifest)| manifest.is_none()).map(|(file, _)| ("rootfs", file));
+    let folders = known.artifacts.iter().map(|folder| ("artifacts", folder));
+    let missing = raw.chain(folders).filter(|(parent, name)| !config.data_dir.join(parent).join(name).exists());
+    let missing: Vec<(&str, &String)> = missing.collect();
+    if !missing.is_empty() {
+        // A service beside us may have removed them, and said so first.
+        let still = metadata.known_files().await.context("list what is known")?;
+        let still =
+            missing.iter().filter(|(_, name)| still.artifacts.contains(*name) || still.rootfs.contains_key(*name));
+        faults.extend(still.map(|(parent, name)| format!("{parent}/{name} is missing")));
+    }
+    metadata.close().await;
+    let verified = tokio::task::spawn_blocking(move || store.verify(wanted, &Default::default()));
+    let verified = verified.await.context("join the check")?.context("check the chunk store")?;
+    faults.extend(verified.faults.iter().map(ToString::to_string));
+    for fault in &faults {
+        println!("{fault}");
+    }
+    println!(
+        "{} root images, {} chunks, {:.1} MiB read in {} ms: {}",
+        verified.manifests,
+        verified.chunks,
+        verified.bytes as f64 / MIB,
+        began.elapsed().as_millis(),
+        if faults.is_empty() { "nothing is missing or damaged".to_owned() } else { format!("{} faults", faults.len()) },
+    );
+    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

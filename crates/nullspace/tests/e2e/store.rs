@@ -1,0 +1,85 @@
+//! Root images as chunks, and what operators see and do of them.
+
+use nullspace_api::TemplateInfo;
+use serde_json::json;
+
+use crate::fixture::artifacts::root_images;
+use crate::fixture::{Image, Registry, Service};
+
+#[tokio::test]
+async fn templates_work_when_their_raw_files_have_made_room_and_after_their_parents_are_gone() {
+    let registry = Registry::start();
+    for tag in ["0", "1"] {
+        registry.push("box", tag, &Image::busybox_variant(tag)).await;
+    }
+    // No raw file is kept that is not in use.
+    let mut service = Service::with([("NULLSPACE_ROOTFS_CACHE_MIB", "0".to_owned())]).await;
+    let api = service.api();
+    let build = |name: &str, tag: &str| {
+        json!({
+            "name": name, "base_image": registry.reference(&format!("box:{tag}")),
+            "build_config": {"memory_mib": 128, "disk_mb": 512},
+            "start_cmd": "echo here > /started; exec sleep 1000000",
+        })
+    };
+    api.ready(build("one", "0")).await;
+    api.ready(build("two", "1")).await;
+    let child = json!({"name": "child", "base_image": "nullspace/one", "build_config": {"memory_mib": 128}});
+    api.ready(child).await;
+    for name in ["one", "two", "child"] {
+        let sandbox = api.sandbox(name).await;
+        assert_eq!(sandbox.sh("cat /started; sha256sum /bin/busybox | wc -c").await.lines().next(), Some("here"));
+        // While it lives its disk does.
+        assert!(!root_images(&service.data()).is_empty());
+        sandbox.delete().await;
+    }
+
+    // Beside the running service.
+    service.verify_store();
+    let stats = service.command(&["store", "stats"]).output().unwrap();
+    let text = String::from_utf8(stats.stdout).unwrap();
+    assert!(stats.status.success() && text.contains("root images       2 (0 as files only), 2 manifests"), "{text}");
+    let refused = service.command(&["store", "gc"]).output().unwrap();
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && text.contains("it collects by itself; stop it"), "{text}");
+    let page = api.get("/metrics").await.text();
+    for line in ["nullspace_store_chunks ", "nullspace_rootfs_written_back "] {
+        let value = page.lines().find_map(|found| found.strip_prefix(line)).unwrap_or_else(|| panic!("{line}: {page}"));
+        assert!(value.parse::<u64>().unwrap() > 0, "{line}{value}");
+    }
+
+    assert_eq!(api.delete("/v1/templates/one").await.status, 204);
+    service.settles().await;
+    service.stop().await;
+    service.collect_store();
+    service.verify_store();
+    assert!(root_images(&service.data()).is_empty(), "no raw file is kept that is not in use");
+    service.restart().await;
+    let api = service.api();
+    let sandbox = api.sandbox("child").await;
+    assert_eq!(sandbox.sh("cat /started").await, "here");
+    sandbox.delete().await;
+    let left: Vec<TemplateInfo> = api.get("/v1/templates").await.ok(200);
+    assert_eq!(left.len(), 2, "{left:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_something_else_removed_is_found_and_named() {
+    let registry = Registry::start();
+    registry.push("box", "1", &Image::busybox()).await;
+    let mut service = Service::start().await;
+    let config = json!({"memory_mib": 128, "disk_mb": 512});
+    service.api().ready(json!({"base_image": registry.reference("box:1"), "build_config": config})).await;
+    service.settles().await;
+    service.stop().await;
+    service.verify_store();
+    let packs = service.data().join("chunks/packs");
+    let pack = std::fs::read_dir(&packs).unwrap().next().unwrap().unwrap().path();
+    std::fs::rename(&pack, service.data().join("elsewhere")).unwrap();
+    let verified = service.command(&["store", "verify"]).output().unwrap();
+    let text = String::from_utf8(verified.stdout).unwrap();
+    assert!(verified.status.code() == Some(1) && text.contains("is missing"), "{text}");
+    std::fs::rename(service.data().join("elsewhere"), &pack).unwrap();
+    service.verify_store();
+}
