@@ -19,7 +19,7 @@ use nullspace_api::{
 };
 use nullspace_guest::host::{Agent, AgentError, ExecEvent, ExecSession};
 use nullspace_guest::message::{Exec, Exit};
-use nullspace_store::{Build, FinishReady, Lease, Scratch, StoreError};
+use nullspace_store::{Build, FinishReady, Lease, Rootfs, RootfsPin, Scratch, StoreError};
 use nullspace_vmm::{BootSpec, Disk, Network, SnapshotSummary};
 use serde_json::json;
 use tokio::sync::watch;
@@ -28,12 +28,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::Inner;
 use crate::admission::Permit;
-use crate::failure::{BuildFailure, reason};
+use crate::failure::{BuildFailure, chain, reason};
 use crate::lines::Lines;
 use crate::logs::{BuildLog, entry, to_store};
 use crate::machine::{Machine, MachineError, SharedMachine};
 use crate::plan::{BuildPlan, MachineSize, Runtime, StartCommand};
-use crate::prepare::{Prepared, Preparing};
+use crate::prepare::{Prepared, Preparing, unreadable};
 use crate::readiness::{self, Waited};
 
 /// A build waits so long for room on the host.
@@ -65,6 +65,8 @@ pub(crate) enum Error {
 /// What a build holds on this host.
 pub(crate) struct Scope {
     scratch: Mutex<Option<Arc<Scratch>>>,
+    /// What the machine's disk lies on.
+    root: Mutex<Option<RootfsPin>>,
     /// Shared with the task that boots it.
     machine: Arc<Mutex<Option<SharedMachine>>>,
     /// Threads and tasks of the build; the folder stays until they are done.
@@ -78,6 +80,7 @@ impl Scope {
     pub(crate) fn new(_inner: &Inner, build: &Build) -> Scope {
         Scope {
             scratch: Mutex::new(None),
+            root: Mutex::new(None),
             machine: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -94,6 +97,11 @@ impl Scope {
         let scratch = Arc::new(inner.files.scratch()?);
         *slot = Some(Arc::clone(&scratch));
         Ok(scratch)
+    }
+
+    /// Keeps a raw root image where it is as long as the build runs, or its next machine stands on another.
+    fn stand_on(&self, root: RootfsPin) {
+        *self.root.lock().unwrap_or_else(PoisonError::into_inner) = Some(root);
     }
 
     /// What the build's machine printed last, for the log of one that failed; nothing once it has ended.
@@ -157,6 +165,8 @@ pub(crate) async fn run(
     let began = Instant::now();
     let published = inner.files.publish_artifact(&snapshot_dir, build.artifact_id).await?;
     inner.metrics.phase("finalize", began.elapsed());
+    // The first sandbox shall not wait for it.
+    inner.tasks.spawn(make_ready(Arc::clone(inner), prepared.rootfs.clone()));
     let runtime_defaults = runtime.shown();
     let result = inner.ready_info(build, &runtime_defaults).await?;
     let metadata = TemplateBuildResultMetadata {
@@ -185,6 +195,13 @@ pub(crate) async fn run(
         retention_expires_at: retention(inner.config.untagged_retention),
         entry: to_store(&last, jiff::Timestamp::now())?,
     })
+}
+
+/// Sees to a root image's raw file.
+async fn make_ready(inner: Arc<Inner>, rootfs: Rootfs) {
+    if let Err(error) = inner.files.open_rootfs(&rootfs).await {
+        tracing::warn!(key = rootfs.key, error = %chain(&error), "a root image could not be written back");
+    }
 }
 
 /// When an artifact that is made now may go, unless a tag points to it then. `None`, for a time that no clock reaches, is
@@ -226,14 +243,16 @@ async fn boot(
     let began = Instant::now();
     let work_dir = scope.scratch(inner)?.path().join("machine");
     std::fs::create_dir(&work_dir).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+    let root = inner.files.open_rootfs(&prepared.rootfs).await.map_err(unreadable)?;
     let spec = BootSpec {
         id: machine_id(build),
         vcpus: plan.machine.vcpus,
         memory_mib: plan.machine.memory_mib,
-        disk: Disk::Overlay { base: prepared.rootfs_pin.path().to_owned(), size_bytes: prepared.disk_bytes },
+        disk: Disk::Overlay { base: root.path().to_owned(), size_bytes: prepared.disk_bytes },
         network: if plan.machine.internet_access { Network::Internet } else { Network::Isolated },
         work_dir,
     };
+    scope.stand_on(root);
     // A task of the scope's: when this future is dropped, the scope still knows what there is to wait for and to end.
     let booting = scope.tasks.spawn({
         let (inner, cancel, held) = (Arc::clone(inner), scope.cancel.clone(), Arc::clone(&scope.machine));

@@ -19,7 +19,7 @@ use nullspace_api::{
     TemplateFailurePhase as Phase, TemplateOciImageMetadata,
 };
 use nullspace_rootfs::Written;
-use nullspace_store::{Build, Lease, Rootfs, RootfsPin, StoreError};
+use nullspace_store::{Build, Lease, Rootfs, StoreError};
 use serde_json::json;
 
 use crate::Inner;
@@ -34,8 +34,6 @@ use crate::records::column;
 /// What the following phases build on.
 pub(crate) struct Prepared {
     pub(crate) rootfs: Rootfs,
-    /// Keeps the raw file where it is.
-    pub(crate) rootfs_pin: RootfsPin,
     /// What the guest's disk is to have.
     pub(crate) disk_bytes: u64,
     /// What the source says of run time.
@@ -95,7 +93,7 @@ impl Preparing<'_> {
             .await?;
         let runtime = image::runtime(resolved.config());
         let oci_metadata = Some(image::metadata(resolved.config()));
-        self.prepared(rootfs, disk_bytes, runtime, oci_metadata, cache).await
+        self.prepared(rootfs, disk_bytes, runtime, oci_metadata, cache)
     }
 
     async fn base_tar(&self, sha256: &str) -> Result<Prepared, Error> {
@@ -111,7 +109,7 @@ impl Preparing<'_> {
                 import::tar(tar, digest, target)
             })
             .await?;
-        self.prepared(rootfs, disk_bytes, Runtime::default(), None, cache).await
+        self.prepared(rootfs, disk_bytes, Runtime::default(), None, cache)
     }
 
     async fn template(&self, reference: &str, artifact: nullspace_store::ArtifactId) -> Result<Prepared, Error> {
@@ -141,10 +139,10 @@ impl Preparing<'_> {
         let runtime: Runtime = column("artifacts.runtime", &parent.runtime.0)?;
         let oci_metadata =
             parent.oci_metadata.as_ref().map(|json| column("artifacts.oci_metadata", json)).transpose()?;
-        self.prepared(rootfs, disk_bytes, runtime, oci_metadata, TemplateBuildCacheSummary::default()).await
+        self.prepared(rootfs, disk_bytes, runtime, oci_metadata, TemplateBuildCacheSummary::default())
     }
 
-    async fn prepared(
+    fn prepared(
         &self,
         rootfs: Rootfs,
         disk_bytes: u64,
@@ -152,8 +150,7 @@ impl Preparing<'_> {
         oci_metadata: Option<TemplateOciImageMetadata>,
         cache: TemplateBuildCacheSummary,
     ) -> Result<Prepared, Error> {
-        let rootfs_pin = self.inner.files.open_rootfs(&rootfs).await.map_err(unreadable)?;
-        Ok(Prepared { disk_bytes: disk_bytes.max(rootfs.bytes), rootfs, rootfs_pin, runtime, oci_metadata, cache })
+        Ok(Prepared { disk_bytes: disk_bytes.max(rootfs.bytes), rootfs, runtime, oci_metadata, cache })
     }
 
     /// The root image of this key: found, or imported and published. At most one import of a key runs in this process.
@@ -176,7 +173,7 @@ impl Preparing<'_> {
             let message = format!("{subject}: cache not asked");
             let reason = Some(CacheReason::WholeBuildSkipCache);
             self.log.cache(CacheKind::Layer, CacheStatus::Bypass, reason, subject, message).await?;
-        } else if let Some(rootfs) = self.readable(key).await? {
+        } else if let Some(rootfs) = self.inner.metadata.find_rootfs(self.lease, key, Timestamp::now()).await? {
             cache.layer_hits += 1;
             self.inner.metrics.lookup("layer", "hit");
             let message = format!("{subject}: imported before");
@@ -217,25 +214,10 @@ impl Preparing<'_> {
         self.log.cache(CacheKind::Layer, CacheStatus::Stored, None, subject, message).await?;
         Ok(kept)
     }
-
-    /// The root image of this key, if it is here and can be read. Importing the same thing again mends a damaged one.
-    async fn readable(&self, key: &str) -> Result<Option<Rootfs>, Error> {
-        let Some(rootfs) = self.inner.metadata.find_rootfs(self.lease, key, Timestamp::now()).await? else {
-            return Ok(None);
-        };
-        match self.inner.files.open_rootfs(&rootfs).await {
-            Ok(_) => Ok(Some(rootfs)),
-            Err(StoreError::Damaged { what }) => {
-                tracing::error!(key, what, "a stored root image is damaged: it is made again");
-                Ok(None)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
 }
 
 /// A root image that cannot be opened, in the user's terms.
-fn unreadable(error: StoreError) -> Error {
+pub(crate) fn unreadable(error: StoreError) -> Error {
     let StoreError::Damaged { what } = error else { return error.into() };
     tracing::error!(what, "a stored root image is damaged");
     let mut failure = BuildFailure::infrastructure(
@@ -244,8 +226,8 @@ fn unreadable(error: StoreError) -> Error {
         "the stored root image that this build starts from is damaged",
     );
     failure.suggested_action =
-        "Build the template that this one starts from again, with skip_cache; the operator's `nullspace store verify` \
-         says what is damaged."
+        "Build again with skip_cache, which makes an image's root anew; of a template, build that one again so. The \
+         operator's `nullspace store verify` says what is damaged."
             .to_owned();
     // The same file would be read again.
     failure.retryable = false;

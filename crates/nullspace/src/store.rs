@@ -57,6 +57,7 @@ pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
     for name in &swept.removed {
         println!("removed {name}, which nothing names");
     }
+    files.trim_rootfs().await.context("remove raw files that there is no room for")?;
     let collected = files.collect_images(metadata.known_files()).await.context("collect chunks")?;
     metadata.close().await;
     println!(
