@@ -1,6 +1,7 @@
 //! Builds as callers see them: start, status, log, cancel.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -11,23 +12,21 @@ use nullspace_api::{
     TemplateFailureDetailCode, TemplateInfo,
 };
 use nullspace_store::{
-    ArtifactId, BuildBackend, BuildId, Caller, CancelRequest, Idempotency, NewBuild, SourceType, TemplateId,
+    ArtifactId, Build, BuildBackend, BuildId, Caller, CancelRequest, Idempotency, NewBuild, SourceType, TemplateId,
     TemplateRef,
 };
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::logs::{LogIds, POLL, entry, from_store, to_store};
+use crate::logs::{LogIds, LogSource, POLL, entry, to_store};
 use crate::plan::{BuildPlan, Source};
+use crate::tails::{PAGE, Page};
 use crate::templates::generated_name;
 use crate::validate::WantedSource;
 use crate::{Engine, Inner, records};
 
 /// What a request without a source builds from.
 pub(crate) const DEFAULT_BASE: &str = "nullspace/base";
-
-/// Entries of one status answer; the rest is read from `next_offset` on.
-const PAGE: u32 = 1_000;
 
 /// A build's log, entry after entry.
 pub type LogStream = Pin<Box<dyn Stream<Item = Result<TemplateBuildLogEntry>> + Send>>;
@@ -139,22 +138,21 @@ impl Engine {
             async move {
                 loop {
                     if let Some(entry) = ready.pop_front() {
+                        let entry = Arc::unwrap_or_clone(entry);
                         return Ok(Some((entry, (inner, changed, ready, next, last))));
                     }
                     if last {
                         return Ok(None);
                     }
                     changed.borrow_and_update();
-                    // The state is read before the entries: a build final by then has no entry that this read misses.
-                    let (build, _) = inner.metadata.build_and_next_offset(&caller, id).await?;
-                    for stored in inner.metadata.log_entries(&caller, id, next, PAGE).await? {
-                        next = stored.offset + 1;
-                        ready.push_back(from_store(stored, (&build).into())?);
-                    }
-                    if !ready.is_empty() {
+                    let page = inner.read_log(&caller, id, next, PAGE).await?;
+                    if let Some(entry) = page.entries.last() {
+                        next = entry.offset + 1;
+                        ready.extend(page.entries);
                         continue;
                     }
-                    if !follow || build.status.is_final() {
+                    // Row and end are of one moment: a build that is final has no entry after these.
+                    if !follow || page.row.status.is_final() {
                         last = true;
                         continue;
                     }
@@ -332,15 +330,21 @@ impl Inner {
     }
 
     async fn snapshot(&self, caller: &Caller, id: BuildId, offset: u64) -> Result<TemplateBuildStatusSnapshot> {
-        let missing = || Error::build_not_found(&id.to_string());
-        // The row before the entries: a final status is never shown with a log that lacks its end.
-        let read = self.metadata.build_and_next_offset(caller, id).await;
-        let (build, end) = read.map_err(|error| Error::store(error, missing))?;
-        let limit = u32::try_from(end.saturating_sub(offset)).unwrap_or(PAGE).min(PAGE);
-        let stored = if limit == 0 { Vec::new() } else { self.metadata.log_entries(caller, id, offset, limit).await? };
-        let entries = stored.into_iter().map(|entry| from_store(entry, (&build).into()));
-        let entries = entries.collect::<std::result::Result<Vec<_>, _>>()?;
-        let next_offset = entries.last().map_or(offset.min(end), |entry| entry.offset + 1);
-        Ok(TemplateBuildStatusSnapshot { build: records::build(&build, Timestamp::now())?, entries, next_offset })
+        let page = self.read_log(caller, id, offset, PAGE).await?;
+        let entries: Vec<_> = page.entries.into_iter().map(Arc::unwrap_or_clone).collect();
+        let next_offset = entries.last().map_or(offset.min(page.end), |entry| entry.offset + 1);
+        Ok(TemplateBuildStatusSnapshot { build: records::build(&page.row, Timestamp::now())?, entries, next_offset })
+    }
+
+    /// A build and a part of its log, of one moment after this was asked.
+    async fn read_log(
+        &self,
+        caller: &Caller,
+        id: BuildId,
+        from: u64,
+        limit: u32,
+    ) -> Result<Page<Arc<Build>, TemplateBuildLogEntry>> {
+        let source = LogSource { metadata: Arc::clone(&self.metadata), caller: caller.clone(), build: id };
+        self.tails.read(id, &source, from, limit).await
     }
 }

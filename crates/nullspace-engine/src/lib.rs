@@ -38,6 +38,7 @@ mod readiness;
 mod records;
 mod sandboxes;
 mod steps;
+mod tails;
 mod templates;
 mod validate;
 mod worker;
@@ -79,6 +80,8 @@ pub struct EngineConfig {
     pub capacity: Capacity,
     /// Unfinished builds.
     pub queue: QueueLimits,
+    /// Builds of one tenant that run at once, over all hosts.
+    pub running_per_tenant: u32,
     /// What no tag points to is kept so long after its build.
     pub untagged_retention: Duration,
     /// Files of build contexts that one tenant may have stored together, bytes.
@@ -101,6 +104,7 @@ pub(crate) struct Inner {
     pub(crate) registry: Registry,
     pub(crate) admission: Admission,
     pub(crate) hub: Arc<logs::LogHub>,
+    pub(crate) tails: logs::LogTails,
     pub(crate) running: worker::Running,
     pub(crate) credentials: credentials::Credentials,
     pub(crate) sandboxes: sandboxes::Sandboxes,
@@ -136,6 +140,7 @@ impl Engine {
                 registry,
                 admission,
                 hub: Arc::default(),
+                tails: logs::LogTails::default(),
                 running: worker::Running::default(),
                 credentials: credentials::Credentials::default(),
                 sandboxes: sandboxes::Sandboxes::default(),

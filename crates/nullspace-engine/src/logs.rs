@@ -2,10 +2,11 @@
 //! identically for ever, followed live.
 //!
 //! ```text
-//!  worker ── BuildLog::write ──> store (offset given, fsynced) ── LogHub::notify ──> followers read on from the store
+//!  worker ── BuildLog::write ──> store (offset given, fsynced) ── LogHub::notify ──> followers read on, one for all
 //! ```
-//! Followers never get an entry from memory: a notification only says "look again". A follower on another host, which no
-//! notification reaches, looks again every [`POLL`].
+//! Followers never get an entry that was not read from the store: a notification only says "look again", and what one of
+//! them has read the others share ([`tails`](crate::tails)). A follower on another host, which no notification reaches,
+//! looks again every [`POLL`].
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,11 +14,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use nullspace_api::{
-    TemplateBuildLogEntry, TemplateBuildLogEntryCacheKind, TemplateBuildLogEntryCacheReason,
+    ErrorResponseCode, TemplateBuildLogEntry, TemplateBuildLogEntryCacheKind, TemplateBuildLogEntryCacheReason,
     TemplateBuildLogEntryCacheStatus, TemplateBuildLogKind, TemplateBuildLogLevel,
 };
-use nullspace_store::{ArtifactId, Build, BuildId, Lease, LogEntry, Metadata, NewLogEntry, StoreError};
+use nullspace_store::{ArtifactId, Build, BuildId, Caller, Lease, LogEntry, Metadata, NewLogEntry, StoreError};
 use tokio::sync::watch;
+
+use crate::error::{Error, Result};
+use crate::tails::{Source, Tails};
 
 /// How long a follower waits for a notification before it looks again anyway.
 pub(crate) const POLL: Duration = Duration::from_secs(1);
@@ -90,7 +94,7 @@ pub(crate) fn entry(
 }
 
 /// The entry as the store keeps it.
-pub(crate) fn to_store(entry: &TemplateBuildLogEntry, at: Timestamp) -> Result<NewLogEntry, StoreError> {
+pub(crate) fn to_store(entry: &TemplateBuildLogEntry, at: Timestamp) -> std::result::Result<NewLogEntry, StoreError> {
     let body = serde_json::to_value(entry)
         .map_err(|error| StoreError::Corrupt { what: format!("a log entry does not serialise: {error}") })?;
     Ok(NewLogEntry { at, body })
@@ -98,7 +102,7 @@ pub(crate) fn to_store(entry: &TemplateBuildLogEntry, at: Timestamp) -> Result<N
 
 /// The entry as the API shows it. Offset, time and ids are the store's and the build's own: one body may stand in the logs
 /// of several builds (those that end with their deleted template).
-pub(crate) fn from_store(stored: LogEntry, ids: LogIds) -> Result<TemplateBuildLogEntry, StoreError> {
+pub(crate) fn from_store(stored: LogEntry, ids: LogIds) -> std::result::Result<TemplateBuildLogEntry, StoreError> {
     let mut entry: TemplateBuildLogEntry = serde_json::from_value(stored.body)
         .map_err(|error| StoreError::Corrupt { what: format!("build_log.entry: {error}") })?;
     entry.build_id = ids.build.to_string();
@@ -106,6 +110,54 @@ pub(crate) fn from_store(stored: LogEntry, ids: LogIds) -> Result<TemplateBuildL
     entry.offset = stored.offset;
     entry.timestamp = stored.at.into();
     Ok(entry)
+}
+
+/// What the readers of builds share.
+pub(crate) type LogTails = Tails<BuildId, LogSource>;
+
+/// A build and its log, for one caller.
+pub(crate) struct LogSource {
+    pub(crate) metadata: Arc<dyn Metadata>,
+    pub(crate) caller: Caller,
+    pub(crate) build: BuildId,
+}
+
+impl LogSource {
+    fn missing(&self) -> Error {
+        Error::build_not_found(&self.build.to_string())
+    }
+}
+
+impl Source for LogSource {
+    type Row = Arc<Build>;
+    type Entry = TemplateBuildLogEntry;
+    type Error = Error;
+
+    async fn row(&self) -> Result<(Arc<Build>, u64)> {
+        let read = self.metadata.build_and_next_offset(&self.caller, self.build).await;
+        let (build, end) = read.map_err(|error| Error::store(error, || self.missing()))?;
+        Ok((Arc::new(build), end))
+    }
+
+    async fn entries(&self, build: &Arc<Build>, from: u64, limit: u32) -> Result<Vec<TemplateBuildLogEntry>> {
+        let read = self.metadata.log_entries(&self.caller, self.build, from, limit).await;
+        let stored = read.map_err(|error| Error::store(error, || self.missing()))?;
+        let entries = stored.into_iter().map(|entry| from_store(entry, build.as_ref().into()));
+        Ok(entries.collect::<std::result::Result<_, StoreError>>()?)
+    }
+
+    fn may_see(&self, build: &Arc<Build>) -> Result<()> {
+        if build.tenant == self.caller.tenant { Ok(()) } else { Err(self.missing()) }
+    }
+
+    fn is_own(error: &Error) -> bool {
+        error.code == ErrorResponseCode::TemplateBuildNotFound
+    }
+
+    fn size(entry: &TemplateBuildLogEntry) -> usize {
+        // Of the rest of it little is on the heap; what ends a build has more, and comes once.
+        size_of::<TemplateBuildLogEntry>() + entry.message.len() + 128
+    }
 }
 
 /// The pen of the worker that holds the lease.
@@ -123,19 +175,19 @@ impl BuildLog {
     }
 
     /// Appends entries in their order; returns when they are durable.
-    pub(crate) async fn append(&self, entries: Vec<TemplateBuildLogEntry>) -> Result<(), StoreError> {
+    pub(crate) async fn append(&self, entries: Vec<TemplateBuildLogEntry>) -> std::result::Result<(), StoreError> {
         if entries.is_empty() {
             return Ok(());
         }
         let now = Timestamp::now();
-        let entries = entries.iter().map(|entry| to_store(entry, now)).collect::<Result<Vec<_>, _>>()?;
+        let entries = entries.iter().map(|entry| to_store(entry, now)).collect::<std::result::Result<Vec<_>, _>>()?;
         self.metadata.append_log(&self.lease, entries).await?;
         self.hub.notify(self.ids.build);
         Ok(())
     }
 
     /// One line about what the build is doing in `phase`.
-    pub(crate) async fn say(&self, phase: &str, message: impl Into<String>) -> Result<(), StoreError> {
+    pub(crate) async fn say(&self, phase: &str, message: impl Into<String>) -> std::result::Result<(), StoreError> {
         self.append(vec![self.message(phase, TemplateBuildLogLevel::Info, message)]).await
     }
 
@@ -160,7 +212,7 @@ impl BuildLog {
         reason: Option<TemplateBuildLogEntryCacheReason>,
         subject: &str,
         message: impl Into<String>,
-    ) -> Result<(), StoreError> {
+    ) -> std::result::Result<(), StoreError> {
         let entry = TemplateBuildLogEntry {
             phase: Some("prepare".to_owned()),
             cache_kind: Some(kind),

@@ -25,10 +25,10 @@ use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::Inner;
 use crate::failure::{BuildFailure, chain, reason};
 use crate::logs::{BuildLog, entry, to_store};
 use crate::pipeline::{self, Scope};
+use crate::{EngineConfig, Inner};
 
 /// How long a worker without work waits for a notification before it asks the queue again.
 const POLL: Duration = Duration::from_secs(1);
@@ -76,7 +76,8 @@ enum Stop {
 pub(crate) async fn work(inner: Arc<Inner>) {
     let mut storage_down = false;
     while !inner.shutdown.is_cancelled() {
-        match inner.metadata.lease_build(&inner.config.host, inner.config.lease_ttl, Timestamp::now()).await {
+        let EngineConfig { host, lease_ttl, running_per_tenant, .. } = &inner.config;
+        match inner.metadata.lease_build(host, *lease_ttl, *running_per_tenant, Timestamp::now()).await {
             Ok(Some(leased)) => {
                 storage_down = false;
                 run(&inner, leased).await;

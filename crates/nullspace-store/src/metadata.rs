@@ -70,8 +70,15 @@ pub trait Metadata: Send + Sync + 'static {
     /// The next build for `owner`, held until `now + ttl`; `None` when there is nothing to do.
     ///
     /// Builds whose lease ran out come with those that wait. Among tenants: the one with the fewest running builds,
-    /// then the one served longest ago, then the one that waits longest.
-    async fn lease_build(&self, owner: &str, ttl: Duration, now: Timestamp) -> Result<Option<Leased>>;
+    /// then the one served longest ago, then the one that waits longest. A tenant of whom `running_per_tenant` builds run
+    /// already is passed over, but for builds whose attempts are spent: those are only to be ended.
+    async fn lease_build(
+        &self,
+        owner: &str,
+        ttl: Duration,
+        running_per_tenant: u32,
+        now: Timestamp,
+    ) -> Result<Option<Leased>>;
 
     /// Holds the build until `now + ttl`. [`StoreError::LeaseLost`] when another has it; an overdue lease that nobody has
     /// taken yet is held again.

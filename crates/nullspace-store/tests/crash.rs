@@ -68,7 +68,7 @@ async fn child() {
         let accepted = store.accept_build(&caller, build, entry("start"), limits, Timestamp::now()).await.unwrap();
         say(&format!("accepted {}", accepted.id));
         let Some(Leased::Run { lease, build }) =
-            store.lease_build("child", Duration::from_secs(3600), Timestamp::now()).await.unwrap()
+            store.lease_build("child", Duration::from_secs(3600), u32::MAX, Timestamp::now()).await.unwrap()
         else {
             panic!("nothing to run")
         };
@@ -163,7 +163,8 @@ async fn a_killed_service_loses_nothing_it_confirmed() {
 
         // Nothing stays unfinished for ever: what the child left is taken again once its lease is over.
         let later = Timestamp::now() + Duration::from_secs(7200);
-        while let Some(leased) = store.lease_build("parent", Duration::from_secs(3600), later).await.unwrap() {
+        while let Some(leased) = store.lease_build("parent", Duration::from_secs(3600), u32::MAX, later).await.unwrap()
+        {
             let (Leased::Run { lease, .. } | Leased::Spent { lease, .. }) = leased;
             let log = store.log_entries(&caller, lease.build, 0, 100).await.unwrap();
             let expected = ["start", "one", "two"].iter().zip(0_u64..);

@@ -53,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) build_timeout_secs: u64,
     /// Unfinished builds of one tenant; more are refused with 429.
     pub(crate) builds_per_tenant: u32,
+    /// Builds of one tenant that run at once; more wait.
+    pub(crate) running_builds_per_tenant: u32,
     /// What no tag points to is kept so many seconds after its build.
     pub(crate) untagged_retention_secs: u64,
     /// Requests per second of one tenant, in the long run; more are refused with 429.
@@ -153,6 +155,7 @@ impl Default for Config {
             build_concurrency: 2,
             build_timeout_secs: 1800,
             builds_per_tenant: 1_000,
+            running_builds_per_tenant: 64,
             untagged_retention_secs: 30 * 24 * 3600,
             requests_per_second: 200,
             metrics_token: None,
@@ -204,6 +207,7 @@ const KEYS: &[(&str, Kind)] = &[
     ("build_concurrency", Kind::Number),
     ("build_timeout_secs", Kind::Number),
     ("builds_per_tenant", Kind::Number),
+    ("running_builds_per_tenant", Kind::Number),
     ("untagged_retention_secs", Kind::Number),
     ("requests_per_second", Kind::Number),
     ("metrics_token", Kind::Text),
@@ -251,6 +255,9 @@ impl Config {
     fn check(&self) -> anyhow::Result<()> {
         if !(1..=64).contains(&self.build_concurrency) {
             bail!("build_concurrency is {}: it must be 1 to 64", self.build_concurrency);
+        }
+        if self.running_builds_per_tenant == 0 {
+            bail!("running_builds_per_tenant is 0: no build would ever run");
         }
         if !(1..=8).contains(&self.network_prefix.len()) || !self.network_prefix.bytes().all(|b| b.is_ascii_lowercase())
         {

@@ -105,6 +105,7 @@ fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
         max_attempts: 3,
         capacity: capacity(config)?,
         queue: QueueLimits { per_tenant: config.builds_per_tenant, total: 10_000 },
+        running_per_tenant: config.running_builds_per_tenant,
         untagged_retention: Duration::from_secs(config.untagged_retention_secs),
         blob_bytes_per_tenant: config.upload_mib_per_tenant.saturating_mul(1 << 20),
         base_tar: guest::base_tar(config),

@@ -23,6 +23,7 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -53,6 +54,8 @@ type Tx = Transaction<'static, Sqlite>;
 pub struct SqliteStore {
     writer: SqlitePool,
     readers: SqlitePool,
+    /// Taken by the one request that notes a key's use, so that many at once do not all write the same.
+    noting: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl SqliteStore {
@@ -82,7 +85,7 @@ impl SqliteStore {
         let writer = pool(1).connect_with(options.clone()).await?;
         migrate(&writer, path).await?;
         let readers = pool(READERS).connect_with(options.read_only(true)).await?;
-        Ok(Self { writer, readers })
+        Ok(Self { writer, readers, noting: Arc::default() })
     }
 
     /// For every write whose rows are read back, too: a statement with `RETURNING` outside a transaction may commit after
@@ -188,8 +191,14 @@ impl Metadata for SqliteStore {
         queue::accept(self, caller, build, first, limits, now).await
     }
 
-    async fn lease_build(&self, owner: &str, ttl: Duration, now: Timestamp) -> Result<Option<Leased>> {
-        queue::lease(self, owner, ttl, now).await
+    async fn lease_build(
+        &self,
+        owner: &str,
+        ttl: Duration,
+        running_per_tenant: u32,
+        now: Timestamp,
+    ) -> Result<Option<Leased>> {
+        queue::lease(self, owner, ttl, running_per_tenant, now).await
     }
 
     async fn heartbeat(&self, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<Heartbeat> {

@@ -122,13 +122,20 @@ async fn point(tx: &mut Tx, template: &Template, build: BuildId, tags: &[Tag], n
 }
 
 pub(super) async fn remove_tag(store: &SqliteStore, caller: &Caller, reference: &TemplateRef, tag: &Tag) -> Result<()> {
+    remove(store, caller, reference, "DELETE FROM template_tags WHERE template_id = ? AND tag = ?", tag.as_str()).await
+}
+
+/// Deletes what an own template has under a name; it must have it.
+async fn remove(
+    store: &SqliteStore,
+    caller: &Caller,
+    reference: &TemplateRef,
+    delete: &'static str,
+    name: &str,
+) -> Result<()> {
     let mut tx = store.write().await?;
     let template = own_template(&mut tx, caller, reference).await?;
-    let done = sqlx::query("DELETE FROM template_tags WHERE template_id = ? AND tag = ?")
-        .bind(template.id.to_string())
-        .bind(tag.as_str())
-        .execute(&mut *tx)
-        .await?;
+    let done = sqlx::query(delete).bind(template.id.to_string()).bind(name).execute(&mut *tx).await?;
     if done.rows_affected() == 0 {
         return Err(StoreError::NotFound);
     }
@@ -219,16 +226,6 @@ pub(super) async fn remove_alias(
     reference: &TemplateRef,
     alias: &TemplateName,
 ) -> Result<()> {
-    let mut tx = store.write().await?;
-    let template = own_template(&mut tx, caller, reference).await?;
-    let done = sqlx::query("DELETE FROM template_aliases WHERE template_id = ? AND name = ?")
-        .bind(template.id.to_string())
-        .bind(alias.as_str())
-        .execute(&mut *tx)
-        .await?;
-    if done.rows_affected() == 0 {
-        return Err(StoreError::NotFound);
-    }
-    tx.commit().await?;
-    Ok(())
+    let delete = "DELETE FROM template_aliases WHERE template_id = ? AND name = ?";
+    remove(store, caller, reference, delete, alias.as_str()).await
 }

@@ -148,13 +148,19 @@ async fn claim_name(tx: &mut Tx, caller: &Caller, build: &NewBuild, now: Timesta
     Ok(id)
 }
 
-pub(super) async fn lease(store: &SqliteStore, owner: &str, ttl: Duration, now: Timestamp) -> Result<Option<Leased>> {
+pub(super) async fn lease(
+    store: &SqliteStore,
+    owner: &str,
+    ttl: Duration,
+    running_per_tenant: u32,
+    now: Timestamp,
+) -> Result<Option<Leased>> {
     // Most calls find nothing: look without the write lock first. What comes a moment later is found by the next call.
-    if next_in_turn(&mut store.read().await?, now).await?.is_none() {
+    if next_in_turn(&mut store.read().await?, running_per_tenant, now).await?.is_none() {
         return Ok(None);
     }
     let mut tx = store.write().await?;
-    let Some(next) = next_in_turn(&mut tx, now).await? else {
+    let Some(next) = next_in_turn(&mut tx, running_per_tenant, now).await? else {
         return Ok(None);
     };
     let expires = after(now, ttl)?;
@@ -187,7 +193,7 @@ struct Next {
     spent: bool,
 }
 
-async fn next_in_turn(tx: &mut Tx, now: Timestamp) -> Result<Option<Next>> {
+async fn next_in_turn(tx: &mut Tx, running_per_tenant: u32, now: Timestamp) -> Result<Option<Next>> {
     let row = sqlx::query(
         "WITH running AS (
              SELECT tenant_id, count(*) AS builds FROM builds
@@ -199,10 +205,12 @@ async fn next_in_turn(tx: &mut Tx, now: Timestamp) -> Result<Option<Next>> {
          WHERE b.finished_at IS NULL
            AND ((b.status = 'waiting' AND (b.not_before IS NULL OR b.not_before <= ?1))
                 OR (b.status = 'building' AND b.lease_expires_at <= ?1))
+           AND (coalesce(r.builds, 0) < ?2 OR (b.status = 'building' AND b.attempt >= b.max_attempts))
          ORDER BY coalesce(r.builds, 0), t.last_served, b.queued_at, b.id
          LIMIT 1",
     )
     .bind(now.as_microsecond())
+    .bind(i64::from(running_per_tenant))
     .fetch_optional(&mut **tx)
     .await?;
     row.map(|row| {

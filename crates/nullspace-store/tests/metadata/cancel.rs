@@ -17,7 +17,7 @@ async fn a_waiting_build_is_cancelled_at_once_with_its_entry() {
     assert_eq!(cancelled.cancel_requested_by.as_deref(), Some("somebody"));
     assert_eq!(cancelled.cancel_reason.as_deref(), Some("changed my mind"));
     assert_eq!(f.messages(&caller, build.id).await, ["start", "cancelled"]);
-    assert_eq!(f.store.lease_build("w", TTL, at(4)).await.unwrap(), None);
+    assert_eq!(f.store.lease_build("w", TTL, u32::MAX, at(4)).await.unwrap(), None);
 }
 
 #[tokio::test]

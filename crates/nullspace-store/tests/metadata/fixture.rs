@@ -91,7 +91,7 @@ impl Fixture {
 
     /// Leases whatever is next, which must be something to run.
     pub(crate) async fn run(&self, owner: &str, now: Timestamp) -> (Lease, Build) {
-        match self.store.lease_build(owner, TTL, now).await.unwrap() {
+        match self.store.lease_build(owner, TTL, u32::MAX, now).await.unwrap() {
             Some(Leased::Run { lease, build }) => (lease, *build),
             other => panic!("expected a build to run, got {other:?}"),
         }

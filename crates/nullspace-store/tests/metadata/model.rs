@@ -218,7 +218,7 @@ impl Run {
 
     async fn take(&mut self, owner: &str) {
         let now = self.model.now;
-        let leased = self.f.store.lease_build(owner, TTL, at(now)).await.unwrap();
+        let leased = self.f.store.lease_build(owner, TTL, u32::MAX, at(now)).await.unwrap();
         let Some(next) = self.model.next() else {
             assert_eq!(leased, None);
             return;

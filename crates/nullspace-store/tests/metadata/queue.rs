@@ -62,11 +62,11 @@ async fn a_leased_build_is_nobody_elses() {
     let (lease, build) = f.run("w1", at(5)).await;
     assert_eq!((build.id, build.status, build.attempt), (accepted.id, BuildStatus::Building, 1));
     assert_eq!(build.started_at, Some(at(5)));
-    assert_eq!(f.store.lease_build("w2", TTL, at(5)).await.unwrap(), None);
-    assert_eq!(f.store.lease_build("w2", TTL, at(34)).await.unwrap(), None);
+    assert_eq!(f.store.lease_build("w2", TTL, u32::MAX, at(5)).await.unwrap(), None);
+    assert_eq!(f.store.lease_build("w2", TTL, u32::MAX, at(34)).await.unwrap(), None);
     let beat = f.store.heartbeat(&lease, TTL, at(30)).await.unwrap();
     assert_eq!((beat.cancel_requested, beat.expires_at), (false, at(60)));
-    assert_eq!(f.store.lease_build("w2", TTL, at(59)).await.unwrap(), None);
+    assert_eq!(f.store.lease_build("w2", TTL, u32::MAX, at(59)).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -110,13 +110,62 @@ async fn a_worker_that_lost_its_lease_cannot_write_anything() {
 }
 
 #[tokio::test]
+async fn a_tenant_at_its_limit_is_passed_over_until_one_of_its_builds_ends() {
+    let f = Fixture::new().await;
+    let (one, two) = (f.tenant("one").await, f.tenant("two").await);
+    let mut own = Vec::new();
+    for name in ["a", "b", "c"] {
+        own.push(f.accept(&one, name).await.id);
+    }
+    let other = f.accept(&two, "d").await.id;
+    let next = async |owner: &str, limit, now| match f.store.lease_build(owner, TTL, limit, now).await.unwrap() {
+        Some(Leased::Run { lease, .. }) => Some(lease),
+        None => None,
+        Some(spent) => panic!("{spent:?}"),
+    };
+    let first = next("w1", 1, at(0)).await.unwrap();
+    assert_eq!(first.build, own[0]);
+    assert_eq!(next("w2", 1, at(1)).await.map(|lease| lease.build), Some(other));
+    // Both have as many as they may; a host with a higher limit sees it otherwise.
+    assert_eq!(next("w3", 1, at(2)).await, None);
+    let second = next("w3", 2, at(2)).await.unwrap();
+    assert_eq!(second.build, own[1]);
+    assert_eq!(next("w4", 2, at(3)).await, None);
+    f.store.finish_error(&first, failure(), at(4)).await.unwrap();
+    assert_eq!(next("w4", 1, at(5)).await, None);
+    let third = next("w4", 2, at(5)).await.unwrap();
+    assert_eq!(third.build, own[2]);
+    // A lost worker's build counts no more, and is itself what comes next.
+    assert_eq!(next("w5", 2, at(40)).await.map(|lease| lease.build), Some(other));
+    assert_eq!(next("w6", 1, at(41)).await.map(|lease| lease.build), Some(own[1]));
+}
+
+#[tokio::test]
+async fn a_build_with_spent_attempts_is_ended_whatever_the_limit() {
+    let f = Fixture::new().await;
+    let one = f.tenant("one").await;
+    let spent = f.accept(&one, "a").await.id;
+    for attempt in 0..3 {
+        f.run("lost", at(attempt * 100)).await;
+    }
+    f.accept(&one, "b").await;
+    let (lease, _) = f.run("w", at(210)).await;
+    assert_ne!(lease.build, spent);
+    f.store.heartbeat(&lease, Duration::from_secs(1000), at(211)).await.unwrap();
+    match f.store.lease_build("w2", TTL, 1, at(300)).await.unwrap() {
+        Some(Leased::Spent { build, .. }) => assert_eq!(build.id, spent),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
 async fn an_overdue_lease_that_nobody_took_is_held_again() {
     let f = Fixture::new().await;
     let caller = f.tenant("acme").await;
     f.accept(&caller, "web").await;
     let (lease, _) = f.run("w1", at(0)).await;
     f.store.heartbeat(&lease, TTL, at(100)).await.unwrap();
-    assert_eq!(f.store.lease_build("w2", TTL, at(129)).await.unwrap(), None);
+    assert_eq!(f.store.lease_build("w2", TTL, u32::MAX, at(129)).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -129,19 +178,19 @@ async fn spent_attempts_come_as_spent_and_only_to_be_ended() {
     let (first, _) = f.run("w1", at(0)).await;
     let (second, retaken) = f.run("w2", at(30)).await;
     assert_eq!(retaken.attempt, 2);
-    let leased = f.store.lease_build("w3", TTL, at(60)).await.unwrap();
+    let leased = f.store.lease_build("w3", TTL, u32::MAX, at(60)).await.unwrap();
     let Some(Leased::Spent { lease, build: spent }) = leased else { panic!("{leased:?}") };
     assert_eq!((spent.id, spent.attempt, spent.max_attempts), (build.id, 2, 2));
     for stale in [&first, &second] {
         assert!(is_lease_lost(&f.store.append_log(stale, vec![entry("stale")]).await));
     }
     // The one that was to end it dies as well: it comes again, as spent.
-    let again = f.store.lease_build("w4", TTL, at(90)).await.unwrap();
+    let again = f.store.lease_build("w4", TTL, u32::MAX, at(90)).await.unwrap();
     let Some(Leased::Spent { lease: last, .. }) = again else { panic!("{again:?}") };
     assert!(is_lease_lost(&f.store.finish_error(&lease, failure(), at(91)).await));
     let ended = f.store.finish_error(&last, failure(), at(91)).await.unwrap();
     assert_eq!((ended.status, ended.finished_at), (BuildStatus::Error, Some(at(91))));
-    assert_eq!(f.store.lease_build("w5", TTL, at(1000)).await.unwrap(), None);
+    assert_eq!(f.store.lease_build("w5", TTL, u32::MAX, at(1000)).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -171,7 +220,7 @@ async fn a_retry_counts_and_waits_for_its_moment() {
     let retry = Release::RetryAfter(Duration::from_secs(10));
     f.store.release_build(&lease, retry, vec![entry("retry")], at(5)).await.unwrap();
     assert_eq!(f.store.get_build(&caller, build.id).await.unwrap().not_before, Some(at(15)));
-    assert_eq!(f.store.lease_build("w2", TTL, at(14)).await.unwrap(), None);
+    assert_eq!(f.store.lease_build("w2", TTL, u32::MAX, at(14)).await.unwrap(), None);
     let (lease, again) = f.run("w2", at(15)).await;
     assert_eq!((again.attempt, again.not_before), (2, None));
     // The last attempt cannot be retried, and the refusal writes nothing.
@@ -251,7 +300,7 @@ async fn two_services_with_eight_workers_lease_two_hundred_builds_exactly_once()
             tokio::spawn(async move {
                 let owner = format!("w{worker}");
                 let mut leased = Vec::new();
-                while let Some(next) = store.lease_build(&owner, TTL, at(1)).await.unwrap() {
+                while let Some(next) = store.lease_build(&owner, TTL, u32::MAX, at(1)).await.unwrap() {
                     let Leased::Run { lease, build } = next else { panic!("spent too soon") };
                     assert_eq!((build.attempt, build.id), (1, lease.build));
                     store.append_log(&lease, vec![entry("work")]).await.unwrap();
