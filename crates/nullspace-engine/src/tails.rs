@@ -38,7 +38,7 @@ pub(crate) trait Source {
 
     /// The row, and the offset of the log's next entry at the same moment.
     fn row(&self) -> impl Future<Output = Read<Self::Row, Self::Error>> + Send;
-    /// At most `limit` entries from `from` on; at least one when there are any.
+    /// `limit` entries from `from` on, as far as there are so many.
     fn entries(
         &self,
         row: &Self::Row,
@@ -103,7 +103,8 @@ impl<K: Copy + Eq + Hash, S: Source> Default for Tails<K, S> {
 }
 
 impl<K: Copy + Eq + Hash, S: Source> Tails<K, S> {
-    /// The row of `key`, and at most `limit` entries of its log from `from` on; at least one when there are any.
+    /// The row of `key`, and `limit` entries of its log from `from` on, as far as there are so many. A row that tells of
+    /// the log's end comes with the end.
     pub(crate) async fn read(
         &self,
         key: K,
@@ -222,7 +223,7 @@ impl<S: Source> Known<S> {
         let (first, after) = (self.first, self.first.saturating_add(self.entries.len() as u64));
         if wanted == 0 {
             Next::Have(Vec::new())
-        } else if (first..after).contains(&from) {
+        } else if from >= first && from.saturating_add(wanted) <= after {
             let skip = usize::try_from(from - first).unwrap_or(usize::MAX);
             let most = usize::try_from(wanted).unwrap_or(usize::MAX);
             Next::Have(self.entries.iter().skip(skip).take(most).cloned().collect())
@@ -360,6 +361,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_page_is_as_long_as_it_can_be_whatever_others_have_read() {
+        let log = Log { end: AtomicU64::new(1), ..Log::default() };
+        let tails = Tails::default();
+        let own = Reader(&log, "a");
+        for end in 1..50 {
+            log.end.store(end, Ordering::SeqCst);
+            assert_eq!(offsets(&tails.read(1, &own, 0, 1000).await.unwrap()), (0..end).collect::<Vec<_>>());
+        }
+    }
+
+    #[tokio::test]
     async fn others_see_neither_row_nor_log_and_push_nothing_out() {
         let log = Log { end: AtomicU64::new(5), ..Log::default() };
         let tails = Tails::default();
@@ -444,8 +456,7 @@ mod tests {
                     let page = tails.read(1, &Reader(&log, "a"), from, limit).await.unwrap();
                     let got = offsets(&page);
                     assert_eq!(page.end, end);
-                    assert_eq!(got.is_empty(), from >= end);
-                    assert!(got.len() as u64 <= u64::from(limit).min(end.saturating_sub(from)));
+                    assert_eq!(got.len() as u64, u64::from(limit.min(PAGE)).min(end.saturating_sub(from)));
                     assert_eq!(got, (from..from + got.len() as u64).collect::<Vec<_>>());
                 }
             });
