@@ -8,14 +8,22 @@
 //! The grammar is the crate's; names, variables of FROM (`ARG` before the first FROM, build_args) and the rules about
 //! credentials are here. BuildKit itself has the last word when it builds.
 
+mod instruction;
+mod lines;
+mod variables;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use nullspace_api::{JsonObject, RequestSecrets, TemplateBaseImageAuth};
 use nullspace_oci::reference::Reference;
-use parse_dockerfile::{Command, Flag, HealthcheckArguments, Instruction, JsonOrStringArray, Source, UnescapedString};
+use parse_dockerfile::{Command, Flag, Instruction};
+use serde::de::IgnoredAny;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use self::instruction::{arguments, command, keyword};
+use self::lines::{Lines, unmarked, without_documents};
+use self::variables::{assignments, expand};
 use crate::validate::Wrong;
 
 /// Longest Dockerfile, bytes.
@@ -275,6 +283,7 @@ fn outline(whole: &str, args: &BTreeMap<String, String>, target: Option<&str>) -
             step.arguments.push_str(document);
         }
     }
+    outline.unmark();
     for instruction in &parsed.instructions {
         let (keyword, at) = keyword(instruction);
         if WITHOUT_EFFECT.contains(&keyword) {
@@ -298,94 +307,18 @@ fn unsound(instruction: &Instruction<'_>) -> Option<&'static str> {
             }
             _ => None,
         },
+        Instruction::Run(run) => mixed(&run.arguments),
+        Instruction::Cmd(cmd) => mixed(&cmd.arguments),
+        Instruction::Entrypoint(entrypoint) => mixed(&entrypoint.arguments),
         _ => None,
     }
 }
 
-/// Takes the here-documents of commands (`RUN python3 <<EOF`), which the crate reads at the start of RUN only, out of a
-/// text: their lines become comments, so that every other line keeps its number. What is taken out comes by the line of
-/// its instruction.
-fn without_documents(text: &str) -> Result<(String, BTreeMap<u32, String>), Fault> {
-    let mut out = String::with_capacity(text.len());
-    let mut documents = BTreeMap::new();
-    let escape = if text.lines().take_while(|line| line.starts_with('#')).any(is_backtick) { '`' } else { '\\' };
-    let mut lines = (1_u32..).zip(text.split_inclusive('\n'));
-    // The command so far, over continued lines, and the line where it began.
-    let mut command = String::new();
-    let mut began = 1;
-    while let Some((number, line)) = lines.next() {
-        out.push_str(line);
-        let trimmed = line.trim();
-        if !command.is_empty() && (trimmed.is_empty() || trimmed.starts_with('#')) {
-            continue;
-        }
-        if command.is_empty() {
-            began = number;
-        }
-        if let Some(continued) = trimmed.strip_suffix(escape) {
-            command.push_str(continued);
-            command.push(' ');
-            continue;
-        }
-        command.push_str(trimmed);
-        let whole = std::mem::take(&mut command);
-        let (delimiters, ours) = documents_of(&whole);
-        for (delimiter, tabs) in delimiters {
-            let mut body = String::new();
-            loop {
-                // A document of the crate's own that does not end is the crate's to refuse.
-                let Some((_, line)) = lines.next() else {
-                    let unended = || fault(began, format_args!("the here-document {delimiter} does not end"));
-                    return if ours { Err(unended()) } else { Ok((out, documents)) };
-                };
-                out.push_str(if !ours {
-                    line
-                } else if line.ends_with('\n') {
-                    "#\n"
-                } else {
-                    "#"
-                });
-                let bare = line.trim_end_matches(['\n', '\r']);
-                if (if tabs { bare.trim_start_matches('\t') } else { bare }) == delimiter {
-                    break;
-                }
-                body.push_str(line);
-            }
-            if ours {
-                documents.entry(began).or_insert_with(|| "\n".to_owned()).push_str(&body);
-            }
-        }
-    }
-    Ok((out, documents))
-}
-
-fn is_backtick(line: &str) -> bool {
-    let directive = line.trim_start_matches('#').split_once('=');
-    directive.is_some_and(|(name, value)| name.trim().eq_ignore_ascii_case("escape") && value.trim() == "`")
-}
-
-/// The delimiters of an instruction's here-documents, each with whether tabs before it are dropped; and whether they are
-/// ours to take out: those in a RUN whose command does not begin with one.
-fn documents_of(line: &str) -> (Vec<(String, bool)>, bool) {
-    let none = (Vec::new(), false);
-    let Some((keyword, command)) = line.split_once(char::is_whitespace) else { return none };
-    let keyword = keyword.to_ascii_uppercase();
-    if !matches!(keyword.as_str(), "RUN" | "COPY" | "ADD") {
-        return none;
-    }
-    let mut words = command.split_whitespace().skip_while(|word| word.starts_with("--")).peekable();
-    let ours = keyword == "RUN" && words.peek().is_some_and(|first| !first.starts_with("<<"));
-    let mut found = Vec::new();
-    for word in words {
-        // `<<<` is a shell's here-string; a number before `<<` is a descriptor.
-        let Some(rest) = word.trim_start_matches(|c: char| c.is_ascii_digit()).strip_prefix("<<") else { continue };
-        let (rest, tabs) = rest.strip_prefix('-').map_or((rest, false), |rest| (rest, true));
-        let name = rest.trim_matches(['"', '\'']);
-        if !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-            found.push((name.to_owned(), tabs));
-        }
-    }
-    (found, ours)
+/// A JSON array that does not hold strings only is no exec form, and is not taken for a shell's line either.
+fn mixed(command: &Command<'_>) -> Option<&'static str> {
+    let Command::Shell(text) = command else { return None };
+    let array = text.value.trim_start().starts_with('[') && serde_json::from_str::<Vec<IgnoredAny>>(text.value).is_ok();
+    array.then_some("an array of a command's words must hold strings only")
 }
 
 fn named(stage: &StageOf<'_, '_>, name: &str) -> bool {
@@ -459,72 +392,15 @@ fn global_variables(
     variables
 }
 
-/// `$NAME`, `${NAME}`, `${NAME:-default}`, `${NAME:+other}`; a name without a value is empty, as with Docker.
-fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('$') {
-        out.push_str(rest.get(..at).unwrap_or_default());
-        rest = rest.get(at + 1..).unwrap_or_default();
-        let value = |name: &str| variables.get(name).filter(|value| !value.is_empty()).cloned();
-        if let Some((inside, after)) = rest.strip_prefix('{').and_then(|inside| inside.split_once('}')) {
-            rest = after;
-            let text = if let Some((name, default)) = inside.split_once(":-") {
-                value(name).unwrap_or_else(|| default.to_owned())
-            } else if let Some((name, other)) = inside.split_once(":+") {
-                value(name).map(|_| other.to_owned()).unwrap_or_default()
-            } else {
-                value(inside).unwrap_or_default()
-            };
-            out.push_str(&text);
-        } else {
-            let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
-            let (name, after) = rest.split_at(end);
-            out.push_str(&value(name).unwrap_or_default());
-            rest = after;
-        }
-    }
-    out.push_str(rest);
-    out
-}
-
-/// `A=1 B="two words" C`: names with their values, as ENV, ARG and LABEL write them; also the old `ENV name value`.
-fn assignments(text: &str) -> Vec<(String, Option<String>)> {
-    let mut words: Vec<String> = Vec::new();
-    let mut word = String::new();
-    let mut quote = None;
-    let mut began = false;
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        match (quote, c) {
-            (None, '"' | '\'') => {
-                quote = Some(c);
-                began = true;
-            }
-            (Some(open), _) if c == open => quote = None,
-            (None | Some('"'), '\\') => word.extend(chars.next()),
-            (None, _) if c.is_whitespace() => {
-                if began || !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
-                }
-                began = false;
-            }
-            _ => word.push(c),
-        }
-    }
-    if began || !word.is_empty() {
-        words.push(word);
-    }
-    words
-        .into_iter()
-        .map(|word| match word.split_once('=') {
-            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
-            None => (word, None),
-        })
-        .collect()
-}
-
 impl Outline {
+    /// Takes the marks out that its text was read with.
+    fn unmark(&mut self) {
+        let steps = self.steps.iter_mut().map(|step| &mut step.arguments);
+        let envs = self.envs.iter_mut().map(|(_, value)| value);
+        let one = [&mut self.start, &mut self.user, &mut self.workdir].into_iter().flatten();
+        steps.chain(envs).chain(one).for_each(unmarked);
+    }
+
     fn stage(&mut self, instructions: &[Instruction<'_>], lines: &Lines, escape: char) {
         // CMD means something only with the ENTRYPOINT above it; a new ENTRYPOINT drops the CMD before it.
         let (mut entrypoint, mut cmd): (Option<String>, Option<String>) = (None, None);
@@ -564,129 +440,6 @@ impl Outline {
         if !start.is_empty() {
             self.start = Some(start.join(" "));
         }
-    }
-}
-
-/// An instruction's keyword in capitals, and where it stands.
-fn keyword(instruction: &Instruction<'_>) -> (&'static str, usize) {
-    match instruction {
-        Instruction::Add(i) => ("ADD", i.add.span.start),
-        Instruction::Arg(i) => ("ARG", i.arg.span.start),
-        Instruction::Cmd(i) => ("CMD", i.cmd.span.start),
-        Instruction::Copy(i) => ("COPY", i.copy.span.start),
-        Instruction::Entrypoint(i) => ("ENTRYPOINT", i.entrypoint.span.start),
-        Instruction::Env(i) => ("ENV", i.env.span.start),
-        Instruction::Expose(i) => ("EXPOSE", i.expose.span.start),
-        Instruction::From(i) => ("FROM", i.from.span.start),
-        Instruction::Healthcheck(i) => ("HEALTHCHECK", i.healthcheck.span.start),
-        Instruction::Label(i) => ("LABEL", i.label.span.start),
-        Instruction::Maintainer(i) => ("MAINTAINER", i.maintainer.span.start),
-        Instruction::Onbuild(i) => ("ONBUILD", i.onbuild.span.start),
-        Instruction::Run(i) => ("RUN", i.run.span.start),
-        Instruction::Shell(i) => ("SHELL", i.shell.span.start),
-        Instruction::Stopsignal(i) => ("STOPSIGNAL", i.stopsignal.span.start),
-        Instruction::User(i) => ("USER", i.user.span.start),
-        Instruction::Volume(i) => ("VOLUME", i.volume.span.start),
-        Instruction::Workdir(i) => ("WORKDIR", i.workdir.span.start),
-        // The crate may learn a keyword that this was not written for.
-        _ => ("UNKNOWN", 0),
-    }
-}
-
-/// An instruction's arguments, continued lines joined.
-fn arguments(instruction: &Instruction<'_>, escape: char) -> String {
-    let with_flags = |flags: &[Flag<'_>], rest: String| {
-        let flags = flags.iter().map(|flag| match &flag.value {
-            Some(value) => format!("--{}={}", flag.name.value.trim_start_matches('-'), value.value),
-            None => format!("--{}", flag.name.value.trim_start_matches('-')),
-        });
-        flags.chain([rest]).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
-    };
-    let sources = |sources: &[Source<'_>], dest: &UnescapedString<'_>| {
-        let sources = sources.iter().map(|source| match source {
-            Source::Path(path) => path.value.to_string(),
-            Source::HereDoc(document) => format!("<<EOF\n{}EOF", document.value),
-            _ => String::new(),
-        });
-        sources.chain([dest.value.to_string()]).collect::<Vec<_>>().join(" ")
-    };
-    match instruction {
-        Instruction::Add(i) => with_flags(&i.options, sources(&i.src, &i.dest)),
-        Instruction::Copy(i) => with_flags(&i.options, sources(&i.src, &i.dest)),
-        Instruction::Arg(i) => i.arguments.value.to_string(),
-        Instruction::Cmd(i) => command(&i.arguments, escape),
-        Instruction::Entrypoint(i) => command(&i.arguments, escape),
-        Instruction::Env(i) => i.arguments.value.to_string(),
-        Instruction::Expose(i) => joined(&i.arguments),
-        Instruction::From(i) => i.image.value.to_string(),
-        Instruction::Healthcheck(i) => match &i.arguments {
-            HealthcheckArguments::Cmd { arguments, .. } => {
-                with_flags(&i.options, format!("CMD {}", command(arguments, escape)))
-            }
-            _ => "NONE".to_owned(),
-        },
-        Instruction::Label(i) => i.arguments.value.to_string(),
-        Instruction::Maintainer(i) => i.name.value.to_string(),
-        Instruction::Onbuild(i) => {
-            format!("{} {}", keyword(&i.instruction).0, arguments(&i.instruction, escape))
-        }
-        Instruction::Run(i) => {
-            let documents = i.here_docs.iter().map(|document| format!("\n{}", document.value));
-            let command = command(&i.arguments, escape);
-            with_flags(&i.options, std::iter::once(command).chain(documents).collect())
-        }
-        Instruction::Shell(i) => json!(i.arguments.iter().map(|word| &word.value).collect::<Vec<_>>()).to_string(),
-        Instruction::Stopsignal(i) => i.arguments.value.to_string(),
-        Instruction::User(i) => i.arguments.value.to_string(),
-        Instruction::Volume(i) => match &i.arguments {
-            JsonOrStringArray::Json(words) => joined(&words.value),
-            JsonOrStringArray::String(words) => joined(words),
-        },
-        Instruction::Workdir(i) => i.arguments.value.to_string(),
-        _ => String::new(),
-    }
-}
-
-fn joined(words: &[UnescapedString<'_>]) -> String {
-    words.iter().map(|word| word.value.as_ref()).collect::<Vec<_>>().join(" ")
-}
-
-/// The shell form as it is, continued lines joined; the exec form escaped for show.
-fn command(command: &Command<'_>, escape: char) -> String {
-    match command {
-        Command::Exec(words) => {
-            words.value.iter().map(|word| crate::plan::quote(&word.value)).collect::<Vec<_>>().join(" ")
-        }
-        Command::Shell(text) => join_lines(text.value, escape),
-        _ => String::new(),
-    }
-}
-
-/// Drops each escape that ends a line, the line's end, and comment and empty lines within.
-fn join_lines(text: &str, escape: char) -> String {
-    let mut out = String::new();
-    for line in text.lines() {
-        let bare = line.trim_start();
-        if !out.is_empty() && (bare.is_empty() || bare.starts_with('#')) {
-            continue;
-        }
-        let trimmed = line.trim_end();
-        out.push_str(trimmed.strip_suffix(escape).unwrap_or(line));
-    }
-    out.trim().to_owned()
-}
-
-/// Offsets to line numbers.
-struct Lines(Vec<usize>);
-
-impl Lines {
-    fn new(text: &str) -> Self {
-        Self(text.match_indices('\n').map(|(at, _)| at).collect())
-    }
-
-    fn of(&self, offset: usize) -> u32 {
-        let before = self.0.partition_point(|end| *end < offset);
-        u32::try_from(before).unwrap_or(u32::MAX).saturating_add(1)
     }
 }
 
