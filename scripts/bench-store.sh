@@ -27,3 +27,6 @@ if [ "${1:-}" = --sizes ]; then
 fi
 echo "== $count layers of a megabyte each"
 "$examples/store_growth" "$work/base.ext4" "$work/growth" "$count"
+rm "$work/base.ext4"
+echo "== $count templates, each with a step that adds a megabyte, through real machines"
+TMPDIR="$work" python3 tools/bench_store.py --templates "$count"
