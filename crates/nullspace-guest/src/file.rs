@@ -4,6 +4,8 @@
 //!  Read    reply File(entry)   DATA: the bytes                         end Done
 //!  Write   reply Done          stdin: the bytes, EOF                   end File(entry)
 //!  List    -                   DATA: one JSON FileEntry a line         end Done
+//!  Copy    reply Done          stdin: CopyEntry, bytes, …, EOF         end Done
+//!  Space                                                               end Space
 //!  the rest                                                            end File(entry) or Done
 //! ```
 //! Paths are the guest's; nothing of them ever touches the host. A relative one starts at [`FileCall::cwd`].
@@ -74,6 +76,85 @@ pub enum FileOp {
         /// At most 0o7777.
         mode: u32,
     },
+    /// Make a directory and the missing ones above it (0755) for somebody: what is made belongs to `owner`.
+    MakeDirFor {
+        /// The directory.
+        path: String,
+        /// As in [`Exec::user`](crate::message::Exec::user).
+        owner: String,
+    },
+    /// Make a symbolic link as `ln -s` does: in `path` under the target's name when that is a directory.
+    MakeSymlink {
+        /// What it points to.
+        target: String,
+        /// Where it is.
+        path: String,
+    },
+    /// Remove as `rm` does: a directory only with `recursive`, what is not there only with `force`.
+    Unlink {
+        /// The entry.
+        path: String,
+        /// With everything in it.
+        recursive: bool,
+        /// What is not there is fine.
+        force: bool,
+    },
+    /// Move as `mv -f` does: into `to` when that is a directory; a file that is there is replaced.
+    Move {
+        /// The entry.
+        from: String,
+        /// Its new path, or the directory that it goes into.
+        to: String,
+    },
+    /// Copy one source, a file or what is in a directory, as BuildKit's `COPY` does. Its entries come over stdin.
+    Copy(CopyTo),
+    /// How much can still be written to the filesystem of `path`.
+    Space {
+        /// Any entry of it.
+        path: String,
+    },
+}
+
+/// Where the source of a copy goes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct CopyTo {
+    /// Destination as it was written: one that ends with a slash is a directory.
+    pub dst: String,
+    /// The source's own name when it is one file; `None` when it is a directory, whose contents go into `dst`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Owner of everything that is made, as Docker's `--chown`; default root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Permission bits of everything that is copied, instead of its own; at most 0o7777.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+}
+
+/// One entry of a copied source. On the wire: its JSON behind the JSON's length (u32 LE), then, of a file, its bytes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct CopyEntry {
+    /// Path below the source; empty for the source itself. Folders come before what is in them.
+    pub path: String,
+    /// A directory; else a regular file.
+    pub dir: bool,
+    /// Permission bits, at most 0o7777.
+    pub mode: u32,
+    /// Bytes that follow; 0 for a directory.
+    pub bytes: u64,
+}
+
+impl CopyEntry {
+    /// Longest JSON of an entry that an agent takes, bytes.
+    pub const MAX_JSON: usize = 64 * 1024;
+
+    /// The entry as it travels.
+    pub fn encode(&self) -> Vec<u8> {
+        // Our own type has string keys and no floats: serialising cannot fail.
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        let length = u32::try_from(json.len()).unwrap_or(u32::MAX);
+        [&length.to_le_bytes()[..], &json].concat()
+    }
 }
 
 /// A file's kind.

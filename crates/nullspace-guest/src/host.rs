@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub use self::files::{FileReader, FileWriter};
+pub use self::files::{CopyWriter, FileReader, FileWriter};
 use self::link::Handle;
 pub use self::session::{ExecEvent, ExecOutput, ExecSession, ExecStdin};
 use crate::message::{
@@ -270,6 +270,12 @@ impl Agent {
             Outcome::Grown { bytes } => Ok(bytes),
             other => Err(AgentError::unexpected("grow_root", &other)),
         }
+    }
+
+    /// Ends all processes of the guest and what else they left outside the root's files; with `drop_caches` the guest is
+    /// as after its boot. Processes of this session end too.
+    pub async fn end_processes(&self, drop_caches: bool) -> Result<(), AgentError> {
+        self.done("end_processes", &Request::EndProcesses { drop_caches }, FLUSH).await
     }
 
     /// Flushes and powers the guest off. A stream that ends meanwhile counts as done.

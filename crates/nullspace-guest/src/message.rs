@@ -80,6 +80,12 @@ pub enum Request {
     Restored(Restored),
     /// Grow the mounted root filesystem to its device. Ends with [`Outcome::Grown`].
     GrowRoot,
+    /// Leave nothing of what has run but the files on the root: end all processes of the guest, empty /dev/shm, undo
+    /// mounts that the agent did not make. For between a build's steps. Ends with `Done`.
+    EndProcesses {
+        /// Also write the page cache out and drop it, so that the guest is as after its boot.
+        drop_caches: bool,
+    },
     /// Flush and power off. Ends with `Done` just before.
     Shutdown,
 }
@@ -219,6 +225,13 @@ pub enum Outcome {
     Grown {
         /// Its size in bytes now.
         bytes: u64,
+    },
+    /// How much can still be written.
+    Space {
+        /// Bytes for users other than root.
+        free_bytes: u64,
+        /// New files and folders.
+        free_inodes: u64,
     },
     /// The operation failed.
     Failed(Failure),

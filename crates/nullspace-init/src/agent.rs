@@ -20,7 +20,7 @@ use crate::process::{list, prepare::prepare, spawn::spawn};
 use crate::services::Services;
 use crate::session::{Channel, Opened, Session, StdinOver};
 use crate::wake::Wake;
-use crate::{files, filesystem, identity, network, probe, workers};
+use crate::{files, filesystem, identity, leftovers, network, probe, workers};
 
 /// How long the last answer may take to reach the host before the power goes.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -162,6 +162,7 @@ impl Agent {
                 }
                 Err(why) => failed(FailureKind::Internal, why),
             },
+            Request::EndProcesses { drop_caches } => done(leftovers::clear(drop_caches)),
             Request::Shutdown => {
                 channel.end(&Outcome::Done);
                 channel.flush(FAREWELL);

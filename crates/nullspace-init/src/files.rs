@@ -8,7 +8,9 @@
 //! directly, on a thread that ends with the operation: no other thread is ever seen with the wrong user, and nothing
 //! has to be taken back. Without uid 0 the thread has no capability either.
 
+mod copy;
 mod entry;
+mod shell;
 mod transfer;
 
 use std::io;
@@ -21,7 +23,7 @@ use nullspace_guest::message::{Failure, FailureKind, Outcome};
 use self::entry::Names;
 use crate::process::prepare::accounts;
 use crate::session::Channel;
-use crate::users::Account;
+use crate::users::{Account, Accounts};
 
 /// Permissions of folders that an operation makes on its way.
 const FOLDER_MODE: u32 = 0o755;
@@ -55,7 +57,7 @@ pub(crate) fn serve(call: &FileCall, channel: &Channel) -> Outcome {
     let done = std::thread::scope(|scope| {
         let work = || {
             become_user(&account).map_err(|error| failure(&error, "The user cannot be taken on", Path::new("/")))?;
-            perform(call, channel, &names)
+            perform(call, channel, &known, &names)
         };
         let thread = std::thread::Builder::new().name("files".into()).spawn_scoped(scope, work);
         thread.map(|thread| thread.join())
@@ -85,7 +87,7 @@ fn become_user(account: &Account) -> io::Result<()> {
     }
 }
 
-fn perform(call: &FileCall, channel: &Channel, names: &Names) -> Result<Outcome, Stop> {
+fn perform(call: &FileCall, channel: &Channel, known: &Accounts, names: &Names) -> Result<Outcome, Stop> {
     let place = |path: &str| place(call.cwd.as_deref(), path);
     let entry = |path: &Path| -> Result<FileEntry, Stop> {
         entry::of(path, names).map_err(|error| failure(&error, "It cannot be looked at", path).into())
@@ -132,6 +134,36 @@ fn perform(call: &FileCall, channel: &Channel, names: &Names) -> Result<Outcome,
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(*mode))
                 .map_err(|error| failure(&error, "Its permissions cannot be set", &path))?;
             Outcome::Done
+        }
+        FileOp::MakeDirFor { path, owner } => {
+            let owner = known.resolve(owner)?;
+            copy::make_folders(&place(path)?, (owner.uid, owner.gid))?;
+            Outcome::Done
+        }
+        FileOp::MakeSymlink { target, path } => {
+            shell::link(target, &place(path)?)?;
+            Outcome::Done
+        }
+        FileOp::Unlink { path, recursive, force } => {
+            shell::remove(&place(path)?, *recursive, *force)?;
+            Outcome::Done
+        }
+        FileOp::Move { from, to } => {
+            shell::rename(&place(from)?, &place(to)?)?;
+            Outcome::Done
+        }
+        FileOp::Copy(to) => {
+            copy::receive(&place(&to.dst)?, to, known, channel)?;
+            Outcome::Done
+        }
+        FileOp::Space { path } => {
+            let path = place(path)?;
+            let stat = nix::sys::statvfs::statvfs(&path)
+                .map_err(|error| failure(&error.into(), "Its filesystem cannot be looked at", &path))?;
+            Outcome::Space {
+                free_bytes: stat.blocks_available().saturating_mul(stat.fragment_size()),
+                free_inodes: stat.files_available(),
+            }
         }
     };
     Ok(outcome)
@@ -191,7 +223,7 @@ fn failure(error: &io::Error, what: &str, path: &Path) -> Failure {
         }
         E::StorageFull | E::QuotaExceeded | E::FileTooLarge => (
             FailureKind::DiskFull,
-            format!("`{shown}`: {what}: the sandbox's disk is full; the template's disk_mb sets its size."),
+            format!("`{shown}`: {what}: the disk is full; build_config.disk_mb of the template sets its size."),
         ),
         E::NotADirectory | E::IsADirectory | E::InvalidFilename | E::CrossesDevices => {
             (FailureKind::Invalid, format!("`{shown}`: {what}: {error}."))

@@ -23,6 +23,7 @@ mod connection;
 mod files;
 mod filesystem;
 mod identity;
+mod leftovers;
 mod log;
 mod modules;
 mod network;

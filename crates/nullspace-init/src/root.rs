@@ -33,20 +33,24 @@ const PLAIN: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 const DATA: MsFlags = PLAIN.union(MsFlags::MS_NOEXEC);
 
 /// In order: later ones lie in earlier ones.
-const MOUNTS: [Mount; 7] = [
+const MOUNTS: [Mount; 6] = [
     special("/proc", "proc", DATA, "", true),
     special("/sys", "sysfs", DATA, "", true),
     special("/dev", "devtmpfs", NO_SUID, "mode=0755", true),
     // Group 5 is tty in every distribution.
     special("/dev/pts", "devpts", NO_SUID.union(MsFlags::MS_NOEXEC), "gid=5,mode=0620,ptmxmode=0666", false),
     special("/dev/shm", "tmpfs", PLAIN, "mode=1777", false),
-    special("/run", "tmpfs", PLAIN, "mode=0755", false),
     special("/sys/fs/cgroup", "cgroup2", DATA, "", false),
 ];
 
 /// As containers have them: any user may ping and serve port 80.
 const SETTINGS: [(&str, &str); 2] =
     [("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"), ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")];
+
+/// Where the agent has mounted something, the root itself included.
+pub(crate) fn own_mounts() -> impl Iterator<Item = &'static str> {
+    MOUNTS.iter().map(|wanted| wanted.at).chain(["/"])
+}
 
 /// /proc, /sys and /dev of the initramfs.
 pub(crate) fn mount_early() {
@@ -101,8 +105,10 @@ fn fill_up() -> Result<(), String> {
         // Not every kernel has every one.
         let _ = fs::write(setting, value);
     }
-    // On disk, not tmpfs: what a build leaves there is part of the image. Folders that the image has stay as they are.
-    for (path, mode) in [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/etc", 0o755), (WORKSPACE, 0o755)] {
+    // On disk, not tmpfs, as in a container: what a build leaves there (a /run/sshd, say) is part of the image. Folders
+    // that the image has stay as they are.
+    let folders = [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/run", 0o755), ("/etc", 0o755), (WORKSPACE, 0o755)];
+    for (path, mode) in folders {
         if let Err(error) = folder(path, mode) {
             log::problem(format_args!("{path}: {error}"));
         }

@@ -16,8 +16,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    ArtifactId, BuildId, ClaimHash, Idempotency, PrivateJson, Tag, TemplateId, TemplateName, TenantId, Visibility,
-    text_enum::text_enum,
+    ArtifactId, BlobId, BuildId, ClaimHash, Idempotency, PrivateJson, Tag, TemplateId, TemplateName, TenantId,
+    Visibility, text_enum::text_enum,
 };
 
 text_enum! {
@@ -106,6 +106,26 @@ pub struct NewBuild {
     pub claim: Option<ClaimHash>,
     /// The caller's idempotency key and a digest of its request, without secrets.
     pub idempotency: Option<Idempotency>,
+    /// Files of its context: kept from collection until the build is over.
+    pub blobs: Vec<WantedBlob>,
+}
+
+/// A file of a build's context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedBlob {
+    /// Which.
+    pub id: BlobId,
+    /// Begin a new generation of it, so that nothing made of the earlier one is reused.
+    pub force: bool,
+}
+
+/// A file that is kept for a build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldBlob {
+    /// Which.
+    pub id: BlobId,
+    /// Its generation when the build was accepted.
+    pub generation: u64,
 }
 
 /// How many unfinished builds there may be; one more answers [`StoreError::LimitReached`](crate::StoreError::LimitReached).
@@ -331,6 +351,8 @@ pub struct FinishReady {
     pub cache_summary: Option<Value>,
     /// Keep it at least until then even without a tag.
     pub retention_expires_at: Option<Timestamp>,
+    /// Key of everything that the artifact depends on, for [`Metadata::find_final`](crate::Metadata::find_final).
+    pub final_key: Option<String>,
     /// The log's last entry.
     pub entry: NewLogEntry,
 }

@@ -40,8 +40,8 @@ pub use artifacts::{ArtifactStore, DEFAULT_CACHE, DiskUsage, PublishedArtifact, 
 pub use blobs::{Blob, BlobId, InvalidBlobId};
 pub use build::{
     ArtifactState, Build, BuildBackend, BuildFilter, BuildPage, BuildStatus, CancelOutcome, CancelRequest, Counters,
-    FinishError, FinishReady, Finished, Heartbeat, Lease, Leased, LogEntry, NewBuild, NewLogEntry, QueueLimits,
-    Release, SourceType,
+    FinishError, FinishReady, Finished, Heartbeat, HeldBlob, Lease, Leased, LogEntry, NewBuild, NewLogEntry,
+    QueueLimits, Release, SourceType, WantedBlob,
 };
 pub use claim::{ClaimHash, ClaimToken, NewClaim};
 pub use error::{Result, StoreError};

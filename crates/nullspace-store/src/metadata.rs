@@ -12,10 +12,10 @@ use jiff::Timestamp;
 use crate::StoreError;
 use crate::{
     Alias, ApiKey, Artifact, ArtifactId, Blob, BlobId, Build, BuildFilter, BuildId, BuildPage, Caller, CancelOutcome,
-    CancelRequest, ClaimHash, Counters, FinishError, FinishReady, Finished, Heartbeat, Inserted, KeyHash, KeyId, Lease,
-    Leased, LogEntry, Namespace, NamespaceKind, NewBuild, NewClaim, NewKey, NewLogEntry, NewSandbox, QueueLimits,
-    Release, Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus, Standing, Tag, TemplateName,
-    TemplateRef, Tenant, Visibility,
+    CancelRequest, ClaimHash, Counters, FinishError, FinishReady, Finished, Heartbeat, HeldBlob, Inserted, KeyHash,
+    KeyId, Lease, Leased, LogEntry, Namespace, NamespaceKind, NewBuild, NewClaim, NewKey, NewLogEntry, NewSandbox,
+    QueueLimits, Release, Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus, Standing, Tag,
+    TemplateName, TemplateRef, Tenant, Visibility,
 };
 
 /// The durable half of the service.
@@ -57,7 +57,7 @@ pub trait Metadata: Send + Sync + 'static {
 
     /// Accepts a build: `waiting`, with `first` at log offset 0. Makes the template if the name is new. A repeated request
     /// (see [`NewBuild::idempotency`]) is answered with the build that is there. [`StoreError::Conflict`] when the name is
-    /// an alias, or reserved and the build's claim is not the one that holds it.
+    /// an alias, or reserved and the build's claim is not the one that holds it, or a file of its context is gone.
     async fn accept_build(
         &self,
         caller: &Caller,
@@ -197,7 +197,10 @@ pub trait Metadata: Send + Sync + 'static {
     /// what the tenant may have together, else [`StoreError::LimitReached`].
     async fn put_blob(&self, caller: &Caller, blob: &BlobId, limit_bytes: u64, now: Timestamp) -> Result<()>;
 
-    /// Blobs last used before `unused_since`, longest ago first.
+    /// What the build keeps from collection of its context's files.
+    async fn held_blobs(&self, lease: &Lease) -> Result<Vec<HeldBlob>>;
+
+    /// Blobs that no unfinished build needs, last used before `unused_since`, longest ago first.
     async fn collectable_blobs(&self, unused_since: Timestamp, limit: u32) -> Result<Vec<Blob>>;
 
     /// Forgets such a blob, so that its file can be removed. `false` when it was used meanwhile.
@@ -233,6 +236,10 @@ pub trait Metadata: Send + Sync + 'static {
     /// An artifact that a build starts from, kept from collection until the build is over; [`StoreError::NotFound`] when
     /// it can be used no more or is not visible to the build's tenant.
     async fn hold_artifact(&self, lease: &Lease, artifact: ArtifactId) -> Result<Artifact>;
+
+    /// An artifact of this key ([`FinishReady::final_key`]) that can be used, the newest, kept from collection until the
+    /// build is over.
+    async fn find_final(&self, lease: &Lease, key: &str) -> Result<Option<Artifact>>;
 
     // ---- sandboxes ----
 

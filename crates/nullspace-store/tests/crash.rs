@@ -64,6 +64,7 @@ async fn child() {
             max_attempts: 3,
             claim: None,
             idempotency: None,
+            blobs: Vec::new(),
         };
         let accepted = store.accept_build(&caller, build, entry("start"), limits, Timestamp::now()).await.unwrap();
         say(&format!("accepted {}", accepted.id));
@@ -99,6 +100,7 @@ async fn child() {
             oci_metadata: None,
             cache_summary: None,
             retention_expires_at: None,
+            final_key: None,
             entry: entry("end"),
         };
         let _ = store.finish_ready(&lease, result, Timestamp::now()).await.unwrap();

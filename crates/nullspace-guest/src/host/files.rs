@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::link::{Handle, Item, OpenChannel};
 use super::{Agent, AgentError, refused};
-use crate::file::{FileCall, FileEntry, FileOp};
+use crate::file::{CopyEntry, CopyTo, FileCall, FileEntry, FileOp};
 use crate::message::{FailureKind, Outcome, Request};
 
 /// Bound from asking until the file is open.
@@ -90,7 +90,51 @@ impl FileWriter {
     }
 }
 
+/// A source that is being copied. Dropping it before [`CopyWriter::finish`] leaves what has arrived.
+#[derive(Debug)]
+pub struct CopyWriter {
+    inner: FileWriter,
+}
+
+impl CopyWriter {
+    /// Begins an entry; of a file, exactly `entry.bytes` bytes follow by [`CopyWriter::write`].
+    pub async fn entry(&mut self, entry: &CopyEntry) -> Result<(), AgentError> {
+        self.inner.write(&entry.encode()).await
+    }
+
+    /// Bytes of the file that was begun last, waiting while the guest's disk is slow.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), AgentError> {
+        self.inner.write(bytes).await
+    }
+
+    /// All is sent: waits until it is in the guest's filesystem.
+    pub async fn finish(self) -> Result<(), AgentError> {
+        self.inner.channel.write_eof();
+        match self.inner.end().await? {
+            Outcome::Done => Ok(()),
+            other => Err(AgentError::unexpected("copy", &other)),
+        }
+    }
+}
+
 impl Agent {
+    /// Begins to copy one source into the guest, as root.
+    pub async fn copy(&self, cwd: &str, to: CopyTo) -> Result<CopyWriter, AgentError> {
+        let channel = self.file_channel(None, cwd, FileOp::Copy(to))?;
+        match opened(&channel, "copy").await? {
+            Outcome::Done => Ok(CopyWriter { inner: FileWriter { channel, _handle: Arc::clone(&self.handle) } }),
+            other => Err(AgentError::unexpected("copy", &other)),
+        }
+    }
+
+    /// How many bytes and how many entries can still be written to the filesystem of `path`.
+    pub async fn space(&self, path: &str) -> Result<(u64, u64), AgentError> {
+        match self.file_channel(None, "/", FileOp::Space { path: path.to_owned() })?.end(OPEN).await? {
+            Outcome::Space { free_bytes, free_inodes } => Ok((free_bytes, free_inodes)),
+            other => Err(AgentError::unexpected("space", &other)),
+        }
+    }
+
     /// Opens a file for reading.
     pub async fn read_file(&self, user: Option<String>, cwd: &str, path: &str) -> Result<FileReader, AgentError> {
         let channel = self.file_channel(user, cwd, FileOp::Read { path: path.to_owned() })?;

@@ -45,6 +45,53 @@ pub(super) fn read(path: &Path, names: &Names, channel: &Channel) -> Result<Outc
     }
 }
 
+/// What the host sends over a channel, piece by piece.
+pub(super) struct Input<'a> {
+    channel: &'a Channel,
+    piece: bytes::Bytes,
+}
+
+impl Input<'_> {
+    pub(super) fn new(channel: &Channel) -> Input<'_> {
+        Input { channel, piece: bytes::Bytes::new() }
+    }
+
+    /// Up to `most` bytes, as they come; none at the end.
+    pub(super) fn next(&mut self, most: usize) -> Result<bytes::Bytes, Stop> {
+        while self.piece.is_empty() {
+            self.channel.wake().clear();
+            if self.channel.is_reset() {
+                return Err(Stop::Cancelled);
+            }
+            match self.channel.stdin() {
+                Ok(Some(bytes)) => {
+                    // Held here at most one piece, so that its credit may be given back at once.
+                    self.channel.consumed(bytes.len());
+                    self.piece = bytes;
+                }
+                Ok(None) => wait(self.channel),
+                Err(_over) => return Ok(bytes::Bytes::new()),
+            }
+        }
+        Ok(self.piece.split_to(most.min(self.piece.len())))
+    }
+
+    /// Fills the buffer; false when the end comes first.
+    pub(super) fn read_exact(&mut self, buffer: &mut [u8]) -> Result<bool, Stop> {
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            let piece = self.next(rest.len())?;
+            let (now, later) = rest.split_at_mut(piece.len());
+            if now.is_empty() {
+                return Ok(false);
+            }
+            now.copy_from_slice(&piece);
+            rest = later;
+        }
+        Ok(true)
+    }
+}
+
 pub(super) fn write(path: &Path, channel: &Channel) -> Result<(), Stop> {
     let cannot = |error: &io::Error| failure(error, "It cannot be written", path);
     make_folders(path.parent().unwrap_or(Path::new("/")))?;
@@ -55,19 +102,13 @@ pub(super) fn write(path: &Path, channel: &Channel) -> Result<(), Stop> {
     // Not by O_TRUNC: what turns out to be no regular file is left alone.
     file.set_len(0).map_err(|error| cannot(&error))?;
     channel.reply(&Outcome::Done);
+    let mut input = Input::new(channel);
     loop {
-        channel.wake().clear();
-        if channel.is_reset() {
-            return Err(Stop::Cancelled);
+        let bytes = input.next(usize::MAX)?;
+        if bytes.is_empty() {
+            return Ok(());
         }
-        match channel.stdin() {
-            Ok(Some(bytes)) => {
-                file.write_all(&bytes).map_err(|error| cannot(&error))?;
-                channel.consumed(bytes.len());
-            }
-            Ok(None) => wait(channel),
-            Err(_over) => return Ok(()),
-        }
+        file.write_all(&bytes).map_err(|error| cannot(&error))?;
     }
 }
 

@@ -6,10 +6,14 @@ use jiff::Timestamp;
 use sqlx::sqlite::SqliteRow;
 
 use super::{
-    SqliteStore,
+    SqliteStore, Tx,
     rows::{Reader, integer},
 };
-use crate::{Blob, BlobId, Caller, Result, StoreError};
+use crate::{Blob, BlobId, BuildId, Caller, HeldBlob, Lease, Result, StoreError, WantedBlob};
+
+/// `?1` is the moment since when it was not used.
+const UNUSED: &str = "b.last_used_at < ?1
+    AND NOT EXISTS (SELECT 1 FROM blob_holds h WHERE h.tenant_id = b.tenant_id AND h.sha256 = b.sha256)";
 
 /// Blobs asked for in one statement.
 const AT_ONCE: usize = 500;
@@ -85,8 +89,55 @@ pub(super) async fn put(
     Ok(())
 }
 
+/// Keeps the files of an accepted build's context.
+pub(super) async fn hold(
+    tx: &mut Tx,
+    caller: &Caller,
+    build: BuildId,
+    wanted: &[WantedBlob],
+    now: Timestamp,
+) -> Result<()> {
+    for blob in wanted {
+        let held = sqlx::query(
+            "UPDATE blobs SET last_used_at = max(last_used_at, ?1), generation = generation + ?2
+             WHERE tenant_id = ?3 AND sha256 = ?4 AND bytes = ?5 RETURNING generation",
+        )
+        .bind(now.as_microsecond())
+        .bind(i64::from(blob.force))
+        .bind(caller.tenant.to_string())
+        .bind(blob.id.sha256())
+        .bind(integer(blob.id.bytes())?)
+        .fetch_optional(&mut **tx)
+        .await?;
+        let Some(held) = held else {
+            return Err(StoreError::conflict(format!("blob {} of the build context is not uploaded", blob.id)));
+        };
+        sqlx::query(
+            "INSERT INTO blob_holds (build_id, tenant_id, sha256, bytes, generation) VALUES (?, ?, ?, ?, ?)
+             ON CONFLICT DO UPDATE SET generation = excluded.generation",
+        )
+        .bind(build.to_string())
+        .bind(caller.tenant.to_string())
+        .bind(blob.id.sha256())
+        .bind(integer(blob.id.bytes())?)
+        .bind(Reader(&held).integer::<i64>("generation")?)
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn held(store: &SqliteStore, lease: &Lease) -> Result<Vec<HeldBlob>> {
+    let found = sqlx::query("SELECT * FROM blob_holds WHERE build_id = ? ORDER BY sha256")
+        .bind(lease.build.to_string())
+        .fetch_all(&store.readers)
+        .await?;
+    found.iter().map(|row| Ok(HeldBlob { id: blob_id(row)?, generation: Reader(row).integer("generation")? })).collect()
+}
+
 pub(super) async fn collectable(store: &SqliteStore, unused_since: Timestamp, limit: u32) -> Result<Vec<Blob>> {
-    let found = sqlx::query("SELECT * FROM blobs WHERE last_used_at < ? ORDER BY last_used_at, sha256 LIMIT ?")
+    let query = format!("SELECT b.* FROM blobs b WHERE {UNUSED} ORDER BY b.last_used_at, b.sha256 LIMIT ?2");
+    let found = sqlx::query(sqlx::AssertSqlSafe(query))
         .bind(unused_since.as_microsecond())
         .bind(i64::from(limit))
         .fetch_all(&store.readers)
@@ -95,10 +146,11 @@ pub(super) async fn collectable(store: &SqliteStore, unused_since: Timestamp, li
 }
 
 pub(super) async fn purge(store: &SqliteStore, blob: &Blob, unused_since: Timestamp) -> Result<bool> {
-    let done = sqlx::query("DELETE FROM blobs WHERE tenant_id = ? AND sha256 = ? AND last_used_at < ?")
+    let query = format!("DELETE FROM blobs AS b WHERE b.tenant_id = ?2 AND b.sha256 = ?3 AND {UNUSED}");
+    let done = sqlx::query(sqlx::AssertSqlSafe(query))
+        .bind(unused_since.as_microsecond())
         .bind(blob.tenant.to_string())
         .bind(blob.id.sha256())
-        .bind(unused_since.as_microsecond())
         .execute(&store.writer)
         .await?;
     Ok(done.rows_affected() > 0)

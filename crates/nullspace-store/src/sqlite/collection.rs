@@ -87,6 +87,26 @@ pub(super) async fn hold_artifact(store: &SqliteStore, lease: &Lease, artifact: 
     Ok(found)
 }
 
+pub(super) async fn find_final(store: &SqliteStore, lease: &Lease, key: &str) -> Result<Option<Artifact>> {
+    // Mostly there is none: looked for without the write lock first.
+    let id = "SELECT id FROM artifacts WHERE final_key = ? AND deleted_at IS NULL ORDER BY created_at DESC, id LIMIT 1";
+    if sqlx::query(id).bind(key).fetch_optional(&store.readers).await?.is_none() {
+        return Ok(None);
+    }
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    let Some(row) = sqlx::query(id).bind(key).fetch_optional(&mut *tx).await? else { return Ok(None) };
+    let artifact: ArtifactId = Reader(&row).parsed("id")?;
+    let Some(found) = templates::usable_artifact(&mut tx, artifact).await? else { return Ok(None) };
+    sqlx::query("INSERT INTO artifact_holds (artifact_id, build_id) VALUES (?, ?) ON CONFLICT DO NOTHING")
+        .bind(artifact.to_string())
+        .bind(lease.build.to_string())
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(Some(found))
+}
+
 /// `?1` is now.
 const UNUSED_ARTIFACT: &str = "a.purged_at IS NULL
     AND (a.deleted_at IS NOT NULL

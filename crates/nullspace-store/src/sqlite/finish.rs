@@ -23,8 +23,8 @@ pub(super) async fn ready(store: &SqliteStore, lease: &Lease, result: FinishRead
     let id = build.id.to_string();
     sqlx::query(
         "INSERT INTO artifacts (id, folder, tenant_id, build_id, rootfs_key, disk_bytes, stored_bytes, compatibility, snapshot,
-             runtime, created_at, retention_expires_at)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             runtime, created_at, retention_expires_at, final_key)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(build.artifact_id.to_string())
     .bind(&result.folder)
@@ -38,6 +38,7 @@ pub(super) async fn ready(store: &SqliteStore, lease: &Lease, result: FinishRead
     .bind(result.runtime.0.to_string())
     .bind(micros)
     .bind(result.retention_expires_at.map(Timestamp::as_microsecond))
+    .bind(&result.final_key)
     .execute(&mut *tx)
     .await?;
     sqlx::query("UPDATE rootfs SET last_used_at = max(last_used_at, ?) WHERE key = ?")
@@ -113,7 +114,11 @@ async fn end(tx: &mut Tx, build: BuildId, status: BuildStatus, entry: NewLogEntr
     .bind(build.to_string())
     .execute(&mut **tx)
     .await?;
-    for release in ["DELETE FROM rootfs_holds WHERE build_id = ?", "DELETE FROM artifact_holds WHERE build_id = ?"] {
+    for release in [
+        "DELETE FROM rootfs_holds WHERE build_id = ?",
+        "DELETE FROM artifact_holds WHERE build_id = ?",
+        "DELETE FROM blob_holds WHERE build_id = ?",
+    ] {
         sqlx::query(release).bind(build.to_string()).execute(&mut **tx).await?;
     }
     Ok(builds::get_any(tx, build).await?.0)

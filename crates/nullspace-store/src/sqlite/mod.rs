@@ -36,10 +36,10 @@ use sqlx::{
 
 use crate::{
     Alias, ApiKey, Artifact, ArtifactId, Blob, BlobId, Build, BuildFilter, BuildId, BuildPage, Caller, CancelOutcome,
-    CancelRequest, ClaimHash, Counters, FinishError, FinishReady, Finished, Heartbeat, Inserted, KeyHash, KeyId,
-    KnownFiles, Lease, Leased, LogEntry, Metadata, Namespace, NamespaceKind, NewBuild, NewClaim, NewKey, NewLogEntry,
-    NewSandbox, QueueLimits, Release, Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus,
-    Standing, StoreError, Tag, TemplateName, TemplateRef, Tenant, UnusedArtifact, Visibility,
+    CancelRequest, ClaimHash, Counters, FinishError, FinishReady, Finished, Heartbeat, HeldBlob, Inserted, KeyHash,
+    KeyId, KnownFiles, Lease, Leased, LogEntry, Metadata, Namespace, NamespaceKind, NewBuild, NewClaim, NewKey,
+    NewLogEntry, NewSandbox, QueueLimits, Release, Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId,
+    SandboxStatus, Standing, StoreError, Tag, TemplateName, TemplateRef, Tenant, UnusedArtifact, Visibility,
 };
 
 /// How long a statement waits for another process's transaction, and a caller for a connection.
@@ -336,6 +336,14 @@ impl Metadata for SqliteStore {
 
     async fn put_blob(&self, caller: &Caller, blob: &BlobId, limit_bytes: u64, now: Timestamp) -> Result<()> {
         blobs::put(self, caller, blob, limit_bytes, now).await
+    }
+
+    async fn held_blobs(&self, lease: &Lease) -> Result<Vec<HeldBlob>> {
+        blobs::held(self, lease).await
+    }
+
+    async fn find_final(&self, lease: &Lease, key: &str) -> Result<Option<Artifact>> {
+        collection::find_final(self, lease, key).await
     }
 
     async fn collectable_blobs(&self, unused_since: Timestamp, limit: u32) -> Result<Vec<Blob>> {

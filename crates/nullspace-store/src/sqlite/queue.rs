@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use sqlx::Row;
 
 use super::{
-    SqliteStore, Tx, builds, claims,
+    SqliteStore, Tx, blobs, builds, claims,
     rows::{Reader, integer},
 };
 use crate::{
@@ -72,6 +72,7 @@ pub(super) async fn accept(
     .execute(&mut *tx)
     .await?;
     append(&mut tx, build.id, &[first]).await?;
+    blobs::hold(&mut tx, caller, build.id, &build.blobs, now).await?;
     let (accepted, _) = builds::get_in(&mut tx, caller, build.id).await?;
     tx.commit().await?;
     Ok(accepted)

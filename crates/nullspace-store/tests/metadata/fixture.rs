@@ -161,6 +161,7 @@ pub(crate) fn new_build(name: &str, tags: &[&str]) -> NewBuild {
         max_attempts: 3,
         claim: None,
         idempotency: None,
+        blobs: Vec::new(),
     }
 }
 
@@ -187,6 +188,7 @@ pub(crate) fn result() -> FinishReady {
         oci_metadata: Some(json!({ "labels": {} })),
         cache_summary: Some(json!({ "hits": 1 })),
         retention_expires_at: Some(at(1000)),
+        final_key: None,
         entry: entry("end"),
     }
 }

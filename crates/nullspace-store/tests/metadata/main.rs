@@ -11,5 +11,6 @@ mod model;
 mod names;
 mod queue;
 mod sandboxes;
+mod steps;
 mod templates;
 mod tenants;
