@@ -233,6 +233,13 @@ pub trait Metadata: Send + Sync + 'static {
     /// image, or it has one.
     async fn set_rootfs_manifest(&self, file: &str, manifest: &str) -> Result<bool>;
 
+    /// The newest root image that a step of this key left behind, kept from collection until the build is over.
+    async fn find_layer(&self, lease: &Lease, layer_key: &str, now: Timestamp) -> Result<Option<Rootfs>>;
+
+    /// As [`put_rootfs`](Self::put_rootfs), for what a step left behind. The image's own key is new each time: two runs of
+    /// a step leave two trees, and a machine that goes on runs over its own.
+    async fn put_layer(&self, lease: &Lease, rootfs: Rootfs, layer_key: &str, now: Timestamp) -> Result<Rootfs>;
+
     /// An artifact that a build starts from, kept from collection until the build is over; [`StoreError::NotFound`] when
     /// it can be used no more or is not visible to the build's tenant.
     async fn hold_artifact(&self, lease: &Lease, artifact: ArtifactId) -> Result<Artifact>;

@@ -16,3 +16,7 @@ ALTER TABLE blobs ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
 -- Key of everything that an artifact depends on: another build with the same key makes nothing of its own.
 ALTER TABLE artifacts ADD COLUMN final_key TEXT;
 CREATE INDEX artifacts_final ON artifacts (final_key) WHERE final_key IS NOT NULL;
+
+-- What a layer was made by: of several with the same key, made by builds that reuse nothing, the newest is found.
+ALTER TABLE rootfs ADD COLUMN layer_key TEXT;
+CREATE INDEX rootfs_layer ON rootfs (layer_key) WHERE layer_key IS NOT NULL;

@@ -26,11 +26,33 @@ pub(super) async fn find_rootfs(
     Ok(found)
 }
 
-pub(super) async fn put_rootfs(store: &SqliteStore, lease: &Lease, rootfs: Rootfs, now: Timestamp) -> Result<Rootfs> {
+pub(super) async fn find_layer(
+    store: &SqliteStore,
+    lease: &Lease,
+    layer_key: &str,
+    now: Timestamp,
+) -> Result<Option<Rootfs>> {
+    let newest = "SELECT key FROM rootfs WHERE layer_key = ? ORDER BY created_at DESC, key LIMIT 1";
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    let Some(row) = sqlx::query(newest).bind(layer_key).fetch_optional(&mut *tx).await? else { return Ok(None) };
+    let found = hold_rootfs(&mut tx, lease, &Reader(&row).text("key")?, now).await?;
+    tx.commit().await?;
+    Ok(found)
+}
+
+pub(super) async fn put_rootfs(
+    store: &SqliteStore,
+    lease: &Lease,
+    rootfs: Rootfs,
+    layer_key: Option<&str>,
+    now: Timestamp,
+) -> Result<Rootfs> {
     let mut tx = store.write().await?;
     queue::fence(&mut tx, lease).await?;
     sqlx::query(
-        "INSERT INTO rootfs (key, file, bytes, manifest, info, created_at, last_used_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+        "INSERT INTO rootfs (key, file, bytes, manifest, info, created_at, last_used_at, layer_key)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (key) DO NOTHING",
     )
     .bind(&rootfs.key)
@@ -40,6 +62,7 @@ pub(super) async fn put_rootfs(store: &SqliteStore, lease: &Lease, rootfs: Rootf
     .bind(rootfs.info.to_string())
     .bind(now.as_microsecond())
     .bind(now.as_microsecond())
+    .bind(layer_key)
     .execute(&mut *tx)
     .await?;
     let kept = hold_rootfs(&mut tx, lease, &rootfs.key, now).await?.ok_or(StoreError::NotFound)?;

@@ -373,7 +373,15 @@ impl Metadata for SqliteStore {
     }
 
     async fn put_rootfs(&self, lease: &Lease, rootfs: Rootfs, now: Timestamp) -> Result<Rootfs> {
-        collection::put_rootfs(self, lease, rootfs, now).await
+        collection::put_rootfs(self, lease, rootfs, None, now).await
+    }
+
+    async fn find_layer(&self, lease: &Lease, layer_key: &str, now: Timestamp) -> Result<Option<Rootfs>> {
+        collection::find_layer(self, lease, layer_key, now).await
+    }
+
+    async fn put_layer(&self, lease: &Lease, rootfs: Rootfs, layer_key: &str, now: Timestamp) -> Result<Rootfs> {
+        collection::put_rootfs(self, lease, rootfs, Some(layer_key), now).await
     }
 
     async fn set_rootfs_manifest(&self, file: &str, manifest: &str) -> Result<bool> {

@@ -1,6 +1,6 @@
 //! What a build's steps rely on: files of its context, and the artifact of an equal build.
 
-use nullspace_store::{Blob, BlobId, FinishReady, HeldBlob, NewBuild, StoreError, WantedBlob};
+use nullspace_store::{Blob, BlobId, FinishReady, HeldBlob, NewBuild, Rootfs, StoreError, WantedBlob};
 
 use crate::fixture::{Fixture, ROOMY, at, entry, new_build, result, rootfs};
 
@@ -53,4 +53,25 @@ async fn an_artifact_is_found_by_its_key_while_it_can_be_used_and_held_by_who_fo
     assert_eq!(f.store.collectable_artifacts(at(9999), 10).await.unwrap().len(), 1);
     let (lease, _) = next().await;
     assert_eq!(f.store.find_final(&lease, "key").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn of_a_steps_layers_the_newest_is_found_and_kept() {
+    let f = Fixture::new().await;
+    let caller = f.tenant("acme").await;
+    f.accept(&caller, "web").await;
+    let (lease, _) = f.run("worker", at(2)).await;
+    assert_eq!(f.store.find_layer(&lease, "step", at(3)).await.unwrap(), None);
+    let layer = |key: char| Rootfs { key: key.to_string().repeat(32), ..rootfs(&key.to_string()) };
+    for (key, seconds) in [('a', 3), ('b', 4)] {
+        let stored = f.store.put_layer(&lease, layer(key), "step", at(seconds)).await.unwrap();
+        assert_eq!(stored.key, layer(key).key);
+    }
+    assert_eq!(f.store.find_layer(&lease, "other", at(5)).await.unwrap(), None);
+    let found = f.store.find_layer(&lease, "step", at(5)).await.unwrap().unwrap();
+    assert_eq!(found.key, layer('b').key);
+    f.store.finish_cancelled(&lease, entry("cancelled"), at(6)).await.unwrap();
+    // Nobody holds them now; the one that was found last is the last to go.
+    let unused: Vec<String> = f.store.collectable_rootfs(at(9), 9).await.unwrap().into_iter().map(|r| r.key).collect();
+    assert_eq!(unused, [layer('a').key, layer('b').key]);
 }
