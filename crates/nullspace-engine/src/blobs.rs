@@ -7,14 +7,18 @@
 //! The id says digest and size, so an upload needs no memory of its preflight, and doing it twice changes nothing. What no
 //! request has asked for in [`KEEP`] is collected.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use nullspace_api::{
     ErrorResponseCode, TemplateBlobPreflightRequest, TemplateBlobPreflightResponse, TemplateBlobPreflightResult,
-    TemplateContextEntryType, TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase,
+    TemplateBuildContext, TemplateContextEntryType, TemplateFailureDetail, TemplateFailureDetailCode,
+    TemplateFailurePhase,
 };
 use nullspace_store::{Blob, BlobId, Caller, StoreError};
 use sha2::{Digest, Sha256};
@@ -128,25 +132,56 @@ impl Engine {
         if digest != id.sha256() {
             return Err(mismatch("blob_digest_mismatch", "sha256", id.sha256(), digest));
         }
+        inner.publish(caller, &path, id).await
+    }
+}
+
+impl Inner {
+    /// Makes a file of `work/`, whose digest and size were checked, a blob of the caller's.
+    async fn publish(&self, caller: &Caller, path: &Path, id: BlobId) -> Result<()> {
         let blob = Blob { tenant: caller.tenant, id };
         // Against the collector, which forgets a row and removes its file in two steps.
-        let _alone = inner.blobs.lock().await;
-        inner.files.publish_blob(&path, &blob).await?;
-        let limit = inner.config.blob_bytes_per_tenant;
-        match inner.metadata.put_blob(caller, &blob.id, limit, Timestamp::now()).await {
+        let _alone = self.blobs.lock().await;
+        self.files.publish_blob(path, &blob).await?;
+        let limit = self.config.blob_bytes_per_tenant;
+        match self.metadata.put_blob(caller, &blob.id, limit, Timestamp::now()).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 // Nobody knows it; when that is not certain the next start's sweep sees to it.
                 if matches!(error, StoreError::LimitReached { .. }) {
-                    inner.files.remove_blob(&blob).await?;
+                    self.files.remove_blob(&blob).await?;
                 }
                 Err(Error::store(error, || Error::invalid("the blob cannot be stored")))
             }
         }
     }
-}
 
-impl Inner {
+    /// Stores the files that came with a checked request, so that a build finds them whenever and wherever it runs.
+    pub(crate) async fn keep_inline(&self, caller: &Caller, context: Option<&TemplateBuildContext>) -> Result<()> {
+        let mut contents: BTreeMap<BlobId, &str> = BTreeMap::new();
+        for text in context.iter().flat_map(|context| &context.files).filter_map(|file| file.content_base64.as_ref()) {
+            let bytes = decoded(text)?;
+            let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+            let id = BlobId::new(&hex::encode(Sha256::digest(&bytes)), size);
+            contents.insert(id.map_err(|error| Error::internal("name a file of a context", &error))?, text);
+        }
+        let wanted: Vec<BlobId> = contents.keys().cloned().collect();
+        let there = self.metadata.find_blobs(caller, &wanted, Timestamp::now()).await?;
+        let missing: Vec<_> = contents.into_iter().filter(|(id, _)| !there.contains(id)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.files.ensure_free(missing.iter().map(|(id, _)| id.bytes()).sum(), RESERVE).map_err(full)?;
+        let scratch = self.files.scratch()?;
+        for (number, (id, text)) in missing.into_iter().enumerate() {
+            let path = scratch.path().join(number.to_string());
+            let written = tokio::fs::write(&path, decoded(text)?).await;
+            written.map_err(|error| Error::internal("write a file of a context", &error))?;
+            self.publish(caller, &path, id).await?;
+        }
+        Ok(())
+    }
+
     /// Removes files that nobody asked for in a while.
     pub(crate) async fn collect_blobs(&self, now: Timestamp, batch: u32) -> std::result::Result<(), StoreError> {
         let unused_since = now - KEEP;
@@ -168,6 +203,11 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Content that a checked request has.
+fn decoded(text: &str) -> Result<Vec<u8>> {
+    STANDARD.decode(text).map_err(|_| Error::invalid("build_context has content_base64 that is not base64"))
 }
 
 fn detail(reason: &str, message: &str) -> TemplateFailureDetail {

@@ -23,7 +23,7 @@ use crate::plan::{BuildPlan, Source};
 use crate::tails::{PAGE, Page};
 use crate::templates::generated_name;
 use crate::validate::WantedSource;
-use crate::{Engine, Inner, records};
+use crate::{Engine, Inner, records, steps};
 
 /// What a request without a source builds from.
 pub(crate) const DEFAULT_BASE: &str = "nullspace/base";
@@ -69,8 +69,12 @@ impl Engine {
         if auth.is_some() && matches!(source, Source::Template { .. }) {
             return Err(Error::invalid("base_image_auth is for images in registries, base_image is a template"));
         }
+        inner.keep_inline(caller, request.build_context.as_ref()).await?;
+        let context_digest = valid.context.summary().map(|summary| summary.context_digest);
         let plan = BuildPlan {
             source,
+            steps: valid.steps,
+            context: valid.context.planned(),
             machine: valid.machine,
             build_envs: valid.build_envs,
             start_cmd: valid.start_cmd,
@@ -78,8 +82,12 @@ impl Engine {
             skip_cache: valid.skip_cache,
             authenticated: auth.is_some(),
         };
-        let build =
-            NewBuild { claim, idempotency, ..inner.new_build(name, valid.tags, plan, Some(caller.namespace.clone()))? };
+        let build = NewBuild {
+            claim,
+            idempotency,
+            context_digest,
+            ..inner.new_build(name, valid.tags, plan, Some(caller.namespace.clone()))?
+        };
         inner.accept_with(caller, build, auth).await
     }
 
@@ -279,9 +287,11 @@ impl Inner {
         triggered_by: Option<String>,
     ) -> Result<NewBuild> {
         let source_type = match plan.source {
+            _ if !plan.steps.is_empty() => SourceType::Declarative,
             Source::Image { .. } | Source::BaseTar { .. } => SourceType::OciImport,
             Source::Template { .. } => SourceType::TemplateBase,
         };
+        let blobs = steps::wanted_blobs(&plan)?;
         let config = TemplateBuildConfig {
             vcpus: Some(plan.machine.vcpus),
             memory_mib: Some(plan.machine.memory_mib),
@@ -307,6 +317,7 @@ impl Inner {
             max_attempts: self.config.max_attempts,
             claim: None,
             idempotency: None,
+            blobs,
         })
     }
 

@@ -94,6 +94,8 @@ async fn ensure_from(inner: &Arc<Inner>, tar: &Path) -> Result<(), Error> {
     }
     let plan = BuildPlan {
         source: Source::BaseTar { sha256 },
+        steps: Vec::new(),
+        context: Default::default(),
         machine: MachineSize { vcpus: 1, memory_mib: 512, internet_access: true, disk_mb: None },
         build_envs: Default::default(),
         start_cmd: None,

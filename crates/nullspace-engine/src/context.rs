@@ -3,6 +3,7 @@
 //! ```text
 //!   path, entry_type, mode, content_base64 | blob_id   ──>  Context { entries by path, digest }
 //! ```
+//! A build keeps it as [`PlannedContext`], in which every file is a blob: what came with the request is stored as one.
 //! Paths are data until a build puts them into its guest: nothing here, and nothing later, opens one on this host.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use nullspace_api::{TemplateBuildContext, TemplateBuildContextManifestSummary, TemplateContextEntryType};
-use nullspace_store::BlobId;
+use nullspace_store::{BlobId, StoreError};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::validate::Wrong;
@@ -70,16 +72,24 @@ impl Context {
         self.entries.iter().filter(|(_, entry)| is(entry)).map(|(path, _)| path.as_str()).collect()
     }
 
-    /// Whether a copy's source is something in here: an entry, or a folder of one. Patterns are matched when they run.
+    /// Whether a copy's source is something in here: an entry, a folder of one, or a pattern that some match.
     pub(crate) fn has(&self, source: &str) -> bool {
-        let parts: Vec<&str> = source.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-        let path = parts.join("/");
-        if path.is_empty() || path.contains(['*', '?', '[']) {
-            return true;
-        }
-        let folder = format!("{path}/");
-        self.entries.contains_key(&path)
-            || self.entries.range(folder.clone()..).next().is_some_and(|(name, _)| name.starts_with(&folder))
+        !crate::steps::named(&self.entries, source).is_empty()
+    }
+
+    /// The context as a build keeps it; every file is a blob by then.
+    pub(crate) fn planned(&self) -> PlannedContext {
+        let plan = |entry: &Entry| {
+            let (blob, inline) = match &entry.content {
+                Content::Directory => (None, false),
+                Content::Inline(sha256, bytes) => (BlobId::new(&hex::encode(sha256), *bytes).ok(), true),
+                Content::Blob(id) => (Some(id.clone()), false),
+                // Refused before there is a plan.
+                Content::Unknown(_) => (None, false),
+            };
+            PlannedEntry { mode: entry.mode, blob: blob.map(|id| id.to_string()), inline }
+        };
+        PlannedContext(self.entries.iter().map(|(path, entry)| (path.clone(), plan(entry))).collect())
     }
 
     /// What the API shows of it; `None` when it is empty.
@@ -121,6 +131,47 @@ impl Context {
             }
         }
         hex::encode(hash.finalize())
+    }
+}
+
+/// A context in a build's plan: entries by path.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PlannedContext(pub(crate) BTreeMap<String, PlannedEntry>);
+
+/// A file or folder of a [`PlannedContext`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PlannedEntry {
+    /// Permission bits, if the request gave them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mode: Option<u32>,
+    /// A file's blob id; `None` for a folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) blob: Option<String>,
+    /// It came with the request, and is not kept for another build.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) inline: bool,
+}
+
+impl PlannedContext {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether a file came with the request instead of being uploaded before.
+    pub(crate) fn has_inline(&self) -> bool {
+        self.0.values().any(|entry| entry.inline)
+    }
+
+    /// The blobs of all files, each once.
+    pub(crate) fn blobs(&self) -> Result<BTreeSet<BlobId>, StoreError> {
+        self.0.values().filter_map(PlannedEntry::blob_id).collect()
+    }
+}
+
+impl PlannedEntry {
+    /// A file's blob.
+    pub(crate) fn blob_id(&self) -> Option<Result<BlobId, StoreError>> {
+        self.blob.as_ref().map(|id| id.parse::<BlobId>().map_err(StoreError::from))
     }
 }
 
@@ -259,6 +310,6 @@ mod tests {
         assert_eq!(one.summary().unwrap().file_count, 1);
         let (changed, _) = checked(json!([{"path": "b", "entry_type": "file", "content_base64": "eQ=="}, dir]));
         assert_ne!(one.summary(), changed.summary());
-        assert!(one.has("b") && one.has("./b") && one.has(".") && one.has("*.txt") && !one.has("c"));
+        assert!(one.has("b") && one.has("./b") && one.has(".") && one.has("?") && !one.has("*.txt") && !one.has("c"));
     }
 }

@@ -23,6 +23,8 @@ pub(crate) struct BuildFailure {
     pub(crate) retryable: bool,
     /// What to do about it.
     pub(crate) suggested_action: String,
+    /// Which step it is about, from 1.
+    pub(crate) step_index: Option<u32>,
     /// Further keys of `details`.
     pub(crate) details: Map<String, Value>,
 }
@@ -55,6 +57,20 @@ pub mod reason {
     pub const MACHINE_FAILED: &str = "machine_failed";
     /// The image's root could not be mounted or prepared in the machine.
     pub const ROOT_UNUSABLE: &str = "root_unusable";
+    /// A step's program ended otherwise than with 0. Details: exit_code, last_output (its last lines).
+    pub const BUILD_STEP_NONZERO_EXIT: &str = "build_step_nonzero_exit";
+    /// A step's program ran longer than the service allows. Details: limit_secs, exit_code, last_output.
+    pub const BUILD_STEP_TIMEOUT: &str = "build_step_timeout";
+    /// A step's work on files failed: a path that is not there, is something else, or may not be touched.
+    pub const BUILD_STEP_FAILED: &str = "build_step_failed";
+    /// A step filled the disk. Details: disk_mb.
+    pub const DISK_FULL: &str = "disk_full";
+    /// A run step in an image without /bin/sh.
+    pub const SHELL_MISSING: &str = "shell_missing";
+    /// The program that a step needs is not in the image.
+    pub const PROGRAM_MISSING: &str = "program_missing";
+    /// A step names a user or group that the image has not.
+    pub const UNKNOWN_USER: &str = "unknown_user";
     /// The whole build took longer than the service allows. Details: limit_secs.
     pub const BUILD_TIMEOUT: &str = "build_timeout";
     /// The host had no room for the machine in time.
@@ -86,6 +102,7 @@ impl BuildFailure {
             message: message.into(),
             retryable: false,
             suggested_action: suggested_action.into(),
+            step_index: None,
             details: Map::new(),
         }
     }
@@ -107,6 +124,12 @@ impl BuildFailure {
     pub(crate) fn internal(phase: TemplateFailurePhase, error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, phase = ?phase, "internal error in a build");
         BuildFailure::infrastructure(phase, reason::INTERNAL, "the service failed at its own work")
+    }
+
+    /// Names the step that it is about, from 1.
+    pub(crate) fn at_step(mut self, index: u32) -> Self {
+        self.step_index = Some(index);
+        self
     }
 
     /// Adds a key to `details`.
@@ -149,6 +172,7 @@ impl BuildFailure {
         detail.attempt = Some(attempt);
         detail.max_attempts = Some(max_attempts);
         detail.build_id = Some(build_id.to_owned());
+        detail.step_index = self.step_index;
         detail.details = Some(self.details.clone());
         detail.with_reason(self.reason)
     }

@@ -13,7 +13,7 @@ use crate::builds::parse;
 use crate::error::{Error, Result};
 use crate::names::parse_tags;
 use crate::plan::BuildPlan;
-use crate::{Engine, records};
+use crate::{Engine, records, steps};
 
 /// Longest page, and the page when none is asked for.
 const MAX_PAGE: u32 = 100;
@@ -113,6 +113,12 @@ impl Engine {
             return Err(Error::invalid("registry_auth and build_secrets are for Dockerfile builds only"));
         }
         let plan: BuildPlan = records::column("builds.definition", &earlier.definition.0)?;
+        if plan.context.has_inline() {
+            return Err(Error::invalid(
+                "the build's context came with its request and is not kept: start a new build, or upload the files first",
+            ));
+        }
+        let blobs = steps::wanted_blobs(&plan)?;
         let auth = request.base_image_auth.take();
         match (&auth, plan.authenticated) {
             (None, true) => {
@@ -148,6 +154,7 @@ impl Engine {
             max_attempts: earlier.max_attempts,
             claim: None,
             idempotency: None,
+            blobs,
         };
         self.inner.accept_with(caller, build, auth).await
     }

@@ -26,11 +26,13 @@ mod history;
 mod image;
 mod import;
 mod inspect;
+mod layers;
 mod lines;
 mod logs;
 mod machine;
 mod metrics;
 mod names;
+mod output;
 mod pipeline;
 mod plan;
 mod prepare;
@@ -72,6 +74,10 @@ pub struct EngineConfig {
     pub build_concurrency: usize,
     /// Bound of one attempt of a build.
     pub build_timeout: Duration,
+    /// Bound of one program of a build's step.
+    pub step_timeout: Duration,
+    /// Certificates in PEM that the programs of build steps trust besides their image's.
+    pub extra_ca_pem: Option<Vec<u8>>,
     /// A worker that is silent for so long has lost its build.
     pub lease_ttl: Duration,
     /// Attempts of a build before its interruption is its end.

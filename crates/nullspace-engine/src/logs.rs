@@ -160,6 +160,21 @@ impl Source for LogSource {
     }
 }
 
+/// Where in a build an entry belongs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// The phase.
+    pub(crate) phase: &'static str,
+    /// Which of the steps, from 1, and how many there are.
+    pub(crate) step: Option<(u32, u32)>,
+}
+
+impl From<&'static str> for Place {
+    fn from(phase: &'static str) -> Place {
+        Place { phase, step: None }
+    }
+}
+
 /// The pen of the worker that holds the lease.
 #[derive(Clone)]
 pub(crate) struct BuildLog {
@@ -187,19 +202,22 @@ impl BuildLog {
     }
 
     /// One line about what the build is doing in `phase`.
-    pub(crate) async fn say(&self, phase: &str, message: impl Into<String>) -> std::result::Result<(), StoreError> {
-        self.append(vec![self.message(phase, TemplateBuildLogLevel::Info, message)]).await
+    pub(crate) async fn say(&self, place: impl Into<Place>, message: impl Into<String>) -> std::result::Result<(), StoreError> {
+        self.append(vec![self.message(place, TemplateBuildLogLevel::Info, message)]).await
     }
 
     /// A `message` entry, not appended yet.
     pub(crate) fn message(
         &self,
-        phase: &str,
+        place: impl Into<Place>,
         level: TemplateBuildLogLevel,
         message: impl Into<String>,
     ) -> TemplateBuildLogEntry {
+        let place = place.into();
         TemplateBuildLogEntry {
-            phase: Some(phase.to_owned()),
+            phase: Some(place.phase.to_owned()),
+            step_index: place.step.map(|(index, _)| index),
+            total_steps: place.step.map(|(_, total)| total),
             ..entry(self.ids, TemplateBuildLogKind::Message, level, message)
         }
     }
@@ -207,20 +225,36 @@ impl BuildLog {
     /// A cache lookup's or store's entry.
     pub(crate) async fn cache(
         &self,
+        place: impl Into<Place>,
         kind: TemplateBuildLogEntryCacheKind,
         status: TemplateBuildLogEntryCacheStatus,
         reason: Option<TemplateBuildLogEntryCacheReason>,
         subject: &str,
         message: impl Into<String>,
     ) -> std::result::Result<(), StoreError> {
-        let entry = TemplateBuildLogEntry {
-            phase: Some("prepare".to_owned()),
+        self.append(vec![self.cache_entry(place, kind, status, reason, subject, message)]).await
+    }
+
+    /// The same, not appended yet.
+    pub(crate) fn cache_entry(
+        &self,
+        place: impl Into<Place>,
+        kind: TemplateBuildLogEntryCacheKind,
+        status: TemplateBuildLogEntryCacheStatus,
+        reason: Option<TemplateBuildLogEntryCacheReason>,
+        subject: &str,
+        message: impl Into<String>,
+    ) -> TemplateBuildLogEntry {
+        let place = place.into();
+        TemplateBuildLogEntry {
+            phase: Some(place.phase.to_owned()),
+            step_index: place.step.map(|(index, _)| index),
+            total_steps: place.step.map(|(_, total)| total),
             cache_kind: Some(kind),
             cache_status: Some(status),
             cache_reason: reason,
             cache_subject: Some(subject.to_owned()),
             ..entry(self.ids, TemplateBuildLogKind::Cache, TemplateBuildLogLevel::Info, message)
-        };
-        self.append(vec![entry]).await
+        }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!  prepare    source -> immutable root image, shared by its key           (prepare.rs)
+//!  steps      known layers found, the others made in the machine          (steps/)
+//!             all known, and an artifact of the same key: it is shared, no machine
 //!  startup    machine over a copy-on-write disk; start command runs once
 //!  readiness  tcp | http | command | timeout, from inside the guest       (readiness.rs)
 //!  snapshot   freeze filesystem, drop the agent, pause, capture, end the machine
@@ -14,14 +16,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nullspace_api::{
-    TemplateBuildLogEntry, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildResultMetadata,
-    TemplateFailurePhase as Phase,
+    TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildResultMetadata, TemplateFailurePhase as Phase,
 };
-use nullspace_guest::host::{Agent, AgentError, ExecEvent, ExecSession};
+use nullspace_guest::host::{Agent, AgentError, ExecSession};
 use nullspace_guest::message::{Exec, Exit};
-use nullspace_store::{Build, FinishReady, Lease, Rootfs, RootfsPin, Scratch, StoreError};
+use nullspace_store::{
+    Artifact, Build, FinishReady, Lease, PublishedArtifact, Rootfs, RootfsPin, Scratch, StoreError,
+};
 use nullspace_vmm::{BootSpec, Disk, Network, SnapshotSummary};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,12 +32,13 @@ use tokio_util::task::TaskTracker;
 use crate::Inner;
 use crate::admission::Permit;
 use crate::failure::{BuildFailure, chain, reason};
-use crate::lines::Lines;
 use crate::logs::{BuildLog, entry, to_store};
 use crate::machine::{Machine, MachineError, SharedMachine};
+use crate::output::{Lost, Output};
 use crate::plan::{BuildPlan, MachineSize, Runtime, StartCommand};
 use crate::prepare::{Prepared, Preparing, unreadable};
 use crate::readiness::{self, Waited};
+use crate::steps::{Stage, Staged};
 
 /// A build waits so long for room on the host.
 const ADMISSION: Duration = Duration::from_secs(300);
@@ -42,14 +46,6 @@ const ADMISSION: Duration = Duration::from_secs(300);
 const SETTLE: Duration = Duration::from_secs(2);
 /// From a machine's last word to the end of its process.
 const ENDING: Duration = Duration::from_secs(5);
-/// Longest log line of a start command that is kept whole, bytes.
-const LINE: usize = 8 * 1024;
-/// Lines of a start command that reach the build's log.
-const OUTPUT_LINES: usize = 5_000;
-/// Lines that come within this time share a transaction.
-const TOGETHER: Duration = Duration::from_millis(50);
-/// So many lines are written at once, without waiting for more.
-const MANY: usize = 200;
 
 /// Why a run ended without an artifact.
 #[derive(Debug, thiserror::Error)]
@@ -147,16 +143,26 @@ pub(crate) async fn run(
         .map_err(|error| StoreError::Corrupt { what: format!("builds.definition: {error}") })?;
 
     let began = Instant::now();
-    let prepared = Preparing { inner, build, lease, plan: &plan, log, scope }.run().await?;
+    let mut prepared = Preparing { inner, build, lease, plan: &plan, log, scope }.run().await?;
     inner.metrics.phase("prepare", began.elapsed());
-    let runtime = prepared.runtime.clone().with(plan.start_cmd.as_deref(), &plan.runtime);
+    let stage = Stage { inner, build, lease, plan: &plan, log };
+    let staged = stage.look_up(&mut prepared).await?;
+    if let Some(same) = stage.finished(&staged, &mut prepared).await? {
+        let final_key = stage.final_key(&staged, &prepared);
+        return reuse(inner, build, &staged, &prepared, same, final_key).await;
+    }
 
     let began = Instant::now();
     let permit = room(inner, &plan.machine, log).await?;
     inner.metrics.phase("admission", began.elapsed());
     let began = Instant::now();
     let machine = boot(inner, build, &plan, &prepared, permit, log, scope).await?;
-    start(&machine, &plan, &runtime, log, scope).await?;
+    if !staged.is_known() {
+        let began = Instant::now();
+        stage.run(&staged, &machine, &mut prepared).await?;
+        inner.metrics.phase("build_step", began.elapsed());
+    }
+    start(&machine, &plan, &staged.runtime, log, scope).await?;
     inner.metrics.phase("startup", began.elapsed());
     let began = Instant::now();
     let (snapshot_dir, summary) = snapshot(inner, &machine, log, scope).await?;
@@ -167,6 +173,58 @@ pub(crate) async fn run(
     inner.metrics.phase("finalize", began.elapsed());
     // The first sandbox shall not wait for it.
     inner.tasks.spawn(make_ready(Arc::clone(inner), prepared.rootfs.clone()));
+    prepared.cache.final_artifact_stores += 1;
+    let final_key = stage.final_key(&staged, &prepared);
+    let made = Made {
+        published,
+        disk_bytes: summary.disk_bytes,
+        compatibility: json!(summary.compatibility),
+        snapshot: json!(summary),
+        final_key,
+    };
+    finish(inner, build, &staged.runtime, &prepared, made).await
+}
+
+/// An artifact's files, durable, with what is to be known of them.
+struct Made {
+    published: PublishedArtifact,
+    disk_bytes: u64,
+    compatibility: Value,
+    snapshot: Value,
+    final_key: String,
+}
+
+/// Ends a build like an earlier one without a machine: it shares that one's files.
+async fn reuse(
+    inner: &Inner,
+    build: &Build,
+    staged: &Staged<'_>,
+    prepared: &Prepared,
+    same: Artifact,
+    final_key: String,
+) -> Result<FinishReady, Error> {
+    let began = Instant::now();
+    let published = inner.files.share_artifact(&same.folder, build.artifact_id).await?;
+    inner.metrics.phase("finalize", began.elapsed());
+    let made = Made {
+        published,
+        disk_bytes: same.disk_bytes,
+        compatibility: same.compatibility,
+        snapshot: same.snapshot,
+        // Found by the same key from now on: the earlier one may go first.
+        final_key,
+    };
+    finish(inner, build, &staged.runtime, prepared, made).await
+}
+
+/// All that the transaction needs which makes the build ready.
+async fn finish(
+    inner: &Inner,
+    build: &Build,
+    runtime: &Runtime,
+    prepared: &Prepared,
+    made: Made,
+) -> Result<FinishReady, Error> {
     let runtime_defaults = runtime.shown();
     let result = inner.ready_info(build, &runtime_defaults).await?;
     let metadata = TemplateBuildResultMetadata {
@@ -182,17 +240,18 @@ pub(crate) async fn run(
     last.result = Some(result);
     last.result_metadata = Some(metadata);
     Ok(FinishReady {
-        folder: published.folder,
+        folder: made.published.folder,
         rootfs_key: prepared.rootfs.key.clone(),
-        disk_bytes: summary.disk_bytes,
-        stored_bytes: published.stored_bytes,
-        compatibility: json!(summary.compatibility),
-        snapshot: json!(summary),
+        disk_bytes: made.disk_bytes,
+        stored_bytes: made.published.stored_bytes,
+        compatibility: made.compatibility,
+        snapshot: made.snapshot,
         runtime: json!(runtime).into(),
         runtime_defaults: json!(runtime_defaults),
         oci_metadata: prepared.oci_metadata.as_ref().map(|metadata| json!(metadata)),
         cache_summary: Some(json!(prepared.cache)),
         retention_expires_at: retention(inner.config.untagged_retention),
+        final_key: Some(made.final_key),
         entry: to_store(&last, jiff::Timestamp::now())?,
     })
 }
@@ -393,98 +452,25 @@ async fn launch(
     Ok(ended)
 }
 
-/// Copies a service's output into the log, line by line, until it ends or the session does. Lines of a moment go in
-/// one transaction.
+/// Copies a service's output into the log, line by line, until it ends or the session does.
 async fn follow(
     mut session: ExecSession,
     log: BuildLog,
     ended: watch::Sender<Option<Exit>>,
     cancel: CancellationToken,
 ) {
-    let mut output = Output { out: Lines::new(LINE), err: Lines::new(LINE), left: OUTPUT_LINES, entries: Vec::new() };
-    let mut flush = None;
-    let exit = loop {
-        let due = async {
-            match flush {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = due => {
-                if !output.flush(&log).await {
-                    return;
-                }
-                flush = None;
-            }
-            event = session.next() => match event {
-                Ok(Some(ExecEvent::Exit(exit))) => break Some(exit),
-                Ok(Some(event)) => output.take(event, &log),
-                // The agent is dropped before the snapshot: the usual end.
-                Ok(None) | Err(_) => break None,
-            },
-        }
-        if flush.is_none() && !output.entries.is_empty() {
-            flush = Some(tokio::time::Instant::now() + TOGETHER);
-        }
-        if output.entries.len() >= MANY && !output.flush(&log).await {
-            return;
-        }
+    let mut output = Output::new("startup".into());
+    let followed = tokio::select! {
+        () = cancel.cancelled() => return,
+        followed = output.follow(&mut session, &log) => followed,
     };
-    output.finish(&log);
-    if output.flush(&log).await && exit.is_some() {
-        ended.send_replace(exit);
-    }
-}
-
-/// Output of a start command on its way into the log.
-struct Output {
-    out: Lines,
-    err: Lines,
-    /// Lines that may still be kept.
-    left: usize,
-    entries: Vec<TemplateBuildLogEntry>,
-}
-
-impl Output {
-    fn take(&mut self, event: ExecEvent, log: &BuildLog) {
-        let (lines, level) = match event {
-            ExecEvent::Stdout(bytes) => (self.out.push(&bytes), TemplateBuildLogLevel::Info),
-            ExecEvent::Stderr(bytes) => (self.err.push(&bytes), TemplateBuildLogLevel::Warn),
-            ExecEvent::Exit(_) => return,
-        };
-        self.keep(lines, level, log);
-    }
-
-    fn finish(&mut self, log: &BuildLog) {
-        let (out, err) = (self.out.finish(), self.err.finish());
-        self.keep(out, TemplateBuildLogLevel::Info, log);
-        self.keep(err, TemplateBuildLogLevel::Warn, log);
-    }
-
-    fn keep(&mut self, lines: Vec<String>, level: TemplateBuildLogLevel, log: &BuildLog) {
-        for line in lines {
-            let entry = match self.left {
-                0 => return,
-                1 => {
-                    let notice = format!("Output beyond {OUTPUT_LINES} lines is not kept");
-                    log.message("startup", TemplateBuildLogLevel::Warn, notice)
-                }
-                _ => log.message("startup", level, line),
-            };
-            self.left -= 1;
-            self.entries.push(entry);
+    match followed {
+        Ok(Some(exit)) => {
+            ended.send_replace(Some(exit));
         }
-    }
-
-    /// False when the log takes no more.
-    async fn flush(&mut self, log: &BuildLog) -> bool {
-        let appended = log.append(std::mem::take(&mut self.entries)).await;
-        if let Err(error) = &appended {
-            tracing::warn!(%error, "output of the start command could not be logged");
-        }
-        appended.is_ok()
+        // The agent is dropped before the snapshot: the usual end.
+        Ok(None) | Err(Lost::Agent(_)) => {}
+        Err(Lost::Store(error)) => tracing::warn!(%error, "output of the start command could not be logged"),
     }
 }
 

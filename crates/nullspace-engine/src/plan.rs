@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 
 use nullspace_api::{
-    CommandReadinessProbe, HttpReadinessProbe, TcpReadinessProbe, TemplateReadinessProbe, TimeoutReadinessProbe,
+    CommandReadinessProbe, HttpReadinessProbe, TcpReadinessProbe, TemplateReadinessProbe, TemplateStep,
+    TimeoutReadinessProbe,
 };
 use nullspace_store::ArtifactId;
 use serde::{Deserialize, Serialize};
 
+use crate::context::PlannedContext;
 use crate::readiness::{Readiness, Timing};
 
 /// Workdir of a template that names none; it exists in every guest.
@@ -19,6 +21,12 @@ pub const DEFAULT_WORKDIR: &str = "/workspace";
 pub(crate) struct BuildPlan {
     /// Where the root filesystem comes from.
     pub(crate) source: Source,
+    /// What is done to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) steps: Vec<TemplateStep>,
+    /// The files that steps copy.
+    #[serde(default, skip_serializing_if = "PlannedContext::is_empty")]
+    pub(crate) context: PlannedContext,
     /// Size and reach of the machine.
     pub(crate) machine: MachineSize,
     /// Variables of build time; gone afterwards.

@@ -172,19 +172,19 @@ impl Preparing<'_> {
             self.inner.metrics.lookup("layer", "bypass");
             let message = format!("{subject}: cache not asked");
             let reason = Some(CacheReason::WholeBuildSkipCache);
-            self.log.cache(CacheKind::Layer, CacheStatus::Bypass, reason, subject, message).await?;
+            self.log.cache("prepare", CacheKind::Layer, CacheStatus::Bypass, reason, subject, message).await?;
         } else if let Some(rootfs) = self.inner.metadata.find_rootfs(self.lease, key, Timestamp::now()).await? {
             cache.layer_hits += 1;
             self.inner.metrics.lookup("layer", "hit");
             let message = format!("{subject}: imported before");
-            self.log.cache(CacheKind::Layer, CacheStatus::Hit, None, subject, message).await?;
+            self.log.cache("prepare", CacheKind::Layer, CacheStatus::Hit, None, subject, message).await?;
             return Ok(rootfs);
         } else {
             cache.layer_misses += 1;
             self.inner.metrics.lookup("layer", "miss");
             let message = format!("{subject}: not here yet");
             let reason = Some(CacheReason::MissingOrIncompatible);
-            self.log.cache(CacheKind::Layer, CacheStatus::Miss, reason, subject, message).await?;
+            self.log.cache("prepare", CacheKind::Layer, CacheStatus::Miss, reason, subject, message).await?;
         }
 
         let began = Instant::now();
@@ -211,7 +211,7 @@ impl Preparing<'_> {
             imported.content_bytes >> 20,
             began.elapsed().as_millis()
         );
-        self.log.cache(CacheKind::Layer, CacheStatus::Stored, None, subject, message).await?;
+        self.log.cache("prepare", CacheKind::Layer, CacheStatus::Stored, None, subject, message).await?;
         Ok(kept)
     }
 }

@@ -67,9 +67,6 @@ impl Valid {
                 "Dockerfile builds are not in this version: build an image with docker, push it and give it as base_image",
             ));
         }
-        if !self.steps.is_empty() {
-            return Err(Error::not_implemented("steps are not in this version: give base_image and start_cmd"));
-        }
         Ok(())
     }
 }
@@ -431,8 +428,7 @@ mod tests {
 
     #[test]
     fn what_this_version_cannot_do_is_said_after_what_is_wrong() {
-        for request in [json!({"dockerfile": "FROM scratch"}), json!({"steps": [{"action": "run", "command": "true"}]})]
-        {
+        for request in [json!({"dockerfile": "FROM scratch"})] {
             let error = checked(request.clone()).unwrap().runnable().unwrap_err();
             assert_eq!(error.code, ErrorResponseCode::NotImplemented, "{request}");
         }

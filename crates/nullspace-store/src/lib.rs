@@ -31,6 +31,7 @@ mod metadata;
 mod private_json;
 mod reference;
 mod sandbox;
+mod share;
 mod sqlite;
 mod template;
 mod tenant;

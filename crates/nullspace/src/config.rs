@@ -51,6 +51,8 @@ pub(crate) struct Config {
     pub(crate) build_concurrency: usize,
     /// Bound of a whole build, seconds.
     pub(crate) build_timeout_secs: u64,
+    /// Bound of one program of a build's step, seconds.
+    pub(crate) step_timeout_secs: u64,
     /// Unfinished builds of one tenant; more are refused with 429.
     pub(crate) builds_per_tenant: u32,
     /// Builds of one tenant that run at once; more wait.
@@ -154,6 +156,7 @@ impl Default for Config {
             buildkit: None,
             build_concurrency: 2,
             build_timeout_secs: 1800,
+            step_timeout_secs: 1200,
             builds_per_tenant: 1_000,
             running_builds_per_tenant: 64,
             untagged_retention_secs: 30 * 24 * 3600,
@@ -206,6 +209,7 @@ const KEYS: &[(&str, Kind)] = &[
     ("buildkit", Kind::Text),
     ("build_concurrency", Kind::Number),
     ("build_timeout_secs", Kind::Number),
+    ("step_timeout_secs", Kind::Number),
     ("builds_per_tenant", Kind::Number),
     ("running_builds_per_tenant", Kind::Number),
     ("untagged_retention_secs", Kind::Number),
@@ -265,6 +269,9 @@ impl Config {
         }
         if !(10..=86_400).contains(&self.build_timeout_secs) {
             bail!("build_timeout_secs is {}: it must be 10 to 86400", self.build_timeout_secs);
+        }
+        if !(1..=86_400).contains(&self.step_timeout_secs) {
+            bail!("step_timeout_secs is {}: it must be 1 to 86400", self.step_timeout_secs);
         }
         if !(1..=3600).contains(&self.lease_secs) {
             bail!("lease_secs is {}: it must be 1 to 3600", self.lease_secs);

@@ -1,7 +1,7 @@
 //! The whole service, wired.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,6 +101,8 @@ fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
         host: hostname(),
         build_concurrency: config.build_concurrency,
         build_timeout: Duration::from_secs(config.build_timeout_secs),
+        step_timeout: Duration::from_secs(config.step_timeout_secs),
+        extra_ca_pem: extra_ca(config)?,
         lease_ttl: Duration::from_secs(config.lease_secs),
         max_attempts: 3,
         capacity: capacity(config)?,
@@ -126,11 +128,13 @@ fn capacity(config: &Config) -> anyhow::Result<Capacity> {
     Ok(Capacity { memory_mib, vcpus: config.vcpus.unwrap_or(16 * cpus) })
 }
 
+fn extra_ca(config: &Config) -> anyhow::Result<Option<Vec<u8>>> {
+    let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("read extra_ca_file {}", path.display()));
+    config.extra_ca_file.as_ref().map(read).transpose()
+}
+
 fn registry(config: &Config) -> anyhow::Result<Registry> {
-    let extra_ca_pem = match &config.extra_ca_file {
-        None => None,
-        Some(path) => Some(std::fs::read(path).with_context(|| format!("read extra_ca_file {}", path.display()))?),
-    };
+    let extra_ca_pem = extra_ca(config)?;
     let mut mirrors = BTreeMap::new();
     for (host, url) in &config.registry_mirrors {
         let url = url.parse().with_context(|| format!("registry_mirrors: '{url}' of {host} is not a URL"))?;
