@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::file::{FileCall, FileEntry};
 
 /// Version of this protocol and of the agent's behaviour; part of a snapshot's compatibility class.
-pub const AGENT_ABI: u32 = 3;
+pub const AGENT_ABI: u32 = 4;
 
 /// Milliseconds between the SIGTERM that a process's timeout sends and the SIGKILL that follows.
 pub const KILL_AFTER_MS: u64 = 1000;

@@ -57,12 +57,7 @@ pub(crate) async fn item(
     Ok(())
 }
 
-async fn entry(
-    inner: &Inner,
-    tenant: TenantId,
-    writer: &mut CopyWriter,
-    entry: &SourceEntry,
-) -> Result<(), Failed> {
+async fn entry(inner: &Inner, tenant: TenantId, writer: &mut CopyWriter, entry: &SourceEntry) -> Result<(), Failed> {
     let id: Option<BlobId> = entry.blob.as_ref().map(|id| id.parse()).transpose().map_err(lost)?;
     let bytes = id.as_ref().map_or(0, BlobId::bytes);
     let header = CopyEntry { path: entry.path.clone(), dir: id.is_none(), mode: entry.mode, bytes };

@@ -240,3 +240,7 @@ pub(crate) fn artifact(
     key.number(disk_bytes);
     key.finish()
 }
+
+#[cfg(test)]
+#[path = "keys_tests.rs"]
+mod tests;

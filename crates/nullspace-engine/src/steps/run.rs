@@ -99,11 +99,9 @@ pub(crate) fn shown(step: &TemplateStep) -> String {
         (_, TemplateStep::Run(run)) if run.user.is_some() => {
             format!("RUN {} (as {})", run.command, run.user.as_deref().unwrap_or_default())
         }
-        (lines, _) => lines
-            .iter()
-            .map(|line| format!("{} {}", line.instruction, line.arguments))
-            .collect::<Vec<_>>()
-            .join("; "),
+        (lines, _) => {
+            lines.iter().map(|line| format!("{} {}", line.instruction, line.arguments)).collect::<Vec<_>>().join("; ")
+        }
     };
     if let Some((cut, _)) = text.char_indices().find(|(at, _)| *at >= SHOWN) {
         text.truncate(cut);
@@ -137,9 +135,7 @@ impl Runner<'_> {
                 Err(failure.at_step(unit.index).into())
             }
             Err(Undone::Agent(AgentError::Failed(failure))) => Err(self.failed(unit, failure).await.into()),
-            Err(Undone::Agent(error)) => {
-                Err(BuildFailure::agent(Phase::BuildStep, &error).at_step(unit.index).into())
-            }
+            Err(Undone::Agent(error)) => Err(BuildFailure::agent(Phase::BuildStep, &error).at_step(unit.index).into()),
         }
     }
 
@@ -273,7 +269,9 @@ impl Runner<'_> {
                 None => format!("exited with code {}", exit.code),
             };
             let advice = match exit.code {
-                137 => "Read the step's last output lines in this log; if it ran out of memory, raise build_config.memory_mib.",
+                137 => {
+                    "Read the step's last output lines in this log; if it ran out of memory, raise build_config.memory_mib."
+                }
                 127 => "A program of the step was not found: read its last output lines in this log.",
                 _ => "Read the step's last output lines in this log and correct the step.",
             };

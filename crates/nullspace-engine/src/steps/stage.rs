@@ -72,11 +72,8 @@ impl<'a> Stage<'a> {
         let runtime = runtime.with(self.plan.start_cmd.as_deref(), &self.plan.runtime);
         let mut envs = runtime.envs.clone();
         envs.extend(self.plan.build_envs.clone());
-        let held = if self.plan.context.is_empty() {
-            Vec::new()
-        } else {
-            self.inner.metadata.held_blobs(self.lease).await?
-        };
+        let held =
+            if self.plan.context.is_empty() { Vec::new() } else { self.inner.metadata.held_blobs(self.lease).await? };
         let generations = held.into_iter().map(|blob| (blob.id.to_string(), blob.generation)).collect();
         let mut staged = Staged { laid, from: 0, envs, generations, runtime };
         let mut entries = Vec::new();
@@ -288,11 +285,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Steps that only changed the state.
-    fn passed(
-        &self,
-        laid: &Laid<'_>,
-        passed: &[(u32, &nullspace_api::TemplateStep)],
-    ) -> Vec<TemplateBuildLogEntry> {
+    fn passed(&self, laid: &Laid<'_>, passed: &[(u32, &nullspace_api::TemplateStep)]) -> Vec<TemplateBuildLogEntry> {
         let entry = |(index, step): &(u32, &nullspace_api::TemplateStep)| {
             let line = format!("Step {index}/{}: {}", laid.total, shown(step));
             self.log.message(place(*index, laid.total), TemplateBuildLogLevel::Info, line)

@@ -1,12 +1,16 @@
 //! What is imported once is not imported again; what changed is.
 
-use nullspace_api::{TemplateBuildLogEntryCacheReason as Reason, TemplateBuildLogEntryCacheStatus as Cache};
+use nullspace_api::{
+    TemplateBuildLogEntryCacheKind as Of, TemplateBuildLogEntryCacheReason as Reason,
+    TemplateBuildLogEntryCacheStatus as Cache,
+};
 use serde_json::{Value, json};
 
 use crate::fixture::{Finished, Image, Registry, Service, artifacts};
 
 fn cache_entries(build: &Finished) -> Vec<(Cache, Option<Reason>)> {
-    build.log.iter().filter_map(|entry| Some((entry.cache_status?, entry.cache_reason))).collect()
+    let layers = build.log.iter().filter(|entry| entry.cache_kind == Some(Of::Layer));
+    layers.filter_map(|entry| Some((entry.cache_status?, entry.cache_reason))).collect()
 }
 
 #[tokio::test]

@@ -36,6 +36,10 @@ mod sandboxes;
 mod shutdown;
 mod sockets;
 mod spine;
+<<<<<<< HEAD
 mod store;
+=======
+mod steps;
+>>>>>>> e46b788 (Try every action, every failure and every key of steps)
 mod tenants;
 mod unique;
