@@ -15,6 +15,7 @@ import tarfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import images
 from running import ROOT, TARGET, Registry, Service, venv
 
 VERSION = "0.1.9"
@@ -48,22 +49,6 @@ def source():
     return FOLDER / name
 
 
-def stand_in():
-    """A tar that stands in for Docker Hub's ubuntu:22.04: Debian packages, and the name in os-release."""
-    tar = FOLDER / "ubuntu.tar"
-    if not tar.exists():
-        release = 'printf "ID=ubuntu\\nID_LIKE=debian\\nVERSION_ID=\\"22.04\\"\\nPRETTY_NAME=\\"Ubuntu 22.04 (stand-in)\\"\\n"'
-        subprocess.run(
-            ["mmdebstrap", "--quiet", "--format=tar", "--variant=minbase", "--include=procps,ca-certificates,curl",
-             f'--customize-hook=rm -f "$1"/etc/os-release && {release} > "$1"/etc/os-release',
-             '--customize-hook=rm -rf "$1"/var/lib/apt/lists/* "$1"/usr/share/doc/* "$1"/usr/share/man/*',
-             "--skip=output/dev", "bookworm", f"{tar}.part"],
-            check=True,
-        )
-        os.rename(f"{tar}.part", tar)
-    return tar
-
-
 def outcomes(report):
     found = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
@@ -92,7 +77,7 @@ def main():
     seen = {}
     only = sys.argv[1:]
     with Registry() as hub:
-        hub.push("library/ubuntu", "22.04", stand_in(), Cmd=["/bin/bash"])
+        images.push_all(hub)
         with Service(hub) as service:
             live = {
                 **env,

@@ -177,7 +177,10 @@ fn every_field_of_every_action_counts() {
             json!([{"action": "npm_install", "packages": ["a"]}]),
             json!([{"action": "npm_install", "packages": ["a"], "g": false}]),
         ),
-        (json!([{"action": "run", "command": "x"}]), json!([{"action": "skip_cache"}, {"action": "run", "command": "x"}])),
+        (
+            json!([{"action": "run", "command": "x"}]),
+            json!([{"action": "skip_cache"}, {"action": "run", "command": "x"}]),
+        ),
     ] {
         assert_eq!(key(&one), key(&other), "{one} and {other} mean the same");
     }

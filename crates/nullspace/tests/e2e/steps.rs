@@ -68,7 +68,10 @@ async fn steps_leave_behind_what_their_dockerfile_would() {
     assert_eq!((stderr.level, stderr.step_index, stderr.total_steps), (Level::Warn, Some(18), Some(18)));
     assert!(built.says("Step 5/18: COPY --chown=app tree ."), "{built:?}");
     let defaults = built.build.runtime_defaults.clone().expect("runtime defaults");
-    assert_eq!((defaults.default_user.as_deref(), defaults.default_workdir.as_deref()), (Some("app"), Some("/srv/app/own")));
+    assert_eq!(
+        (defaults.default_user.as_deref(), defaults.default_workdir.as_deref()),
+        (Some("app"), Some("/srv/app/own"))
+    );
 
     let check = async |template: &str| {
         let sandbox = api.sandbox(template).await;
@@ -76,14 +79,23 @@ async fn steps_leave_behind_what_their_dockerfile_would() {
             ("cat /workspace/envs /pwd /id", "while building always\n/workspace\nroot"),
             ("stat -c %a:%u:%g /srv/data /srv/data/deep", "755:0:0\n750:0:0"),
             ("readlink /data", "/srv/data"),
-            ("cd /srv/app && stat -c %n:%a:%u:%g deep deep/file empty", "deep:755:1000:1000\ndeep/file:640:1000:1000\nempty:711:1000:1000"),
+            (
+                "cd /srv/app && stat -c %n:%a:%u:%g deep deep/file empty",
+                "deep:755:1000:1000\ndeep/file:640:1000:1000\nempty:711:1000:1000",
+            ),
             ("cat /srv/app/deep/file", "in the tree"),
-            ("stat -c %a:%u:%g /srv/app/both /srv/app/both/one.txt /srv/app/both/two.txt", "755:1000:2000\n600:1000:2000\n600:1000:2000"),
+            (
+                "stat -c %a:%u:%g /srv/app/both /srv/app/both/one.txt /srv/app/both/two.txt",
+                "755:1000:2000\n600:1000:2000\n600:1000:2000",
+            ),
             ("ls /glob; cat /renamed.txt; stat -c %a /glob/two.txt /renamed.txt", "one.txt\ntwo.txt\n1755\n644"),
             ("stat -c %U /srv/app/mine /srv/app/own", "root\napp"),
             ("cat whoever; ls -A", "app\napp extra\n/srv/app/own\n/home/app\nwhoever"),
             ("cat /run/kept /tmp/kept /left; test -d /run/sshd && echo there", "kept\ntmp\n0\nthere"),
-            ("cat /tmp/at-start; echo \"$BUILD_ONLY$RUNTIME\"; id -un; pwd", "while building\nalways\napp\n/srv/app/own"),
+            (
+                "cat /tmp/at-start; echo \"$BUILD_ONLY$RUNTIME\"; id -un; pwd",
+                "while building\nalways\napp\n/srv/app/own",
+            ),
         ] {
             assert_eq!(sandbox.sh(line).await, expected, "{line}");
         }
@@ -119,7 +131,7 @@ async fn a_step_that_fails_says_which_why_and_what_to_do() {
     let registry = Registry::start();
     registry.push("box", "1", &Image::busybox()).await;
     registry.push("bare", "1", &Image::one_binary()).await;
-    let mut service = Service::with([("NULLSPACE_STEP_TIMEOUT_SECS", "2".to_owned())]).await;
+    let mut service = Service::with([("NULLSPACE_STEP_TIMEOUT_SECS", "15".to_owned())]).await;
     let api = service.api();
     let step = |step: Value| request(&registry, "bad", json!([{"action": "run", "command": "echo fine"}, step]));
 
@@ -128,13 +140,14 @@ async fn a_step_that_fails_says_which_why_and_what_to_do() {
     assert_eq!((detail.phase.as_str(), detail.step_index, detail.retryable), ("build_step", Some(2), false));
     let details = detail.details.expect("details");
     assert_eq!(details["exit_code"], 7);
-    let mut last: Vec<&str> = details["last_output"].as_array().expect("lines").iter().filter_map(Value::as_str).collect();
+    let mut last: Vec<&str> =
+        details["last_output"].as_array().expect("lines").iter().filter_map(Value::as_str).collect();
     last.sort_unstable();
     assert_eq!(last, ["out", "the reason"]);
     assert!(failed.says("fine") && failed.says("the reason"), "{failed:?}");
 
     for (wrong, reason, said) in [
-        (json!({"action": "run", "command": "sleep 60"}), "build_step_timeout", "2 s"),
+        (json!({"action": "run", "command": "sleep 60"}), "build_step_timeout", "15 s"),
         (json!({"action": "run", "command": "kill -9 $$"}), "build_step_nonzero_exit", "signal 9"),
         (json!({"action": "run", "command": "true", "user": "nobody-here"}), "unknown_user", "nobody-here"),
         (json!({"action": "run", "command": "dd if=/dev/zero of=/full bs=1M"}), "disk_full", "512 MiB"),
@@ -152,9 +165,7 @@ async fn a_step_that_fails_says_which_why_and_what_to_do() {
     }
 
     // Without a shell: what needs one says so, what needs none works.
-    let bare = |steps: Value| {
-        json!({"base_image": registry.reference("bare:1"), "steps": steps, "build_config": {"memory_mib": 192}})
-    };
+    let bare = |steps: Value| json!({"base_image": registry.reference("bare:1"), "steps": steps, "build_config": {"memory_mib": 192}});
     let detail = api.failed(bare(json!([{"action": "run", "command": "true"}])), "shell_missing").await;
     assert!(detail.message.contains("shell"), "{detail:?}");
     let built = api
