@@ -428,10 +428,8 @@ mod tests {
 
     #[test]
     fn what_this_version_cannot_do_is_said_after_what_is_wrong() {
-        for request in [json!({"dockerfile": "FROM scratch"})] {
-            let error = checked(request.clone()).unwrap().runnable().unwrap_err();
-            assert_eq!(error.code, ErrorResponseCode::NotImplemented, "{request}");
-        }
+        let error = checked(json!({"dockerfile": "FROM scratch"})).unwrap().runnable().unwrap_err();
+        assert_eq!(error.code, ErrorResponseCode::NotImplemented);
         let both = checked(json!({"dockerfile": "FROM scratch", "base_image": "x"})).unwrap_err();
         assert_eq!(both.code, ErrorResponseCode::InvalidRequest);
     }
