@@ -20,9 +20,7 @@ use nullspace_api::{
 };
 use nullspace_guest::host::{Agent, AgentError, ExecSession};
 use nullspace_guest::message::{Exec, Exit};
-use nullspace_store::{
-    Artifact, Build, FinishReady, Lease, PublishedArtifact, Rootfs, RootfsPin, Scratch, StoreError,
-};
+use nullspace_store::{Artifact, Build, FinishReady, Lease, PublishedArtifact, Rootfs, RootfsPin, Scratch, StoreError};
 use nullspace_vmm::{BootSpec, Disk, Network, SnapshotSummary};
 use serde_json::{Value, json};
 use tokio::sync::watch;

@@ -36,10 +36,7 @@ mod sandboxes;
 mod shutdown;
 mod sockets;
 mod spine;
-<<<<<<< HEAD
-mod store;
-=======
 mod steps;
->>>>>>> e46b788 (Try every action, every failure and every key of steps)
+mod store;
 mod tenants;
 mod unique;
