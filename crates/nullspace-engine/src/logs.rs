@@ -202,7 +202,11 @@ impl BuildLog {
     }
 
     /// One line about what the build is doing in `phase`.
-    pub(crate) async fn say(&self, place: impl Into<Place>, message: impl Into<String>) -> std::result::Result<(), StoreError> {
+    pub(crate) async fn say(
+        &self,
+        place: impl Into<Place>,
+        message: impl Into<String>,
+    ) -> std::result::Result<(), StoreError> {
         self.append(vec![self.message(place, TemplateBuildLogLevel::Info, message)]).await
     }
 

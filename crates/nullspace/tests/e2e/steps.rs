@@ -106,7 +106,7 @@ async fn steps_leave_behind_what_their_dockerfile_would() {
     // Nothing has changed: no machine, and the very same sandbox.
     wanted["name"] = json!("again");
     let again = api.ready(wanted.clone()).await;
-    let summary = again.build.cache_summary.clone().expect("a summary");
+    let summary = again.build.cache_summary.expect("a summary");
     assert_eq!((summary.final_artifact_hits, summary.layer_misses, summary.layer_stores), (1, 0, 0), "{again:?}");
     assert!(!again.says("Machine booted"), "{again:?}");
     check("again").await;
