@@ -92,6 +92,13 @@ pub struct RequestSecrets {
     pub build_secrets: Vec<TemplateBuildSecret>,
 }
 
+impl RequestSecrets {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.base_image_auth.is_none() && self.registry_auth.is_empty() && self.build_secrets.is_empty()
+    }
+}
+
 impl CreateTemplateRequest {
     /// Move the credentials out; what is left may be stored.
     #[must_use]

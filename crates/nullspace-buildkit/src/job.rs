@@ -50,7 +50,7 @@ pub struct Job {
     pub no_cache: bool,
     /// Whether steps have a network.
     pub network: bool,
-    /// Steps of builds that differ in this never share a cache mount.
+    /// Steps of builds that differ in this share neither results nor cache mounts. Letters and digits, at most 40.
     pub cache_namespace: String,
     /// Secrets by id.
     pub secrets: BTreeMap<String, SecretString>,

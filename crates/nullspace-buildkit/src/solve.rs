@@ -334,6 +334,9 @@ fn request(job: &Job, exporter: (&str, &[(&str, &str)]), reference: &str, sessio
     // Images of the engine itself are its owner's, not for whoever writes FROM.
     set("image-resolve-mode", "pull");
     set("build-arg:BUILDKIT_CACHE_MOUNT_NS", &job.cache_namespace);
+    // BuildKit keys a step by what it runs and not by the secrets it ran with: somebody else's result must not be found. A
+    // line in the steps' /etc/hosts, which no image keeps, is a part of the key in every version.
+    set("add-hosts", &format!("{}.cache.invalid=127.0.0.1", job.cache_namespace));
     if let Some(target) = &job.target {
         set("target", target);
     }

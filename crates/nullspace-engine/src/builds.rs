@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use nullspace_api::{
-    CreateTemplateRequest, ErrorResponseCode, TemplateBaseImageAuth, TemplateBuild, TemplateBuildConfig,
+    CreateTemplateRequest, ErrorResponseCode, RequestSecrets, TemplateBuild, TemplateBuildConfig,
     TemplateBuildLogEntry, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildStatusSnapshot,
     TemplateFailureDetailCode, TemplateInfo,
 };
@@ -17,12 +17,13 @@ use nullspace_store::{
 };
 use serde_json::json;
 
+use crate::dockerfile::Outline;
 use crate::error::{Error, Result};
 use crate::logs::{LogIds, LogSource, POLL, entry, to_store};
-use crate::plan::{BuildPlan, Source};
+use crate::plan::{BuildPlan, PlannedDockerfile, Source};
 use crate::tails::{PAGE, Page};
 use crate::templates::generated_name;
-use crate::validate::WantedSource;
+use crate::validate::{Valid, WantedSource};
 use crate::{Engine, Inner, records, steps};
 
 /// What a request without a source builds from.
@@ -50,7 +51,9 @@ impl Engine {
         };
         // Valid, but not in this version: said plainly, after what is wrong with the request.
         valid.runnable()?;
-        let auth = secrets.base_image_auth;
+        if valid.dockerfile.is_some() {
+            inner.buildkits.ensure_there().await?;
+        }
         let (claim, claimed) = match &request.claim_token {
             None => (None, None),
             Some(token) => {
@@ -58,15 +61,18 @@ impl Engine {
                 (Some(hash), Some(name))
             }
         };
+        let dockerfile = valid.dockerfile.as_ref().map(|outline| planned(&request, &valid, outline, &secrets));
         let name = match valid.name.or(claimed) {
             Some(name) => name,
             None => generated_name(TemplateId::new())?,
         };
-        let source = match valid.source {
-            WantedSource::Image(reference) => inner.source(caller, &reference).await?,
-            WantedSource::DefaultBase => inner.template_source(caller, DEFAULT_BASE).await?,
+        let dockerfile_digest = valid.dockerfile.as_ref().map(|outline| format!("sha256:{}", outline.digest));
+        let source = match (dockerfile, valid.source) {
+            (Some(dockerfile), _) => Source::Dockerfile(dockerfile),
+            (None, WantedSource::Image(reference)) => inner.source(caller, &reference).await?,
+            (None, WantedSource::DefaultBase) => inner.template_source(caller, DEFAULT_BASE).await?,
         };
-        if auth.is_some() && matches!(source, Source::Template { .. }) {
+        if secrets.base_image_auth.is_some() && matches!(source, Source::Template { .. }) {
             return Err(Error::invalid("base_image_auth is for images in registries, base_image is a template"));
         }
         inner.keep_inline(caller, request.build_context.as_ref()).await?;
@@ -80,15 +86,16 @@ impl Engine {
             start_cmd: valid.start_cmd,
             runtime: valid.runtime,
             skip_cache: valid.skip_cache,
-            authenticated: auth.is_some(),
+            authenticated: !secrets.is_empty(),
         };
         let build = NewBuild {
             claim,
             idempotency,
             context_digest,
+            dockerfile_digest,
             ..inner.new_build(name, valid.tags, plan, Some(caller.namespace.clone()))?
         };
-        inner.accept_with(caller, build, auth).await
+        inner.accept_with(caller, build, secrets).await
     }
 
     /// Waits for a build's end: its template, or why there is none. The build goes on when nobody waits any more.
@@ -206,6 +213,24 @@ impl Engine {
     }
 }
 
+/// What the plan keeps of a checked request's Dockerfile.
+fn planned(
+    request: &CreateTemplateRequest,
+    valid: &Valid,
+    outline: &Outline,
+    secrets: &RequestSecrets,
+) -> PlannedDockerfile {
+    PlannedDockerfile {
+        text: request.dockerfile.clone().unwrap_or_default(),
+        path: valid.dockerfile_path.clone().unwrap_or_else(|| "Dockerfile".to_owned()),
+        args: valid.build_args.clone(),
+        target: valid.build_target.clone(),
+        base_registry: secrets.base_image_auth.as_ref().and_then(|_| outline.only_registry()),
+        registries: secrets.registry_auth.iter().map(|auth| auth.registry.trim().to_owned()).collect(),
+        secrets: secrets.build_secrets.iter().map(|secret| secret.id.clone()).collect(),
+    }
+}
+
 pub(crate) fn parse(build_id: &str) -> Result<BuildId> {
     build_id.parse().map_err(|_| Error::build_not_found(build_id))
 }
@@ -217,18 +242,18 @@ fn digest(request: &CreateTemplateRequest) -> Result<String> {
 }
 
 impl Inner {
-    /// Accepts a build whose credentials, if it has any, stay in memory.
+    /// Accepts a build whose credentials and secrets, if it has any, stay in memory.
     pub(crate) async fn accept_with(
         &self,
         caller: &Caller,
         build: NewBuild,
-        auth: Option<TemplateBaseImageAuth>,
+        secrets: RequestSecrets,
     ) -> Result<TemplateBuild> {
         let id = build.id;
-        let kept = auth.is_some();
-        if let Some(auth) = auth {
+        let kept = !secrets.is_empty();
+        if kept {
             // Before acceptance: a worker may lease the build in the same instant.
-            self.credentials.keep(id, auth);
+            self.credentials.keep(id, secrets);
         }
         let accepted = self.accept(caller, build).await;
         // Refused, or answered with the build of an earlier request.
@@ -287,6 +312,7 @@ impl Inner {
         triggered_by: Option<String>,
     ) -> Result<NewBuild> {
         let source_type = match plan.source {
+            Source::Dockerfile(_) => SourceType::Dockerfile,
             _ if !plan.steps.is_empty() => SourceType::Declarative,
             Source::Image { .. } | Source::BaseTar { .. } => SourceType::OciImport,
             Source::Template { .. } => SourceType::TemplateBase,
@@ -304,7 +330,10 @@ impl Inner {
             name,
             description: None,
             tags,
-            backend: BuildBackend::Native,
+            backend: match source_type {
+                SourceType::Dockerfile => BuildBackend::Buildkit,
+                _ => BuildBackend::Native,
+            },
             source_type,
             definition: json!(plan).into(),
             build_config: json!(config),

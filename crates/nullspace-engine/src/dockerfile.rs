@@ -57,6 +57,14 @@ pub(crate) struct Outline {
     pub(crate) ignored: Vec<(String, u32)>,
 }
 
+impl Outline {
+    /// The registry of the one image that a FROM takes from elsewhere.
+    pub(crate) fn only_registry(&self) -> Option<String> {
+        let image = self.images.iter().find(|image| image.is_from && !image.is_template())?;
+        Some(image.reference.parse::<Reference>().ok()?.registry().to_owned())
+    }
+}
+
 /// An image from elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct UsedImage {
@@ -141,6 +149,14 @@ fn build_secrets(secrets: &RequestSecrets, wrong: &mut Wrong) {
     }
 }
 
+/// A registry as image references name it, from what users call it.
+pub(crate) fn registry_named(text: &str) -> &str {
+    match text.trim() {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        other => other,
+    }
+}
+
 /// Credentials must be for something that the Dockerfile pulls.
 fn credentials(outline: &Outline, secrets: &RequestSecrets, wrong: &mut Wrong) {
     let external: Vec<&UsedImage> = outline.images.iter().filter(|image| !image.is_template()).collect();
@@ -148,12 +164,14 @@ fn credentials(outline: &Outline, secrets: &RequestSecrets, wrong: &mut Wrong) {
         .iter()
         .filter_map(|image| Some(image.reference.parse::<Reference>().ok()?.registry().to_owned()))
         .collect();
+    let mut seen = BTreeSet::new();
     for (index, auth) in secrets.registry_auth.iter().enumerate() {
-        let host = auth.registry.trim();
-        let known = hosts.contains(host) || (host == "index.docker.io" && hosts.contains("docker.io"));
-        if !known {
-            let field = format!("registry_auth[{index}].registry");
+        let host = registry_named(&auth.registry);
+        let field = format!("registry_auth[{index}].registry");
+        if !hosts.contains(host) {
             wrong.say(&field, "is no registry that the Dockerfile pulls from");
+        } else if !seen.insert(host) {
+            wrong.say(&field, "is there twice");
         }
     }
     let auth: Option<&TemplateBaseImageAuth> = secrets.base_image_auth.as_ref();
@@ -162,6 +180,12 @@ fn credentials(outline: &Outline, secrets: &RequestSecrets, wrong: &mut Wrong) {
         match froms.as_slice() {
             [one] if one.variable => {
                 wrong.say("base_image_auth", format_args!("needs a FROM without variables (line {})", one.line));
+            }
+            [_] if hosts.len() > 1 => {
+                wrong.say(
+                    "base_image_auth",
+                    "is for Dockerfiles that pull from one registry: use registry_auth for several",
+                );
             }
             [_] => {}
             [] => wrong.say("base_image_auth", "needs a FROM with an image from a registry"),

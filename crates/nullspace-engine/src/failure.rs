@@ -71,6 +71,16 @@ pub mod reason {
     pub const PROGRAM_MISSING: &str = "program_missing";
     /// A step names a user or group that the image has not.
     pub const UNKNOWN_USER: &str = "unknown_user";
+    /// No BuildKit could be reached, or the one that built went away.
+    pub const BUILDKIT_UNAVAILABLE: &str = "buildkit_unavailable";
+    /// BuildKit cannot read the Dockerfile. Details: line, when it names one.
+    pub const DOCKERFILE_INVALID: &str = "dockerfile_invalid";
+    /// A step needs a secret that the request does not have. Details: secret_id.
+    pub const BUILD_SECRET_MISSING: &str = "build_secret_missing";
+    /// COPY or ADD of what is not in the build context.
+    pub const CONTEXT_FILE_MISSING: &str = "context_file_missing";
+    /// An uploaded file of the context is gone.
+    pub const MISSING_BLOB: &str = "missing_blob";
     /// The whole build took longer than the service allows. Details: limit_secs.
     pub const BUILD_TIMEOUT: &str = "build_timeout";
     /// The host had no room for the machine in time.

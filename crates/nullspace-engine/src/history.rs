@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use nullspace_api::{
-    ErrorResponseCode, PromoteTemplateBuildRequest, RetryTemplateBuildRequest, TemplateBuild, TemplateBuildBackend,
-    TemplateBuildListResponse, TemplateBuildSourceType, TemplateBuildStatus, TemplateInfo,
+    ErrorResponseCode, PromoteTemplateBuildRequest, RequestSecrets, RetryTemplateBuildRequest, TemplateBuild,
+    TemplateBuildBackend, TemplateBuildListResponse, TemplateBuildSourceType, TemplateBuildStatus, TemplateInfo,
 };
 use nullspace_store::{
     ArtifactId, BuildBackend, BuildFilter, BuildId, BuildStatus, Caller, NewBuild, SourceType, StoreError,
@@ -12,7 +12,7 @@ use nullspace_store::{
 use crate::builds::parse;
 use crate::error::{Error, Result};
 use crate::names::parse_tags;
-use crate::plan::BuildPlan;
+use crate::plan::{BuildPlan, Source};
 use crate::{Engine, records, steps};
 
 /// Longest page, and the page when none is asked for.
@@ -107,11 +107,6 @@ impl Engine {
             BuildStatus::Ready => return refuse("the build is ready: there is nothing to retry"),
             BuildStatus::Error | BuildStatus::Cancelled => {}
         }
-        if request.registry_auth.as_ref().is_some_and(|auth| !auth.is_empty())
-            || request.build_secrets.as_ref().is_some_and(|secrets| !secrets.is_empty())
-        {
-            return Err(Error::invalid("registry_auth and build_secrets are for Dockerfile builds only"));
-        }
         let plan: BuildPlan = records::column("builds.definition", &earlier.definition.0)?;
         if plan.context.has_inline() {
             return Err(Error::invalid(
@@ -119,17 +114,14 @@ impl Engine {
             ));
         }
         let blobs = steps::wanted_blobs(&plan)?;
-        let auth = request.base_image_auth.take();
-        match (&auth, plan.authenticated) {
-            (None, true) => {
-                return Err(Error::invalid(
-                    "base_image_auth must be given again: the build was started with it, and credentials are not kept",
-                ));
-            }
-            (Some(_), false) => {
-                return Err(Error::invalid("base_image_auth was not part of the build: leave it out"));
-            }
-            _ => {}
+        let secrets = RequestSecrets {
+            base_image_auth: request.base_image_auth.take(),
+            registry_auth: request.registry_auth.take().unwrap_or_default(),
+            build_secrets: request.build_secrets.take().unwrap_or_default(),
+        };
+        same_secrets(&plan, &secrets)?;
+        if matches!(plan.source, Source::Dockerfile(_)) {
+            self.inner.buildkits.ensure_there().await?;
         }
         let tags = match &request.tags {
             None => earlier.tags.clone(),
@@ -156,7 +148,7 @@ impl Engine {
             idempotency: None,
             blobs,
         };
-        self.inner.accept_with(caller, build, auth).await
+        self.inner.accept_with(caller, build, secrets).await
     }
 
     /// Moves tags to what a ready build made.
@@ -185,4 +177,41 @@ impl Engine {
             }
         }
     }
+}
+
+/// What is not kept of an earlier build must be given again, and nothing else.
+fn same_secrets(plan: &BuildPlan, given: &RequestSecrets) -> Result<()> {
+    let (base, registries, ids): (bool, &[String], &[String]) = match &plan.source {
+        Source::Dockerfile(dockerfile) => {
+            (dockerfile.base_registry.is_some(), &dockerfile.registries, &dockerfile.secrets)
+        }
+        _ => (plan.authenticated, &[], &[]),
+    };
+    match (&given.base_image_auth, base) {
+        (None, true) => {
+            return Err(Error::invalid(
+                "base_image_auth must be given again: the build was started with it, and credentials are not kept",
+            ));
+        }
+        (Some(_), false) => {
+            return Err(Error::invalid("base_image_auth was not part of the build: leave it out"));
+        }
+        _ => {}
+    }
+    let mut registries_given: Vec<&str> = given.registry_auth.iter().map(|auth| auth.registry.trim()).collect();
+    let mut ids_given: Vec<&str> = given.build_secrets.iter().map(|secret| secret.id.as_str()).collect();
+    for (field, wanted, found) in
+        [("registry_auth", registries, &mut registries_given), ("build_secrets", ids, &mut ids_given)]
+    {
+        let mut wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+        wanted.sort_unstable();
+        found.sort_unstable();
+        if wanted != *found {
+            let wanted = if wanted.is_empty() { "none".to_owned() } else { wanted.join(", ") };
+            return Err(Error::invalid(format!(
+                "{field} must be those of the build, whose values are not kept: {wanted}"
+            )));
+        }
+    }
+    Ok(())
 }

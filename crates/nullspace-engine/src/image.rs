@@ -9,12 +9,14 @@ use nullspace_api::{
 };
 use nullspace_oci::config::{Healthcheck, ImageConfig};
 use nullspace_oci::import::{ImportError, ImportOptions, Progress};
+use nullspace_oci::layout::LocalImage;
 use nullspace_oci::merge::LayerError;
 use nullspace_oci::platform::Platform;
 use nullspace_oci::reference::Reference;
 use nullspace_oci::registry::{Credentials, Registry, RegistryError, Repository, ResolvedImage};
 use nullspace_rootfs::Written;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::failure::{BuildFailure, reason};
 use crate::import::{self, Target};
@@ -68,7 +70,8 @@ pub(crate) async fn resolve(
     Ok(Image { repository, resolved })
 }
 
-fn credentials(auth: Option<TemplateBaseImageAuth>) -> Credentials {
+/// Credentials as the registry client takes them.
+pub(crate) fn credentials(auth: Option<TemplateBaseImageAuth>) -> Credentials {
     match auth {
         None => Credentials::Anonymous,
         Some(TemplateBaseImageAuth::Basic(basic)) => {
@@ -93,9 +96,33 @@ pub(crate) async fn import(
     spool: PathBuf,
     lines: import::Lines,
 ) -> Result<Written, BuildFailure> {
-    let options = ImportOptions {
-        cancel: target.cancel.clone(),
-        spool_directory: Some(spool),
+    let options = options(target.cancel.clone(), Some(spool), lines);
+    let (sink, writing) = target.begin()?;
+    let imported = nullspace_oci::import::import(&image.repository, &image.resolved, sink, options).await;
+    let merged = imported.map(|imported| imported.tree).map_err(|error| failed(&error));
+    writing.finish(merged).await
+}
+
+/// Merges the layers of an image on this host into an ext4 image.
+pub(crate) async fn import_local(
+    image: LocalImage,
+    target: Target,
+    lines: import::Lines,
+) -> Result<Written, BuildFailure> {
+    let options = options(target.cancel.clone(), None, lines);
+    let (sink, writing) = target.begin()?;
+    let imported = tokio::task::spawn_blocking(move || {
+        let imported = nullspace_oci::import::import_local(&image, sink, &options);
+        imported.map(|imported| imported.tree).map_err(|error| failed(&error))
+    });
+    let merged = imported.await.unwrap_or_else(|error| Err(BuildFailure::internal(Phase::Prepare, &error)));
+    writing.finish(merged).await
+}
+
+fn options(cancel: CancellationToken, spool: Option<PathBuf>, lines: import::Lines) -> ImportOptions {
+    ImportOptions {
+        cancel,
+        spool_directory: spool,
         progress: Arc::new(move |progress| match progress {
             Progress::Started { layers, bytes } => {
                 lines.say(|| format!("Importing {layers} layers, {} MiB", bytes >> 20))
@@ -108,15 +135,11 @@ pub(crate) async fn import(
             }
         }),
         ..ImportOptions::default()
-    };
-    let (sink, writing) = target.begin()?;
-    let imported = nullspace_oci::import::import(&image.repository, &image.resolved, sink, options).await;
-    let merged = imported.map(|imported| imported.tree).map_err(|error| failed(&error));
-    writing.finish(merged).await
+    }
 }
 
 /// A registry's refusal in the user's terms.
-fn refused(error: &RegistryError) -> BuildFailure {
+pub(crate) fn refused(error: &RegistryError) -> BuildFailure {
     let message = error.to_string();
     let mut failure = match error.decisive() {
         RegistryError::Unauthorized { .. } => BuildFailure {
@@ -191,7 +214,7 @@ pub(crate) fn layer_failed(error: &LayerError, whole: &dyn std::error::Error) ->
     }
 }
 
-fn invalid(error: &dyn std::error::Error) -> BuildFailure {
+pub(crate) fn invalid(error: &dyn std::error::Error) -> BuildFailure {
     BuildFailure::user(
         Phase::Prepare,
         reason::INVALID_IMAGE,

@@ -53,6 +53,12 @@ pub(crate) fn image_key(manifest_digest: &str, disk_bytes: u64) -> String {
     key(&["image", manifest_digest, std::env::consts::ARCH, IMPORTER, &disk_bytes.to_string()])
 }
 
+/// Key of the root of an image that was built here, from the digests of its layers.
+pub(crate) fn layers_key(diff_ids: &[&str], disk_bytes: u64) -> String {
+    let disk = disk_bytes.to_string();
+    key(&[&["layers", std::env::consts::ARCH, IMPORTER, &disk], diff_ids].concat())
+}
+
 /// Key of the base template's root.
 pub(crate) fn tar_key(sha256: &str) -> String {
     key(&["tar", sha256, std::env::consts::ARCH, IMPORTER, &BASE_DISK_BYTES.to_string()])

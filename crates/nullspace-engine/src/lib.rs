@@ -14,6 +14,7 @@
 
 mod admission;
 mod blobs;
+mod buildkit;
 mod builds;
 mod builtin;
 mod collect;
@@ -50,6 +51,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use nullspace_buildkit::BuildKit;
 use nullspace_oci::registry::Registry;
 use nullspace_store::{ArtifactStore, Caller, KeyHash, Metadata, QueueLimits, SandboxStatus, StoreError};
 use nullspace_vmm::Vmm;
@@ -115,6 +117,7 @@ pub(crate) struct Inner {
     pub(crate) credentials: credentials::Credentials,
     pub(crate) sandboxes: sandboxes::Sandboxes,
     pub(crate) imports: import::InFlight,
+    pub(crate) buildkits: buildkit::Pool,
     pub(crate) base: builtin::State,
     pub(crate) metrics: metrics::Metrics,
     /// Held while an uploaded file and its row change together.
@@ -135,8 +138,10 @@ impl Engine {
         files: ArtifactStore,
         vmm: Arc<dyn Vmm>,
         registry: Registry,
+        buildkits: Vec<BuildKit>,
     ) -> Engine {
         let admission = Admission::new(config.capacity);
+        let buildkits = buildkit::Pool::new(buildkits, &config.host, files.root());
         Engine {
             inner: Arc::new(Inner {
                 config,
@@ -151,6 +156,7 @@ impl Engine {
                 credentials: credentials::Credentials::default(),
                 sandboxes: sandboxes::Sandboxes::default(),
                 imports: import::InFlight::default(),
+                buildkits,
                 base: builtin::State::default(),
                 metrics: metrics::Metrics::default(),
                 blobs: tokio::sync::Mutex::default(),
@@ -178,6 +184,7 @@ impl Engine {
             inner.metadata.forget_lost(&report.missing, now).await?;
         }
         inner.sweep_blobs().await?;
+        inner.buildkits.sweep().await;
         for _ in 0..inner.config.build_concurrency {
             inner.tasks.spawn(worker::work(Arc::clone(inner)));
         }

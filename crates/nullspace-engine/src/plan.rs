@@ -57,11 +57,32 @@ pub(crate) enum Source {
         /// What it meant then.
         artifact: ArtifactId,
     },
+    /// A Dockerfile, built by BuildKit.
+    Dockerfile(PlannedDockerfile),
     /// The root tree of the built-in base template: a tar on this host.
     BaseTar {
         /// SHA-256 of the tar, hex.
         sha256: String,
     },
+}
+
+/// A Dockerfile and what its build is told, but for values that are secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PlannedDockerfile {
+    /// The Dockerfile.
+    pub(crate) text: String,
+    /// Its path in the context, which says where its own ignore file is.
+    pub(crate) path: String,
+    /// Build arguments.
+    pub(crate) args: BTreeMap<String, String>,
+    /// Stage to build; the last one when it is `None`.
+    pub(crate) target: Option<String>,
+    /// Registry of the one image that `base_image_auth` is for, when that was given.
+    pub(crate) base_registry: Option<String>,
+    /// Registries of `registry_auth`.
+    pub(crate) registries: Vec<String>,
+    /// Ids of `build_secrets`.
+    pub(crate) secrets: Vec<String>,
 }
 
 /// Size and reach of a build's machine and of the sandboxes made from it.

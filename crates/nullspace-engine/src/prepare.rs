@@ -3,6 +3,7 @@
 //! ```text
 //!  image     resolve the tag to a digest ── key ── image there? ── no: import, publish ──┐
 //!  base tar  its SHA-256 ───────────────── key ── there? ─────── no: import, publish ──┼──> root image + runtime
+//!  dockerfile  BuildKit ── archive ── key ── there? ─ no: import, publish ──────────────┤   (buildkit)
 //!  template  the parent's root image, as it was before the parent's start command ran ──┘
 //! ```
 //! Root images are shared: the key says everything that the bytes depend on (see [`import`]), so the same source twice
@@ -14,7 +15,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use nullspace_api::{
-    TemplateBuildCacheSummary, TemplateBuildLogEntryCacheKind as CacheKind,
+    RequestSecrets, TemplateBuildCacheSummary, TemplateBuildLogEntryCacheKind as CacheKind,
     TemplateBuildLogEntryCacheReason as CacheReason, TemplateBuildLogEntryCacheStatus as CacheStatus,
     TemplateFailurePhase as Phase, TemplateOciImageMetadata,
 };
@@ -58,11 +59,13 @@ impl Preparing<'_> {
             Source::Image { reference } => self.image(reference).await,
             Source::BaseTar { sha256 } => self.base_tar(sha256).await,
             Source::Template { reference, artifact } => self.template(reference, *artifact).await,
+            Source::Dockerfile(dockerfile) => self.dockerfile(dockerfile).await,
         }
     }
 
-    async fn image(&self, reference: &str) -> Result<Prepared, Error> {
-        let credentials = match (self.plan.authenticated, self.inner.credentials.get(self.build.id)) {
+    /// The credentials and secrets that came with the request.
+    pub(crate) fn secrets(&self) -> Result<Arc<RequestSecrets>, BuildFailure> {
+        match (self.plan.authenticated, self.inner.credentials.get(self.build.id)) {
             (true, None) => {
                 let mut failure = BuildFailure::infrastructure(
                     Phase::Interrupted,
@@ -72,10 +75,14 @@ impl Preparing<'_> {
                 failure.suggested_action = "Send the build again with its credentials.".to_owned();
                 // Another attempt would not have them either.
                 failure.retryable = false;
-                return Err(failure.into());
+                Err(failure)
             }
-            (_, auth) => auth,
-        };
+            (_, secrets) => Ok(secrets.unwrap_or_default()),
+        }
+    }
+
+    async fn image(&self, reference: &str) -> Result<Prepared, Error> {
+        let credentials = self.secrets()?.base_image_auth.clone();
         self.log.say("prepare", format!("Resolving {reference}")).await?;
         let resolved = image::resolve(&self.inner.registry, reference, credentials).await?;
         let digest = resolved.digest();
@@ -142,7 +149,7 @@ impl Preparing<'_> {
         self.prepared(rootfs, disk_bytes, runtime, oci_metadata, TemplateBuildCacheSummary::default())
     }
 
-    fn prepared(
+    pub(crate) fn prepared(
         &self,
         rootfs: Rootfs,
         disk_bytes: u64,
@@ -154,7 +161,7 @@ impl Preparing<'_> {
     }
 
     /// The root image of this key: found, or imported and published. At most one import of a key runs in this process.
-    async fn rootfs<F, R>(
+    pub(crate) async fn rootfs<F, R>(
         &self,
         key: &str,
         subject: &str,

@@ -42,6 +42,9 @@ pub(crate) struct Valid {
     pub(crate) source: WantedSource,
     pub(crate) steps: Vec<TemplateStep>,
     pub(crate) dockerfile: Option<Outline>,
+    pub(crate) dockerfile_path: Option<String>,
+    pub(crate) build_args: BTreeMap<String, String>,
+    pub(crate) build_target: Option<String>,
     pub(crate) context: Context,
     pub(crate) machine: MachineSize,
     pub(crate) build_envs: BTreeMap<String, String>,
@@ -62,10 +65,12 @@ pub(crate) enum WantedSource {
 impl Valid {
     /// An error when this version can check and plan such a build but not run it.
     pub(crate) fn runnable(&self) -> Result<()> {
-        if self.dockerfile.is_some() {
-            return Err(Error::not_implemented(
-                "Dockerfile builds are not in this version: build an image with docker, push it and give it as base_image",
-            ));
+        let template = self.dockerfile.iter().flat_map(|outline| &outline.images).find(|image| image.is_template());
+        if let Some(image) = template {
+            return Err(Error::not_implemented(format!(
+                "line {} of the Dockerfile uses the template {}: BuildKit cannot; give it as base_image, with steps",
+                image.line, image.reference
+            )));
         }
         Ok(())
     }
@@ -98,10 +103,14 @@ pub(crate) fn check(request: &CreateTemplateRequest, secrets: &RequestSecrets) -
     let steps = request.steps.clone().unwrap_or_default();
     steps::check(&steps, &context, &mut wrong);
     exclusions(request, secrets, &mut wrong);
-    let dockerfile = request.dockerfile.as_deref().and_then(|text| {
-        let args = envs("build_args", request.build_args.as_ref(), &mut wrong);
-        dockerfile::check(text, &args, request.build_target.as_deref(), secrets, &mut wrong)
-    });
+    let build_args = match request.dockerfile {
+        Some(_) => envs("build_args", request.build_args.as_ref(), &mut wrong),
+        None => BTreeMap::new(),
+    };
+    let dockerfile = request
+        .dockerfile
+        .as_deref()
+        .and_then(|text| dockerfile::check(text, &build_args, request.build_target.as_deref(), secrets, &mut wrong));
     if let Some(path) = &request.dockerfile_path {
         context::check_path("dockerfile_path", path, &mut wrong);
     }
@@ -111,6 +120,9 @@ pub(crate) fn check(request: &CreateTemplateRequest, secrets: &RequestSecrets) -
         source,
         steps,
         dockerfile,
+        dockerfile_path: request.dockerfile_path.clone(),
+        build_args,
+        build_target: request.build_target.clone(),
         context,
         machine,
         build_envs,
@@ -428,8 +440,11 @@ mod tests {
 
     #[test]
     fn what_this_version_cannot_do_is_said_after_what_is_wrong() {
-        let error = checked(json!({"dockerfile": "FROM scratch"})).unwrap().runnable().unwrap_err();
-        assert_eq!(error.code, ErrorResponseCode::NotImplemented);
+        checked(json!({"dockerfile": "FROM scratch"})).unwrap().runnable().unwrap();
+        for text in ["FROM nullspace/base", "FROM scratch\nCOPY --from=nullspace/base /x /x"] {
+            let error = checked(json!({"dockerfile": text})).unwrap().runnable().unwrap_err();
+            assert_eq!(error.code, ErrorResponseCode::NotImplemented, "{text}");
+        }
         let both = checked(json!({"dockerfile": "FROM scratch", "base_image": "x"})).unwrap_err();
         assert_eq!(both.code, ErrorResponseCode::InvalidRequest);
     }

@@ -1,5 +1,5 @@
 //! OCI image layouts (image-spec, `image-layout.md`): a folder, or a tar of one, as `skopeo`, `buildctl --output
-//! type=oci` and `docker save` write them.
+//! type=oci` and `docker save` write them; and what older `docker save`s write (`docker`).
 //!
 //! ```text
 //!  oci-layout   index.json ─▶ [index ─▶] manifest ─▶ config, layers      each a file blobs/<algorithm>/<hex>
@@ -7,6 +7,8 @@
 //!
 //! A layout is as foreign as a registry: every document is bounded and checked against its digest, files are found by
 //! digest only, and symlinks among them are not followed.
+
+mod docker;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -99,9 +101,9 @@ enum Place {
 #[derive(Clone, Debug)]
 pub struct LocalImage {
     place: Place,
-    /// Digest of what `index.json` named: an index or a manifest.
+    /// Digest of what `index.json` named: an index or a manifest. Where there is none, the config's.
     pub digest: Digest,
-    /// Digest of the platform's own manifest.
+    /// Digest of the platform's own manifest. Where there is none, the config's.
     pub manifest_digest: Digest,
     /// Digest of the config.
     pub config_digest: Digest,
@@ -135,6 +137,12 @@ impl Layout {
 
     /// The image of this name (`org.opencontainers.image.ref.name`), or the only one, or the one for the platform.
     pub fn resolve(&self, platform: Platform, name: Option<&str>) -> Result<LocalImage, LayoutError> {
+        if let Place::Tar { path, files } = &self.place
+            && !files.contains_key("index.json")
+            && files.contains_key(docker::MANIFEST)
+        {
+            return docker::resolve(path, files, platform, name);
+        }
         let index = self.place.document("index.json").map_err(|error| match error {
             LayoutError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 LayoutError::NotALayout("it has no index.json")

@@ -45,8 +45,15 @@ pub(crate) struct Config {
     pub(crate) gcp_token_url: Option<String>,
     /// PEM file with CA certificates trusted besides the public ones.
     pub(crate) extra_ca_file: Option<PathBuf>,
-    /// BuildKit endpoint: `docker`, `unix://…` or `tcp://…`.
-    pub(crate) buildkit: Option<String>,
+    /// BuildKits for Dockerfiles, in the order in which they are tried: `docker`, `docker:///path`, `unix:///path`,
+    /// `tcp://host:port`; `off` alone for none. Default: the usual sockets that are there.
+    pub(crate) buildkit: Option<Vec<String>>,
+    /// PEM file of the authority that signed the certificates of BuildKits on TCP.
+    pub(crate) buildkit_ca: Option<PathBuf>,
+    /// PEM file of the certificate that is shown to them.
+    pub(crate) buildkit_cert: Option<PathBuf>,
+    /// PEM file of that certificate's key.
+    pub(crate) buildkit_key: Option<PathBuf>,
     /// Builds that run at once.
     pub(crate) build_concurrency: usize,
     /// Bound of a whole build, seconds.
@@ -154,6 +161,9 @@ impl Default for Config {
             gcp_token_url: None,
             extra_ca_file: None,
             buildkit: None,
+            buildkit_ca: None,
+            buildkit_cert: None,
+            buildkit_key: None,
             build_concurrency: 2,
             build_timeout_secs: 1800,
             step_timeout_secs: 1200,
@@ -206,7 +216,10 @@ const KEYS: &[(&str, Kind)] = &[
     ("ecr_endpoint", Kind::Text),
     ("gcp_token_url", Kind::Text),
     ("extra_ca_file", Kind::Text),
-    ("buildkit", Kind::Text),
+    ("buildkit", Kind::List),
+    ("buildkit_ca", Kind::Text),
+    ("buildkit_cert", Kind::Text),
+    ("buildkit_key", Kind::Text),
     ("build_concurrency", Kind::Number),
     ("build_timeout_secs", Kind::Number),
     ("step_timeout_secs", Kind::Number),

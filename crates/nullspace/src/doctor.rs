@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use nullspace_vmm::qemu::Qemu;
 
 use crate::config::{Config, NetworkChoice, VmmChoice};
-use crate::{guest, vmm};
+use crate::{buildkit, guest, vmm};
 
 /// How much a need matters.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     }));
     findings.push(firecracker);
     findings.extend(network(config));
-    findings.push(Finding::without("BuildKit", "not driven by this version", ""));
+    findings.extend(buildkits(config).await);
 
     for finding in &findings {
         let mark = match finding.verdict {
@@ -72,6 +72,31 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     }
     println!("\nthe service can run here");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Each BuildKit for Dockerfiles.
+async fn buildkits(config: &Config) -> Vec<Finding> {
+    const NEED: &str = "BuildKit (Dockerfile builds)";
+    const CURE: &str = "apt-get install docker.io, or buildkit = [\"unix:///path\"] in the settings";
+    let kits = match buildkit::all(config) {
+        Ok(kits) => kits,
+        Err(error) => return vec![Finding::fails(NEED, format!("{error:#}"), "mend the settings")],
+    };
+    if kits.is_empty() {
+        return vec![Finding::without(NEED, "none found: Dockerfile builds are refused, everything else works", CURE)];
+    }
+    let mut findings = Vec::new();
+    for kit in kits {
+        findings.push(match kit.about().await {
+            Ok(about) => {
+                let platforms = about.platforms.join(", ");
+                Finding::works(NEED, format!("{}: {}, {platforms}", kit.endpoint(), about.version))
+            }
+            // Another may do; that none does is said at submission.
+            Err(error) => Finding::without(NEED, format!("{error}"), "start it, or take it out of the settings"),
+        });
+    }
+    findings
 }
 
 fn data_dir(config: &Config) -> Finding {

@@ -8,6 +8,7 @@
 //!   template, sandbox    talk to a running service over HTTP, as any client does
 //! ```
 
+mod buildkit;
 mod commands;
 mod config;
 mod doctor;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::service::EngineService;
-use crate::{guest, vmm};
+use crate::{buildkit, guest, vmm};
 
 /// File name of the database in the data folder.
 const DATABASE: &str = "nullspace.db";
@@ -28,11 +28,15 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let metadata: Arc<dyn Metadata> = Arc::new(open_metadata(&config).await?);
     let machines = vmm::choose(&config).await?;
     let registry = registry(&config)?;
+    let buildkits = buildkit::all(&config)?;
+    for kit in &buildkits {
+        tracing::info!("Dockerfiles are built by BuildKit at {}: their steps run as its containers", kit.endpoint());
+    }
 
     let listener = tokio::net::TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("listen on {} (another service? give --listen)", config.listen))?;
-    let engine = Engine::new(engine_config(&config)?, metadata, files, machines, registry);
+    let engine = Engine::new(engine_config(&config)?, metadata, files, machines, registry, buildkits);
     engine.start().await.context("start the engine")?;
 
     let address = listener.local_addr().context("read the address listened on")?;
@@ -139,9 +143,6 @@ fn registry(config: &Config) -> anyhow::Result<Registry> {
     for (host, url) in &config.registry_mirrors {
         let url = url.parse().with_context(|| format!("registry_mirrors: '{url}' of {host} is not a URL"))?;
         mirrors.insert(host.clone(), vec![url]);
-    }
-    if config.buildkit.is_some() {
-        tracing::warn!("buildkit is set, and this version does not drive BuildKit yet: Dockerfile builds are refused");
     }
     let url = |name: &str, text: &Option<String>| {
         text.as_ref().map(|text| text.parse().with_context(|| format!("{name}: '{text}' is not a URL"))).transpose()

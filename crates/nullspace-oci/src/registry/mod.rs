@@ -41,6 +41,8 @@ pub use settings::{RegistryConfig, Timeouts};
 
 use std::sync::Arc;
 
+use secrecy::SecretString;
+
 use crate::reference::Reference;
 
 /// The way to all registries. Cheap to clone; keep one for the life of the program, it pools connections.
@@ -59,5 +61,18 @@ impl Registry {
     /// the host's, if [`RegistryConfig::docker_config`] has some. Nothing is sent yet.
     pub fn repository(&self, reference: &Reference, credentials: Credentials) -> Result<Repository, RegistryError> {
         Repository::new(self.http.clone(), reference.clone(), credentials)
+    }
+
+    /// The name and password that these credentials come to at a registry (a host, perhaps with a port), for others that
+    /// talk to it: a cloud identity is exchanged for a password that lasts some hours. `None` for
+    /// [`Credentials::Anonymous`].
+    pub async fn login(
+        &self,
+        registry: &str,
+        credentials: &Credentials,
+    ) -> Result<Option<(String, SecretString)>, RegistryError> {
+        let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+        let login = exchange::login(&self.http, host, "", credentials).await?;
+        Ok(login.map(|login| (login.username, login.password)))
     }
 }

@@ -90,6 +90,63 @@ fn image_is_chosen_by_name_or_platform() {
     assert_eq!(error.available, ["linux/arm64"]);
 }
 
+/// What `docker save` of Docker 20.10 writes: every layer but a repeated one, which is a symlink.
+fn saved(image: &Image, change: &dyn Fn(&mut Vec<Item>)) -> (tempfile::TempDir, std::path::PathBuf) {
+    let config = format!("{}.json", image.config.digest.hex());
+    let mut items = Vec::new();
+    let mut names: Vec<String> = Vec::new();
+    for (index, layer) in image.layers.iter().enumerate() {
+        let name = format!("{index}/layer.tar");
+        let first = image.layers.iter().position(|other| other.digest == layer.digest).unwrap();
+        items.push(match first == index {
+            true => Item::file(&name, &layer.bytes),
+            false => Item::symlink(&name, format!("../{first}/layer.tar")),
+        });
+        names.push(name);
+    }
+    items.push(Item::file(&config, &image.config.bytes));
+    let manifest = json!([{"Config": config, "RepoTags": ["box:1"], "Layers": names}]);
+    items.push(Item::file("manifest.json", manifest.to_string()));
+    change(&mut items);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("saved.tar");
+    fs::write(&path, archive(&items)).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn what_older_docker_saves_write_is_imported_and_checked() {
+    let layer = |data: &str| (archive(&[Item::file(data, data)]), Compression::None);
+    let image = image(&[layer("one"), layer("two"), layer("one")]);
+    let (_folder, path) = saved(&image, &|_| {});
+    let tree = imported(&path, None);
+    assert!(tree.contains("file one data=one") && tree.contains("file two data=two"), "{tree}");
+    assert_eq!(imported(&path, Some("box:1")), tree);
+    let layout = Layout::open(&path).unwrap();
+    assert!(matches!(layout.resolve(AMD64, Some("box:2")), Err(LayoutError::NoSuchName(_))));
+    assert_eq!(layout.resolve(AMD64, None).unwrap().config_digest, image.config.digest);
+
+    let refused = |change: &dyn Fn(&mut Vec<Item>)| {
+        let (_folder, path) = saved(&image, change);
+        Layout::open(&path).unwrap().resolve(AMD64, None).unwrap_err()
+    };
+    assert!(matches!(refused(&|items| drop(items.remove(1))), LayoutError::Missing(_)));
+    let other = |items: &mut Vec<Item>| items[3] = Item::file(format!("{}.json", image.config.digest.hex()), "{}");
+    assert!(matches!(refused(&other), LayoutError::DigestMismatch { .. }));
+    for manifest in ["[]", "{}", r#"[{"Config": "x", "Layers": []}]"#] {
+        let change = |items: &mut Vec<Item>| items[4] = Item::file("manifest.json", manifest);
+        let error = refused(&change);
+        assert!(
+            matches!(error, LayoutError::NotALayout(_) | LayoutError::Format { .. } | LayoutError::Io { .. }),
+            "{error:?}"
+        );
+    }
+    let changed = |items: &mut Vec<Item>| items[0] = Item::file("0/layer.tar", &image.layers[1].bytes);
+    let (_folder, path) = saved(&image, &changed);
+    let image = Layout::open(&path).unwrap().resolve(AMD64, None).unwrap();
+    assert!(import_local(&image, MemorySink::default(), &ImportOptions::default()).is_err());
+}
+
 #[test]
 fn broken_layouts_are_refused() {
     let image = three_layers();
