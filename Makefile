@@ -15,7 +15,7 @@ export PATH
 GUEST  := target/guest
 TRIPLE := x86_64-unknown-linux-gnu
 
-.PHONY: build guest base demo test test-firecracker test-client lint bench-api bench-restore bench-import bench-store
+.PHONY: build guest base demo test test-firecracker test-client lint bench-api bench-rebuild bench-restore bench-import bench-store
 
 setup-%:
 	@scripts/setup.sh $(subst -, ,$*)
@@ -61,6 +61,10 @@ test-firecracker: setup-run-test guest setup-base
 bench-api: setup-run-test guest
 	cargo build --release --locked -p nullspace-client --example bench_api
 	tests/sdk/bench_api.py
+
+## POST -> ready when nothing, the last step, the first step, or the base image has changed
+bench-rebuild: setup-run-test guest
+	tests/sdk/bench_rebuild.py
 
 ## create -> first exec answered, against the same VMM driven by a bare script
 bench-restore: setup-run-test guest base
