@@ -39,4 +39,5 @@ mod spine;
 mod steps;
 mod store;
 mod tenants;
+mod trees;
 mod unique;
