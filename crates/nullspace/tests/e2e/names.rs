@@ -189,7 +189,7 @@ async fn names_are_reserved_requests_are_repeated_and_looked_at_without_building
     let plan: TemplateBuildPlanResponse = api.post("/v1/templates/plan", dockerfile.clone()).await.ok(200);
     assert_eq!(plan.build_plan.start_cmd.as_deref(), Some("/app"));
     assert_eq!(plan.build_plan.ignored_instruction_warnings[0].line, 2);
-    api.post("/v1/templates/builds", dockerfile).await.refused(501, "not_implemented");
+    api.post("/v1/templates/builds", dockerfile).await.refused(503, "feature_unavailable");
     api.post("/v1/templates/plan", json!({"dockerfile": "FROG"})).await.refused(400, "invalid_request");
 
     // Deprecated: one answer when all is over.

@@ -1,6 +1,7 @@
 //! How many builds run at once, and whose turn it is.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nullspace_api::TemplateBuildStatus as Status;
@@ -8,8 +9,13 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Image, Registry, Service};
 
+/// A build that needs a machine: no two are alike, or the second would take what the first has made.
 fn request(registry: &Registry) -> Value {
-    json!({"base_image": registry.reference("box:1"), "build_config": {"memory_mib": 192}})
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    json!({
+        "base_image": registry.reference("box:1"), "build_config": {"memory_mib": 192},
+        "runtime_config": {"default_envs": {"NUMBER": NUMBER.fetch_add(1, Ordering::Relaxed).to_string()}},
+    })
 }
 
 #[tokio::test]

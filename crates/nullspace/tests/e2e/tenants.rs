@@ -90,6 +90,7 @@ async fn every_operation_with_an_id_is_not_found(other: &Api, build: &str, templ
         "update_template_visibility" => json!({"visibility": "public"}),
         "promote_template_build" => json!({"tag": "x"}),
         "exec_command" => json!({"command": "id"}),
+        "send_stdin" => json!({"data": "x"}),
         // The files' operations take what they need of these.
         _ => json!({"path": "/x", "content": "x", "permissions": "644", "old_path": "/x", "new_path": "/y"}),
     };
