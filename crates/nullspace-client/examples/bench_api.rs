@@ -33,7 +33,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let script = format!("i=0; while [ $i -lt {LINES} ]; do echo line $i; i=$((i+1)); done; sleep 1000000");
     let watched = client.start_build(&request(image, "watched", script)).await?.build_id;
     for index in 1..builds {
-        client.start_build(&request(image, &format!("other-{index}"), "sleep 1000000".to_owned())).await?;
+        // No two alike, or the second would take what the first has made.
+        let start = format!("sleep {}", 1_000_000 + index);
+        client.start_build(&request(image, &format!("other-{index}"), start)).await?;
     }
     let began = Instant::now();
     let together = Arc::new(Barrier::new(clients));
