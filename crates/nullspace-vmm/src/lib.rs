@@ -72,7 +72,8 @@ pub trait Vm: Send + Sync {
     /// [`Request::Restored`]: nullspace_guest::message::Request::Restored
     fn guest_network(&self) -> Option<GuestNetwork>;
 
-    /// Opens the stream to the agent. A machine has one at a time: a second call closes the first.
+    /// Opens the stream to the agent. A machine has one at a time: a second call closes the first. After a restore, and in a
+    /// machine that goes on after a snapshot, a guest's vsock is reset once, and what was just opened is closed: open again.
     async fn agent(&self) -> Result<Box<dyn AgentStream>, VmmError>;
 
     /// Stops the vCPUs. Idempotent.

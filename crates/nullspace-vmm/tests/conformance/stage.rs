@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sched::{CloneFlags, unshare};
-use nullspace_guest::host::Agent;
+use nullspace_guest::host::{Agent, AgentError};
 use nullspace_guest::message::{Configure, Exec, Restored};
 use nullspace_vmm::firecracker::{Firecracker, FirecrackerConfig};
 use nullspace_vmm::net::{NetConfig, NetPool};
@@ -306,17 +306,22 @@ pub(crate) async fn greet(machine: &dyn Vm) -> Agent {
 }
 
 pub(crate) async fn greet_running(machine: &dyn Vm) -> Agent {
-    let stream = match machine.agent().await {
-        Ok(stream) => stream,
-        Err(error) => panic!("{error}\n{}", machine.console_tail()),
-    };
-    match Agent::connect(stream, BOOT).await {
-        Ok((agent, info)) => {
-            assert!(info.root_ready, "{:?}", info.root_error);
-            agent
+    // A snapshot resets the guest's vsock, also that of a machine which lives on: the first streams may be closed.
+    for last in [false, false, false, false, true] {
+        let stream = match machine.agent().await {
+            Ok(stream) => stream,
+            Err(error) => panic!("{error}\n{}", machine.console_tail()),
+        };
+        match Agent::connect(stream, BOOT).await {
+            Ok((agent, info)) => {
+                assert!(info.root_ready, "{:?}", info.root_error);
+                return agent;
+            }
+            Err(AgentError::Closed) if !last => {}
+            Err(error) => panic!("{error}\n{}", machine.console_tail()),
         }
-        Err(error) => panic!("{error}\n{}", machine.console_tail()),
     }
+    unreachable!("the last try ends the test or the loop")
 }
 
 pub(crate) fn exec(script: &str) -> Exec {
