@@ -1,4 +1,11 @@
-//! Bytes of a process into lines for a log.
+//! Bytes of a process into lines for a log, and the last of them for a failure's details.
+
+use std::collections::VecDeque;
+
+/// Last lines that are remembered.
+const LAST: usize = 20;
+/// Bytes of each of them.
+const LAST_BYTES: usize = 512;
 
 /// Splits a byte stream into text lines of bounded length. What is not UTF-8 is shown as U+FFFD; a longer line is cut
 /// into pieces.
@@ -59,6 +66,35 @@ impl Lines {
         } else {
             self.rest = rest.to_vec();
         }
+    }
+}
+
+/// The last lines that are not blank, oldest first, each cut to a bound.
+pub(crate) struct LastLines {
+    lines: VecDeque<String>,
+    mark: &'static str,
+}
+
+impl LastLines {
+    /// `mark` stands behind a line that was cut.
+    pub(crate) fn new(mark: &'static str) -> LastLines {
+        LastLines { lines: VecDeque::new(), mark }
+    }
+
+    pub(crate) fn push(&mut self, line: &str) {
+        if line.trim().is_empty() {
+            return;
+        }
+        if self.lines.len() >= LAST {
+            self.lines.pop_front();
+        }
+        let kept = line.get(..line.floor_char_boundary(LAST_BYTES)).unwrap_or_default();
+        let mark = if kept.len() < line.len() { self.mark } else { "" };
+        self.lines.push_back(format!("{kept}{mark}"));
+    }
+
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.lines.iter().cloned().collect()
     }
 }
 

@@ -6,7 +6,6 @@
 //! Lines of a moment share a transaction. What is cut off is said once; the last lines are remembered for the failure's
 //! details, those that are not kept too.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use nullspace_api::{TemplateBuildLogEntry, TemplateBuildLogLevel};
@@ -14,7 +13,7 @@ use nullspace_guest::host::{AgentError, ExecEvent, ExecSession};
 use nullspace_guest::message::Exit;
 use nullspace_store::StoreError;
 
-use crate::lines::Lines;
+use crate::lines::{LastLines, Lines};
 use crate::logs::{BuildLog, Place};
 
 /// Longest log line that is kept whole, bytes.
@@ -27,10 +26,6 @@ pub(crate) const MOST_BYTES: usize = 4 << 20;
 const TOGETHER: Duration = Duration::from_millis(50);
 /// So many lines are written at once, without waiting for more.
 const MANY: usize = 200;
-/// Last lines that are remembered.
-const LAST: usize = 20;
-/// Bytes of each of them.
-const LAST_BYTES: usize = 512;
 
 /// Why output cannot be followed to its end.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +46,7 @@ pub(crate) struct Output {
     lines_left: usize,
     bytes_left: usize,
     entries: Vec<TemplateBuildLogEntry>,
-    last: VecDeque<String>,
+    last: LastLines,
 }
 
 impl Output {
@@ -59,12 +54,12 @@ impl Output {
     pub(crate) fn new(place: Place) -> Output {
         let (lines_left, bytes_left) = (MOST_LINES, MOST_BYTES);
         let (out, err) = (Lines::new(LINE), Lines::new(LINE));
-        Output { place, out, err, lines_left, bytes_left, entries: Vec::new(), last: VecDeque::new() }
+        Output { place, out, err, lines_left, bytes_left, entries: Vec::new(), last: LastLines::new("…") }
     }
 
     /// The last lines, of both streams, oldest first.
     pub(crate) fn last(&self) -> Vec<String> {
-        self.last.iter().cloned().collect()
+        self.last.all()
     }
 
     /// Copies output into the log until the process ends (`Some`) or the agent lets go of it (`None`). May be dropped at
@@ -115,7 +110,7 @@ impl Output {
 
     fn keep(&mut self, lines: Vec<String>, level: TemplateBuildLogLevel, log: &BuildLog) {
         for line in lines {
-            self.remember(&line);
+            self.last.push(&line);
             let kept = self.bytes_left.checked_sub(line.len()).filter(|_| self.lines_left > 1);
             match kept {
                 Some(left) => {
@@ -132,22 +127,6 @@ impl Output {
                 None => {}
             }
         }
-    }
-
-    fn remember(&mut self, line: &str) {
-        if line.trim().is_empty() {
-            return;
-        }
-        if self.last.len() >= LAST {
-            self.last.pop_front();
-        }
-        let end = line.char_indices().map(|(at, _)| at).take_while(|at| *at <= LAST_BYTES).last().unwrap_or_default();
-        let whole = line.len() <= LAST_BYTES;
-        self.last.push_back(if whole {
-            line.to_owned()
-        } else {
-            format!("{}…", line.get(..end).unwrap_or_default())
-        });
     }
 
     async fn flush(&mut self, log: &BuildLog) -> Result<(), StoreError> {

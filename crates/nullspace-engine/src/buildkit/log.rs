@@ -5,8 +5,6 @@
 //! ```
 //! A secret that a step prints is not kept: what came with the request is masked in every line.
 
-use std::collections::VecDeque;
-
 use nullspace_api::{
     RequestSecrets, TemplateBuildCacheSummary, TemplateBuildLogEntry, TemplateBuildLogEntryCacheKind as CacheKind,
     TemplateBuildLogEntryCacheReason as CacheReason, TemplateBuildLogEntryCacheStatus as CacheStatus,
@@ -16,16 +14,13 @@ use nullspace_buildkit::{Event, Step};
 use nullspace_store::StoreError;
 use tokio::sync::mpsc;
 
+use crate::lines::LastLines;
 use crate::logs::{BuildLog, Place};
 
 /// Events that share a transaction, at most.
 const TOGETHER: usize = 200;
 /// Lines of all steps that reach the log.
 const MOST_LINES: usize = 20_000;
-/// Last lines that are remembered for a failure.
-const LAST: usize = 20;
-/// Bytes of each of them.
-const LAST_BYTES: usize = 512;
 /// Shorter values are not masked: they are in every text.
 const SHORTEST: usize = 6;
 
@@ -36,7 +31,7 @@ pub(super) struct Writer {
     hidden: Vec<String>,
     not_asked: bool,
     lines_left: usize,
-    last: VecDeque<String>,
+    last: LastLines,
 }
 
 /// A step as the log names it.
@@ -63,7 +58,7 @@ impl Writer {
             values.map(str::trim).filter(|value| value.len() >= SHORTEST).map(str::to_owned).collect();
         hidden.sort_by_key(|value| std::cmp::Reverse(value.len()));
         hidden.dedup();
-        Writer { log, hidden, not_asked, lines_left: MOST_LINES, last: VecDeque::new() }
+        Writer { log, hidden, not_asked, lines_left: MOST_LINES, last: LastLines::new("") }
     }
 
     /// The text without the secrets in it.
@@ -75,7 +70,7 @@ impl Writer {
 
     /// The last lines that steps printed, oldest first.
     pub(super) fn last_lines(&self) -> Vec<String> {
-        self.last.iter().cloned().collect()
+        self.last.all()
     }
 
     /// Writes events until they end.
@@ -127,7 +122,7 @@ impl Writer {
             }
             Event::Output { step, stderr, line } => {
                 let line = self.masked(&line);
-                self.remember(&line);
+                self.last.push(&line);
                 let level = if stderr { Level::Warn } else { Level::Info };
                 let entry = match self.lines_left {
                     0 => return Vec::new(),
@@ -162,19 +157,5 @@ impl Writer {
         let subject = self.masked(&named(step));
         let message = format!("{said}: {subject}");
         self.log.cache_entry(place(step), CacheKind::Layer, status, reason, &subject, message)
-    }
-
-    fn remember(&mut self, line: &str) {
-        if line.trim().is_empty() {
-            return;
-        }
-        if self.last.len() >= LAST {
-            self.last.pop_front();
-        }
-        let mut end = line.len().min(LAST_BYTES);
-        while !line.is_char_boundary(end) {
-            end -= 1;
-        }
-        self.last.push_back(line.get(..end).unwrap_or_default().to_owned());
     }
 }
