@@ -249,16 +249,13 @@ impl BuildLog {
         subject: &str,
         message: impl Into<String>,
     ) -> TemplateBuildLogEntry {
-        let place = place.into();
         TemplateBuildLogEntry {
-            phase: Some(place.phase.to_owned()),
-            step_index: place.step.map(|(index, _)| index),
-            total_steps: place.step.map(|(_, total)| total),
+            kind: TemplateBuildLogKind::Cache,
             cache_kind: Some(kind),
             cache_status: Some(status),
             cache_reason: reason,
             cache_subject: Some(subject.to_owned()),
-            ..entry(self.ids, TemplateBuildLogKind::Cache, TemplateBuildLogLevel::Info, message)
+            ..self.message(place, TemplateBuildLogLevel::Info, message)
         }
     }
 }
