@@ -96,16 +96,22 @@ async fn hold_rootfs(tx: &mut Tx, lease: &Lease, key: &str, now: Timestamp) -> R
     Ok(Some(rows::rootfs(&row)?))
 }
 
+/// Keeps an artifact for as long as the build runs.
+async fn hold(tx: &mut sqlx::Transaction<'_, sqlx::Sqlite>, lease: &Lease, artifact: ArtifactId) -> Result<()> {
+    sqlx::query("INSERT INTO artifact_holds (artifact_id, build_id) VALUES (?, ?) ON CONFLICT DO NOTHING")
+        .bind(artifact.to_string())
+        .bind(lease.build.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
 pub(super) async fn hold_artifact(store: &SqliteStore, lease: &Lease, artifact: ArtifactId) -> Result<Artifact> {
     let mut tx = store.write().await?;
     queue::fence(&mut tx, lease).await?;
     let caller = tenants::caller_of(&mut tx, lease.build).await?;
     let (_, found) = templates::visible_artifact(&mut tx, &caller, artifact).await?.ok_or(StoreError::NotFound)?;
-    sqlx::query("INSERT INTO artifact_holds (artifact_id, build_id) VALUES (?, ?) ON CONFLICT DO NOTHING")
-        .bind(artifact.to_string())
-        .bind(lease.build.to_string())
-        .execute(&mut *tx)
-        .await?;
+    hold(&mut tx, lease, artifact).await?;
     tx.commit().await?;
     Ok(found)
 }
@@ -121,11 +127,7 @@ pub(super) async fn find_final(store: &SqliteStore, lease: &Lease, key: &str) ->
     let Some(row) = sqlx::query(id).bind(key).fetch_optional(&mut *tx).await? else { return Ok(None) };
     let artifact: ArtifactId = Reader(&row).parsed("id")?;
     let Some(found) = templates::usable_artifact(&mut tx, artifact).await? else { return Ok(None) };
-    sqlx::query("INSERT INTO artifact_holds (artifact_id, build_id) VALUES (?, ?) ON CONFLICT DO NOTHING")
-        .bind(artifact.to_string())
-        .bind(lease.build.to_string())
-        .execute(&mut *tx)
-        .await?;
+    hold(&mut tx, lease, artifact).await?;
     tx.commit().await?;
     Ok(Some(found))
 }
