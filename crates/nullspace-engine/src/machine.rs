@@ -19,6 +19,14 @@ const BOOT: Duration = Duration::from_secs(90);
 /// The same after a restore.
 const RESTORE: Duration = Duration::from_secs(30);
 
+/// From a machine's last word to the end of its process.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// How a machine ended whose agent's connection has closed: a machine that ends takes that with it first. `None`: it runs on.
+pub(crate) async fn ended(vm: &dyn Vm) -> Option<String> {
+    tokio::time::timeout(ENDING, vm.exited()).await.ok()
+}
+
 /// A running machine that answers. [`Machine::end`] ends it; dropping it kills it too, without waiting.
 pub(crate) struct Machine {
     pub(crate) vm: Box<dyn Vm>,

@@ -31,7 +31,7 @@ use crate::Inner;
 use crate::admission::Permit;
 use crate::failure::{BuildFailure, chain, reason};
 use crate::logs::{BuildLog, entry, to_store};
-use crate::machine::{Machine, MachineError, SharedMachine};
+use crate::machine::{self, Machine, MachineError, SharedMachine};
 use crate::output::{Lost, Output};
 use crate::plan::{BuildPlan, MachineSize, Runtime, StartCommand};
 use crate::prepare::{Prepared, Preparing, unreadable};
@@ -42,8 +42,6 @@ use crate::steps::{Stage, Staged};
 const ADMISSION: Duration = Duration::from_secs(300);
 /// Without a readiness check, a start command that still runs after this counts as up.
 const SETTLE: Duration = Duration::from_secs(2);
-/// From a machine's last word to the end of its process.
-const ENDING: Duration = Duration::from_secs(5);
 
 /// Why a run ended without an artifact.
 #[derive(Debug, thiserror::Error)]
@@ -145,8 +143,7 @@ pub(crate) async fn run(
     inner.metrics.phase("prepare", began.elapsed());
     let stage = Stage { inner, build, lease, plan: &plan, log };
     let staged = stage.look_up(&mut prepared).await?;
-    if let Some(same) = stage.finished(&staged, &mut prepared).await? {
-        let final_key = stage.final_key(&staged, &prepared);
+    if let Some((same, final_key)) = stage.finished(&staged, &mut prepared).await? {
         return reuse(inner, build, &staged, &prepared, same, final_key).await;
     }
 
@@ -380,11 +377,10 @@ async fn start(
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(NotUp::Other(error)) => return Err(error),
-        // A machine that ends takes its agent's connection with it first.
         Err(NotUp::Agent(AgentError::Closed)) => {
-            let failure = match tokio::time::timeout(ENDING, machine.vm.exited()).await {
-                Ok(how) => machine_ended(&how),
-                Err(_) => BuildFailure::agent(Phase::Readiness, &AgentError::Closed),
+            let failure = match machine::ended(machine.vm.as_ref()).await {
+                Some(how) => machine_ended(&how),
+                None => BuildFailure::agent(Phase::Readiness, &AgentError::Closed),
             };
             return Err(failure.into());
         }

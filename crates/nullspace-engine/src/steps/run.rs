@@ -22,11 +22,10 @@ use crate::Inner;
 use crate::context::PlannedContext;
 use crate::failure::{BuildFailure, reason};
 use crate::logs::{BuildLog, Place};
+use crate::machine;
 use crate::output::{Lost, Output};
 use crate::pipeline::Error;
 
-/// From a machine's last word to the end of its process.
-const ENDING: Duration = Duration::from_secs(5);
 /// Less than so many free bytes, and a failed step has failed for want of room.
 const NO_ROOM: u64 = 1 << 20;
 /// The longest description of a step in the log, bytes.
@@ -126,11 +125,10 @@ impl Runner<'_> {
         match done {
             Ok(()) => Ok(()),
             Err(Undone::Other(error)) => Err(error),
-            // A machine that ends takes its agent's connection with it first.
             Err(Undone::Agent(AgentError::Closed)) => {
-                let failure = match tokio::time::timeout(ENDING, vm.exited()).await {
-                    Ok(how) => machine_ended(&how, unit),
-                    Err(_) => BuildFailure::agent(Phase::BuildStep, &AgentError::Closed),
+                let failure = match machine::ended(vm).await {
+                    Some(how) => machine_ended(&how, unit),
+                    None => BuildFailure::agent(Phase::BuildStep, &AgentError::Closed),
                 };
                 Err(failure.at_step(unit.index).into())
             }

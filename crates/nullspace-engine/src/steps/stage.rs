@@ -6,7 +6,7 @@
 //!   run: each unit that is left ── freeze ── capture ── thaw ── layer ──> the machine goes on to the start command
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -97,12 +97,12 @@ impl<'a> Stage<'a> {
         Ok(staged)
     }
 
-    /// A finished artifact of the same key, to be used as it is.
+    /// A finished artifact of the same key, to be used as it is, and the key.
     pub(crate) async fn finished(
         &self,
         staged: &Staged<'_>,
         prepared: &mut Prepared,
-    ) -> Result<Option<Artifact>, Error> {
+    ) -> Result<Option<(Artifact, String)>, Error> {
         let boundary = staged.laid.boundary.then_some(CacheReason::BuilderCacheBoundary);
         let not_asked = if self.plan.skip_cache { Some(CacheReason::WholeBuildSkipCache) } else { boundary };
         let key = self.final_key(staged, prepared);
@@ -127,7 +127,7 @@ impl<'a> Stage<'a> {
         };
         self.inner.metrics.lookup("final_artifact", shown_status(status));
         self.log.cache("finalize", CacheKind::FinalArtifact, status, reason, &key, message).await?;
-        Ok(found)
+        Ok(found.map(|artifact| (artifact, key)))
     }
 
     /// The key of what this build makes, once its root image is known.
@@ -247,19 +247,13 @@ impl<'a> Stage<'a> {
         cache: &mut TemplateBuildCacheSummary,
         entries: &mut Vec<TemplateBuildLogEntry>,
     ) {
+        let inline: HashSet<&String> =
+            self.plan.context.0.values().filter(|entry| entry.inline).filter_map(|entry| entry.blob.as_ref()).collect();
         for item in copies(step).iter() {
             let (mut known, mut stored) = (0, 0);
             for source in item.sources.iter().flat_map(|source| sources::resolve(&self.plan.context, source)) {
                 let blobs = source.entries.iter().filter_map(|entry| entry.blob.as_ref());
-                let inline = |blob: &&String| {
-                    let is = |entry: &crate::context::PlannedEntry| entry.inline && entry.blob.as_ref() == Some(*blob);
-                    self.plan.context.0.values().any(is)
-                };
-                let (with_request, uploaded): (Vec<_>, Vec<_>) = if self.plan.context.has_inline() {
-                    blobs.partition(inline)
-                } else {
-                    (Vec::new(), blobs.collect())
-                };
+                let (with_request, uploaded): (Vec<_>, Vec<_>) = blobs.partition(|blob| inline.contains(blob));
                 known += uploaded.len() as u64;
                 stored += with_request.len() as u64;
             }
