@@ -32,7 +32,7 @@ pub(crate) fn copy(from: &File, to: &File, len: u64) -> io::Result<u64> {
 }
 
 /// The next extent at or after `at` that is not a hole.
-fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
+pub(crate) fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
     if at >= len {
         return Ok(None);
     }

@@ -9,16 +9,15 @@
 //! of the page cache. Where the filesystem shares blocks between files, what is still shared is skipped.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{SeekFrom, seek};
-use rustix::io::Errno;
-
+use super::files::nameless;
 use crate::changes::{DiskChanges, Extent};
+use crate::sparse;
 
 /// What is compared and captured at once, bytes: a block of the guest's filesystem.
 const BLOCK: u64 = 4096;
@@ -83,15 +82,8 @@ impl Tracked {
 
     /// Where the disk, or the image, has data at or after `at`.
     fn next(&self, at: u64, size: u64) -> io::Result<Option<u64>> {
-        let of = |file: &File| match seek(file, SeekFrom::Data(at)) {
-            Ok(found) => Ok(Some(found)),
-            Err(Errno::NXIO) => Ok(None),
-            // No knowledge of holes: all of it is data.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(at)),
-            Err(error) => Err(io::Error::from(error)),
-        };
-        let found = [of(&self.disk)?, of(&self.image)?].into_iter().flatten().min();
-        Ok(found.filter(|found| *found < size))
+        let of = |file| Ok::<_, io::Error>(sparse::next_data(file, at, size)?.map(|(start, _)| start));
+        Ok([of(&self.disk)?, of(&self.image)?].into_iter().flatten().min())
     }
 }
 
@@ -112,11 +104,6 @@ fn read_padded(file: &File, mut buffer: &mut [u8], mut at: u64) -> io::Result<()
         }
     }
     Ok(())
-}
-
-/// A file without a name in `folder`.
-fn nameless(folder: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(folder)
 }
 
 // ---------------------------------------------------------------- blocks that two files share
@@ -192,6 +179,8 @@ fn shared(one: &File, other: &File, start: u64, len: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+
     use proptest::prelude::*;
 
     use super::*;

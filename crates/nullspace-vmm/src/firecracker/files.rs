@@ -45,6 +45,11 @@ pub(super) fn reflink(source: &File, to: &Path) -> io::Result<Option<File>> {
     }
 }
 
+/// A file without a name in `folder`: it goes with its last descriptor.
+pub(super) fn nameless(folder: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(folder)
+}
+
 fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }

@@ -21,6 +21,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::files::nameless;
 use rustix::fs::{FileType, Mode, OFlags, mknodat};
 
 const PREFIX: &str = "nullspace-";
@@ -44,8 +45,7 @@ impl Overlay {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the image is no whole number of pages"));
         }
         let control = open_control()?;
-        let written =
-            OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(scratch)?;
+        let written = nameless(scratch)?;
         // Every chunk goes there at most once.
         written.set_len(bytes)?;
         let below = Loop::attach(image, true)?;
