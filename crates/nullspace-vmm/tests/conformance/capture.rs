@@ -45,13 +45,7 @@ fn what_a_running_machine_has_written_is_taken_while_it_runs() {
             "n=0; while true; do n=$((n+1)); echo $n >/root/ticks.new; mv /root/ticks.new /root/ticks; sleep 0.2; done";
         let service = agent.start_service(exec(service)).await.unwrap();
         shell(&agent, "echo built >/root/mark; while [ ! -e /root/ticks ]; do sleep 0.1; done").await;
-        agent.freeze().await.unwrap();
-        agent.disconnect().await;
-        drop(agent);
-        machine.pause().await.unwrap();
-        let dir = stage.dir.path().join("template");
-        fs::create_dir(&dir).unwrap();
-        let summary = machine.snapshot(&dir).await.unwrap();
+        let (dir, summary) = stage.snapshot(&*machine, agent, "template").await;
         machine.kill().await.unwrap();
         drop(machine);
         let template = Template { dir, summary, base: layer.clone(), service, ticks: 0 };

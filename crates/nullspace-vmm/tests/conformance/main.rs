@@ -133,13 +133,7 @@ fn a_restored_machine_can_be_snapshotted_and_lives_on() {
         let template = stage.template(Network::Isolated).await;
         let (machine, agent) = stage.restore(&template, "first").await;
         shell(&agent, "echo second >/root/level").await;
-        agent.freeze().await.unwrap();
-        agent.disconnect().await;
-        drop(agent);
-        machine.pause().await.unwrap();
-        let dir = stage.dir.path().join("second");
-        fs::create_dir(&dir).unwrap();
-        let summary = machine.snapshot(&dir).await.unwrap();
+        let (dir, summary) = stage.snapshot(&*machine, agent, "second").await;
         machine.resume().await.unwrap();
         let agent = greet_running(&*machine).await;
         agent.thaw().await.unwrap();

@@ -169,13 +169,7 @@ impl Stage {
         let service = agent.start_service(exec(service)).await.unwrap();
         shell(&agent, "echo built >/root/mark; while [ ! -e /run/ticks ]; do sleep 0.1; done").await;
         let ticks = shell(&agent, "cat /run/ticks").await.parse().unwrap();
-        agent.freeze().await.unwrap();
-        agent.disconnect().await;
-        drop(agent);
-        machine.pause().await.unwrap();
-        let dir = self.dir.path().join("template");
-        fs::create_dir(&dir).unwrap();
-        let summary = machine.snapshot(&dir).await.unwrap();
+        let (dir, summary) = self.snapshot(&*machine, agent, "template").await;
         machine.kill().await.unwrap();
         drop(machine);
         self.nothing_is_left();
@@ -185,6 +179,18 @@ impl Stage {
             fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         assert_eq!(summary.files.iter().cloned().collect::<BTreeSet<_>>(), found);
         Template { dir, summary, base: self.base.clone(), service, ticks }
+    }
+
+    /// Freezes, lets the agent go, pauses, and takes the snapshot into a folder of its own.
+    pub(crate) async fn snapshot(&self, machine: &dyn Vm, agent: Agent, name: &str) -> (PathBuf, SnapshotSummary) {
+        agent.freeze().await.unwrap();
+        agent.disconnect().await;
+        drop(agent);
+        machine.pause().await.unwrap();
+        let dir = self.dir.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        let summary = machine.snapshot(&dir).await.unwrap();
+        (dir, summary)
     }
 
     pub(crate) fn restore_spec(&self, template: &Template, id: &str) -> RestoreSpec {
