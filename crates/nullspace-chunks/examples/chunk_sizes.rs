@@ -5,65 +5,17 @@
 //! `CHANGED`: what it adds), and the time to store and to write back, without flushing what was written back. Times are
 //! medians of three runs. `bench-store` in the Makefile makes the images and runs this.
 
+mod compared;
+
 use std::error::Error;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
+use compared::Compared;
 use nullspace_chunks::{Changes, Extent, Settings, Stop, Store};
 
 const ROUNDS: usize = 3;
 const MIB: f64 = 1_048_576.0;
-const STEP: usize = 1 << 20;
-
-/// A changed copy of an image, and where it differs.
-struct Copy {
-    file: File,
-    bytes: u64,
-    extents: Vec<Extent>,
-}
-
-impl Copy {
-    /// Compares in blocks of 4 KiB.
-    fn compare(before: &File, file: File) -> io::Result<Copy> {
-        let bytes = file.metadata()?.len();
-        let (mut old, mut new) = (vec![0; STEP], vec![0; STEP]);
-        let mut extents: Vec<Extent> = Vec::new();
-        let mut at = 0;
-        while at < bytes {
-            let length = (bytes - at).min(STEP as u64) as usize;
-            before.read_exact_at(&mut old[..length], at)?;
-            file.read_exact_at(&mut new[..length], at)?;
-            for (index, (old, new)) in old[..length].chunks(4096).zip(new[..length].chunks(4096)).enumerate() {
-                if old == new {
-                    continue;
-                }
-                let start = at + index as u64 * 4096;
-                match extents.last_mut() {
-                    Some(last) if last.at + last.len == start => last.len += new.len() as u64,
-                    _ => extents.push(Extent { at: start, len: new.len() as u64, zero: false }),
-                }
-            }
-            at += length as u64;
-        }
-        Ok(Copy { file, bytes, extents })
-    }
-}
-
-impl Changes for Copy {
-    fn image_bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    fn extents(&self) -> Vec<Extent> {
-        self.extents.clone()
-    }
-
-    fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buffer, at)
-    }
-}
 
 /// One run's figures.
 #[derive(Clone, Copy)]
@@ -76,7 +28,7 @@ struct Figures {
     content_mib: f64,
 }
 
-fn run(settings: Settings, image: &File, changed: Option<&Copy>) -> Result<Figures, Box<dyn Error>> {
+fn run(settings: Settings, image: &File, changed: Option<&Compared>) -> Result<Figures, Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let store = Store::open(dir.path(), settings)?;
     let stop = Stop::default();
@@ -110,10 +62,10 @@ fn run(settings: Settings, image: &File, changed: Option<&Copy>) -> Result<Figur
 fn main() -> Result<(), Box<dyn Error>> {
     let mut paths = std::env::args_os().skip(1);
     let image = File::open(paths.next().ok_or("usage: chunk_sizes IMAGE [CHANGED]")?)?;
-    let changed = paths.next().map(|path| Copy::compare(&image, File::open(path)?)).transpose()?;
+    let changed = paths.next().map(|path| Compared::new(&image, File::open(path)?)).transpose()?;
     if let Some(changed) = &changed {
-        let blocks: u64 = changed.extents.iter().map(|extent| extent.len / 4096).sum();
-        println!("changed: {blocks} blocks in {} extents", changed.extents.len());
+        let blocks: u64 = changed.extents().iter().map(|extent| extent.len / compared::BLOCK as u64).sum();
+        println!("changed: {blocks} blocks in {} extents", changed.extents().len());
     }
     println!("chunk KiB | zstd | image MiB | change MiB | put ms | change ms | write back ms | write back MiB/s");
     for chunk_kib in [4, 16, 64, 256] {

@@ -5,66 +5,23 @@
 //! chunks, its raw file having been removed, and half of the layers are collected. `FOLDER` must not exist. The last
 //! lines are `bench: …`. `make bench-store` runs this beside the same through real machines.
 
+#[path = "../../nullspace-chunks/examples/compared/mod.rs"]
+mod compared;
+
 use std::error::Error;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
+use compared::Compared;
 use nullspace_store::{ArtifactStore, Changes, Extent, KnownFiles, Rootfs};
 use serde_json::json;
 
 const MIB: f64 = 1_048_576.0;
-const STEP: usize = 1 << 20;
-const BLOCK: usize = 4096;
-
-/// A changed copy of an image, and where it differs.
-struct Changed {
-    file: File,
-    bytes: u64,
-    extents: Vec<Extent>,
-}
-
-impl Changed {
-    fn find(before: &File, path: &Path) -> io::Result<Changed> {
-        let file = File::open(path)?;
-        let bytes = file.metadata()?.len();
-        let (mut old, mut new) = (vec![0; STEP], vec![0; STEP]);
-        let (mut extents, mut at): (Vec<Extent>, u64) = (Vec::new(), 0);
-        while at < bytes {
-            let length = (bytes - at).min(STEP as u64) as usize;
-            before.read_exact_at(&mut old[..length], at)?;
-            file.read_exact_at(&mut new[..length], at)?;
-            for (index, (old, new)) in old[..length].chunks(BLOCK).zip(new[..length].chunks(BLOCK)).enumerate() {
-                let start = at + (index * BLOCK) as u64;
-                match extents.last_mut() {
-                    _ if old == new => {}
-                    Some(last) if last.at + last.len == start => last.len += new.len() as u64,
-                    _ => extents.push(Extent { at: start, len: new.len() as u64, zero: false }),
-                }
-            }
-            at += length as u64;
-        }
-        Ok(Changed { file, bytes, extents })
-    }
-}
-
-impl Changes for Changed {
-    fn image_bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    fn extents(&self) -> Vec<Extent> {
-        self.extents.clone()
-    }
-
-    fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buffer, at)
-    }
-}
 
 fn run(program: &str, arguments: &[&str]) -> Result<(), Box<dyn Error>> {
     let status = Command::new(program).args(arguments).status()?;
@@ -124,8 +81,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (mut layers, mut times, mut blocks): (Vec<Rootfs>, Vec<f64>, Vec<f64>) = Default::default();
     for _ in 0..count {
         add_megabyte(image, &copy, &mount)?;
-        let changed = Changed::find(&base, &copy)?;
-        blocks.push(changed.extents.iter().map(|extent| extent.len as f64 / BLOCK as f64).sum());
+        let changed = Compared::new(&base, File::open(&copy)?)?;
+        blocks.push(changed.extents().iter().map(|extent| extent.len as f64 / compared::BLOCK as f64).sum());
         let began = Instant::now();
         let layer = store.publish_layer(&parent, &key, Arc::new(changed)).await?;
         times.push(began.elapsed().as_secs_f64() * 1000.0);
