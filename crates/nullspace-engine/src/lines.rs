@@ -130,4 +130,20 @@ mod tests {
             prop_assert_eq!(all(1000, &[head, tail]), all(1000, &[bytes]));
         }
     }
+
+    #[test]
+    fn the_last_lines_are_few_not_blank_and_cut_between_characters() {
+        let mut last = LastLines::new("…");
+        for number in 0..LAST + 5 {
+            last.push(&format!("line {number}"));
+            last.push(" ");
+        }
+        last.push(&"ä".repeat(LAST_BYTES));
+        let all = last.all();
+        assert_eq!((all.len(), all[0].as_str()), (LAST, "line 6"));
+        assert_eq!(all[LAST - 1], format!("{}…", "ä".repeat(LAST_BYTES / 2)));
+        let mut last = LastLines::new("");
+        last.push(&format!("x{}", "ä".repeat(LAST_BYTES)));
+        assert_eq!(last.all(), [format!("x{}", "ä".repeat(LAST_BYTES / 2 - 1))]);
+    }
 }
