@@ -4,8 +4,9 @@
 //!   source     dst                       becomes
 //!   file       "d/" or a directory       d/<name>        missing folders are made, 0755, for the copy's owner
 //!   file       anything else             dst             a link there is followed, a file replaced
-//!   directory  a directory, or missing   dst/<contents>  a directory that is there keeps what it is; those below it take
-//!                                                        the source's owner and mode (BuildKit's fsutil does so)
+//!   directory  a directory, or missing   dst/<contents>  a directory that is there keeps what it is, a missing one is made
+//!                                                        as parents are; those below it take the copy's owner and mode
+//!                                                        (BuildKit's fsutil does so)
 //! ```
 //! The host has checked that entries stay below their source; it is checked here again.
 
@@ -129,7 +130,9 @@ fn take_folder(path: &Path, mode: u32, owner: Owner, outermost: bool) -> Result<
             kind: FailureKind::FileExists,
             message: format!("`{}` is a file, and a directory is to be copied there.", path.display()),
         }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make_folder(path, mode, owner).map_err(cannot),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_folder(path, if outermost { FOLDER_MODE } else { mode }, owner).map_err(cannot)
+        }
         Err(error) => Err(cannot(error)),
     }
 }

@@ -1,4 +1,5 @@
-//! Dockerfiles in folders of their own (`tests/dockerfiles`): what the service makes of each is what `docker build` makes.
+//! Dockerfiles in folders of their own (`tests/dockerfiles`), and lists of steps (`tests/steps`) with the Dockerfiles that
+//! the service's plan renders them as: what the service makes of each is what `docker build` makes.
 //!
 //! ```text
 //!   folder ── docker build, create, export ──> tar ──────> files ─┐
@@ -18,7 +19,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::fixture::{Docker, Image, Registry, Service};
+use crate::fixture::{Docker, Image, Registry, Service, debian};
+use nullspace_api::TemplateBuildPlanResponse;
 
 fn run(command: &mut Command) -> Vec<u8> {
     let output = command.output().expect("run a program");
@@ -46,6 +48,9 @@ fn context(folder: &Path) -> Vec<Value> {
     }
     files
 }
+
+/// What the guest makes where the image has none, and the identity that it draws.
+const GUEST: [&str; 5] = ["etc/machine-id", "run", "tmp", "var", "var/tmp"];
 
 /// Every name below `dir` with all that is to be equal.
 fn tree(dir: &Path) -> BTreeMap<String, String> {
@@ -80,12 +85,89 @@ fn tree(dir: &Path) -> BTreeMap<String, String> {
     found
 }
 
-/// Permission bits of a file in an ext4 image, as `debugfs` reads them: `Mode:  04755`.
-fn special_mode(image: &Path, path: &str) -> u32 {
+/// Permission bits, user and group of a file in an ext4 image, as `debugfs` tells them: rdump leaves out setuid, setgid and
+/// sticky bits, and links' owners.
+fn inode(image: &Path, path: &str) -> (u32, u32, u32) {
     let shown = run(Command::new("/sbin/debugfs").args(["-R", &format!("stat \"/{path}\"")]).arg(image));
     let shown = String::from_utf8_lossy(&shown).into_owned();
-    let (_, behind) = shown.split_once("Mode:").unwrap_or_else(|| panic!("{path}: {shown}"));
-    u32::from_str_radix(behind.split_whitespace().next().unwrap_or_default(), 8).expect("octal digits")
+    let number = |name: &str, radix| {
+        let (_, behind) = shown.split_once(name).unwrap_or_else(|| panic!("{path}: {shown}"));
+        u32::from_str_radix(behind.split_whitespace().next().unwrap_or_default(), radix).expect("digits")
+    };
+    (number("Mode:", 8), number("User:", 10), number("Group:", 10))
+}
+
+/// A service with an engine of its own, and the folder in which trees are laid out beside each other.
+struct Pair<'s> {
+    docker: &'s Docker,
+    service: &'s Service,
+    scratch: PathBuf,
+}
+
+impl Pair<'_> {
+    fn new<'s>(docker: &'s Docker, service: &'s Service) -> Pair<'s> {
+        Pair { docker, service, scratch: docker.data().parent().unwrap().join("trees") }
+    }
+
+    fn images(&self) -> BTreeSet<PathBuf> {
+        let entries = fs::read_dir(self.service.data().join("rootfs")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    }
+
+    /// Builds; the one root image that is laid out for it.
+    async fn image_of(&self, request: Value) -> PathBuf {
+        let before = self.images();
+        let built = self.service.api().ready(request).await;
+        let made: Vec<PathBuf> = self.images().difference(&before).cloned().collect();
+        let [image] = made.as_slice() else { panic!("{made:?} {built:?}") };
+        image.clone()
+    }
+
+    /// How the files of a root image differ from those of a `docker build` of the folder, but for what is `left_out` with
+    /// all below it.
+    fn differences(&self, name: &str, image: &Path, folder: &Path, left_out: &[String]) -> Vec<String> {
+        let (ours, theirs) = (self.scratch.join("ours"), self.scratch.join("theirs"));
+        for dir in [&ours, &theirs] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        let dump = format!("rdump / {}", ours.display());
+        run(Command::new("/sbin/debugfs").args(["-R", &dump]).arg(image));
+
+        self.docker.output(&["build", "-t", "theirs", folder.to_str().unwrap()]);
+        let container = self.docker.output(&["create", "--network=none", "theirs", "true"]);
+        let container = String::from_utf8(container).unwrap();
+        let tar = self.scratch.join("theirs.tar");
+        self.docker.output(&["export", "-o", tar.to_str().unwrap(), container.trim()]);
+        self.docker.output(&["rm", "-v", container.trim()]);
+        run(Command::new("tar").args(["--numeric-owner", "-xpf"]).arg(&tar).arg("-C").arg(&theirs));
+        let (mut mine, docks) = (tree(&ours), tree(&theirs));
+        for (path, what) in mine.iter_mut().filter(|(path, what)| docks.get(*path).is_some_and(|there| there != *what))
+        {
+            let (mode, uid, gid) = inode(image, path);
+            let (_, rest) =
+                what.split_once(' ').and_then(|(_, rest)| rest.split_once(' ')).expect("mode, owner, content");
+            let mode = if rest.starts_with("link") { 0 } else { mode };
+            *what = format!("{mode:o} {uid}:{gid} {rest}");
+        }
+        let is_left_out = |path: &String| {
+            let guests = GUEST.contains(&path.as_str()) && !docks.contains_key(path);
+            guests || left_out.iter().any(|left| Path::new(path).starts_with(left))
+        };
+        let names: BTreeSet<&String> = mine.keys().chain(docks.keys()).collect();
+        let differ = names.into_iter().filter(|path| mine.get(*path) != docks.get(*path) && !is_left_out(path));
+        let said = |path: &String| format!("{name}: /{path}: here {:?}, docker {:?}", mine.get(path), docks.get(path));
+        let differ = differ.map(said).collect();
+        fs::remove_dir_all(&self.scratch).unwrap();
+        differ
+    }
+}
+
+/// The files or folders of a folder of cases, in order.
+fn cases(folder: &str) -> Vec<PathBuf> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder);
+    let mut cases: Vec<PathBuf> = fs::read_dir(top).unwrap().flatten().map(|entry| entry.path()).collect();
+    cases.sort();
+    cases
 }
 
 #[tokio::test]
@@ -94,60 +176,88 @@ async fn every_dockerfile_makes_the_files_that_docker_makes() {
     registry.push("library/box", "1", &Image::busybox()).await;
     let docker = Docker::start(&registry.as_hub());
     let mut service = Service::with([docker.setting()]).await;
-    let api = service.api();
-    let scratch = docker.data().parent().unwrap().join("trees");
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dockerfiles");
-    let mut folders: Vec<PathBuf> = fs::read_dir(top).unwrap().flatten().map(|entry| entry.path()).collect();
-    folders.sort();
+    let folders = cases("dockerfiles");
     assert!(folders.len() >= 40, "{}", folders.len());
-    let images = || -> BTreeSet<PathBuf> {
-        let entries = fs::read_dir(service.data().join("rootfs")).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).collect()
-    };
     let mut differ = Vec::new();
     for folder in &folders {
         let name = folder.file_name().unwrap().to_str().unwrap();
-        let before = images();
         let text = fs::read_to_string(folder.join("Dockerfile")).unwrap();
         let request = json!({
             "dockerfile": text, "build_context": {"files": context(folder)},
             "build_config": {"memory_mib": 192, "disk_mb": 512}, "skip_cache": true,
         });
-        let built = api.build(request).await;
-        let made: Vec<PathBuf> = images().difference(&before).cloned().collect();
-        let [image] = made.as_slice() else { panic!("{name}: {made:?} {built:?}") };
-        let (ours, theirs) = (scratch.join("ours"), scratch.join("theirs"));
-        for dir in [&ours, &theirs] {
-            fs::create_dir_all(dir).unwrap();
-        }
-        let dump = format!("rdump / {}", ours.display());
-        run(Command::new("/sbin/debugfs").args(["-R", &dump]).arg(image));
-
-        docker.output(&["build", "-t", "theirs", folder.to_str().unwrap()]);
-        let container = docker.output(&["create", "--network=none", "theirs", "true"]);
-        let container = String::from_utf8(container).unwrap();
-        let tar = scratch.join("theirs.tar");
-        docker.output(&["export", "-o", tar.to_str().unwrap(), container.trim()]);
-        docker.output(&["rm", "-v", container.trim()]);
-        run(Command::new("tar").args(["--numeric-owner", "-xpf"]).arg(&tar).arg("-C").arg(&theirs));
-        let (mut mine, docks) = (tree(&ours), tree(&theirs));
-        // rdump leaves out setuid, setgid and sticky bits.
-        for (path, what) in docks.iter().filter(|(_, what)| what.split(' ').next().is_some_and(|mode| mode.len() > 3)) {
-            let mode = special_mode(image, path);
-            if let Some((_, rest)) = mine.get(path).and_then(|found| found.split_once(' ')) {
-                let found = format!("{mode:o} {rest}");
-                assert_eq!(&found, what, "{name}: /{path}");
-                mine.insert(path.clone(), found);
-            }
-        }
-        let names: BTreeSet<&String> = mine.keys().chain(docks.keys()).collect();
-        for path in names.into_iter().filter(|path| mine.get(*path) != docks.get(*path)) {
-            differ.push(format!("{name}: /{path}: here {:?}, docker {:?}", mine.get(path), docks.get(path)));
-        }
-        fs::remove_dir_all(&scratch).unwrap();
-        fs::create_dir_all(&scratch).unwrap();
+        let pair = Pair::new(&docker, &service);
+        differ.extend(pair.differences(name, &pair.image_of(request).await, folder, &[]));
     }
     assert!(differ.is_empty(), "{}", differ.join("\n"));
     println!("{} Dockerfiles", folders.len());
+    service.stop().await;
+}
+
+/// The folder that a request's build context describes.
+fn lay_out(files: &[Value], folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    let set_mode = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    for file in files {
+        let path = folder.join(file["path"].as_str().unwrap());
+        let mode = u32::from_str_radix(file["mode"].as_str().unwrap(), 8).unwrap();
+        if file["entry_type"] == "dir" {
+            fs::create_dir_all(&path).unwrap();
+        } else {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, STANDARD.decode(file["content_base64"].as_str().unwrap()).unwrap()).unwrap();
+        }
+        set_mode(&path, mode);
+    }
+}
+
+#[tokio::test]
+async fn every_step_makes_the_files_that_its_dockerfile_makes() {
+    let registry = Registry::start();
+    registry.push("library/box", "1", &Image::busybox()).await;
+    registry.push("library/debian", "1", &debian::image()).await;
+    let docker = Docker::start(&registry.as_hub());
+    let mut service = Service::with([docker.setting(), registry.as_mirror_of("docker.io")]).await;
+    let api = service.api();
+    // Both bases are there before the first image is looked for.
+    for base in ["box:1", "debian:1"] {
+        api.ready(json!({"base_image": base, "build_config": {"memory_mib": 192, "disk_mb": 1024}})).await;
+    }
+    let files = cases("steps");
+    let (mut differ, mut actions) = (Vec::new(), BTreeSet::new());
+    for case in &files {
+        let name = case.file_stem().unwrap().to_str().unwrap();
+        let case: Value = serde_json::from_str(&fs::read_to_string(case).unwrap()).unwrap();
+        let base = case["base"].as_str().unwrap_or("box:1");
+        let context = case["files"].as_array().cloned().unwrap_or_default();
+        let request = json!({
+            "name": name, "base_image": base, "steps": case["steps"], "build_context": {"files": context},
+            "build_config": {"memory_mib": 192, "disk_mb": 1024},
+        });
+        actions
+            .extend(case["steps"].as_array().unwrap().iter().map(|step| step["action"].as_str().unwrap().to_owned()));
+        let plan: TemplateBuildPlanResponse = api.post("/v1/templates/plan", request.clone()).await.ok(200);
+        let mut text = format!("FROM {base}\nWORKDIR /workspace\n");
+        for line in &plan.build_plan.build_steps {
+            text += &format!("{} {}\n", line["instruction"].as_str().unwrap(), line["arguments"].as_str().unwrap());
+        }
+        let folder = service.data().join("../context");
+        lay_out(&context, &folder);
+        // Beside the context, so that `COPY .` does not take it along.
+        fs::write(folder.join("Dockerfile"), text).unwrap();
+        fs::write(folder.join(".dockerignore"), "Dockerfile\n.dockerignore\n").unwrap();
+        let left_out: Vec<String> = serde_json::from_value(case["leave_out"].clone()).unwrap_or_default();
+        let pair = Pair::new(&docker, &service);
+        let built = api.ready(request).await;
+        // What a build starts from is laid out as a file.
+        let child = json!({
+            "base_image": format!("{}/{name}", built.build.namespace_slug), "steps": [{"action": "run", "command": "true"}],
+            "build_config": {"memory_mib": 192, "disk_mb": 1024},
+        });
+        differ.extend(pair.differences(name, &pair.image_of(child).await, &folder, &left_out));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+    assert!(differ.is_empty(), "{}", differ.join("\n"));
+    println!("{} lists of steps with {actions:?}", files.len());
     service.stop().await;
 }
