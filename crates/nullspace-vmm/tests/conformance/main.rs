@@ -162,7 +162,7 @@ fn a_snapshot_from_another_host_is_refused_and_a_running_machine_gives_none() {
         fs::create_dir(&dir).unwrap();
         assert!(matches!(machine.snapshot(&dir).await, Err(VmmError::Refused { .. })));
         drop(machine);
-        stage.settles();
+        stage.nothing_is_left();
     });
 }
 
@@ -175,7 +175,7 @@ fn fifty_machines_come_and_go_and_nothing_is_left() {
         let (machine, _agent) = stage.restore(&template, "warm").await;
         machine.kill().await.unwrap();
         drop(machine);
-        stage.settles();
+        stage.nothing_is_left();
         let before = stage.traces();
         let mut times = Vec::new();
         for n in 0..cycles {
@@ -190,7 +190,7 @@ fn fifty_machines_come_and_go_and_nothing_is_left() {
                 _ => drop((machine, agent)),
             }
         }
-        stage.settles();
+        stage.nothing_is_left();
         assert_eq!(stage.traces(), before);
         times.sort_unstable();
         if let Some(median) = times.get(times.len() / 2) {

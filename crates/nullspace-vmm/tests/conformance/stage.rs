@@ -225,7 +225,7 @@ impl Stage {
 
     /// Everything that a machine may leave, but for the folders that are ours to remove.
     pub(crate) fn traces(&self) -> BTreeSet<String> {
-        // The pool's spares are counted by `settles`.
+        // The pool's spares are counted by `nothing_is_left`.
         let mut traces: BTreeSet<_> = interfaces().into_iter().filter(|name| !name.starts_with("nsv")).collect();
         for work in fs::read_dir(self.dir.path().join("work")).into_iter().flatten().flatten() {
             for entry in fs::read_dir(work.path()).unwrap().flatten() {
@@ -259,25 +259,22 @@ impl Stage {
         .collect()
     }
 
+    /// Waits for what the kernel and the pool of networks do in the background once no machine runs; then no process,
+    /// file, control group or network but the pool's spares may be there.
     pub(crate) fn nothing_is_left(&self) {
-        self.settles();
-        let left: Vec<_> = self.traces().into_iter().filter(|trace| trace.starts_with('/')).collect();
-        assert!(left.is_empty(), "{left:?}");
-    }
-
-    /// Waits for what the kernel and the pool of networks do in the background once no machine runs.
-    pub(crate) fn settles(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
-        let networks = || interfaces().iter().filter(|name| name.starts_with("nsv")).count();
-        while (self.traces().iter().any(|trace| trace.starts_with('/'))
-            || !self.processes().is_empty()
-            || networks() != self.spares)
-            && Instant::now() < deadline
-        {
+        // One look decides: while networks come and go in the background, another would see other processes.
+        let left = || {
+            let networks = interfaces().iter().filter(|name| name.starts_with("nsv")).count();
+            let paths: Vec<_> = self.traces().into_iter().filter(|trace| trace.starts_with('/')).collect();
+            let processes = self.processes();
+            let settled = paths.is_empty() && processes.is_empty() && networks == self.spares;
+            (!settled).then(|| format!("{paths:?}, {processes:?}, {networks} networks, {} spare", self.spares))
+        };
+        while let Some(left) = left() {
+            assert!(Instant::now() < deadline, "what stays when no machine runs: {left}");
             std::thread::sleep(Duration::from_millis(50));
         }
-        assert!(self.processes().is_empty(), "{:?}", self.processes());
-        assert_eq!(networks(), self.spares, "networks that stay when no machine runs");
     }
 }
 
