@@ -55,6 +55,7 @@ impl Machine {
     pub(crate) async fn boot(
         vmm: &dyn Vmm,
         spec: BootSpec,
+        imported_user: Option<String>,
         permit: Permit,
         cancel: &CancellationToken,
     ) -> Result<Machine, MachineError> {
@@ -67,7 +68,8 @@ impl Machine {
                     info.root_error.unwrap_or_else(|| "the root is not mounted".to_owned()),
                 ));
             }
-            let configure = Configure { hostname, network: vm.guest_network(), unix_time_ns: unix_time_ns() };
+            let configure =
+                Configure { hostname, network: vm.guest_network(), unix_time_ns: unix_time_ns(), imported_user };
             agent.configure(configure).await?;
             Ok((agent, info))
         };

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::file::{FileCall, FileEntry};
 
 /// Version of this protocol and of the agent's behaviour; part of a snapshot's compatibility class.
-pub const AGENT_ABI: u32 = 4;
+pub const AGENT_ABI: u32 = 5;
 
 /// Milliseconds between the SIGTERM that a process's timeout sends and the SIGKILL that follows.
 pub const KILL_AFTER_MS: u64 = 1000;
@@ -100,6 +100,10 @@ pub struct Configure {
     pub network: Option<GuestNetwork>,
     /// Nanoseconds since 1970, UTC.
     pub unix_time_ns: u64,
+    /// The user that an imported image names. One whose number /etc/passwd does not know gets an account there,
+    /// `nullspace-imported-<uid>`, as the contract has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported_user: Option<String>,
 }
 
 /// Static IPv4 configuration of the guest's eth0.

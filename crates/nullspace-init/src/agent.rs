@@ -177,6 +177,9 @@ impl Agent {
         identity::set_clock(configure.unix_time_ns)?;
         identity::set_hostname(&configure.hostname)?;
         identity::ensure_machine_id(&self.info.boot_id)?;
+        if let Some(user) = &configure.imported_user {
+            identity::ensure_account(user)?;
+        }
         self.set_network(configure.network.as_ref())
     }
 

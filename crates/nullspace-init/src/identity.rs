@@ -10,6 +10,8 @@ use base64::Engine;
 use nix::sys::time::TimeSpec;
 use nullspace_guest::message::{Failure, FailureKind, GuestNetwork, Restored};
 
+use crate::process::prepare;
+
 // From the kernel's include/uapi/linux/random.h.
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
 const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
@@ -89,14 +91,14 @@ pub(crate) fn set_clock(unix_time_ns: u64) -> Result<(), Failure> {
 pub(crate) fn set_hostname(name: &str) -> Result<(), Failure> {
     check_hostname(name)?;
     nix::unistd::sethostname(name).map_err(|error| internal("The host name cannot be set", error))?;
-    replace("/etc/hostname", &format!("{name}\n"), 0o644)?;
+    replace("/etc/hostname", format!("{name}\n").as_bytes(), 0o644)?;
     let old = fs::read_to_string("/etc/hosts").unwrap_or_default();
-    replace("/etc/hosts", &hosts(&old, name), 0o644)
+    replace("/etc/hosts", hosts(&old, name).as_bytes(), 0o644)
 }
 
 /// Writes /etc/machine-id.
 pub(crate) fn set_machine_id(id: &str) -> Result<(), Failure> {
-    replace("/etc/machine-id", &format!("{id}\n"), 0o444)
+    replace("/etc/machine-id", format!("{id}\n").as_bytes(), 0o444)
 }
 
 /// Gives a freshly booted guest a machine id when its image has none: services may want one before the first restore,
@@ -108,10 +110,28 @@ pub(crate) fn ensure_machine_id(boot_id: &str) -> Result<(), Failure> {
     }
 }
 
+/// Gives an image's user a name when the image only has its number. A user that cannot be resolved is left to whoever runs
+/// something as it: the failure is that command's.
+pub(crate) fn ensure_account(user: &str) -> Result<(), Failure> {
+    let Some(line) = prepare::accounts()?.imported(user) else { return Ok(()) };
+    // As bytes: other lines may be anything.
+    let mut passwd = match fs::read("/etc/passwd") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(internal("/etc/passwd cannot be read", error));
+        }
+        read => read.unwrap_or_default(),
+    };
+    if passwd.last().is_some_and(|&last| last != b'\n') {
+        passwd.push(b'\n');
+    }
+    passwd.extend_from_slice(line.as_bytes());
+    replace("/etc/passwd", &passwd, 0o644)
+}
+
 /// Writes /etc/resolv.conf.
 pub(crate) fn set_resolver(network: &GuestNetwork) -> Result<(), Failure> {
     let servers: String = network.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
-    replace("/etc/resolv.conf", &servers, 0o644)
+    replace("/etc/resolv.conf", servers.as_bytes(), 0o644)
 }
 
 /// /etc/hosts with this name on 127.0.1.1, as Debian has it; other lines stay.
@@ -132,10 +152,10 @@ fn hosts(old: &str, name: &str) -> String {
 
 /// Makes `path` a file of this content. A symbolic link is replaced, not followed: images link /etc/resolv.conf to files
 /// of daemons that do not run here.
-fn replace(path: &str, content: &str, mode: u32) -> Result<(), Failure> {
+fn replace(path: &str, content: &[u8], mode: u32) -> Result<(), Failure> {
     let write = || -> io::Result<()> {
         let path = Path::new(path);
-        if overwrite(path, content.as_bytes())? {
+        if overwrite(path, content)? {
             return Ok(());
         }
         if let Some(folder) = path.parent() {
@@ -147,7 +167,7 @@ fn replace(path: &str, content: &str, mode: u32) -> Result<(), Failure> {
             _ => {}
         }
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-        file.write_all(content.as_bytes())?;
+        file.write_all(content)?;
         fs::rename(&new, path).inspect_err(|_| {
             // Somebody made a folder of that name; our file must not stay beside it.
             let _ = fs::remove_file(&new);
@@ -230,9 +250,9 @@ mod tests {
         fs::create_dir(folder.path().join("etc")).unwrap();
         fs::write(folder.path().join("victim"), "old").unwrap();
         std::os::unix::fs::symlink("../victim", &path).unwrap();
-        replace(path.to_str().unwrap(), "new", 0o444).unwrap();
-        replace(path.to_str().unwrap(), "newer than new", 0o444).unwrap();
-        replace(path.to_str().unwrap(), "newer", 0o444).unwrap();
+        replace(path.to_str().unwrap(), b"new", 0o444).unwrap();
+        replace(path.to_str().unwrap(), b"newer than new", 0o444).unwrap();
+        replace(path.to_str().unwrap(), b"newer", 0o444).unwrap();
         assert_eq!(fs::read_to_string(folder.path().join("victim")).unwrap(), "old");
         assert_eq!(fs::read_to_string(&path).unwrap(), "newer");
         let meta = fs::symlink_metadata(&path).unwrap();
@@ -240,12 +260,12 @@ mod tests {
         assert_eq!(meta.permissions().mode() & 0o777, 0o444);
         // A file with a second name keeps what that name stands for.
         fs::hard_link(&path, folder.path().join("other")).unwrap();
-        replace(path.to_str().unwrap(), "newest", 0o644).unwrap();
+        replace(path.to_str().unwrap(), b"newest", 0o644).unwrap();
         assert_eq!(fs::read_to_string(folder.path().join("other")).unwrap(), "newer");
         assert_eq!(fs::read_to_string(&path).unwrap(), "newest");
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        assert!(replace(path.to_str().unwrap(), "x", 0o644).is_err());
+        assert!(replace(path.to_str().unwrap(), b"x", 0o644).is_err());
         assert_eq!(fs::read_dir(folder.path().join("etc")).unwrap().count(), 1);
     }
 }

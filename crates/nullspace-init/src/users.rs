@@ -88,6 +88,15 @@ impl Accounts {
         })
     }
 
+    /// The line that /etc/passwd lacks for an image's user who is a number unknown to it. `None` when it has one, when the
+    /// user cannot be resolved, or when somebody else has the name.
+    pub(crate) fn imported(&self, spec: &str) -> Option<String> {
+        let account = self.resolve(spec).ok()?;
+        let name = format!("nullspace-imported-{}", account.uid);
+        let known = self.users().any(|user| user.uid == account.uid || user.name == name);
+        (!known).then(|| format!("{name}:x:{}:{}::{}:/bin/sh\n", account.uid, account.gid, account.home))
+    }
+
     /// Resolves `user`, `uid`, `user:group`, `uid:gid` and so on; empty is root.
     pub(crate) fn resolve(&self, spec: &str) -> Result<Account, Failure> {
         let (user_part, group_part) = match spec.split_once(':') {
@@ -147,6 +156,27 @@ mod tests {
         +::::::\n\
         toolong:x:4294967295:0::/:\n";
     const GROUP: &str = "root:x:0:\nadm:x:4:daemon,app\ndocker:x:998: app , other\napp:x:1001:\n1001:x:42:\nbad\n";
+
+    #[test]
+    fn a_number_without_an_account_gets_one() {
+        let accounts = Accounts { passwd: PASSWD.into(), group: GROUP.into() };
+        for (spec, line) in [
+            ("4321", Some("nullspace-imported-4321:x:4321:0::/:/bin/sh\n")),
+            ("4321:2345", Some("nullspace-imported-4321:x:4321:2345::/:/bin/sh\n")),
+            ("4321:app", Some("nullspace-imported-4321:x:4321:1001::/:/bin/sh\n")),
+            ("1000", None),
+            // A name, though it looks like a number.
+            ("1234", None),
+            ("app:5", None),
+            ("", None),
+            ("nobody", None),
+            ("4321:nobody", None),
+        ] {
+            assert_eq!(accounts.imported(spec).as_deref(), line, "{spec}");
+        }
+        let taken = Accounts { passwd: "nullspace-imported-7:x:8:8::/:\n".into(), group: String::new() };
+        assert_eq!(taken.imported("7"), None);
+    }
 
     #[test]
     fn specs_resolve_as_in_docker() {

@@ -225,8 +225,12 @@ async fn a_running_service_survives_snapshot_and_restore() {
 
     let network =
         GuestNetwork { address: "10.0.2.15/24".into(), gateway: Some("10.0.2.2".into()), dns: vec!["10.0.2.3".into()] };
-    let configure =
-        Configure { hostname: "build-1".into(), network: Some(network), unix_time_ns: 1_700_000_000_000_000_000 };
+    let configure = Configure {
+        hostname: "build-1".into(),
+        network: Some(network),
+        unix_time_ns: 1_700_000_000_000_000_000,
+        ..Configure::default()
+    };
     agent.configure(configure).await.unwrap();
     assert_eq!(
         shell(&agent, "hostname; cat /etc/hostname; cat /etc/resolv.conf").await,
@@ -381,7 +385,10 @@ async fn an_image_of_one_static_binary_boots() {
     let machine = Machine::start(folder.path(), &folder.path().join("memory"), false);
     let (agent, info) = machine.connect().await;
     assert_eq!((info.root_ready, info.root_error), (true, None));
-    agent.configure(Configure { hostname: "bare".into(), network: None, unix_time_ns: now_ns() }).await.unwrap();
+    agent
+        .configure(Configure { hostname: "bare".into(), network: None, unix_time_ns: now_ns(), ..Configure::default() })
+        .await
+        .unwrap();
     let out = run(&agent, Exec { user: Some("65532:65532".into()), ..exec(&["/busybox", "id"]) }).await;
     assert_eq!(out.stdout, b"uid=65532 gid=65532\n");
     let out = run(&agent, exec(&["/busybox", "cat", "/etc/hosts", "/etc/hostname"])).await;

@@ -67,7 +67,12 @@ async fn run(vmm: &Qemu, root: &Path, folder: &Path, runs: usize) -> Outcome<()>
     };
     let machine = vmm.boot(spec).await?;
     let (agent, _) = Agent::connect(machine.agent().await?, limit).await?;
-    let configure = Configure { hostname: "timing".into(), network: machine.guest_network(), unix_time_ns: now() };
+    let configure = Configure {
+        hostname: "timing".into(),
+        network: machine.guest_network(),
+        unix_time_ns: now(),
+        ..Configure::default()
+    };
     agent.configure(configure).await?;
     agent.exec_collect(exec(), 1000).await?;
     println!("boot to first exec       {:8.1}", ms(start));

@@ -467,7 +467,12 @@ fn make_base(dir: &Path, image: &Path) {
 
 async fn greet(machine: &dyn Vm) -> Agent {
     let agent = greet_running(machine).await;
-    let configure = Configure { hostname: "booted".into(), network: machine.guest_network(), unix_time_ns: now_ns() };
+    let configure = Configure {
+        hostname: "booted".into(),
+        network: machine.guest_network(),
+        unix_time_ns: now_ns(),
+        ..Configure::default()
+    };
     agent.configure(configure).await.unwrap();
     agent
 }

@@ -303,7 +303,12 @@ pub(crate) fn interfaces() -> Vec<String> {
 /// Connects to a freshly booted guest and configures it.
 pub(crate) async fn greet(machine: &dyn Vm) -> Agent {
     let agent = greet_running(machine).await;
-    let configure = Configure { hostname: "booted".into(), network: machine.guest_network(), unix_time_ns: now_ns() };
+    let configure = Configure {
+        hostname: "booted".into(),
+        network: machine.guest_network(),
+        unix_time_ns: now_ns(),
+        ..Configure::default()
+    };
     agent.configure(configure).await.unwrap();
     agent
 }

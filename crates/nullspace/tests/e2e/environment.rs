@@ -108,6 +108,31 @@ async fn the_request_overrides_user_and_folder_of_the_image() {
 }
 
 #[tokio::test]
+async fn the_number_that_an_image_has_for_its_user_gets_a_name() {
+    let registry = Registry::start();
+    registry.push("number", "1", &Image::busybox().with_config(json!({"User": "1234:2345"}))).await;
+    let mut service = Service::start().await;
+    let api = service.api();
+    let parent = api.ready(
+        json!({"name": "number", "base_image": registry.reference("number:1"), "build_config": {"memory_mib": 192}}),
+    );
+    let parent = parent.await;
+    let child = json!({
+        "base_image": format!("{}/number", parent.build.namespace_slug), "build_config": {"memory_mib": 192},
+        "steps": [{"action": "run", "command": "id -un > /tmp/name"}],
+    });
+    let child = api.ready(child).await;
+    for template in [parent.template(), child.template()] {
+        let sandbox = api.sandbox(template).await;
+        let who = "id -un; id -g; grep -c imported /etc/passwd; head -n 1 /etc/passwd";
+        assert_eq!(sandbox.sh(who).await, "nullspace-imported-1234\n2345\n1\nroot:x:0:0:root:/root:/bin/sh");
+        sandbox.delete().await;
+    }
+    assert_eq!(api.sandbox(child.template()).await.sh("cat /tmp/name").await, "nullspace-imported-1234");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn an_image_that_only_prepares_is_ready_when_its_command_is_done() {
     let registry = Registry::start();
     // The Cmd of many base images is a shell, which ends at once where there is no terminal.
