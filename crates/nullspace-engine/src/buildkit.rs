@@ -154,7 +154,11 @@ impl Preparing<'_> {
     ) -> Result<BTreeMap<String, Login>, BuildFailure> {
         let base = dockerfile.base_registry.as_deref().zip(secrets.base_image_auth.as_ref());
         let others = secrets.registry_auth.iter().map(|entry| (entry.registry.as_str(), &entry.auth));
-        let mut logins = BTreeMap::new();
+        // The host's serve whoever brings none, as they do when images are imported.
+        let host = self.inner.registry.host_logins().map(|(registry, username, password)| {
+            (registry.to_owned(), Login { username: username.to_owned(), password: password.clone() })
+        });
+        let mut logins: BTreeMap<String, Login> = host.collect();
         for (registry, auth) in others.chain(base) {
             let registry = registry_named(registry);
             let credentials = image::credentials(Some(auth.clone()));

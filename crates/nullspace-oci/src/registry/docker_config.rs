@@ -130,6 +130,11 @@ impl DockerConfig {
             None => Credentials::Anonymous,
         }
     }
+
+    /// Name and password by registry's host.
+    pub fn logins(&self) -> impl Iterator<Item = (&str, &str, &SecretString)> {
+        self.logins.iter().map(|(registry, (username, password))| (registry.as_str(), username.as_str(), password))
+    }
 }
 
 /// A key of the file as a registry's host: Docker has written whole URLs there, and its Hub has a name of its own.

@@ -63,6 +63,12 @@ impl Registry {
         Repository::new(self.http.clone(), reference.clone(), credentials)
     }
 
+    /// The host's own logins, if [`RegistryConfig::docker_config`] has some: registry, name and password, for others that
+    /// talk to registries.
+    pub fn host_logins(&self) -> impl Iterator<Item = (&str, &str, &SecretString)> {
+        self.http.config.docker_config.iter().flat_map(DockerConfig::logins)
+    }
+
     /// The name and password that these credentials come to at a registry (a host, perhaps with a port), for others that
     /// talk to it: a cloud identity is exchanged for a password that lasts some hours. `None` for
     /// [`Credentials::Anonymous`].

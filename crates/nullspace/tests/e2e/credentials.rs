@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use nullspace_api::{TemplateFailureDetailCode, TemplateFailurePhase as Phase};
 use serde_json::{Value, json};
 
-use crate::fixture::{Image, Registry, Service};
+use crate::fixture::{Docker, Image, Registry, Service};
 
 const PASSWORD: &str = "canary-registry-password";
 
@@ -112,9 +112,15 @@ async fn the_hosts_docker_config_serves_builds_without_credentials_when_it_is_se
     std::fs::write(&path, config.to_string()).unwrap();
     let reference = registry.reference("private:1");
 
-    let mut service = Service::with([("NULLSPACE_DOCKER_CONFIG", path.display().to_string())]).await;
+    let docker = Docker::start(&[]);
+    let dockerfile = json!({
+        "dockerfile": format!("FROM {reference}\nRUN echo made >/made\n"), "build_config": {"memory_mib": 192},
+    });
+    let settings = [("NULLSPACE_DOCKER_CONFIG", path.display().to_string()), docker.setting()];
+    let mut service = Service::with(settings).await;
     let api = service.api();
     api.ready(request(&reference, Value::Null)).await;
+    api.ready(dockerfile.clone()).await;
     // Credentials of the request win over the host's, wrong ones too.
     let wrong = json!({"kind": "basic", "username": "host", "password": "canary-wrong"});
     let detail = api.failed(request(&reference, wrong), "registry_unauthorized").await;
@@ -124,7 +130,11 @@ async fn the_hosts_docker_config_serves_builds_without_credentials_when_it_is_se
     service.stop().await;
 
     // Not set, not used.
-    let mut service = Service::start().await;
-    service.api().failed(request(&reference, Value::Null), "registry_unauthorized").await;
+    let docker = Docker::start(&[]);
+    let mut service = Service::with([docker.setting()]).await;
+    for request in [request(&reference, Value::Null), dockerfile] {
+        let detail = service.api().failed(request, "registry_unauthorized").await;
+        assert_eq!(detail.phase, Phase::Auth, "{detail:?}");
+    }
     service.stop().await;
 }
