@@ -25,7 +25,7 @@ use crate::failure::{BuildFailure, reason};
 use crate::logs::BuildLog;
 
 /// Version of what an import makes of the same source; raise it when the bytes change.
-pub(crate) const IMPORTER: &str = "1";
+pub(crate) const IMPORTER: &str = "2";
 /// Disk of the base template.
 pub(crate) const BASE_DISK_BYTES: u64 = 4 << 30;
 /// Smallest disk that is chosen when the request names none, MiB.

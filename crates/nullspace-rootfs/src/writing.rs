@@ -86,7 +86,11 @@ fn name(image: ImageWriter, contents: Vec<FileData>, merged: MergedTree<Content>
                 tree.set_meta(Tree::ROOT, meta(root)).map(|()| Tree::ROOT)
             }
             EntryKind::Directory { meta: of } => tree.add_dir(parent, name, meta(of)),
-            EntryKind::Symlink { meta: of, target } => tree.add_symlink(parent, name, meta(of), target),
+            EntryKind::Symlink { meta: of, target } => {
+                // As every link on Linux has them, whatever the archive says: links have no permissions of their own.
+                let meta = nullspace_ext4::Meta { mode: 0o777, ..meta(of) };
+                tree.add_symlink(parent, name, meta, target)
+            }
             EntryKind::HardLink { to } => {
                 let node = nodes.get(*to).copied().ok_or(Error::ForeignTree)?;
                 tree.link(parent, name, node).map(|()| node)
