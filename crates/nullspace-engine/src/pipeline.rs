@@ -16,7 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nullspace_api::{
-    TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildResultMetadata, TemplateFailurePhase as Phase,
+    TemplateBuildCacheSummary, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildResultMetadata,
+    TemplateFailurePhase as Phase,
 };
 use nullspace_guest::host::{Agent, AgentError, ExecSession};
 use nullspace_guest::message::{Exec, Exit};
@@ -61,6 +62,8 @@ pub(crate) struct Scope {
     root: Mutex<Option<RootfsPin>>,
     /// Shared with the task that boots it.
     machine: Arc<Mutex<Option<SharedMachine>>>,
+    /// What the caches were asked for so far; a build that fails shows it too.
+    asked: Mutex<TemplateBuildCacheSummary>,
     /// Threads and tasks of the build; the folder stays until they are done.
     pub(crate) tasks: TaskTracker,
     /// Tells those threads and tasks to stop.
@@ -69,11 +72,12 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    pub(crate) fn new(_inner: &Inner, build: &Build) -> Scope {
+    pub(crate) fn new(build: &Build) -> Scope {
         Scope {
             scratch: Mutex::new(None),
             root: Mutex::new(None),
             machine: Arc::default(),
+            asked: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
             build: build.id.to_string(),
@@ -94,6 +98,15 @@ impl Scope {
     /// Keeps a raw root image where it is as long as the build runs, or its next machine stands on another.
     fn stand_on(&self, root: RootfsPin) {
         *self.root.lock().unwrap_or_else(PoisonError::into_inner) = Some(root);
+    }
+
+    fn asked(&self, cache: &TemplateBuildCacheSummary) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = *cache;
+    }
+
+    /// What the caches were asked for so far.
+    pub(crate) fn cache_summary(&self) -> TemplateBuildCacheSummary {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the build's machine printed last, for the log of one that failed; nothing once it has ended.
@@ -142,8 +155,11 @@ pub(crate) async fn run(
     let mut prepared = Preparing { inner, build, lease, plan: &plan, log, scope }.run().await?;
     inner.metrics.phase("prepare", began.elapsed());
     let stage = Stage { inner, build, lease, plan: &plan, log };
+    scope.asked(&prepared.cache);
     let staged = stage.look_up(&mut prepared).await?;
-    if let Some((same, final_key)) = stage.finished(&staged, &mut prepared).await? {
+    let found = stage.finished(&staged, &mut prepared).await?;
+    scope.asked(&prepared.cache);
+    if let Some((same, final_key)) = found {
         return reuse(inner, build, &staged, &prepared, same, final_key).await;
     }
 
@@ -152,13 +168,17 @@ pub(crate) async fn run(
     inner.metrics.phase("admission", began.elapsed());
     let began = Instant::now();
     let machine = boot(inner, build, &plan, &prepared, permit, log, scope).await?;
+    let booted = began.elapsed();
     if !staged.is_known() {
         let began = Instant::now();
-        stage.run(&staged, &machine, &mut prepared).await?;
+        let ran = stage.run(&staged, &machine, &mut prepared).await;
+        scope.asked(&prepared.cache);
+        ran?;
         inner.metrics.phase("build_step", began.elapsed());
     }
+    let began = Instant::now();
     start(&machine, &plan, &staged.runtime, log, scope).await?;
-    inner.metrics.phase("startup", began.elapsed());
+    inner.metrics.phase("startup", booted + began.elapsed());
     let began = Instant::now();
     let (snapshot_dir, summary) = snapshot(inner, &machine, log, scope).await?;
     inner.metrics.phase("snapshot", began.elapsed());
@@ -306,12 +326,14 @@ async fn boot(
         network: if plan.machine.internet_access { Network::Internet } else { Network::Isolated },
         work_dir,
     };
+    // A parent's root image is what was imported once: its user may need the account again.
+    let imported = prepared.runtime.user.clone();
     scope.stand_on(root);
     // A task of the scope's: when this future is dropped, the scope still knows what there is to wait for and to end.
     let booting = scope.tasks.spawn({
         let (inner, cancel, held) = (Arc::clone(inner), scope.cancel.clone(), Arc::clone(&scope.machine));
         async move {
-            let machine = Arc::new(Machine::boot(inner.vmm.as_ref(), spec, permit, &cancel).await?);
+            let machine = Arc::new(Machine::boot(inner.vmm.as_ref(), spec, imported, permit, &cancel).await?);
             *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&machine));
             Ok(machine)
         }

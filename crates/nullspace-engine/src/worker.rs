@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use nullspace_api::{TemplateBuildLogKind, TemplateBuildLogLevel, TemplateFailurePhase};
+use nullspace_api::{TemplateBuildCacheSummary, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateFailurePhase};
 use nullspace_store::{Build, BuildId, FinishError, FinishReady, Finished, Lease, Leased, Release, StoreError};
 use serde_json::json;
 use tokio::sync::{Notify, watch};
@@ -113,7 +113,7 @@ async fn run(inner: &Arc<Inner>, leased: Leased) {
         // A request to cancel outlives the worker that it was meant for.
         finish_cancelled(inner, &lease, &build).await
     } else if spent {
-        finish_error(inner, &lease, &build, &interrupted(&build)).await
+        finish_error(inner, &lease, &build, &interrupted(&build), None).await
     } else {
         attempt(inner, &lease, &build, log).await
     };
@@ -140,7 +140,7 @@ async fn attempt(inner: &Arc<Inner>, lease: &Lease, build: &Build, log: BuildLog
     let heartbeat =
         AbortOnDropHandle::new(tokio::spawn(heartbeats(Arc::clone(inner), lease.clone(), Arc::clone(&nudge), stop_tx)));
 
-    let scope = Scope::new(inner, build);
+    let scope = Scope::new(build);
     let result = {
         let run = pipeline::run(inner, build, lease, &log, &scope);
         tokio::select! {
@@ -175,7 +175,7 @@ async fn attempt(inner: &Arc<Inner>, lease: &Lease, build: &Build, log: BuildLog
                 format!("the build took longer than this service allows ({limit} s)"),
                 "Make the build shorter, or ask the operator to raise build_timeout_secs.",
             );
-            finish_error(inner, lease, build, &failure.with("limit_secs", limit)).await
+            finish_error(inner, lease, build, &failure.with("limit_secs", limit), Some(scope.cache_summary())).await
         }
         Ok(Ok(Err(pipeline::Error::Store(error)))) => Err(error),
         Ok(Ok(Err(pipeline::Error::Build(failure)))) if failure.retryable && build.attempt < build.max_attempts => {
@@ -189,7 +189,9 @@ async fn attempt(inner: &Arc<Inner>, lease: &Lease, build: &Build, log: BuildLog
             );
             release(inner, lease, build, Release::RetryAfter(delay), &message).await
         }
-        Ok(Ok(Err(pipeline::Error::Build(failure)))) => finish_error(inner, lease, build, &failure).await,
+        Ok(Ok(Err(pipeline::Error::Build(failure)))) => {
+            finish_error(inner, lease, build, &failure, Some(scope.cache_summary())).await
+        }
         Ok(Ok(Ok(done))) => finish_ready(inner, lease, build, done).await,
     }
 }
@@ -274,7 +276,13 @@ pub(crate) fn cancelled_entry(build: &Build) -> nullspace_api::TemplateBuildLogE
     entry(build.into(), TemplateBuildLogKind::Cancelled, TemplateBuildLogLevel::Warn, "Build cancelled")
 }
 
-async fn finish_error(inner: &Inner, lease: &Lease, build: &Build, failure: &BuildFailure) -> Result<(), StoreError> {
+async fn finish_error(
+    inner: &Inner,
+    lease: &Lease,
+    build: &Build,
+    failure: &BuildFailure,
+    cache_summary: Option<TemplateBuildCacheSummary>,
+) -> Result<(), StoreError> {
     inner.credentials.forget(build.id);
     let now = Timestamp::now();
     let detail = failure.detail(&build.id.to_string(), build.attempt, build.max_attempts);
@@ -287,7 +295,7 @@ async fn finish_error(inner: &Inner, lease: &Lease, build: &Build, failure: &Bui
         phase,
         message: failure.message.clone(),
         detail: json!(detail),
-        cache_summary: None,
+        cache_summary: cache_summary.map(|summary| json!(summary)),
         entry: to_store(&last, now)?,
     };
     inner.metadata.finish_error(lease, error, now).await?;

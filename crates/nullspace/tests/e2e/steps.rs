@@ -136,6 +136,8 @@ async fn a_step_that_fails_says_which_why_and_what_to_do() {
     let step = |step: Value| request(&registry, "bad", json!([{"action": "run", "command": "echo fine"}, step]));
 
     let failed = api.build(step(json!({"action": "run", "command": "echo out; echo the reason >&2; exit 7"}))).await;
+    let asked = failed.build.cache_summary.as_ref().expect("what the caches were asked for");
+    assert_eq!((asked.layer_misses, asked.layer_stores, asked.final_artifact_misses), (3, 2, 1), "{failed:?}");
     let detail = failed.clone().failure("build_step_nonzero_exit");
     assert_eq!((detail.phase.as_str(), detail.step_index, detail.retryable), ("build_step", Some(2), false));
     let details = detail.details.expect("details");
