@@ -63,3 +63,77 @@ async fn the_same_image_is_imported_once_and_a_moved_tag_is_a_miss() {
     }
     service.stop().await;
 }
+
+/// How often each layer, finished artifact and file was asked for and found.
+fn counts(build: &Finished) -> [u64; 8] {
+    let summary = build.build.cache_summary.as_ref().expect("a summary");
+    [
+        summary.layer_hits,
+        summary.layer_misses,
+        summary.layer_bypasses,
+        summary.final_artifact_hits,
+        summary.final_artifact_misses,
+        summary.final_artifact_bypasses,
+        summary.file_blob_hits,
+        summary.file_blob_bypasses,
+    ]
+}
+
+#[tokio::test]
+async fn steps_come_from_the_cache_up_to_what_changed_or_is_to_be_made_anew() {
+    let registry = Registry::start();
+    registry.push("box", "1", &Image::busybox()).await;
+    let mut service = Service::start().await;
+    let api = service.api();
+    let (blob, missing) = api.preflight(b"a file", false).await;
+    assert!(missing);
+    assert_eq!(api.upload(b"a file").await, blob);
+    assert_eq!(api.preflight(b"a file", false).await, (blob.clone(), false));
+    assert_eq!(api.preflight(b"a file", true).await, (blob.clone(), true), "asked to be sent again");
+
+    let random =
+        |file: &str| json!({"action": "run", "command": format!("cat /proc/sys/kernel/random/uuid > /{file}")});
+    let copy = |force: bool| json!({"action": "copy", "sources": ["file"], "dst": "/", "force_upload": force});
+    let boundary = json!({"action": "skip_cache"});
+    let build = async |steps: Value, skip_cache: bool| {
+        let request = json!({
+            "base_image": registry.reference("box:1"), "steps": steps, "skip_cache": skip_cache,
+            "build_context": {"files": [{"path": "file", "entry_type": "file", "blob_id": blob}]},
+            "build_config": {"memory_mib": 192, "disk_mb": 512},
+        });
+        let built = api.ready(request).await;
+        let sandbox = api.sandbox(built.template()).await;
+        let drawn = sandbox.sh("cat /first /second; cat /file").await;
+        sandbox.delete().await;
+        let drawn: Vec<String> = drawn.lines().map(str::to_owned).collect();
+        let [first, second, _] = drawn.as_slice() else { panic!("{drawn:?}: {built:?}") };
+        (counts(&built), first.clone(), second.clone())
+    };
+
+    let all = json!([random("first"), copy(false), random("second")]);
+    let (counted, first, second) = build(all.clone(), false).await;
+    // The image and three steps.
+    assert_eq!(counted, [0, 4, 0, 0, 1, 0, 1, 0]);
+    // Nothing changed: the finished artifact.
+    assert_eq!(build(all.clone(), false).await, ([4, 0, 0, 1, 0, 0, 1, 0], first.clone(), second.clone()));
+
+    // From a boundary on, all is made anew, each time; up to it, nothing is.
+    let behind = json!([random("first"), copy(false), boundary, random("second")]);
+    let (counted, kept, new) = build(behind.clone(), false).await;
+    assert_eq!((counted, &kept), ([3, 0, 1, 0, 0, 1, 1, 0], &first));
+    let (counted, kept, newer) = build(behind, false).await;
+    assert_eq!((counted, &kept), ([3, 0, 1, 0, 0, 1, 1, 0], &first));
+    assert!(new != second && newer != second && newer != new);
+
+    // Files that are sent again are new ones to the cache, and so is what comes after them.
+    let forced = json!([random("first"), copy(true), random("second")]);
+    let (counted, kept, newest) = build(forced, false).await;
+    assert_eq!((counted, kept), ([2, 2, 0, 0, 1, 0, 0, 1], first.clone()));
+    assert!(![second, new, newer].contains(&newest));
+
+    // The whole build anew.
+    let (counted, other, _) = build(all, true).await;
+    assert_eq!((counted[0], counted[3], counted[5]), (0, 0, 1));
+    assert_ne!(other, first);
+    service.stop().await;
+}

@@ -11,11 +11,10 @@ use nullspace_api::{
     TemplateBuildBackend as Backend, TemplateBuildLogKind as Kind, TemplateBuildSourceType as SourceType,
     TemplateBuildStatus as Status, TemplateFailureDetailCode, TemplateFailurePhase as Phase,
 };
-use reqwest::Method;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::fixture::{Api, Docker, Image, Registry, Service, host, until};
+use crate::fixture::{Docker, Image, Registry, Service, host, until};
 
 /// A registry that stands in for Docker Hub with `box:1`, an engine that asks it, and a service that asks the engine.
 async fn stack() -> (Registry, Docker, Service) {
@@ -36,18 +35,6 @@ fn with_files(dockerfile: &str, files: &[(&str, &str)]) -> Value {
     let file = |(path, content): &(&str, &str)| json!({"path": path, "entry_type": "file", "content_base64": STANDARD.encode(content)});
     request["build_context"] = json!({"files": files.iter().map(file).collect::<Vec<_>>()});
     request
-}
-
-/// Uploads bytes; their blob id.
-async fn upload(api: &Api, bytes: &[u8]) -> String {
-    let file = json!({
-        "path": "x", "entry_type": "file", "sha256": hex::encode(Sha256::digest(bytes)), "size_bytes": bytes.len(),
-    });
-    let asked: Value = api.post("/v1/templates/blobs/preflight", json!({"files": [file]})).await.ok(200);
-    let id = asked["files"][0]["blob_id"].as_str().unwrap().to_owned();
-    let put = api.request(Method::PUT, &format!("/v1/templates/blobs/{id}")).body(bytes.to_vec());
-    assert_eq!(api.send(put).await.status, 204);
-    id
 }
 
 fn images(docker: &Docker) -> String {
@@ -100,7 +87,7 @@ RUN exit 8
             (".dockerignore", "**/*.log\n!src/keep.log\nb.txt\n"),
         ],
     );
-    let blob = upload(&api, &tar).await;
+    let blob = api.upload(&tar).await;
     wanted["build_context"]["files"]
         .as_array_mut()
         .unwrap()
@@ -334,7 +321,7 @@ async fn a_context_of_twenty_thousand_files_and_five_hundred_megabytes_is_built(
     let api = service.api();
     let mut blobs = Vec::new();
     for number in 0..20_u8 {
-        blobs.push(upload(&api, &vec![number; 25 << 10]).await);
+        blobs.push(api.upload(&vec![number; 25 << 10]).await);
     }
     let files: Vec<Value> = (0..20_000)
         .map(|index| json!({"path": format!("d{}/f{index}", index % 100), "entry_type": "file", "blob_id": blobs[index % 20]}))

@@ -14,6 +14,7 @@ async fn without_internet_access_there_is_no_route_and_this_host_is_closed_eithe
         json!({
             "base_image": registry.reference("box:1"),
             "build_config": {"memory_mib": 192, "internet_access": internet_access},
+            "steps": [{"action": "run", "command": "ip route > /step-route"}],
             "start_cmd": "ip route > /route; ip -o -4 addr > /addresses",
         })
     };
@@ -22,6 +23,7 @@ async fn without_internet_access_there_is_no_route_and_this_host_is_closed_eithe
 
     let sandbox = api.sandbox(open.template()).await;
     assert!(default_route(&sandbox.sh("cat /route").await), "at build: {}", sandbox.sh("cat /route").await);
+    assert!(default_route(&sandbox.sh("cat /step-route").await), "in a step");
     assert!(default_route(&sandbox.sh("ip route").await), "in the sandbox: {}", sandbox.sh("ip route").await);
     assert!(!sandbox.sh("cat /etc/resolv.conf").await.is_empty());
     if rustix::process::geteuid().is_root() {
@@ -40,6 +42,7 @@ async fn without_internet_access_there_is_no_route_and_this_host_is_closed_eithe
     // Closed while building says nothing of sandboxes, which have their own switch.
     let sandbox = api.sandbox(closed.template()).await;
     assert!(!default_route(&sandbox.sh("cat /route").await), "at build: {}", sandbox.sh("cat /route").await);
+    assert!(!default_route(&sandbox.sh("cat /step-route").await), "in a step");
     sandbox.delete().await;
     let sandbox = api.sandbox_with(json!({"template": open.template(), "internet_access": false})).await;
     let gateway = sandbox.sh("ip route | awk '/^default/ {print $3}'").await;
