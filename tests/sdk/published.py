@@ -2,8 +2,9 @@
 """The published client's own tests, unmodified, from its pinned source distribution.
 
 First its offline tests of templates and commands, as a check of the pin; then every live test marked `template_build`, and
-those of sandboxes, commands and files, against a running service. What cannot pass yet is listed in not-yet.txt by name and reason. A listed test that passes fails the run, so that
-the list only shrinks; so does one that fails and is not listed.
+those of sandboxes, commands and files, against a running service with a Docker Engine beside it, which builds Dockerfiles and
+runs the tests' own registries. What cannot pass yet is listed in not-yet.txt by name and reason. A listed test that passes fails
+the run, so that the list only shrinks; so does one that fails and is not listed.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import images
-from running import ROOT, TARGET, Registry, Service, venv
+from running import ROOT, TARGET, Docker, Registry, Service, venv
 
 VERSION = "0.1.9"
 SHA256 = "43b8bf3aec064108ea315c592646879a327cfbf70cf17f9ccb5304b2cef35b64"
@@ -78,15 +79,14 @@ def main():
     only = sys.argv[1:]
     with Registry() as hub:
         images.push_all(hub)
-        with Service(hub) as service:
+        with Docker(hub) as docker, Service(hub, buildkit=f"docker://{docker.socket}") as service:
             live = {
                 **env,
                 "NULLSPACE_INTEGRATION": "1",
                 "NULLSPACE_API_URL": service.url,
                 "NULLSPACE_API_KEY": service.key("first"),
                 "NULLSPACE_SECONDARY_API_KEY": service.key("second"),
-                # Tests that want a Docker engine are skipped the same way on every host.
-                "DOCKER_HOST": "unix:///nonexistent/docker.sock",
+                **docker.env(),
             }
             for name, tests in {"templates": ["-m", "template_build", LIVE], "sandboxes": SANDBOXES, "commands": [COMMANDS]}.items():
                 report = FOLDER / f"{name}.xml"

@@ -116,6 +116,45 @@ class Registry:
         self._send("PUT", f"/v2/{name}/manifests/{tag}", json.dumps(manifest).encode(), {"Content-Type": kind}).close()
 
 
+class Docker:
+    """Debian's Docker Engine, unpacked, on a socket and with a state of its own, whose Docker Hub is a registry of ours."""
+
+    def __init__(self, hub):
+        self.hub = hub
+
+    def __enter__(self):
+        subprocess.run([ROOT / "scripts" / "fetch-docker.sh"], check=True)
+        self.folder = tempfile.TemporaryDirectory(prefix="nullspace-docker-")
+        self.socket = Path(self.folder.name) / "docker.sock"
+        self.address = f"unix://{self.socket}"
+        # Ports of containers are published by a program: the firewall of this machine is not touched.
+        self.process = subprocess.Popen(
+            [ROOT / "scripts" / "dockerd.sh", self.folder.name, f"--registry-mirror=http://{self.hub.address}", "--userland-proxy=true"],
+            stdout=subprocess.DEVNULL,
+        )
+        for _ in range(600):
+            if self.process.poll() is not None:
+                break
+            try:
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.connect(str(self.socket))
+                return self
+            except OSError:
+                time.sleep(0.1)
+        end(self.process)
+        self.folder.cleanup()
+        raise SystemExit("no Docker Engine: it needs root")
+
+    def env(self):
+        """With which the `docker` command, and what runs it, finds this engine and no other."""
+        path = f"{TARGET}/docker/usr/bin:{os.environ['PATH']}"
+        return {"DOCKER_HOST": self.address, "DOCKER_CONFIG": f"{self.folder.name}/client", "PATH": path}
+
+    def __exit__(self, *_):
+        end(self.process)
+        self.folder.cleanup()
+
+
 class Service:
     """`nullspace serve` with a data folder of its own."""
 
