@@ -47,10 +47,12 @@ test: setup-run-base-test guest base lint test-firecracker test-client
 	scripts/fetch-docker.sh
 	NULLSPACE_TEST_COMPLETE=1 cargo nextest run --release --locked --workspace
 
-## the published client's own tests, and requests made from the OpenAPI document, against the running service
+## the published client's own tests, requests made from the OpenAPI document, and packages of the real mirrors, against the
+## running service
 test-client: setup-run-base-test guest base
 	tests/sdk/published.py
 	tests/sdk/contract_fuzz.py
+	tests/sdk/packages.py
 
 ## the same drivers' and service's tests on a real Firecracker, in a nested host whose KVM works
 test-firecracker: setup-run-test guest setup-base

@@ -11,6 +11,7 @@ import os
 import subprocess
 import tarfile
 import urllib.request
+from pathlib import Path
 
 from running import TARGET
 
@@ -88,6 +89,10 @@ def plain():
     return debian("debian", "procps,ca-certificates,curl")
 
 
+def python():
+    return debian("python", "procps,ca-certificates,python3,python3-pip")
+
+
 def node():
     base = debian("debian-for-node", "procps,ca-certificates,curl,libstdc++6,libatomic1")
     files = (
@@ -103,9 +108,50 @@ def bun():
     return derived("bun", plain(), files, [("usr/local/bin/bunx", "bun")])
 
 
+def registry():
+    """`docker-registry` and the `htpasswd` of Apache, for both of which the client's tests ask Docker Hub."""
+    return debian("registry", "docker-registry,apache2-utils,ca-certificates")
+
+
+def busybox():
+    """Debian's static busybox with all its names."""
+    program = Path("/bin/busybox").read_bytes()
+    names = subprocess.run(["/bin/busybox", "--list"], check=True, capture_output=True, text=True).stdout.split()
+    tar = FOLDER / "busybox.tar"
+    with tarfile.open(tar, "w") as archive:
+        for path, mode in [("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777)]:
+            entry = tarfile.TarInfo(path)
+            entry.type, entry.mode = tarfile.DIRTYPE, mode
+            archive.addfile(entry)
+        accounts = {"etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n", "etc/group": b"root:x:0:\n"}
+        for path, mode, data in [("bin/busybox", 0o755, program), *((path, 0o644, data) for path, data in accounts.items())]:
+            entry = tarfile.TarInfo(path)
+            entry.size, entry.mode = len(data), mode
+            archive.addfile(entry, io.BytesIO(data))
+        for name in names:
+            if name != "busybox":
+                entry = tarfile.TarInfo(f"bin/{name}")
+                entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+                archive.addfile(entry)
+    return tar
+
+
+def push_trusting(hub, bundle):
+    """The images that packages are installed in, each with a bundle of CA certificates as /ca.crt."""
+    for name, tag, tar in [("library/debian", "stable-slim", plain()), ("library/python", "3", python()),
+                           ("library/node", "20", node()), ("oven/bun", "1.2.0", bun())]:
+        trusting = derived(f"trusting-{hashlib.sha256(bundle).hexdigest()[:12]}-{tar.stem}", tar, [("ca.crt", 0o644, bundle)], [])
+        hub.push(name, f"{tag}-trusting", trusting)
+
+
 def push_all(hub):
     """Everything into the registry that plays Docker Hub."""
     hub.push("library/ubuntu", "22.04", ubuntu(), Cmd=["/bin/bash"])
     hub.push("library/debian", "stable-slim", plain(), Cmd=["bash"])
     hub.push("library/node", "20", node(), Cmd=["node"])
     hub.push("oven/bun", "1.2.0", bun(), Cmd=["bun"])
+    hub.push("library/busybox", "1.36", busybox(), Cmd=["sh"])
+    hub.push("library/httpd", "2", registry())
+    env = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "REGISTRY_HTTP_ADDR=:5000", "OTEL_TRACES_EXPORTER=none"]
+    serve = ["serve", "/etc/docker/registry/config.yml"]
+    hub.push("library/registry", "2", registry(), Env=env, Entrypoint=["docker-registry"], Cmd=serve)
