@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs end-to-end tests of the whole service (crates/nullspace/tests/e2e) on a real Firecracker with real guests, in a
 # nested host: the same tests that run here under QEMU. By default those of the main job: build from a registry's image
-# with a start command, snapshot, two sandboxes at once, each its own, nothing left behind.
+# with a start command, snapshot, two sandboxes at once, each its own, nothing left behind; and every step with its layers.
 #
 # usage: tests/nested/service.sh [TEST...]      names or parts of names of tests
 # needs: as tests/nested/firecracker.sh
@@ -17,7 +17,7 @@ for line in sys.stdin:
     if message.get("reason") == "compiler-artifact" and message.get("executable") and message["target"]["name"] == "e2e":
         print(message["executable"])')
 [[ -x $e2e ]]
-[[ $# -gt 0 ]] || set -- spine::a_service unique:: hosts::
+[[ $# -gt 0 ]] || set -- spine::a_service unique:: hosts:: steps::steps_leave
 
 exec python3 tools/nested_host.py --file tests/nested/tested.sh:/in/tested.sh \
   --file "$e2e:/in/e2e" --file target/release/nullspace:/in/nullspace \
