@@ -1,7 +1,7 @@
 # make demo    one template from nothing to a sandbox, with real output
 # make test    everything: format, lints, unit and end-to-end tests on real microVMs
 # make test-client         its part with the published client
-# make test-firecracker    its part on a real Firecracker, in a nested host (15 minutes)
+# make test-firecracker    its part on a real Firecracker, in a nested host (8 minutes)
 # make bench-rebuild POST to ready when nothing, a step, or the base image has changed
 # make bench-store   what templates of one base cost on the disk
 # make bench-api   the API under 200 clients that poll and stream
