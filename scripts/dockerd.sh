@@ -55,6 +55,10 @@ end() {
   awk -v dir="$dir/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r | while read -r mount; do
     umount -l "$mount" 2>/dev/null || true
   done
+  # Ports of containers that went with the engine, not before it.
+  ip -o link show master "$bridge" 2>/dev/null | sed -E 's/^[0-9]+: ([^:@]+).*/\1/' | while read -r port; do
+    ip link delete "$port" 2>/dev/null || true
+  done
   ip link delete "$bridge" 2>/dev/null || true
   local group
   for group in /sys/fs/cgroup/*/"$bridge" /sys/fs/cgroup/"$bridge"; do
