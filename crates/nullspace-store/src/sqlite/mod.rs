@@ -30,7 +30,8 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    Sqlite, SqlitePool, Transaction,
+    SqlStr, Sqlite, SqlitePool, Transaction,
+    migrate::{Migration, MigrationType, Migrator},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -124,7 +125,28 @@ async fn migrate(writer: &SqlitePool, database: &Path) -> Result<()> {
             Err(errno) => return Err(StoreError::Io { context: context(), source: io::Error::from(errno) }),
         }
     }
-    sqlx::migrate!("migrations/sqlite").run(writer).await.map_err(StoreError::Migrate)
+    migrator().run(writer).await.map_err(StoreError::Migrate)
+}
+
+/// The migrations, embedded. Not by `sqlx::migrate!`: its macro crate compiles SQLite and sqlx a second time, for the compiler.
+fn migrator() -> Migrator {
+    macro_rules! migration {
+        ($version:literal, $description:literal, $file:literal) => {
+            Migration::new(
+                $version,
+                $description.into(),
+                MigrationType::Simple,
+                SqlStr::from_static(include_str!(concat!("../../migrations/sqlite/", $file))),
+                false,
+            )
+        };
+    }
+    Migrator::with_migrations(vec![
+        migration!(1, "first", "0001_first.sql"),
+        migration!(2, "names and blobs", "0002_names_and_blobs.sql"),
+        migration!(3, "steps", "0003_steps.sql"),
+        migration!(4, "chunks", "0004_chunks.sql"),
+    ])
 }
 
 impl From<sqlx::Error> for StoreError {
