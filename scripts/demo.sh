@@ -2,7 +2,7 @@
 # One template from nothing to a sandbox, against a service started here: the README's tour. `make demo` prepares what it needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bin=target/release/nullspace
+bin=target/debug/nullspace
 data=target/demo
 name=demo-web
 export NULLSPACE_API_URL=http://127.0.0.1:3000

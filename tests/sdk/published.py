@@ -5,6 +5,8 @@ First its offline tests of templates and commands, as a check of the pin; then e
 those of sandboxes, commands and files, against a running service with a Docker Engine beside it, which builds Dockerfiles and
 runs the tests' own registries. What cannot pass yet is listed in not-yet.txt by name and reason. A listed test that passes fails
 the run, so that the list only shrinks; so does one that fails and is not listed.
+
+usage: published.py [TEST...]     published.py --fetch: only fetches and makes what the tests of this folder need
 """
 
 import hashlib
@@ -16,6 +18,7 @@ import tarfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import contract_fuzz
 import images
 from running import ROOT, TARGET, Docker, Registry, Service, venv
 
@@ -61,10 +64,19 @@ def outcomes(report):
     return found
 
 
+def client_venv(client):
+    """The Python that has the client and what its tests need."""
+    return venv("client/venv", str(client), "pytest==9.0.2", "pytest-asyncio==1.3.0", "pytest-httpx==0.36.0",
+                "pytest-timeout==2.4.0", "zstandard>=0.23", "mcp[cli]>=1,<2")
+
+
 def main():
     client = source()
-    python = venv("client/venv", str(client), "pytest==9.0.2", "pytest-asyncio==1.3.0", "pytest-httpx==0.36.0",
-                  "pytest-timeout==2.4.0", "zstandard>=0.23", "mcp[cli]>=1,<2")
+    python = client_venv(client)
+    if sys.argv[1:] == ["--fetch"]:
+        images.make_all()
+        contract_fuzz.python()
+        return 0
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
     # Proxies and settings of this host are not for loopback.
     env = {k: v for k, v in os.environ.items() if not k.startswith("NULLSPACE_") and not k.lower().endswith("_proxy")}
@@ -104,6 +116,7 @@ def main():
     if not only:
         wrong += [f"{name} is in {NOT_YET.relative_to(ROOT)} and is no test" for name in sorted(set(not_yet) - set(seen))]
     wrong += [f"the service logged: {line}" for line in faults]
+    print(f"part: tests={len(passed) + len(wrong)} failed={len(wrong)} skipped={len(not_yet)}")
     print(f"client: {len(passed)} of {len(seen)} live tests pass, {len(not_yet)} are not yet expected to")
     for line in wrong:
         print("client: " + line, file=sys.stderr)

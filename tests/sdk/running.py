@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "target"
-PROGRAM = Path(os.environ.get("NULLSPACE_PROGRAM", TARGET / "release" / "nullspace"))
+PROGRAM = Path(os.environ.get("NULLSPACE_PROGRAM", TARGET / "debug" / "nullspace"))
 GUEST = TARGET / "guest"
 
 
