@@ -9,7 +9,7 @@ use crate::config::Config;
 /// Installed place, last in the search.
 const INSTALLED: &str = "/usr/share/nullspace/guest";
 
-/// The configured folder, else `guest` beside or above the program (`target/guest` for `target/release/nullspace`), else
+/// The configured folder, else `guest` beside or above the program (`target/guest` for `target/debug/nullspace`), else
 /// the installed place.
 pub(crate) fn dir(config: &Config) -> PathBuf {
     if let Some(dir) = &config.guest_dir {
