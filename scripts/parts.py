@@ -58,6 +58,9 @@ PARTS = {
                 env={"RUSTDOCFLAGS": "-D warnings"}),
     # Tests. The emulated host has one processor, and the client's tests do one thing at a time.
     "firecracker": Part("tests/nested/run.sh", needs=("tests", "guest", "nested-image", "fetch"), cores=1, limit=3000),
+    # Fifty machines that come and go; every filesystem and the way without a jailer with more tests.
+    "firecracker-long": Part("tests/nested/run.sh", needs=("tests", "guest", "nested-image", "fetch"), cores=1, limit=7200,
+                             env={"NULLSPACE_TEST_LONG": "1", "NULLSPACE_NESTED_TIMEOUT": "7000"}),
     "client": Part("tests/sdk/published.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1, limit=1800),
     "fuzz-api": Part("tests/sdk/contract_fuzz.py", needs=("guest", "base"), cores=1),
     "packages": Part("tests/sdk/packages.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1),

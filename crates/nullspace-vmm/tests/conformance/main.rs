@@ -1,7 +1,7 @@
 //! What every driver promises, with real guests: the same tests for each, through the trait alone.
 //!
 //! `NULLSPACE_VMM=qemu` (the default) or `firecracker` chooses the driver. Firecracker needs a KVM that runs guests and
-//! root; `tests/nested/firecracker.sh` provides both on any machine. Where the files are:
+//! root; `tests/nested/run.sh` provides both on any machine. Where the files are:
 //!
 //! | variable | what | default |
 //! |---|---|---|
@@ -10,7 +10,7 @@
 //! | `NULLSPACE_TEST_BUSYBOX` | a static busybox for the guest | `/bin/busybox` |
 //! | `NULLSPACE_TEST_COPY_UP_TO` | `FirecrackerConfig::copy_up_to` | its default |
 //! | `NULLSPACE_TEST_PLAIN` | set: Firecracker without jailer and network, as without root | |
-//! | `NULLSPACE_TEST_CYCLES` | sandboxes made and deleted by the leak test | 50 |
+//! | `NULLSPACE_TEST_CYCLES` | machines that the leak test restores and ends | 50 |
 //! | `NULLSPACE_TEST_COMPLETE` | set: a file that is missing is a failure, not a reason to skip | |
 //!
 //! Machines are made in `TMPDIR`. Without the guest's files the tests say so and pass.
@@ -42,7 +42,7 @@ fn a_booted_guest_sees_its_disk_and_its_commands_run() {
         assert!(grown > BASE_BYTES && grown <= DISK_BYTES, "{grown}");
         assert_eq!(shell(&agent, "echo hello; id -u; nproc").await, "hello\n0\n1");
         let memory: u64 = shell(&agent, "awk '/MemTotal/ {print $2}' /proc/meminfo").await.parse().unwrap();
-        assert!((150 * 1024..=u64::from(MEMORY_MIB) * 1024).contains(&memory), "{memory} KiB");
+        assert!((80 * 1024..=u64::from(MEMORY_MIB) * 1024).contains(&memory), "{memory} KiB");
         let failed = agent.exec_collect(exec("exit 41"), 100).await.unwrap();
         assert_eq!(failed.exit.code, 41);
 
@@ -75,7 +75,10 @@ fn two_machines_go_on_from_one_snapshot_each_on_its_own() {
     with_driver(|stage| async move {
         let template = stage.template(connected()).await;
         let before = template.fingerprint();
+        let restoring = Instant::now();
         let (a, b) = tokio::join!(stage.restore(&template, "twin-a"), stage.restore(&template, "twin-b"));
+        // The guests' clocks are set when a restore begins, and tell whole seconds.
+        let late = restoring.elapsed().as_secs() + 2;
         let ((a, agent_a), (b, agent_b)) = (a, b);
 
         // The very process that ran before the snapshot still runs, in both.
@@ -102,7 +105,7 @@ fn two_machines_go_on_from_one_snapshot_each_on_its_own() {
         for lines in [&one, &two] {
             let guest: u64 = lines[3].parse().unwrap();
             let host = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-            assert!(guest.abs_diff(host) <= 5, "guest {guest}, host {host}");
+            assert!((host.saturating_sub(late)..=host + 1).contains(&guest), "guest {guest}, host {host}, {late} s late at most");
         }
 
         // What one writes the other does not see, nor does the template.
@@ -167,7 +170,7 @@ fn a_snapshot_from_another_host_is_refused_and_a_running_machine_gives_none() {
 }
 
 #[test]
-fn fifty_machines_come_and_go_and_nothing_is_left() {
+fn machines_come_and_go_and_nothing_is_left() {
     with_driver(|stage| async move {
         let template = stage.template(connected()).await;
         let cycles: u32 = std::env::var("NULLSPACE_TEST_CYCLES").map_or(50, |n| n.parse().unwrap());

@@ -15,7 +15,7 @@ use nullspace_vmm::net::{NetConfig, NetPool};
 use nullspace_vmm::qemu::{Qemu, QemuConfig};
 use nullspace_vmm::{BootSpec, Disk, GuestImage, Network, RestoreSpec, SnapshotSummary, Vm, Vmm};
 
-pub(crate) const MEMORY_MIB: u32 = 256;
+pub(crate) const MEMORY_MIB: u32 = 128;
 pub(crate) const BASE_BYTES: u64 = 48 << 20;
 pub(crate) const DISK_BYTES: u64 = 96 << 20;
 /// A guest's boot where everything is emulated, on a busy machine.
