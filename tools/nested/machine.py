@@ -316,6 +316,8 @@ class Host:
                 self.code = int(result[1])
             elif why := self.ledger.line(text):
                 raise Lost(why)
+            elif text.startswith("end "):
+                log(text)
         return bool(data)
 
     def _used(self):
@@ -341,6 +343,7 @@ class Host:
             if self._listen():
                 self.beat, looks = now, []
             if self.code is not None:
+                log(f"the emulator used {self._used():.0f} s of processor time")
                 try:
                     self.qemu.wait(timeout=10)
                 except subprocess.TimeoutExpired:

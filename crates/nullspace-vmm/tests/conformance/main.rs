@@ -105,7 +105,10 @@ fn two_machines_go_on_from_one_snapshot_each_on_its_own() {
         for lines in [&one, &two] {
             let guest: u64 = lines[3].parse().unwrap();
             let host = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-            assert!((host.saturating_sub(late)..=host + 1).contains(&guest), "guest {guest}, host {host}, {late} s late at most");
+            assert!(
+                (host.saturating_sub(late)..=host + 1).contains(&guest),
+                "guest {guest}, host {host}, {late} s late at most"
+            );
         }
 
         // What one writes the other does not see, nor does the template.
