@@ -6,7 +6,8 @@
 # usage: tests/nested/run.sh [drivers|service [TEST...]]
 #          names or parts of names of tests of crates/nullspace-vmm/tests/conformance, or of crates/nullspace/tests/e2e
 # needs: what tools/nested_host.py needs, scripts/guest-image.sh and scripts/fetch-firecracker.sh done, cargo
-# NULLSPACE_TEST_LONG=1: fifty sandboxes that come and go instead of three, and more tests on other filesystems and without jailer
+# NULLSPACE_TEST_LONG=1: fifty machines that come and go instead of three, and the tests in every way of making
+#   disks, and every kind of step
 # NULLSPACE_NESTED_INJECT_HANG=N: stops the emulator N times at random moments; the run must go on where it was
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -78,8 +78,8 @@ while True:
 # Seconds between nudges; a host that is silent for SILENT is looked at each LOOK, one that is silent for LOST is lost whatever
 # its CPU does.
 NUDGE, SILENT, LOOK, LOST = 0.2, 4, 1.0, 20
-# So long may a host take until its script starts: 6 s on two free cores.
-BOOT = 90
+# So long may a host take until its script starts: 6 s on two free cores, 45 s were seen on a busy machine.
+BOOT = 150
 
 
 class Lost(Exception):
