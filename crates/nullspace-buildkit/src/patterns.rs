@@ -27,6 +27,12 @@ pub(crate) struct InvalidPattern {
     why: String,
 }
 
+impl InvalidPattern {
+    fn new(pattern: &str, why: impl std::fmt::Display) -> Self {
+        InvalidPattern { pattern: pattern.chars().take(200).collect(), why: why.to_string() }
+    }
+}
+
 /// What BuildKit wants of a tree.
 #[derive(Debug, Default)]
 pub(crate) struct Filter {
@@ -37,24 +43,23 @@ pub(crate) struct Filter {
 
 impl Filter {
     /// From the patterns of a request. `follow` are paths, perhaps with wildcards, that BuildKit will read; a tree here has
-    /// no symlinks to be followed, so they are more patterns of what to include.
+    /// no symlinks to be followed, so they are more of what to include. In them a `!` is a character like any other, and
+    /// what is there by that very name is meant too.
     pub(crate) fn new(include: &[String], follow: &[String], exclude: &[String]) -> Result<Filter, InvalidPattern> {
-        let mut wanted = include.to_vec();
-        let mut all = false;
-        for path in follow {
-            let path = clean(path);
-            // The whole tree: nothing is left out on account of them.
-            all |= path == "." || path == "/";
-            wanted.push(path.trim_start_matches('/').to_owned());
-        }
-        if all {
-            wanted = include.to_vec();
-        }
-        let some = |patterns: &[String]| match patterns {
-            [] => Ok(None),
-            patterns => Patterns::new(patterns).map(Some),
+        let paths: Vec<String> = follow.iter().map(|path| clean(path)).collect();
+        // The whole tree: nothing is left out on account of them.
+        let all = paths.iter().any(|path| path == "." || path == "/");
+        let paths = if all { Vec::new() } else { paths };
+        let include = match (include, paths.as_slice()) {
+            ([], []) => None,
+            (patterns, paths) => {
+                let mut included = Patterns::new(patterns)?;
+                included.follow(paths)?;
+                Some(included)
+            }
         };
-        Ok(Filter { include: some(&wanted)?, exclude: some(exclude)? })
+        let exclude = if exclude.is_empty() { None } else { Some(Patterns::new(exclude)?) };
+        Ok(Filter { include, exclude })
     }
 
     /// The entries that are wanted, with the directories above them, in the order of a walk.
@@ -106,11 +111,27 @@ enum How {
     Regex(Regex),
 }
 
+fn is_pattern(text: &str) -> bool {
+    text.contains(['*', '?', '[', ']', '\\'])
+}
+
+impl How {
+    fn new(pattern: &str) -> Result<How, InvalidPattern> {
+        if pattern.len() > MAX_PATTERN {
+            return Err(InvalidPattern::new(pattern, format!("it has more than {MAX_PATTERN} bytes")));
+        }
+        if !is_pattern(pattern) {
+            return Ok(How::Exactly(pattern.to_owned()));
+        }
+        let built = regex::RegexBuilder::new(&regex_of(pattern)).size_limit(MAX_COMPILED).build();
+        built.map(How::Regex).map_err(|error| InvalidPattern::new(pattern, error))
+    }
+}
+
 impl Patterns {
     fn new(texts: &[String]) -> Result<Patterns, InvalidPattern> {
         if texts.len() > MAX_PATTERNS {
-            let why = format!("there are more than {MAX_PATTERNS}");
-            return Err(InvalidPattern { pattern: String::new(), why });
+            return Err(InvalidPattern::new("", format!("there are more than {MAX_PATTERNS}")));
         }
         let mut patterns = Vec::with_capacity(texts.len());
         for text in texts {
@@ -118,25 +139,32 @@ impl Patterns {
             if trimmed.is_empty() {
                 continue;
             }
-            let invalid = |why: String| InvalidPattern { pattern: text.chars().take(200).collect(), why };
-            if trimmed.len() > MAX_PATTERN {
-                return Err(invalid(format!("it has more than {MAX_PATTERN} bytes")));
-            }
             let cleaned = clean(trimmed);
             let (negated, pattern) = match cleaned.strip_prefix('!') {
-                Some("") => return Err(invalid("there is nothing after '!'".to_owned())),
+                Some("") => return Err(InvalidPattern::new(text, "there is nothing after '!'")),
                 Some(rest) => (true, rest),
                 None => (false, cleaned.as_str()),
             };
-            let how = if pattern.contains(['*', '?', '[', ']', '\\']) {
-                let built = regex::RegexBuilder::new(&regex_of(pattern)).size_limit(MAX_COMPILED).build();
-                How::Regex(built.map_err(|error| invalid(error.to_string()))?)
-            } else {
-                How::Exactly(pattern.to_owned())
-            };
-            patterns.push(Pattern { negated, how });
+            patterns.push(Pattern { negated, how: How::new(pattern)? });
         }
         Ok(Patterns(patterns))
+    }
+
+    /// Takes paths in that are clean, by their names and, if they are patterns, as those.
+    fn follow(&mut self, paths: &[String]) -> Result<(), InvalidPattern> {
+        if paths.len() > MAX_PATTERNS {
+            return Err(InvalidPattern::new("", format!("there are more than {MAX_PATTERNS}")));
+        }
+        for path in paths {
+            let path = path.trim_start_matches('/');
+            self.0.push(Pattern { negated: false, how: How::Exactly(path.to_owned()) });
+            if is_pattern(path)
+                && let Ok(how) = How::new(path)
+            {
+                self.0.push(Pattern { negated: false, how });
+            }
+        }
+        Ok(())
     }
 
     /// Whether the path, or a directory above it, matches; the last pattern that says anything decides.
@@ -332,5 +360,30 @@ mod tests {
         assert_eq!(of(&[], &["."], &["src"]), "doc doc/x.md empty top");
         assert_eq!(of(&["top"], &["empty"], &[]), "empty top");
         assert_eq!(of(&[".dockerignore"], &[], &[]), "");
+    }
+
+    #[test]
+    fn names_with_signs_of_patterns_are_found_and_left_out() {
+        let mut tree = Tree::default();
+        for path in ["!bang", "bang", r"mnt\x2ddata", "mntx2ddata", "a[1]", "a1", "#x", " y", "-z/f"] {
+            tree.file(path, None, Source::Memory(Bytes::new())).unwrap();
+        }
+        let of = |follow: &[&str], exclude: &[&str]| {
+            let filter = Filter::new(&[], &strings(follow), &strings(exclude)).unwrap();
+            filter.of(&tree).into_iter().map(|(path, _)| path).collect::<Vec<_>>().join("|")
+        };
+        assert_eq!(of(&["!bang"], &[]), "!bang");
+        assert_eq!(of(&["/!bang", "bang"], &[]), "!bang|bang");
+        assert_eq!(of(&["!*"], &[]), "!bang");
+        assert_eq!(of(&[r"mnt\x2ddata"], &[]), r"mnt\x2ddata|mntx2ddata", "by its name, and as a pattern");
+        assert_eq!(of(&[r"mnt\\x2ddata"], &[]), r"mnt\x2ddata");
+        assert_eq!(of(&["a[1]"], &[]), "a1|a[1]");
+        assert_eq!(of(&["#x", " y", "-z"], &[]), " y|#x|-z|-z/f");
+        assert_eq!(of(&[], &["*", r"!\!bang"]), "!bang");
+        assert_eq!(of(&[], &["*", "!bang"]), "bang");
+        assert_eq!(of(&["!bang", "bang"], &[r"\!bang"]), "bang");
+        assert_eq!(of(&["mnt*"], &[r"mnt\\x2ddata"]), "mntx2ddata");
+        assert_eq!(of(&["a*"], &[r"a\[1]"]), "a1");
+        assert_eq!(of(&["a[", "bang"], &[]), "bang", "no pattern, and no such name");
     }
 }
