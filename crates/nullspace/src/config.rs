@@ -1,15 +1,21 @@
 //! Settings: defaults, then the config file, then `NULLSPACE_…` variables, then flags; the later one wins.
 //!
 //! Every key of the file is also a variable: `data_dir` is `NULLSPACE_DATA_DIR`. An unknown key in the file is an error
-//! that names it. `nullspace.example.toml` in the repository lists all of them with comments; a test keeps it complete.
+//! that names it, and so is a variable that is spelt almost like one. `nullspace.example.toml` in the repository lists all
+//! of them with comments; a test keeps it complete.
+
+mod check;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use secrecy::SecretString;
 use serde::Deserialize;
+
+pub(crate) use variables::unread;
 
 /// All settings, as the file may give them.
 #[derive(Debug, Clone, Deserialize)]
@@ -264,32 +270,8 @@ impl Config {
             table.insert((*key).to_owned(), value);
         }
         let config = Config::deserialize(table).context("settings from NULLSPACE_… variables")?;
-        config.check()?;
+        check::check(&config)?;
         Ok(config)
-    }
-
-    /// What a type cannot say.
-    fn check(&self) -> anyhow::Result<()> {
-        if !(1..=64).contains(&self.build_concurrency) {
-            bail!("build_concurrency is {}: it must be 1 to 64", self.build_concurrency);
-        }
-        if self.running_builds_per_tenant == 0 {
-            bail!("running_builds_per_tenant is 0: no build would ever run");
-        }
-        if !(1..=8).contains(&self.network_prefix.len()) || !self.network_prefix.bytes().all(|b| b.is_ascii_lowercase())
-        {
-            bail!("network_prefix is '{}': it must be 1 to 8 lower-case letters", self.network_prefix);
-        }
-        if !(10..=86_400).contains(&self.build_timeout_secs) {
-            bail!("build_timeout_secs is {}: it must be 10 to 86400", self.build_timeout_secs);
-        }
-        if !(1..=86_400).contains(&self.step_timeout_secs) {
-            bail!("step_timeout_secs is {}: it must be 1 to 86400", self.step_timeout_secs);
-        }
-        if !(1..=3600).contains(&self.lease_secs) {
-            bail!("lease_secs is {}: it must be 1 to 3600", self.lease_secs);
-        }
-        Ok(())
     }
 }
 

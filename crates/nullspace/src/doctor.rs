@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use nullspace_vmm::qemu::Qemu;
+use rustix::fs::Access;
 
 use crate::config::{Config, NetworkChoice, VmmChoice};
 use crate::{buildkit, guest, vmm};
@@ -102,13 +103,21 @@ async fn buildkits(config: &Config) -> Vec<Finding> {
 fn data_dir(config: &Config) -> Finding {
     const NEED: &str = "data folder";
     let shown = config.data_dir.display();
-    let probe = config.data_dir.join(".doctor");
-    let tried = std::fs::create_dir_all(&config.data_dir).and_then(|()| std::fs::write(&probe, b"x"));
-    let _ = std::fs::remove_file(&probe);
+    // One that is not there stays so: `serve` makes it.
+    let (place, state) = match vmm::existing(&config.data_dir) {
+        place if place == config.data_dir => (place, "writable"),
+        place => (place, "not there yet, and can be made"),
+    };
+    let tried = match std::fs::metadata(&place) {
+        Ok(found) if !found.is_dir() => Err(std::io::ErrorKind::NotADirectory.into()),
+        Ok(_) => rustix::fs::access(&place, Access::WRITE_OK | Access::EXEC_OK).map_err(std::io::Error::from),
+        Err(error) => Err(error),
+    };
     if let Err(error) = tried {
-        return Finding::fails(NEED, format!("{shown}: {error}"), "choose another with --data-dir, or mend its owner");
+        let found = format!("{shown}: {}: {error}", place.display());
+        return Finding::fails(NEED, found, "choose another with --data-dir, or mend its owner");
     }
-    match rustix::fs::statvfs(&config.data_dir) {
+    match rustix::fs::statvfs(&place) {
         Ok(stat) => {
             let free = stat.f_bavail.saturating_mul(stat.f_frsize) >> 20;
             if free < 4096 {
@@ -118,7 +127,7 @@ fn data_dir(config: &Config) -> Finding {
                     "free space: a template takes up to a GiB",
                 );
             }
-            Finding::works(NEED, format!("{shown}: writable, {free} MiB free"))
+            Finding::works(NEED, format!("{shown}: {state}, {free} MiB free"))
         }
         Err(error) => Finding::fails(NEED, format!("{shown}: {error}"), "choose another with --data-dir"),
     }

@@ -131,6 +131,10 @@ struct Settings {
 
 impl Settings {
     fn load(&self) -> anyhow::Result<Config> {
+        // Standard error, not the log: whether and how it is written is a setting.
+        for warning in config::unread(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))? {
+            eprintln!("nullspace: warning: {warning}");
+        }
         let mut config = Config::load(self.config.as_deref(), |name| std::env::var(name).ok())?;
         if let Some(dir) = &self.data_dir {
             config.data_dir.clone_from(dir);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nullspace_engine::{Capacity, Engine, EngineConfig};
 use nullspace_oci::registry::{DockerConfig, Registry, RegistryConfig};
 use nullspace_server::{RequestRate, ServerConfig};
@@ -82,6 +82,15 @@ pub(crate) async fn open_metadata(config: &Config) -> anyhow::Result<SqliteStore
         .with_context(|| format!("make the data folder {}", config.data_dir.display()))?;
     let path = config.data_dir.join(DATABASE);
     SqliteStore::open(&path).await.with_context(|| format!("open the database {}", path.display()))
+}
+
+/// Opens the database of a data folder that a service has used; makes nothing.
+pub(crate) async fn open_existing_metadata(config: &Config) -> anyhow::Result<SqliteStore> {
+    let path = config.data_dir.join(DATABASE);
+    if !path.is_file() {
+        bail!("there is no data folder of a service at {}: give --data-dir", config.data_dir.display());
+    }
+    open_metadata(config).await
 }
 
 /// Opens the data folder, which no other process may have.

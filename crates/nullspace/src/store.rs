@@ -8,22 +8,15 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use nullspace_store::{ManifestId, Metadata, SqliteStore, StoreError, look_at_chunks};
+use nullspace_store::{ManifestId, Metadata, StoreError, look_at_chunks};
 
 use crate::config::Config;
 use crate::serve;
 
 const MIB: f64 = 1_048_576.0;
 
-async fn metadata(config: &Config) -> anyhow::Result<SqliteStore> {
-    if !config.data_dir.is_dir() {
-        bail!("there is no data folder {}: give --data-dir", config.data_dir.display());
-    }
-    serve::open_metadata(config).await
-}
-
 pub(crate) async fn stats(config: &Config) -> anyhow::Result<ExitCode> {
-    let metadata = metadata(config).await?;
+    let metadata = serve::open_existing_metadata(config).await?;
     let known = metadata.known_files().await.context("list what is known")?;
     metadata.close().await;
     let store = look_at_chunks(&config.data_dir).context("open the chunk store")?;
@@ -45,7 +38,7 @@ pub(crate) async fn stats(config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
-    let metadata = metadata(config).await?;
+    let metadata = serve::open_existing_metadata(config).await?;
     let files = match serve::open_files(config) {
         Err(error) if matches!(error.downcast_ref(), Some(StoreError::DataDirInUse { .. })) => {
             bail!("a service uses {}: it collects by itself; stop it to collect now", config.data_dir.display())
@@ -77,7 +70,7 @@ pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 pub(crate) async fn verify(config: &Config) -> anyhow::Result<ExitCode> {
-    let metadata = metadata(config).await?;
+    let metadata = serve::open_existing_metadata(config).await?;
     let began = Instant::now();
     let before = metadata.known_files().await.context("list what is known")?;
     let store = look_at_chunks(&config.data_dir).context("open the chunk store")?;

@@ -53,7 +53,7 @@ pub(crate) fn qemu_config(config: &Config, dir: &Path) -> QemuConfig {
             AccelChoice::Kvm => Some(Accelerator::Kvm),
             AccelChoice::Tcg => Some(Accelerator::Tcg),
         },
-        cache_dir: Some(config.data_dir.clone()),
+        cache_dir: config.data_dir.is_dir().then(|| config.data_dir.clone()),
         ..QemuConfig::new(guest::image(dir))
     }
 }
@@ -98,7 +98,7 @@ async fn working_firecracker(config: &Config, dir: &Path, net: Option<Arc<NetPoo
 
 /// Boots a guest once with Firecracker: only that tells whether a KVM that opens also runs guests. Answers how long it took.
 pub(crate) async fn try_guest(config: &Config, firecracker: &Firecracker) -> anyhow::Result<Duration> {
-    let work = config.data_dir.join(format!(".try-{}", std::process::id()));
+    let work = existing(&config.data_dir).join(format!(".nullspace-try-{}", std::process::id()));
     std::fs::create_dir(&work).with_context(|| format!("make {}", work.display()))?;
     let tried = firecracker.try_boot(&work, TRY).await.context("boot a guest with Firecracker");
     std::fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
@@ -136,6 +136,16 @@ fn parse_all<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static
     texts: &[String],
 ) -> anyhow::Result<Vec<T>> {
     texts.iter().map(|text| text.parse::<T>().with_context(|| format!("'{text}'"))).collect()
+}
+
+/// The folder itself, or the nearest one above it that is there: where it would be made.
+pub(crate) fn existing(dir: &Path) -> PathBuf {
+    let whole = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let there = whole.ancestors().find(|above| above.exists());
+    match there {
+        Some(above) if above != whole => above.to_owned(),
+        _ => dir.to_owned(),
+    }
 }
 
 /// A program by path, or by name in PATH.

@@ -32,6 +32,11 @@ impl Ipv4Cidr {
         address.to_bits() & Self::mask(self.prefix) == self.network.to_bits()
     }
 
+    /// True when the whole of it is in `other`.
+    pub fn is_in(&self, other: &Ipv4Cidr) -> bool {
+        other.prefix <= self.prefix && other.contains(self.network)
+    }
+
     /// Pairs of neighbouring addresses (RFC 3021's /31 links) in it.
     pub fn pairs(&self) -> u32 {
         let bits = 32 - u32::from(self.prefix);
@@ -127,5 +132,8 @@ mod tests {
         assert!("1.1.1.1".parse::<Ipv4Cidr>().unwrap().pair(0).is_none());
         assert!(pool.contains(Ipv4Addr::new(100, 96, 0, 3)));
         assert!(!pool.contains(Ipv4Addr::new(100, 96, 0, 4)));
+        let shared: Ipv4Cidr = "100.64.0.0/10".parse().unwrap();
+        assert!(pool.is_in(&shared) && shared.is_in(&shared) && !shared.is_in(&pool));
+        assert!(!"10.0.0.0/8".parse::<Ipv4Cidr>().unwrap().is_in(&shared));
     }
 }

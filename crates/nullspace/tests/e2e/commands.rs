@@ -100,6 +100,30 @@ async fn a_template_is_built_used_and_deleted_from_the_command_line() {
 #[tokio::test]
 async fn what_a_host_lacks_is_said_with_its_cure() {
     let mut service = Service::start().await;
+    // A data folder that is not there is said, and not made.
+    let typo = service.data().join("typo");
+    let commands: [&[&str]; 6] = [
+        &["keys", "list"],
+        &["keys", "revoke", "key_00000000000000000000000000000000"],
+        &["store", "stats"],
+        &["store", "gc"],
+        &["store", "verify"],
+        &["doctor"],
+    ];
+    for arguments in commands {
+        let folder = typo.to_str().unwrap();
+        let ran: Ran = service.command(&[arguments, &["--data-dir", folder]].concat()).output().unwrap().into();
+        let said = if arguments == ["doctor"] { &ran.stdout } else { &ran.stderr };
+        assert!(
+            ran.code == Some(i32::from(arguments != ["doctor"])) && said.contains(folder),
+            "{arguments:?}: {ran:?}"
+        );
+        assert!(!typo.exists(), "{arguments:?} made a data folder");
+    }
+    let mut misspelt = service.command(&["keys", "list"]);
+    misspelt.env("NULLSPACE_LITSEN", "127.0.0.1:1").env("NULLSPACE_SERVICE_HOST", "10.0.0.1");
+    let ran: Ran = misspelt.output().unwrap().into();
+    assert!(ran.code == Some(1) && ran.stderr.contains("is NULLSPACE_LISTEN meant"), "{ran:?}");
     let doctor: Ran = service.command(&["doctor"]).output().unwrap().into();
     assert_eq!(doctor.code, Some(0), "{doctor:?}");
     for need in ["data folder", "guest", "QEMU", "Firecracker", "BuildKit"] {

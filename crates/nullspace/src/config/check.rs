@@ -1,0 +1,228 @@
+//! What a setting's type cannot say: ranges, and texts that must be addresses, networks or URLs. Whatever a setting cannot
+//! do is an error that names it and what it may be; nothing is taken and then ignored.
+
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+
+use anyhow::{Context, bail, ensure};
+use nullspace_vmm::net::{Allowed, GATEWAY, Ipv4Cidr};
+
+use super::Config;
+
+/// Largest amount of MiB: a pebibyte.
+const MAX_MIB: u64 = 1 << 30;
+/// Ranges whose addresses are nobody's on the internet: private (RFC 1918), shared (RFC 6598), for benchmarks (RFC 2544).
+const PRIVATE: [(Ipv4Addr, u8); 5] = [
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+    (Ipv4Addr::new(198, 18, 0, 0), 15),
+];
+/// Fewest links that a pool of addresses must have room for.
+const MIN_LINKS: u32 = 2;
+
+/// Every number with its value, if it is set, and its range.
+pub(super) fn numbers(config: &Config) -> Vec<(&'static str, Option<u64>, RangeInclusive<u64>)> {
+    let count = |value: usize| Some(value as u64);
+    vec![
+        ("build_concurrency", count(config.build_concurrency), 1..=64),
+        ("build_timeout_secs", Some(config.build_timeout_secs), 10..=86_400),
+        ("step_timeout_secs", Some(config.step_timeout_secs), 1..=86_400),
+        ("builds_per_tenant", Some(config.builds_per_tenant.into()), 1..=1_000_000),
+        ("running_builds_per_tenant", Some(config.running_builds_per_tenant.into()), 1..=1_000_000),
+        // A hundred years are for ever.
+        ("untagged_retention_secs", Some(config.untagged_retention_secs), 0..=3_155_760_000),
+        ("requests_per_second", Some(config.requests_per_second.into()), 1..=1_000_000),
+        ("upload_mib_per_tenant", Some(config.upload_mib_per_tenant), 1..=MAX_MIB),
+        ("rootfs_cache_mib", Some(config.rootfs_cache_mib), 0..=MAX_MIB),
+        ("lease_secs", Some(config.lease_secs), 1..=3600),
+        // Less runs no machine at all.
+        ("memory_mib", config.memory_mib, 128..=MAX_MIB),
+        ("vcpus", config.vcpus, 1..=65_536),
+    ]
+}
+
+/// An error for the first setting that cannot be what it is.
+pub(super) fn check(config: &Config) -> anyhow::Result<()> {
+    for (name, value, range) in numbers(config) {
+        if let Some(value) = value.filter(|value| !range.contains(value)) {
+            bail!("{name} is {value}: it must be {} to {}", range.start(), range.end());
+        }
+    }
+    paths(config)?;
+    urls(config)?;
+    network(config)?;
+    for registry in &config.plain_http_registries {
+        host("plain_http_registries", registry)?;
+    }
+    if let Some(token) = &config.metrics_token {
+        use secrecy::ExposeSecret as _;
+        let token = token.expose_secret();
+        let visible = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        ensure!(visible, "metrics_token must be 1 or more visible ASCII characters, without spaces");
+    }
+    if config.buildkit.as_ref().is_some_and(Vec::is_empty) {
+        bail!("buildkit is an empty list: leave it out for the usual sockets, or write [\"off\"] for none");
+    }
+    Ok(())
+}
+
+fn paths(config: &Config) -> anyhow::Result<()> {
+    let optional = [
+        ("guest_dir", &config.guest_dir),
+        ("base_tar", &config.base_tar),
+        ("docker_config", &config.docker_config),
+        ("extra_ca_file", &config.extra_ca_file),
+        ("buildkit_ca", &config.buildkit_ca),
+        ("buildkit_cert", &config.buildkit_cert),
+        ("buildkit_key", &config.buildkit_key),
+    ];
+    let given = [
+        ("data_dir", &config.data_dir),
+        ("qemu", &config.qemu),
+        ("firecracker", &config.firecracker),
+        ("jailer", &config.jailer),
+    ];
+    let optional = optional.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
+    for (name, path) in given.into_iter().chain(optional) {
+        ensure!(!path.as_os_str().is_empty(), "{name} is empty: it must be a path");
+    }
+    Ok(())
+}
+
+fn urls(config: &Config) -> anyhow::Result<()> {
+    for (registry, url) in &config.registry_mirrors {
+        host("registry_mirrors", registry)?;
+        is_url("registry_mirrors", url)?;
+    }
+    for (name, url) in [("ecr_endpoint", &config.ecr_endpoint), ("gcp_token_url", &config.gcp_token_url)] {
+        url.iter().try_for_each(|url| is_url(name, url))?;
+    }
+    Ok(())
+}
+
+fn is_url(name: &str, text: &str) -> anyhow::Result<()> {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let sound = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', '?', '#']));
+    ensure!(sound && !text.contains(char::is_whitespace), "{name}: '{text}' must be a URL, http:// or https://");
+    Ok(())
+}
+
+/// A registry as image references name it.
+fn host(name: &str, text: &str) -> anyhow::Result<()> {
+    let sign = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    let sound = !text.is_empty() && text.bytes().all(sign);
+    ensure!(sound, "{name}: '{text}' must be a registry's host, with :port if it has one, and no scheme or path");
+    Ok(())
+}
+
+fn network(config: &Config) -> anyhow::Result<()> {
+    let prefix = &config.network_prefix;
+    if !(1..=8).contains(&prefix.len()) || !prefix.bytes().all(|b| b.is_ascii_lowercase()) {
+        bail!("network_prefix is '{prefix}': it must be 1 to 8 lower-case letters");
+    }
+    let pool: Ipv4Cidr = config.network_pool.parse().context("network_pool")?;
+    ensure!(pool.pairs() >= MIN_LINKS, "network_pool is {pool}: it must have 4 or more addresses (/30), two a machine");
+    let private = PRIVATE.iter().any(|(network, bits)| pool.is_in(&Ipv4Cidr::from_parts(*network, *bits)));
+    if !private {
+        let ranges: Vec<String> = PRIVATE.iter().map(|(network, bits)| format!("{network}/{bits}")).collect();
+        bail!("network_pool is {pool}: it must be inside one of {}, whose addresses nobody has", ranges.join(", "));
+    }
+    ensure!(!pool.contains(GATEWAY), "network_pool is {pool}: it must not hold {GATEWAY}, which every guest has");
+    for text in &config.network_allow {
+        text.parse::<Allowed>().context("network_allow")?;
+    }
+    for text in &config.dns {
+        let address: Ipv4Addr =
+            text.parse().ok().with_context(|| format!("dns: '{text}' must be the IPv4 address of a name server"))?;
+        let reachable = !address.is_loopback() && !address.is_unspecified() && !address.is_multicast();
+        ensure!(reachable && !address.is_broadcast(), "dns: {address} is no name server that a guest can reach");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::{KEYS, Kind};
+    use super::*;
+
+    fn set(key: &str, value: &str) -> anyhow::Result<Config> {
+        let variable = format!("NULLSPACE_{}", key.to_uppercase());
+        Config::load(None, |asked| (asked == variable).then(|| value.to_owned()))
+    }
+
+    #[test]
+    fn every_number_has_a_range_that_is_held_to_and_said() {
+        let ranges = numbers(&Config::default());
+        let named: BTreeSet<&str> = ranges.iter().map(|(name, ..)| *name).collect();
+        let keys: BTreeSet<&str> =
+            KEYS.iter().filter(|(_, kind)| *kind == Kind::Number).map(|(name, _)| *name).collect();
+        assert_eq!(named, keys, "a number without a range");
+        for (name, _, range) in ranges {
+            for inside in [*range.start(), *range.end()] {
+                set(name, &inside.to_string()).unwrap_or_else(|error| panic!("{name} {inside}: {error:#}"));
+            }
+            let below = range.start().checked_sub(1).map_or_else(|| "-1".to_owned(), |below| below.to_string());
+            for outside in [below, (range.end() + 1).to_string(), "4294967296".into(), i64::MAX.to_string()] {
+                let error = format!("{:#}", set(name, &outside).unwrap_err());
+                assert!(error.contains(name) || error.contains(&name.to_uppercase()), "{name} {outside}: {error}");
+                if outside != "-1" && outside.parse::<u32>().is_ok() {
+                    let said = format!("{} to {}", range.start(), range.end());
+                    assert!(error.contains(&said), "{name} {outside}: {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn texts_that_no_setting_can_be_are_refused_by_name() {
+        for (key, wrong, right) in [
+            ("network_pool", vec!["10.0.0.0/31", "10.0.0.1", "8.8.8.0/24", "0.0.0.0/0", "127.0.0.0/8"], "10.9.0.0/16"),
+            (
+                "network_pool",
+                vec!["172.16.0.0/12", "172.30.255.0/24", "10.0.0.0/7", "100.0.0.0/8", "x"],
+                "192.168.4.0/30",
+            ),
+            ("network_pool", vec!["169.254.0.0/16", "224.0.0.0/8", "100.96.0.1/16"], "100.96.0.0/16"),
+            ("network_prefix", vec!["ABC", "toolongname", "a1"], "abc"),
+            ("network_allow", vec!["10.0.0.0/8:0", "host:1", "10.0.0.1/8"], "10.0.0.1:443,10.2.0.0/16"),
+            ("dns", vec!["127.0.0.53", "0.0.0.0", "::1", "dns.example"], "1.1.1.1"),
+            ("plain_http_registries", vec!["http://r:5000", "r/x", "a b"], "r.example:5000"),
+            (
+                "registry_mirrors",
+                vec!["docker.io=r:5000", "docker.io=http://", "d/x=http://r"],
+                "docker.io=http://r:5000",
+            ),
+            ("ecr_endpoint", vec!["host", "ftp://x", "https://"], "https://x/"),
+            ("gcp_token_url", vec!["host", "http:// x"], "http://x/token"),
+            ("metrics_token", vec!["a b", "ä"], "token"),
+            ("vmm", vec!["xen"], "qemu"),
+            ("accel", vec!["hax"], "tcg"),
+            ("network", vec!["bridge"], "user"),
+            ("log_format", vec!["xml"], "json"),
+            ("listen", vec!["3000", "localhost:3000", "127.0.0.1:65536"], "127.0.0.1:0"),
+        ] {
+            for text in wrong {
+                let error = format!("{:#}", set(key, text).err().unwrap_or_else(|| panic!("{key} {text}")));
+                let named = error.contains(key) || error.to_lowercase().contains(&format!("nullspace_{key}"));
+                assert!(named, "{key} {text}: {error}");
+            }
+            set(key, right).unwrap_or_else(|error| panic!("{key} {right}: {error:#}"));
+        }
+    }
+
+    #[test]
+    fn empty_texts_of_the_file_are_refused() {
+        for line in
+            ["data_dir = ''", "qemu = ''", "guest_dir = ''", "metrics_token = ''", "buildkit = []", "dns = ['']"]
+        {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), line).unwrap();
+            let error = format!("{:#}", Config::load(Some(file.path()), |_| None).expect_err(line));
+            assert!(error.contains(line.split(' ').next().unwrap()), "{line}: {error}");
+        }
+    }
+}
