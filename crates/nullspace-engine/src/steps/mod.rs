@@ -33,6 +33,7 @@ pub(crate) use render::render;
 pub(crate) use rules::check;
 pub(crate) use sources::named;
 pub(crate) use stage::{Stage, Staged};
+pub(crate) use units::join;
 
 /// A copy as the one item of a `copy_items`.
 pub(crate) fn item(copy: &TemplateCopyStep) -> TemplateCopyItem {
