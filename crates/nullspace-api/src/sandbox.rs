@@ -17,16 +17,16 @@ pub struct CreateSandboxRequest {
     /// Template reference; `base`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
-    /// Virtual processors. The snapshot fixes them: a template's own count is used, and `warnings` says so.
+    /// Virtual processors, 1 to 32. The snapshot fixes them: a template's own count is used, and `warnings` says so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u32>,
-    /// Memory in MiB. The snapshot fixes it, as with `vcpus`.
+    /// Memory in MiB, 128 to 65536. The snapshot fixes it, as with `vcpus`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u32>,
-    /// Least size of the disk in MiB; no more than the template's.
+    /// Least size of the disk in MiB, 512 to 1048576. More than the template's disk has is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_mb: Option<u32>,
-    /// Milliseconds that it lives; 300000.
+    /// Milliseconds that it lives, 1 to 86400000; 300000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// What then.
@@ -47,7 +47,7 @@ pub struct CreateSandboxRequest {
     /// Environment of its execs; the start command, which ran at build, never sees it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub envs: Option<Envs>,
-    /// The caller's own notes, shown and searchable.
+    /// The caller's own notes, shown and searchable; at most 64 KiB as JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<JsonObject>,

@@ -1,6 +1,6 @@
 //! Declarative build steps. Values are data: none is ever interpreted by a shell, but for `run`'s command.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 /// One step of a declarative build, told apart by `action`.
@@ -62,7 +62,8 @@ pub struct TemplateRunStep {
 /// Copy files of the build context; meaning as Docker's COPY.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateCopyStep {
-    /// Paths in the build context.
+    /// Paths in the build context. Older clients send `src`, one path or several.
+    #[serde(alias = "src", deserialize_with = "one_or_several")]
     pub sources: Vec<String>,
     /// Path in the image; a trailing slash means a directory.
     pub dst: String,
@@ -88,7 +89,8 @@ pub struct TemplateCopyItemsStep {
 /// One copy of a `copy_items` step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateCopyItem {
-    /// Paths in the build context.
+    /// Paths in the build context. Older clients send `src`, one path or several.
+    #[serde(alias = "src", deserialize_with = "one_or_several")]
     pub sources: Vec<String>,
     /// Path in the image; a trailing slash means a directory.
     pub dst: String,
@@ -102,6 +104,20 @@ pub struct TemplateCopyItem {
     /// Take the files anew even if they are known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub force_upload: Option<bool>,
+}
+
+/// A list of texts, or one by itself.
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a path or a list of paths")]
+    enum Given {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(match Given::deserialize(deserializer)? {
+        Given::One(path) => vec![path],
+        Given::Several(paths) => paths,
+    })
 }
 
 /// `apt-get update`, `install -y`, package lists dropped.
@@ -219,3 +235,32 @@ pub struct TemplateRenameStep {
 /// A boundary: what follows is not taken from the cache.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateSkipCacheStep {}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn sources_have_an_older_name_and_may_be_one_path() {
+        let copy = |value: serde_json::Value| serde_json::from_value::<TemplateStep>(value);
+        let expected = copy(json!({"action": "copy", "sources": ["a"], "dst": "b"})).unwrap();
+        for given in [json!({"src": "a"}), json!({"src": ["a"]}), json!({"sources": "a"})] {
+            let mut step = json!({"action": "copy", "dst": "b"});
+            let mut items = json!({"action": "copy_items", "items": [{"dst": "b"}]});
+            for (name, value) in given.as_object().unwrap() {
+                step[name] = value.clone();
+                items["items"][0][name] = value.clone();
+            }
+            assert_eq!(copy(step).unwrap(), expected, "{given}");
+            let TemplateStep::CopyItems(items) = copy(items).unwrap() else { panic!() };
+            assert_eq!(items.items[0].sources, ["a"], "{given}");
+        }
+        for wrong in [json!({}), json!({"src": 1}), json!({"src": "a", "sources": ["b"]}), json!({"sources": [1]})] {
+            let mut step = json!({"action": "copy", "dst": "b"});
+            step.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
+            copy(step).unwrap_err();
+        }
+    }
+}

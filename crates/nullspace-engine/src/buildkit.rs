@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nullspace_api::{
-    ErrorResponseCode, RequestSecrets, TemplateBuildCacheSummary, TemplateBuildLogLevel, TemplateFailurePhase as Phase,
+    ErrorResponseCode, RequestSecrets, TemplateBuildCacheSummary, TemplateBuildLogLevel, TemplateFailureDetailCode,
+    TemplateFailurePhase as Phase,
 };
 use nullspace_buildkit::{BuildKit, Job, Login, Output, Source, Tree};
 use nullspace_oci::layout::{Layout, LocalImage};
@@ -139,7 +140,9 @@ impl Preparing<'_> {
             if !file.metadata().is_ok_and(|found| found.len() == bytes) {
                 let message = format!("the file {} of the build context is not stored any more", path.escape_debug());
                 let advice = "Upload the file again and start a new build.";
-                return Err(BuildFailure::user(Phase::Prepare, reason::MISSING_BLOB, message, advice).into());
+                let mut failure = BuildFailure::user(Phase::BlobUpload, reason::MISSING_BLOB, message, advice);
+                failure.code = TemplateFailureDetailCode::FileUploadError;
+                return Err(failure.into());
             }
             tree.file(path, entry.mode, Source::File { path: file, bytes }).map_err(wrong)?;
         }

@@ -1,5 +1,6 @@
 //! Builds as callers see them: start, status, log, cancel.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::dockerfile::Outline;
 use crate::error::{Error, Result};
 use crate::logs::{LogIds, LogSource, POLL, entry, to_store};
 use crate::plan::{BuildPlan, PlannedDockerfile, Source};
+use crate::publication::{self, Published, Warned};
 use crate::tails::{PAGE, Page};
 use crate::templates::generated_name;
 use crate::validate::{Valid, WantedSource};
@@ -29,20 +31,34 @@ use crate::{Engine, Inner, records, steps};
 /// What a request without a source builds from.
 pub(crate) const DEFAULT_BASE: &str = "nullspace/base";
 
+/// What becomes of a request whose context names files that nobody uploaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownFiles {
+    /// It is refused.
+    Refuse,
+    /// It is accepted, and its build ends with `file_upload_error`, reason `unknown_blob`.
+    FailTheBuild,
+}
+
 /// A build's log, entry after entry.
 pub type LogStream = Pin<Box<dyn Stream<Item = Result<TemplateBuildLogEntry>> + Send>>;
 
 impl Engine {
     /// Accepts a build: durable before this returns, run in the background. A request repeated with its idempotency key is
-    /// answered with the build that it started the first time.
+    /// answered with the build that it started the first time. Files of its context that nobody uploaded are `unknown`'s.
     pub async fn start_build(
         &self,
         caller: &Caller,
         mut request: CreateTemplateRequest,
         idempotency_key: Option<String>,
-    ) -> Result<TemplateBuild> {
+        unknown: UnknownFiles,
+    ) -> Result<Warned<TemplateBuild>> {
         let secrets = request.take_secrets();
-        let valid = self.inner.examine(caller, &request, &secrets).await?.accepted()?;
+        let examined = self.inner.examine(caller, &request, &secrets).await?;
+        let (valid, lacking) = match unknown {
+            UnknownFiles::Refuse => (examined.accepted()?, BTreeSet::new()),
+            UnknownFiles::FailTheBuild => examined.accepted_without_files()?,
+        };
         let inner = &self.inner;
         let idempotency = match idempotency_key {
             None => None,
@@ -88,14 +104,18 @@ impl Engine {
             skip_cache: valid.skip_cache,
             authenticated: !secrets.is_empty(),
         };
-        let build = NewBuild {
+        let published = Published::of_plan(&plan);
+        let mut build = NewBuild {
             claim,
             idempotency,
             context_digest,
             dockerfile_digest,
             ..inner.new_build(name, valid.tags, plan, Some(caller.namespace.clone()))?
         };
-        inner.accept_with(caller, build, secrets).await
+        build.blobs.retain(|blob| !lacking.contains(&blob.id));
+        let value = inner.accept_with(caller, build, secrets).await?;
+        let warnings = publication::accepted(value.visibility, &value.canonical_ref, published);
+        Ok(Warned { value, warnings })
     }
 
     /// Waits for a build's end: its template, or why there is none. The build goes on when nobody waits any more.
@@ -317,7 +337,7 @@ impl Inner {
             Source::Image { .. } | Source::BaseTar { .. } => SourceType::OciImport,
             Source::Template { .. } => SourceType::TemplateBase,
         };
-        let blobs = steps::wanted_blobs(&plan)?;
+        let blobs = steps::wanted_blobs(&plan);
         let config = TemplateBuildConfig {
             vcpus: Some(plan.machine.vcpus),
             memory_mib: Some(plan.machine.memory_mib),

@@ -15,12 +15,12 @@ use nullspace_store::{BlobId, StoreError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::validate::Wrong;
+use crate::validate::{MAX_PATH, Wrong};
 
 /// Entries of one context.
 pub(crate) const MAX_ENTRIES: usize = 100_000;
-/// Bytes of a path, as Linux has it.
-const MAX_PATH: usize = 4095;
+/// Bytes of a blob's id, whoever gave it.
+const MAX_BLOB_ID: usize = 256;
 /// Problems that are said of one context: more would say nothing new.
 const MAX_PROBLEMS: usize = 20;
 
@@ -84,8 +84,10 @@ impl Context {
                 Content::Directory => (None, false),
                 Content::Inline(sha256, bytes) => (BlobId::new(&hex::encode(sha256), *bytes).ok(), true),
                 Content::Blob(id) => (Some(id.clone()), false),
-                // Refused before there is a plan.
-                Content::Unknown(_) => (None, false),
+                // Kept as it came: a build with it is accepted, and fails.
+                Content::Unknown(id) => {
+                    return PlannedEntry { mode: entry.mode, blob: Some(id.clone()), inline: false };
+                }
             };
             PlannedEntry { mode: entry.mode, blob: blob.map(|id| id.to_string()), inline }
         };
@@ -144,7 +146,8 @@ pub(crate) struct PlannedEntry {
     /// Permission bits, if the request gave them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mode: Option<u32>,
-    /// A file's blob id; `None` for a folder.
+    /// A file's blob id, as the request has it; `None` for a folder. One that no preflight gives is of a build that fails
+    /// at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) blob: Option<String>,
     /// It came with the request, and is not kept for another build.
@@ -162,9 +165,9 @@ impl PlannedContext {
         self.0.values().any(|entry| entry.inline)
     }
 
-    /// The blobs of all files, each once.
-    pub(crate) fn blobs(&self) -> Result<BTreeSet<BlobId>, StoreError> {
-        self.0.values().filter_map(PlannedEntry::blob_id).collect()
+    /// The blobs of all files, each once; ids that cannot be any are left out.
+    pub(crate) fn blobs(&self) -> BTreeSet<BlobId> {
+        self.0.values().filter_map(|entry| entry.blob.as_ref()?.parse().ok()).collect()
     }
 }
 
@@ -197,6 +200,10 @@ pub(crate) fn check(context: Option<&TemplateBuildContext>, wrong: &mut Wrong) -
             (TemplateContextEntryType::Dir, None, None) => Content::Directory,
             (TemplateContextEntryType::Dir, ..) => {
                 here.say(&field, "is a directory and has content");
+                Content::Directory
+            }
+            (TemplateContextEntryType::File, None, Some(id)) if id.is_empty() || id.len() > MAX_BLOB_ID => {
+                here.say(&format!("{field}.blob_id"), format_args!("must have 1 to {MAX_BLOB_ID} bytes"));
                 Content::Directory
             }
             (TemplateContextEntryType::File, None, Some(id)) => match id.parse() {
@@ -235,15 +242,17 @@ pub(crate) fn check(context: Option<&TemplateBuildContext>, wrong: &mut Wrong) -
     checked
 }
 
-/// A path inside a context: relative, and inside however it is read.
+/// A path inside a context: relative, and inside however it is read. A name in it may be any that Linux takes, with a
+/// backslash, a line's end or a `!` in it too.
 pub(crate) fn check_path(field: &str, path: &str, wrong: &mut Wrong) {
     let trimmed = path.strip_suffix('/').unwrap_or(path);
-    if trimmed.is_empty() || trimmed.len() > MAX_PATH {
+    if trimmed.is_empty() {
         wrong.say(field, format_args!("must have 1 to {MAX_PATH} bytes"));
     }
-    if path.contains(['\0', '\\']) {
-        wrong.say(field, "contains a NUL character or a backslash");
+    if path.contains('\0') {
+        wrong.say(field, "contains a NUL character");
     }
+    wrong.lengths(field, trimmed);
     if trimmed.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
         wrong.say(field, "must be relative, without empty parts, '.' and '..'");
     }
@@ -279,10 +288,19 @@ mod tests {
             (json!({"path": "a/../../b", "entry_type": "dir"}), "must be relative"),
             (json!({"path": "", "entry_type": "dir"}), "must have 1 to"),
             (json!({"path": "a\u{0}b", "entry_type": "dir"}), "NUL"),
+            (json!({"path": "..", "entry_type": "dir"}), "must be relative"),
+            (json!({"path": "a".repeat(256), "entry_type": "dir"}), "has a name of 256 bytes"),
+            (json!({"path": format!("a/{}/b", "ä".repeat(128)), "entry_type": "dir"}), "has a name of 256 bytes"),
+            (json!({"path": "a/".repeat(2048) + "b", "entry_type": "dir"}), "is longer than 4095 bytes"),
             (json!({"path": "a", "entry_type": "dir", "content_base64": ""}), "is a directory"),
             (json!({"path": "a", "entry_type": "file"}), "needs content_base64 or blob_id"),
             (json!({"path": "a", "entry_type": "file", "content_base64": "", "blob_id": "x"}), "and not both"),
             (json!({"path": "a", "entry_type": "file", "content_base64": "%"}), "is not base64"),
+            (json!({"path": "a", "entry_type": "file", "blob_id": ""}), "blob_id must have 1 to 256 bytes"),
+            (
+                json!({"path": "a", "entry_type": "file", "blob_id": "x".repeat(257)}),
+                "blob_id must have 1 to 256 bytes",
+            ),
             (json!({"path": "a", "entry_type": "dir", "mode": "0999"}), "octal"),
             (json!({"path": "a", "entry_type": "dir", "mode": "17777"}), "octal"),
         ] {
@@ -295,6 +313,30 @@ mod tests {
             {"path": "a", "entry_type": "file", "content_base64": ""}, {"path": "a/b", "entry_type": "dir"}
         ]));
         assert!(below.contains("below a path that is a file"), "{below}");
+    }
+
+    #[test]
+    fn whatever_linux_takes_as_a_name_is_taken() {
+        for path in [
+            "!bang".to_owned(),
+            r"mnt-my\x2ddata.mount".into(),
+            r"C:\dir\file".into(),
+            "line\nend".into(),
+            "\u{1}\u{7f}".into(),
+            " ".into(),
+            "...".into(),
+            "..a/b..".into(),
+            "*?[x]".into(),
+            "#".into(),
+            "-".into(),
+            "a".repeat(255),
+            "日本語/\u{202e}".into(),
+            "a/".repeat(2047) + "b",
+        ] {
+            let (context, message) = checked(json!([{"path": path, "entry_type": "file", "content_base64": ""}]));
+            assert_eq!(message, "", "{path:?}");
+            assert!(context.has(&path), "{path:?}");
+        }
     }
 
     #[test]

@@ -79,6 +79,8 @@ pub mod reason {
     pub const BUILD_SECRET_MISSING: &str = "build_secret_missing";
     /// COPY or ADD of what is not in the build context.
     pub const CONTEXT_FILE_MISSING: &str = "context_file_missing";
+    /// A file of the context was never uploaded. Details: path, blob_id, count.
+    pub const UNKNOWN_BLOB: &str = "unknown_blob";
     /// An uploaded file of the context is gone.
     pub const MISSING_BLOB: &str = "missing_blob";
     /// The whole build took longer than the service allows. Details: limit_secs.

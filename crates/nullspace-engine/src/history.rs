@@ -13,6 +13,7 @@ use crate::builds::parse;
 use crate::error::{Error, Result};
 use crate::names::parse_tags;
 use crate::plan::{BuildPlan, Source};
+use crate::publication::{self, Published, Warned};
 use crate::{Engine, records, steps};
 
 /// Longest page, and the page when none is asked for.
@@ -91,7 +92,7 @@ impl Engine {
         caller: &Caller,
         build_id: &str,
         mut request: RetryTemplateBuildRequest,
-    ) -> Result<TemplateBuild> {
+    ) -> Result<Warned<TemplateBuild>> {
         let id = parse(build_id)?;
         let missing = || Error::build_not_found(build_id);
         let earlier = self.inner.metadata.get_build(caller, id).await.map_err(|error| Error::store(error, missing))?;
@@ -113,7 +114,8 @@ impl Engine {
                 "the build's context came with its request and is not kept: start a new build, or upload the files first",
             ));
         }
-        let blobs = steps::wanted_blobs(&plan)?;
+        let blobs = steps::wanted_blobs(&plan);
+        let published = Published::of_plan(&plan);
         let secrets = RequestSecrets {
             base_image_auth: request.base_image_auth.take(),
             registry_auth: request.registry_auth.take().unwrap_or_default(),
@@ -148,7 +150,9 @@ impl Engine {
             idempotency: None,
             blobs,
         };
-        self.inner.accept_with(caller, build, secrets).await
+        let value = self.inner.accept_with(caller, build, secrets).await?;
+        let warnings = publication::accepted(value.visibility, &value.canonical_ref, published);
+        Ok(Warned { value, warnings })
     }
 
     /// Moves tags to what a ready build made.
@@ -157,7 +161,7 @@ impl Engine {
         caller: &Caller,
         build_id: &str,
         request: PromoteTemplateBuildRequest,
-    ) -> Result<TemplateInfo> {
+    ) -> Result<Warned<TemplateInfo>> {
         let id = parse(build_id)?;
         if request.tag.is_none() && request.tags.is_none() {
             return Err(Error::invalid("tag is missing: give tag or tags"));
@@ -167,7 +171,8 @@ impl Engine {
         match self.inner.metadata.promote_build(caller, id, &tags, Timestamp::now()).await {
             Ok(resolved) => {
                 self.inner.collect.notify_one();
-                Ok(records::template(&resolved)?)
+                let info = records::template(&resolved)?;
+                Ok(self.inner.publishes_build(caller, id, info).await?)
             }
             Err(error) => {
                 let about_build = matches!(error, StoreError::Conflict { .. });

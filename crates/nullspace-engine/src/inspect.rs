@@ -7,6 +7,7 @@
 //!                                                        └─ start_build: refused with all problems, or accepted
 //! ```
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nullspace_api::{
@@ -15,47 +16,63 @@ use nullspace_api::{
     TemplateBuildValidationResponse, TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase,
     TemplateIgnoredInstruction, TemplateStep,
 };
-use nullspace_store::Caller;
+use nullspace_store::{BlobId, Caller};
 use sha2::{Digest, Sha256};
 
 use crate::builds::DEFAULT_BASE;
 use crate::error::{Error, Result};
+use crate::failure::reason;
 use crate::plan::{Source, readiness_to_api};
+use crate::preflight::larger_disk;
 use crate::validate::{self, Problem, Valid, WantedSource};
 use crate::{Engine, Inner, image, steps};
 
 /// How long a plan waits for a registry's answer.
 const ASK_REGISTRY: Duration = Duration::from_secs(10);
-/// A file of the context was never uploaded, or is no longer there.
-const MISSING_BLOB: &str = "missing_blob";
-/// A file of the context names something that no upload can have been.
-const UNKNOWN_BLOB: &str = "unknown_blob";
+/// Warnings about a Dockerfile's lines: more would say nothing new.
+const MAX_WARNINGS: usize = 100;
 
 /// A request with all that is wrong with it.
 #[derive(Debug)]
 pub(crate) struct Examined {
     valid: Valid,
     problems: Vec<Problem>,
+    /// Files of the context that nobody uploaded, and those of their ids that could be uploaded.
+    unknown: Vec<Problem>,
+    lacking: BTreeSet<BlobId>,
 }
 
 impl Examined {
     /// The request, if nothing is wrong with it.
     pub(crate) fn accepted(self) -> Result<Valid> {
-        let Some(first) = self.problems.first() else { return Ok(self.valid) };
-        let message = validate::messages(&self.problems);
-        let about_blobs = self.problems.iter().all(|problem| problem.phase == TemplateFailurePhase::BlobUpload);
-        if !about_blobs {
-            return Err(Error::invalid(message));
+        if !self.problems.is_empty() {
+            return Err(Error::invalid(validate::messages(&self.all())));
         }
+        if self.unknown.is_empty() {
+            return Ok(self.valid);
+        }
+        let message = validate::messages(&self.unknown);
         let detail = TemplateFailureDetail::new(
             TemplateFailureDetailCode::FileUploadError,
-            TemplateFailurePhase::BlobUpload,
+            TemplateFailurePhase::Preflight,
             false,
             message.clone(),
             "Ask POST /v1/templates/blobs/preflight which files to upload, upload them, and send the request again.",
         );
-        let detail = detail.with_reason(first.code.clone());
+        let detail = detail.with_reason(reason::UNKNOWN_BLOB);
         Err(Error { detail: Some(Box::new(detail)), ..Error::new(ErrorResponseCode::FileUploadError, message) })
+    }
+
+    /// The request, if nothing is wrong with it but that files were not uploaded; and which of them.
+    pub(crate) fn accepted_without_files(self) -> Result<(Valid, BTreeSet<BlobId>)> {
+        if self.problems.is_empty() {
+            return Ok((self.valid, self.lacking));
+        }
+        Err(Error::invalid(validate::messages(&self.all())))
+    }
+
+    fn all(&self) -> Vec<Problem> {
+        self.problems.iter().chain(&self.unknown).cloned().collect()
     }
 }
 
@@ -82,26 +99,26 @@ impl Inner {
                 phase: TemplateFailurePhase::Preflight,
             });
         }
-        let blob = |code: &str, message: String| Problem {
-            code: code.to_owned(),
-            message,
-            phase: TemplateFailurePhase::BlobUpload,
+        let mut unknown = Vec::new();
+        let mut say = |message: String| {
+            let code = reason::UNKNOWN_BLOB.to_owned();
+            unknown.push(Problem { code, message, phase: TemplateFailurePhase::Preflight });
         };
         for (path, id) in valid.context.unknown_blobs() {
             let (path, id) = (path.escape_debug(), id.escape_debug());
-            let message = format!("build_context: '{path}' has the blob_id '{id}', which preflight never gives");
-            problems.push(blob(UNKNOWN_BLOB, message));
+            say(format!("build_context: '{path}' has the blob_id '{id}', which preflight never gives"));
         }
+        let mut lacking = BTreeSet::new();
         let wanted: Vec<_> = valid.context.blobs().into_iter().collect();
         if !wanted.is_empty() {
             let found = self.metadata.find_blobs(caller, &wanted, jiff::Timestamp::now()).await?;
             for id in wanted.iter().filter(|id| !found.contains(id)) {
                 let paths = valid.context.paths_of(id).join(", ");
-                let message = format!("build_context: {} has blob {id}, which is not uploaded", paths.escape_debug());
-                problems.push(blob(MISSING_BLOB, message));
+                say(format!("build_context: {} has blob {id}, which is not uploaded", paths.escape_debug()));
+                lacking.insert(id.clone());
             }
         }
-        Ok(Examined { valid, problems })
+        Ok(Examined { valid, problems, unknown, lacking })
     }
 }
 
@@ -113,7 +130,10 @@ impl Engine {
         mut request: CreateTemplateRequest,
     ) -> Result<TemplateBuildValidationResponse> {
         let secrets = request.take_secrets();
-        let Examined { valid, mut problems } = self.inner.examine(caller, &request, &secrets).await?;
+        let examined = self.inner.examine(caller, &request, &secrets).await?;
+        let mut problems = examined.all();
+        let valid = examined.valid;
+        let mut warnings = warnings(&valid);
         let mut say = |code: &str, message: String| {
             let phase = TemplateFailurePhase::Preflight;
             problems.push(Problem { code: code.to_owned(), message, phase });
@@ -123,7 +143,7 @@ impl Engine {
                 Ok(Source::Template { .. }) if secrets.base_image_auth.is_some() => {
                     say("invalid_base_image_auth", AUTH_FOR_TEMPLATE.to_owned());
                 }
-                Ok(_) => {}
+                Ok(source) => warnings.extend(self.inner.disk_warning(caller, &source, valid.machine.disk_mb).await?),
                 Err(error) => match error.code {
                     ErrorResponseCode::InvalidRequest => say("invalid_base_image", error.message),
                     ErrorResponseCode::TemplateNotFound => say("template_not_found", format!("base_image: {error}")),
@@ -143,7 +163,7 @@ impl Engine {
         }
         Ok(TemplateBuildValidationResponse {
             valid: problems.is_empty(),
-            warnings: warnings(&valid),
+            warnings,
             errors: problems
                 .into_iter()
                 .map(|problem| TemplateBuildValidationError {
@@ -175,6 +195,7 @@ impl Engine {
             (None, WantedSource::DefaultBase) => (TemplateBuildSourceType::Declarative, DEFAULT_BASE.to_owned(), None),
             (None, WantedSource::Image(reference)) => {
                 let source = self.inner.source(caller, reference).await?;
+                warnings.extend(self.inner.disk_warning(caller, &source, valid.machine.disk_mb).await?);
                 let image = matches!(source, Source::Image { .. });
                 if !image && secrets.base_image_auth.is_some() {
                     return Err(Error::invalid(AUTH_FOR_TEMPLATE));
@@ -216,6 +237,13 @@ impl Engine {
 const AUTH_FOR_TEMPLATE: &str = "base_image_auth is for images in registries, base_image is a template";
 
 impl Inner {
+    /// A warning when a template's disk is larger than what a child of it asks for.
+    async fn disk_warning(&self, caller: &Caller, source: &Source, asked: Option<u32>) -> Result<Option<String>> {
+        let Source::Template { reference, .. } = source else { return Ok(None) };
+        let parent = self.resolve(caller, reference).await?;
+        Ok(larger_disk(asked, parent.artifact.disk_bytes, reference))
+    }
+
     /// Whether a registry refuses to show an image to nobody in particular. What cannot be found out is a warning.
     async fn wants_credentials(&self, reference: &str, warnings: &mut Vec<String>) -> bool {
         let asked = tokio::time::timeout(ASK_REGISTRY, image::resolve(&self.registry, reference, None)).await;
@@ -235,6 +263,9 @@ fn warnings(valid: &Valid) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Err(error) = valid.runnable() {
         warnings.push(format!("this service cannot run the build: {error}"));
+    }
+    for (line, warning) in valid.dockerfile.iter().flat_map(|outline| &outline.warnings).take(MAX_WARNINGS) {
+        warnings.push(format!("line {line}: {warning}"));
     }
     for (instruction, line) in valid.dockerfile.iter().flat_map(|outline| &outline.ignored) {
         warnings.push(format!("line {line}: {instruction} has no effect in a template"));

@@ -36,7 +36,9 @@ mod names;
 mod output;
 mod pipeline;
 mod plan;
+mod preflight;
 mod prepare;
+mod publication;
 mod readiness;
 mod records;
 mod sandboxes;
@@ -60,11 +62,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use admission::{Admission, Capacity, Full};
-pub use builds::LogStream;
+pub use builds::{LogStream, UnknownFiles};
 pub use error::{Error, Result};
 pub use failure::{chain, reason};
 pub use history::BuildQuery;
 pub use plan::DEFAULT_WORKDIR;
+pub use publication::Warned;
 pub use sandboxes::{Command, CommandEvent, FileAt, FileDownload, FileUpload, SandboxPage, SandboxQuery};
 
 /// Settings of an [`Engine`].

@@ -11,6 +11,7 @@ use nullspace_store::{
 };
 
 use crate::error::{Error, Result};
+use crate::publication::Warned;
 use crate::templates::parse;
 use crate::{Engine, Inner, records};
 
@@ -35,13 +36,14 @@ impl Engine {
     }
 
     /// Makes tags point to what the reference means.
-    pub async fn assign_tags(&self, caller: &Caller, reference: &str, tags: &[String]) -> Result<TemplateInfo> {
+    pub async fn assign_tags(&self, caller: &Caller, reference: &str, tags: &[String]) -> Result<Warned<TemplateInfo>> {
         let parsed = parse(reference)?;
         let tags = parse_tags(tags)?;
         let resolved = self.inner.metadata.assign_tags(caller, &parsed, &tags, Timestamp::now()).await;
         let resolved = resolved.map_err(|error| Error::store(error, || Error::template_not_found(reference)))?;
         self.inner.collect.notify_one();
-        Ok(records::template(&resolved)?)
+        let info = records::template(&resolved)?;
+        Ok(self.inner.publishes_build(caller, resolved.artifact.build, info).await?)
     }
 
     /// Removes a tag.
@@ -97,13 +99,13 @@ impl Engine {
         whole(&renamed)
     }
 
-    /// Says who can use a template.
+    /// Says who can use a template. Warns of what becomes everybody's.
     pub async fn set_visibility(
         &self,
         caller: &Caller,
         reference: &str,
         visibility: TemplateVisibility,
-    ) -> Result<TemplateInfo> {
+    ) -> Result<Warned<TemplateInfo>> {
         let parsed = parse(reference)?;
         let visibility = match visibility {
             TemplateVisibility::Private => Visibility::Private,
@@ -111,7 +113,7 @@ impl Engine {
         };
         let changed = self.inner.metadata.set_visibility(caller, &parsed, visibility).await;
         let changed = changed.map_err(|error| Error::store(error, || Error::template_not_found(reference)))?;
-        whole(&changed)
+        Ok(self.inner.publishes(caller, changed.template.id, whole(&changed)?).await?)
     }
 
     /// Holds a name of the caller's namespace for an hour. The token is in the answer only.

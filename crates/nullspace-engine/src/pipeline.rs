@@ -35,7 +35,9 @@ use crate::logs::{BuildLog, entry, to_store};
 use crate::machine::{self, Machine, MachineError, SharedMachine};
 use crate::output::{Lost, Output};
 use crate::plan::{BuildPlan, MachineSize, Runtime, StartCommand};
+use crate::preflight;
 use crate::prepare::{Prepared, Preparing, unreadable};
+use crate::publication;
 use crate::readiness::{self, Waited};
 use crate::steps::{Stage, Staged};
 
@@ -151,15 +153,18 @@ pub(crate) async fn run(
     let plan: BuildPlan = serde_json::from_value(build.definition.0.clone())
         .map_err(|error| StoreError::Corrupt { what: format!("builds.definition: {error}") })?;
 
+    preflight::context(inner, lease, &plan).await?;
     let began = Instant::now();
     let mut prepared = Preparing { inner, build, lease, plan: &plan, log, scope }.run().await?;
     inner.metrics.phase("prepare", began.elapsed());
+    preflight::disk(inner, build, lease, &plan, &prepared, log).await?;
     let stage = Stage { inner, build, lease, plan: &plan, log };
     scope.asked(&prepared.cache);
     let staged = stage.look_up(&mut prepared).await?;
     let found = stage.finished(&staged, &mut prepared).await?;
     scope.asked(&prepared.cache);
     if let Some((same, final_key)) = found {
+        publication::say(inner, build, &plan, &staged.runtime, log).await?;
         return reuse(inner, build, &staged, &prepared, same, final_key).await;
     }
 
@@ -197,6 +202,7 @@ pub(crate) async fn run(
         snapshot: json!(summary),
         final_key,
     };
+    publication::say(inner, build, &plan, &staged.runtime, log).await?;
     finish(inner, build, &staged.runtime, &prepared, made).await
 }
 

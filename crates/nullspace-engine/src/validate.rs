@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use nullspace_api::{
-    CreateTemplateRequest, Envs, RequestSecrets, TemplateBuildBackend, TemplateFailurePhase, TemplateReadinessProbe,
-    TemplateStep,
+    CreateSandboxRequest, CreateTemplateRequest, Envs, RequestSecrets, TemplateBuildBackend, TemplateFailurePhase,
+    TemplateReadinessProbe, TemplateStep,
 };
 use nullspace_store::{Tag, TemplateName};
 
@@ -27,6 +27,9 @@ pub(crate) const MIN_MEMORY_MIB: u32 = 128;
 pub(crate) const MAX_MEMORY_MIB: u32 = 65_536;
 /// Largest disk, MiB.
 pub(crate) const MAX_DISK_MB: u32 = 1_048_576;
+/// Bytes of a path and of one name in it, as Linux takes them.
+pub(crate) const MAX_PATH: usize = 4095;
+const MAX_NAME: usize = 255;
 /// Variables of one map.
 const MAX_ENVS: usize = 1_000;
 /// Bytes of one variable's value, start command or readiness command: what `execve` takes as one argument.
@@ -107,10 +110,13 @@ pub(crate) fn check(request: &CreateTemplateRequest, secrets: &RequestSecrets) -
         Some(_) => envs("build_args", request.build_args.as_ref(), &mut wrong),
         None => BTreeMap::new(),
     };
+    // BuildKit is given both, the arguments over the variables.
+    let mut args = build_envs.clone();
+    args.extend(build_args.clone());
     let dockerfile = request
         .dockerfile
         .as_deref()
-        .and_then(|text| dockerfile::check(text, &build_args, request.build_target.as_deref(), secrets, &mut wrong));
+        .and_then(|text| dockerfile::check(text, &args, request.build_target.as_deref(), secrets, &mut wrong));
     if let Some(path) = &request.dockerfile_path {
         context::check_path("dockerfile_path", path, &mut wrong);
     }
@@ -211,6 +217,19 @@ impl Wrong {
         }
     }
 
+    /// A path that no file system takes: one of its names, or the whole, is too long.
+    pub(crate) fn lengths(&mut self, field: &str, path: &str) {
+        if path.len() > MAX_PATH {
+            self.say(field, format_args!("is longer than {MAX_PATH} bytes"));
+        }
+        if let Some(name) = path.split('/').find(|name| name.len() > MAX_NAME) {
+            let begin: String = name.chars().take(20).collect();
+            let what =
+                format!("has a name of {} bytes ('{}…'): {MAX_NAME} are the most", name.len(), begin.escape_debug());
+            self.say(field, what);
+        }
+    }
+
     /// Takes over what another found; returns how much that is.
     pub(crate) fn take(&mut self, other: Wrong) -> usize {
         let count = other.0.len();
@@ -295,9 +314,7 @@ fn check_path(field: &str, path: &str, wrong: &mut Wrong) {
     if path.split('/').any(|part| part == "..") {
         wrong.say(field, "contains '..'");
     }
-    if path.len() > 4095 {
-        wrong.say(field, "is longer than 4095 bytes");
-    }
+    wrong.lengths(field, path);
 }
 
 fn readiness(probe: &TemplateReadinessProbe, wrong: &mut Wrong) -> Readiness {
@@ -366,6 +383,34 @@ pub(crate) fn check_envs(field: &str, given: Option<&Envs>) -> Result<BTreeMap<S
     Ok(checked)
 }
 
+/// Bytes of a sandbox's `metadata` as JSON.
+const MAX_METADATA: usize = 64 * 1024;
+/// Longest life that a create may ask for, milliseconds.
+const MAX_TIMEOUT_MS: u64 = 24 * 3600 * 1000;
+
+/// Every field of a create that has a range, whatever the template is.
+pub(crate) fn check_create(request: &CreateSandboxRequest) -> Result<()> {
+    let mut wrong = Wrong::default();
+    let sizes = [
+        ("vcpus", request.vcpus, 1, MAX_VCPUS),
+        ("memory_mb", request.memory_mb, MIN_MEMORY_MIB, MAX_MEMORY_MIB),
+        ("disk_mb", request.disk_mb, MIN_DISK_MB, MAX_DISK_MB),
+    ];
+    for (field, value, low, high) in sizes {
+        value.iter().for_each(|value| wrong.range(field, *value, low, high));
+    }
+    request.timeout_ms.iter().for_each(|timeout| wrong.range("timeout_ms", *timeout, 1, MAX_TIMEOUT_MS));
+    if let Some(cwd) = &request.cwd {
+        check_path("cwd", cwd, &mut wrong);
+    }
+    envs("envs", request.envs.as_ref(), &mut wrong);
+    let metadata = request.metadata.as_ref().and_then(|metadata| serde_json::to_vec(metadata).ok());
+    if metadata.is_some_and(|json| json.len() > MAX_METADATA) {
+        wrong.say("metadata", format_args!("is longer than {MAX_METADATA} bytes as JSON"));
+    }
+    wrong.result()
+}
+
 /// An absolute path in a guest.
 pub(crate) fn check_workdir(field: &str, path: &str) -> Result<()> {
     let mut wrong = Wrong::default();
@@ -415,6 +460,58 @@ mod tests {
             "build_backend",
         ] {
             assert!(error.message.contains(field), "{field}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn numbers_beyond_their_range_are_refused_with_it() {
+        for (field, low, high) in [("vcpus", 1_u64, 32_u64), ("memory_mib", 128, 65_536), ("disk_mb", 512, 1_048_576)] {
+            for (value, sound) in
+                [(low, true), (high, true), (low - 1, false), (high + 1, false), (4_294_967_295, false)]
+            {
+                let answer = checked(json!({"build_config": {field: value}}));
+                let said = answer.err().map(|error| error.message).unwrap_or_default();
+                assert_eq!(said.is_empty(), sound, "{field} {value}: {said}");
+                assert!(sound || said.contains(field) && said.contains(&format!("{low} to {high}")), "{said}");
+            }
+        }
+        for (probe, field) in [
+            (json!({"kind": "tcp", "port": 80, "timeout_secs": 0}), "timeout_secs"),
+            (json!({"kind": "tcp", "port": 80, "timeout_secs": 4_294_967_295_u64}), "timeout_secs"),
+            (json!({"kind": "tcp", "port": 80, "interval_ms": 0}), "interval_ms"),
+            (json!({"kind": "http", "port": 80, "path": "/", "startup_grace_secs": 3601}), "startup_grace_secs"),
+            (json!({"kind": "timeout", "timeout_ms": u64::MAX}), "timeout_ms"),
+        ] {
+            let error = checked(json!({"runtime_config": {"readiness": probe}})).unwrap_err();
+            assert!(error.message.contains(field) && error.message.contains("it must be"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_create_names_every_field_beyond_its_range() {
+        let said = |request: Value| {
+            let request: CreateSandboxRequest = serde_json::from_value(request).unwrap();
+            check_create(&request).err().map(|error| error.message).unwrap_or_default()
+        };
+        assert_eq!(said(json!({})), "");
+        assert_eq!(said(json!({"vcpus": 32, "memory_mb": 65_536, "disk_mb": 1_048_576, "timeout_ms": 86_400_000})), "");
+        assert_eq!(said(json!({"vcpus": 1, "memory_mb": 128, "disk_mb": 512, "timeout_ms": 1, "cwd": "/"})), "");
+        for (field, wrong, range) in [
+            ("vcpus", vec![0, 33, 4_294_967_295], "1 to 32"),
+            ("memory_mb", vec![0, 127, 65_537, 4_294_967_295], "128 to 65536"),
+            ("disk_mb", vec![0, 511, 1_048_577, 4_294_967_295], "512 to 1048576"),
+            ("timeout_ms", vec![0, 86_400_001, u64::MAX], "1 to 86400000"),
+        ] {
+            for value in wrong {
+                let said = said(json!({ field: value }));
+                assert!(said.contains(field) && said.contains(range), "{field} {value}: {said}");
+            }
+        }
+        let all = said(
+            json!({"memory_mb": 0, "disk_mb": 0, "cwd": "x", "envs": {"A=": ""}, "metadata": {"a": "x".repeat(70_000)}}),
+        );
+        for field in ["memory_mb", "disk_mb", "cwd", "envs", "metadata"] {
+            assert!(all.contains(field), "{field}: {all}");
         }
     }
 

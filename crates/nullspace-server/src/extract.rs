@@ -252,7 +252,7 @@ impl FromRequestParts<AppState> for RequestContext {
                 return Err(ServiceError::invalid(message));
             }
         };
-        Ok(Self { request_id, idempotency_key })
+        Ok(Self { request_id, idempotency_key, refuse_unknown_files: false })
     }
 }
 

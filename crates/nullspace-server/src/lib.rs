@@ -39,5 +39,5 @@ pub use openapi::openapi;
 pub use routes::router;
 pub use serve::{serve, serve_with_limits};
 pub use service::{
-    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError,
+    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError, Warned,
 };

@@ -49,6 +49,23 @@ pub struct RequestContext {
     pub request_id: String,
     /// `Idempotency-Key`: the same key and caller mean the same request; at most 255 visible ASCII characters.
     pub idempotency_key: Option<String>,
+    /// A build whose context names files that nobody uploaded is refused; else it is accepted, and ends with that error.
+    pub refuse_unknown_files: bool,
+}
+
+/// An answer, and what its caller should know beside it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Warned<T> {
+    /// The answer.
+    pub value: T,
+    /// Sentences for people, printable ASCII; each is a header `X-Nullspace-Warning` of the response.
+    pub warnings: Vec<String>,
+}
+
+impl<T> From<T> for Warned<T> {
+    fn from(value: T) -> Self {
+        Self { value, warnings: Vec::new() }
+    }
 }
 
 /// A build's log entries in order, without a gap.
@@ -105,7 +122,7 @@ pub trait Service: FileService + CommandService {
         caller: &Caller,
         request: CreateTemplateRequest,
         context: &RequestContext,
-    ) -> Result<TemplateBuild, ServiceError>;
+    ) -> Result<Warned<TemplateBuild>, ServiceError>;
 
     /// A build and its log entries from `offset` on.
     async fn build_status(
@@ -150,7 +167,7 @@ pub trait Service: FileService + CommandService {
         caller: &Caller,
         build_id: &str,
         request: RetryTemplateBuildRequest,
-    ) -> Result<TemplateBuild, ServiceError>;
+    ) -> Result<Warned<TemplateBuild>, ServiceError>;
 
     /// Move tags to what a build made.
     async fn promote_build(
@@ -158,7 +175,7 @@ pub trait Service: FileService + CommandService {
         caller: &Caller,
         build_id: &str,
         request: PromoteTemplateBuildRequest,
-    ) -> Result<TemplateInfo, ServiceError>;
+    ) -> Result<Warned<TemplateInfo>, ServiceError>;
 
     /// Everything that is wrong with a request.
     async fn validate_build(
@@ -201,7 +218,7 @@ pub trait Service: FileService + CommandService {
         caller: &Caller,
         reference: &str,
         tags: Vec<String>,
-    ) -> Result<TemplateInfo, ServiceError>;
+    ) -> Result<Warned<TemplateInfo>, ServiceError>;
 
     /// Remove a tag.
     async fn remove_tag(&self, caller: &Caller, reference: &str, tag: &str) -> Result<(), ServiceError>;
@@ -226,7 +243,7 @@ pub trait Service: FileService + CommandService {
         caller: &Caller,
         reference: &str,
         visibility: TemplateVisibility,
-    ) -> Result<TemplateInfo, ServiceError>;
+    ) -> Result<Warned<TemplateInfo>, ServiceError>;
 
     /// Reserve a name.
     async fn reserve_name(&self, caller: &Caller, reference: &str) -> Result<TemplateNameClaim, ServiceError>;

@@ -87,6 +87,9 @@ pub trait Metadata: Send + Sync + 'static {
     /// Records what the source turned out to be: an image's digest, a parent's build.
     async fn set_source_digest(&self, lease: &Lease, digest: &str, now: Timestamp) -> Result<()>;
 
+    /// Records what became of the sizes that the build was asked for, as the API shows them.
+    async fn set_build_config(&self, lease: &Lease, config: serde_json::Value, now: Timestamp) -> Result<()>;
+
     /// Appends to the build's log and returns the first entry's offset; [`StoreError::LeaseLost`] appends nothing.
     async fn append_log(&self, lease: &Lease, entries: Vec<NewLogEntry>) -> Result<u64>;
 

@@ -10,9 +10,9 @@ use nullspace_api::{
     TemplateBuildStatusSnapshot, TemplateBuildValidationResponse, TemplateInfo, TemplateNameClaim,
     TemplateNamespaceInfo, TemplateTagInfo, TemplateVisibility,
 };
-use nullspace_engine::Engine;
+use nullspace_engine::{Engine, UnknownFiles};
 use nullspace_server::{
-    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError,
+    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError, Warned,
 };
 use nullspace_store as store;
 use secrecy::{ExposeSecret, SecretString};
@@ -44,8 +44,13 @@ impl Service for EngineService {
         caller: &Caller,
         request: CreateTemplateRequest,
         context: &RequestContext,
-    ) -> Result<TemplateBuild, ServiceError> {
-        self.0.start_build(&domain(caller)?, request, context.idempotency_key.clone()).await.map_err(error)
+    ) -> Result<Warned<TemplateBuild>, ServiceError> {
+        let unknown = match context.refuse_unknown_files {
+            true => UnknownFiles::Refuse,
+            false => UnknownFiles::FailTheBuild,
+        };
+        let key = context.idempotency_key.clone();
+        self.0.start_build(&domain(caller)?, request, key, unknown).await.map(warned).map_err(error)
     }
 
     async fn build_status(
@@ -98,8 +103,8 @@ impl Service for EngineService {
         caller: &Caller,
         build_id: &str,
         request: RetryTemplateBuildRequest,
-    ) -> Result<TemplateBuild, ServiceError> {
-        self.0.retry_build(&domain(caller)?, build_id, request).await.map_err(error)
+    ) -> Result<Warned<TemplateBuild>, ServiceError> {
+        self.0.retry_build(&domain(caller)?, build_id, request).await.map(warned).map_err(error)
     }
 
     async fn promote_build(
@@ -107,8 +112,8 @@ impl Service for EngineService {
         caller: &Caller,
         build_id: &str,
         request: PromoteTemplateBuildRequest,
-    ) -> Result<TemplateInfo, ServiceError> {
-        self.0.promote_build(&domain(caller)?, build_id, request).await.map_err(error)
+    ) -> Result<Warned<TemplateInfo>, ServiceError> {
+        self.0.promote_build(&domain(caller)?, build_id, request).await.map(warned).map_err(error)
     }
 
     async fn validate_build(
@@ -159,8 +164,8 @@ impl Service for EngineService {
         caller: &Caller,
         reference: &str,
         tags: Vec<String>,
-    ) -> Result<TemplateInfo, ServiceError> {
-        self.0.assign_tags(&domain(caller)?, reference, &tags).await.map_err(error)
+    ) -> Result<Warned<TemplateInfo>, ServiceError> {
+        self.0.assign_tags(&domain(caller)?, reference, &tags).await.map(warned).map_err(error)
     }
 
     async fn remove_tag(&self, caller: &Caller, reference: &str, tag: &str) -> Result<(), ServiceError> {
@@ -189,8 +194,8 @@ impl Service for EngineService {
         caller: &Caller,
         reference: &str,
         visibility: TemplateVisibility,
-    ) -> Result<TemplateInfo, ServiceError> {
-        self.0.set_visibility(&domain(caller)?, reference, visibility).await.map_err(error)
+    ) -> Result<Warned<TemplateInfo>, ServiceError> {
+        self.0.set_visibility(&domain(caller)?, reference, visibility).await.map(warned).map_err(error)
     }
 
     async fn reserve_name(&self, caller: &Caller, reference: &str) -> Result<TemplateNameClaim, ServiceError> {
@@ -241,6 +246,11 @@ impl Service for EngineService {
     async fn list_processes(&self, caller: &Caller, id: &str) -> Result<Vec<ProcessInfo>, ServiceError> {
         self.0.processes(&domain(caller)?, id).await.map_err(error)
     }
+}
+
+/// An answer and its warnings, as the HTTP layer has them.
+fn warned<T>(answer: nullspace_engine::Warned<T>) -> Warned<T> {
+    Warned { value: answer.value, warnings: answer.warnings }
 }
 
 /// The caller that `authenticate` gave out, in the domain's types.

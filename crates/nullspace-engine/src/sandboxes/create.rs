@@ -37,11 +37,8 @@ use crate::error::{Error, Result};
 use crate::machine::{Machine, MachineError};
 use crate::plan::Runtime;
 use crate::records::column;
-use crate::validate::{check_envs, check_workdir};
+use crate::validate::check_create;
 use crate::{Engine, Inner};
-
-/// Longest life that a create may ask for.
-const MAX_TIMEOUT_MS: u64 = 24 * 3600 * 1000;
 
 impl Engine {
     /// Resumes a template's snapshot. Returns when the guest is a new one and answers.
@@ -72,14 +69,9 @@ impl Engine {
     ) -> Result<CreateSandboxResponse> {
         let began = Instant::now();
         refuse_unserved(&request)?;
-        let envs = check_envs("envs", request.envs.as_ref())?;
+        check_create(&request)?;
+        let envs = request.envs.clone().unwrap_or_default().0;
         let timeout_ms = request.timeout_ms.unwrap_or(CreateSandboxRequest::DEFAULT_TIMEOUT_MS);
-        if !(1..=MAX_TIMEOUT_MS).contains(&timeout_ms) {
-            return Err(Error::invalid(format!("timeout_ms is {timeout_ms}: it must be 1 to {MAX_TIMEOUT_MS}")));
-        }
-        if let Some(cwd) = &request.cwd {
-            check_workdir("cwd", cwd)?;
-        }
         let reference = request.template.as_deref().unwrap_or(CreateSandboxRequest::DEFAULT_TEMPLATE);
         let inner = &self.inner;
         let resolved = inner.resolve(caller, reference).await?;
@@ -99,6 +91,7 @@ impl Engine {
             cwd: request.cwd.clone().unwrap_or_else(|| runtime.workdir.clone()),
             internet_access: request.internet_access.unwrap_or(true),
         };
+        fits(&request, &config)?;
         let permit = inner.admission.admit(config.memory_mb, config.vcpus).map_err(|full| Error {
             retry_after: Some(Duration::from_secs(5)),
             ..Error::new(ErrorResponseCode::CapacityExceeded, full.to_string())
@@ -259,18 +252,27 @@ fn refuse_unserved(request: &CreateSandboxRequest) -> Result<()> {
     Ok(())
 }
 
+/// `disk_mb` is the least that a sandbox's disk must have: what the template's has not, none of its sandboxes can.
+fn fits(request: &CreateSandboxRequest, config: &Config) -> Result<()> {
+    match request.disk_mb {
+        Some(asked) if asked > config.disk_mb => Err(Error::invalid(format!(
+            "disk_mb is {asked}: it must be at most {}, which the template's disk has; a template with a larger one is \
+             built with build_config.disk_mb",
+            config.disk_mb
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// `vcpus` and `memory_mb` are the snapshot's, whatever is asked for.
 fn warnings(request: &CreateSandboxRequest, config: &Config) -> Vec<String> {
-    [
-        ("vcpus", request.vcpus, config.vcpus),
-        ("memory_mb", request.memory_mb, config.memory_mb),
-        ("disk_mb", request.disk_mb, config.disk_mb),
-    ]
-    .into_iter()
-    .filter_map(|(field, asked, has)| match asked {
-        Some(asked) if asked != has => Some(format!("{field} is {has}, as in the template, not {asked}")),
-        _ => None,
-    })
-    .collect()
+    [("vcpus", request.vcpus, config.vcpus), ("memory_mb", request.memory_mb, config.memory_mb)]
+        .into_iter()
+        .filter_map(|(field, asked, has)| match asked {
+            Some(asked) if asked != has => Some(format!("{field} is {has}, as in the template, not {asked}")),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Digest of a request, to tell a repetition from another request under the same idempotency key.

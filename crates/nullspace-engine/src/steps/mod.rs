@@ -25,7 +25,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use nullspace_api::{TemplateCopyItem, TemplateCopyStep, TemplateFileMode, TemplateStep};
-use nullspace_store::{StoreError, WantedBlob};
+use nullspace_store::WantedBlob;
 
 use crate::plan::BuildPlan;
 
@@ -56,7 +56,7 @@ pub(crate) fn copies(step: &TemplateStep) -> Cow<'_, [TemplateCopyItem]> {
 }
 
 /// The files of a build's context; forced where a step wants them taken anew.
-pub(crate) fn wanted_blobs(plan: &BuildPlan) -> Result<Vec<WantedBlob>, StoreError> {
+pub(crate) fn wanted_blobs(plan: &BuildPlan) -> Vec<WantedBlob> {
     let mut forced = BTreeSet::new();
     for step in &plan.steps {
         for item in copies(step).iter().filter(|item| item.force_upload == Some(true)) {
@@ -65,8 +65,8 @@ pub(crate) fn wanted_blobs(plan: &BuildPlan) -> Result<Vec<WantedBlob>, StoreErr
             }
         }
     }
-    let blobs = plan.context.blobs()?.into_iter();
-    Ok(blobs.map(|id| WantedBlob { force: forced.contains(&id.to_string()), id }).collect())
+    let blobs = plan.context.blobs().into_iter();
+    blobs.map(|id| WantedBlob { force: forced.contains(&id.to_string()), id }).collect()
 }
 
 /// Permission bits that a checked step gives.

@@ -49,6 +49,7 @@ pub(crate) fn check(steps: &[TemplateStep], context: &Context, wrong: &mut Wrong
                 check.word("url", &clone.url);
                 if let Some(path) = &clone.path {
                     check.word("path", path);
+                    check.lengths("path", path);
                 }
                 if let Some(branch) = &clone.branch {
                     check.word("branch", branch);
@@ -57,25 +58,25 @@ pub(crate) fn check(steps: &[TemplateStep], context: &Context, wrong: &mut Wrong
                     check.say("depth", "must be at least 1");
                 }
             }
-            TemplateStep::Workdir(workdir) => check.filled("path", &workdir.path),
+            TemplateStep::Workdir(workdir) => check.path("path", &workdir.path),
             TemplateStep::User(user) => check.user(Some(&user.user)),
             TemplateStep::MakeDir(make) => {
-                check.filled("path", &make.path);
+                check.path("path", &make.path);
                 check.mode(make.mode.as_ref());
             }
             TemplateStep::MakeSymlink(link) => {
-                check.filled("target", &link.target);
-                check.filled("path", &link.path);
+                check.path("target", &link.target);
+                check.path("path", &link.path);
             }
             TemplateStep::Remove(remove) => {
-                check.filled("path", &remove.path);
+                check.path("path", &remove.path);
                 if remove.path.split('/').all(|part| part.is_empty() || part == ".") && remove.path.starts_with('/') {
                     check.say("path", "is the whole root: name what is to go");
                 }
             }
             TemplateStep::Rename(rename) => {
-                check.filled("src", &rename.src);
-                check.filled("dst", &rename.dst);
+                check.path("src", &rename.src);
+                check.path("dst", &rename.dst);
             }
             TemplateStep::SkipCache(_) => {}
         }
@@ -97,6 +98,16 @@ impl Check<'_> {
             self.say(part, "is empty");
         }
         self.wrong.text(&format!("{}.{part}", self.field), text);
+    }
+
+    /// A path in the guest.
+    fn path(&mut self, part: &str, path: &str) {
+        self.filled(part, path);
+        self.lengths(part, path);
+    }
+
+    fn lengths(&mut self, part: &str, path: &str) {
+        self.wrong.lengths(&format!("{}.{part}", self.field), path);
     }
 
     /// An argument of a program: not empty, one line, and no option.
@@ -144,7 +155,7 @@ impl Check<'_> {
 
     fn copy(&mut self, item: &TemplateCopyItem, context: &Context) {
         self.count("sources", item.sources.len());
-        self.filled("dst", &item.dst);
+        self.path("dst", &item.dst);
         self.user(item.user.as_deref());
         self.mode(item.mode.as_ref());
         if item.sources.len() > 1 && !item.dst.ends_with('/') && item.dst != "." {
@@ -193,6 +204,11 @@ mod tests {
             (json!({"action": "git_clone", "url": "x", "depth": 0}), "steps[0].depth"),
             (json!({"action": "workdir", "path": ""}), "steps[0].path is empty"),
             (json!({"action": "make_dir", "path": "/x", "mode": 8000}), "steps[0].mode is more"),
+            (json!({"action": "make_dir", "path": format!("/{}", "x".repeat(256))}), "steps[0].path has a name of 256"),
+            (json!({"action": "workdir", "path": "x/".repeat(2100)}), "steps[0].path is longer than 4095"),
+            (json!({"action": "copy", "sources": ["."], "dst": "x".repeat(300)}), "steps[0].dst has a name of 300"),
+            (json!({"action": "make_symlink", "path": "/x", "target": "x".repeat(300)}), "steps[0].target has a name"),
+            (json!({"action": "git_clone", "url": "u", "path": "x".repeat(300)}), "steps[0].path has a name of 300"),
             (json!({"action": "remove", "path": "/./"}), "is the whole root"),
             (json!({"action": "rename", "src": "a", "dst": "\u{0}"}), "NUL"),
         ] {

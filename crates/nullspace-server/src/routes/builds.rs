@@ -12,15 +12,16 @@ use nullspace_api::{
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{AppState, json};
+use super::{AppState, json, warned, with_warnings};
 use crate::extract::{JsonBody, OptionalJsonBody, PathParam, QueryParams};
 use crate::serve::Stopping;
-use crate::service::{Caller, RequestContext, ServiceError};
+use crate::service::{Caller, RequestContext, ServiceError, Warned};
 use crate::sse;
 
 /// Start a background template build
 ///
-/// The build is queued; follow it by its status or its log.
+/// The build is queued; follow it by its status or its log. One whose context names files that nobody uploaded is accepted,
+/// and ends with `file_upload_error`, phase `preflight`, reason `unknown_blob`.
 #[utoipa::path(
     post,
     path = "/v1/templates/builds",
@@ -41,7 +42,7 @@ pub(super) async fn start_template_build(
     context: RequestContext,
     JsonBody(request): JsonBody<CreateTemplateRequest>,
 ) -> Result<Response, ServiceError> {
-    json(StatusCode::ACCEPTED, &state.service.start_build(&caller, request, &context).await?)
+    warned(StatusCode::ACCEPTED, &state.service.start_build(&caller, request, &context).await?)
 }
 
 /// Start a build and stream its log
@@ -69,10 +70,11 @@ pub(super) async fn build_template(
     stopping: Option<Extension<Stopping>>,
     JsonBody(request): JsonBody<CreateTemplateRequest>,
 ) -> Result<Response, ServiceError> {
-    let build = state.service.start_build(&caller, request, &context).await?;
+    let context = RequestContext { refuse_unknown_files: true, ..context };
+    let Warned { value: build, warnings } = state.service.start_build(&caller, request, &context).await?;
     let entries = state.service.build_logs(&caller, &build.build_id, 0, true).await?;
     let stopping = stopping.map(|Extension(Stopping(token))| token).unwrap_or_default();
-    Ok(sse::response(entries, state.config.heartbeat, stopping))
+    Ok(with_warnings(sse::response(entries, state.config.heartbeat, stopping), &warnings))
 }
 
 /// Start a build and wait for its end
@@ -97,8 +99,10 @@ pub(super) async fn create_template(
     context: RequestContext,
     JsonBody(request): JsonBody<CreateTemplateRequest>,
 ) -> Result<Response, ServiceError> {
-    let build = state.service.start_build(&caller, request, &context).await?;
-    json(StatusCode::CREATED, &state.service.wait_for_template(&caller, &build.build_id).await?)
+    let context = RequestContext { refuse_unknown_files: true, ..context };
+    let Warned { value: build, warnings } = state.service.start_build(&caller, request, &context).await?;
+    let value = state.service.wait_for_template(&caller, &build.build_id).await?;
+    warned(StatusCode::CREATED, &Warned { value, warnings })
 }
 
 /// Check a build request
@@ -165,7 +169,7 @@ pub(super) async fn retry_template_build(
     PathParam(build_id): PathParam,
     OptionalJsonBody(request): OptionalJsonBody<RetryTemplateBuildRequest>,
 ) -> Result<Response, ServiceError> {
-    json(StatusCode::ACCEPTED, &state.service.retry_build(&caller, &build_id, request).await?)
+    warned(StatusCode::ACCEPTED, &state.service.retry_build(&caller, &build_id, request).await?)
 }
 
 /// Promote a build
@@ -190,7 +194,7 @@ pub(super) async fn promote_template_build(
     PathParam(build_id): PathParam,
     JsonBody(request): JsonBody<PromoteTemplateBuildRequest>,
 ) -> Result<Response, ServiceError> {
-    json(StatusCode::OK, &state.service.promote_build(&caller, &build_id, request).await?)
+    warned(StatusCode::OK, &state.service.promote_build(&caller, &build_id, request).await?)
 }
 
 /// Where to start reading.

@@ -17,7 +17,7 @@ pub(crate) use refs::Documented as ByReference;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
@@ -28,7 +28,7 @@ use utoipa_axum::routes;
 use crate::config::ServerConfig;
 use crate::limits::Limiter;
 use crate::metrics::HttpMetrics;
-use crate::service::{Service, ServiceError};
+use crate::service::{Service, ServiceError, Warned};
 use crate::socket::Sockets;
 use crate::{edge, not_served};
 
@@ -119,6 +119,24 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ServiceError {
 }
 
 /// An answer with a JSON body.
+/// What the caller should know beside the answer, a header each.
+const WARNING: HeaderName = HeaderName::from_static("x-nullspace-warning");
+
+/// Adds warnings to a response; one that no header can be is left out.
+fn with_warnings(mut response: Response, warnings: &[String]) -> Response {
+    for warning in warnings {
+        if let Ok(value) = HeaderValue::from_str(warning) {
+            response.headers_mut().append(WARNING, value);
+        }
+    }
+    response
+}
+
+/// An answer with its warnings.
+fn warned<T: Serialize>(status: StatusCode, answer: &Warned<T>) -> Result<Response, ServiceError> {
+    Ok(with_warnings(json(status, &answer.value)?, &answer.warnings))
+}
+
 fn json<T: Serialize>(status: StatusCode, value: &T) -> Result<Response, ServiceError> {
     let bytes = serde_json::to_vec(value).map_err(ServiceError::internal)?;
     Ok((status, [(axum::http::header::CONTENT_TYPE, "application/json")], bytes).into_response())

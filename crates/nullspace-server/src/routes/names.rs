@@ -13,7 +13,7 @@ use nullspace_api::{
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{AppState, json};
+use super::{AppState, json, warned};
 use crate::extract::{JsonBody, PathParam, PathParams, QueryParams};
 use crate::service::{BuildQuery, Caller, ServiceError};
 
@@ -87,7 +87,7 @@ pub(super) async fn assign_template_tags(
     PathParam(reference): PathParam,
     JsonBody(request): JsonBody<AssignTagsRequest>,
 ) -> Result<Response, ServiceError> {
-    json(StatusCode::OK, &state.service.assign_tags(&caller, &reference, request.tags).await?)
+    warned(StatusCode::OK, &state.service.assign_tags(&caller, &reference, request.tags).await?)
 }
 
 /// Remove a tag
@@ -205,6 +205,9 @@ pub(super) async fn rename_template(
 }
 
 /// Say who can use a template
+///
+/// A public template gives away the values of its variables and the memory of its start command: headers
+/// `X-Nullspace-Warning` name the variables.
 #[utoipa::path(
     patch,
     path = "/v1/templates/{id}/visibility",
@@ -224,5 +227,5 @@ pub(super) async fn update_template_visibility(
     PathParam(reference): PathParam,
     JsonBody(request): JsonBody<UpdateTemplateVisibilityRequest>,
 ) -> Result<Response, ServiceError> {
-    json(StatusCode::OK, &state.service.set_visibility(&caller, &reference, request.visibility).await?)
+    warned(StatusCode::OK, &state.service.set_visibility(&caller, &reference, request.visibility).await?)
 }

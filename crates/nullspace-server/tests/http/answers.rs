@@ -39,7 +39,12 @@ async fn a_build_is_accepted_with_the_callers_id_and_keys() {
     assert!(build.as_object().unwrap().values().all(|value| !value.is_null()), "{build}");
     let call = fake.last_call();
     assert!(call.starts_with("start_build a CreateTemplateRequest { name: Some(\"app\")"), "{call}");
-    assert!(call.ends_with("RequestContext { request_id: \"r1\", idempotency_key: Some(\"i1\") }"), "{call}");
+    assert!(
+        call.ends_with(
+            "RequestContext { request_id: \"r1\", idempotency_key: Some(\"i1\"), refuse_unknown_files: false }"
+        ),
+        "{call}"
+    );
 }
 
 #[tokio::test]

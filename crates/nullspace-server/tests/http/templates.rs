@@ -56,6 +56,24 @@ async fn every_operation_is_reached_by_id_and_by_both_spellings_of_a_reference()
 }
 
 #[tokio::test]
+async fn warnings_are_headers_beside_an_answer_as_ever() {
+    let fake = Fake::new();
+    let request = Request::builder()
+        .method("PATCH")
+        .uri("/v1/templates/tmpl_1/visibility")
+        .header("authorization", format!("Bearer {KEY}"))
+        .header("content-type", "application/json");
+    let body = Body::from(json!({"visibility": "public"}).to_string());
+    let response = fake.router(Default::default()).oneshot(request.body(body).unwrap()).await.unwrap();
+    let warnings: Vec<&str> =
+        response.headers().get_all("x-nullspace-warning").iter().map(|value| value.to_str().unwrap()).collect();
+    assert_eq!((response.status(), warnings), (StatusCode::OK, vec!["gives away A", "and B"]));
+    let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    let template: nullspace_api::TemplateInfo = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(template.id, "tmpl_1");
+}
+
+#[tokio::test]
 async fn a_template_that_exists_goes_before_a_part_of_another() {
     let fake = Fake::new();
     // The fake has `ns/tags` and no template `ns`.

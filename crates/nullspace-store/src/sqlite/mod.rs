@@ -231,6 +231,10 @@ impl Metadata for SqliteStore {
         queue::set_source_digest(self, lease, digest, now).await
     }
 
+    async fn set_build_config(&self, lease: &Lease, config: serde_json::Value, now: Timestamp) -> Result<()> {
+        queue::set_build_config(self, lease, &config, now).await
+    }
+
     async fn append_log(&self, lease: &Lease, entries: Vec<NewLogEntry>) -> Result<u64> {
         queue::append_log(self, lease, entries).await
     }

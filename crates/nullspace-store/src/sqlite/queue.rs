@@ -272,6 +272,24 @@ pub(super) async fn set_source_digest(store: &SqliteStore, lease: &Lease, digest
     Ok(())
 }
 
+pub(super) async fn set_build_config(
+    store: &SqliteStore,
+    lease: &Lease,
+    config: &serde_json::Value,
+    now: Timestamp,
+) -> Result<()> {
+    let mut tx = store.write().await?;
+    fence(&mut tx, lease).await?;
+    sqlx::query("UPDATE builds SET build_config = ?, updated_at = ? WHERE id = ?")
+        .bind(config.to_string())
+        .bind(now.as_microsecond())
+        .bind(lease.build.to_string())
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(())
+}
+
 pub(super) async fn append_log(store: &SqliteStore, lease: &Lease, entries: Vec<NewLogEntry>) -> Result<u64> {
     let mut tx = store.write().await?;
     fence(&mut tx, lease).await?;

@@ -2,8 +2,8 @@
 
 use nullspace_api::{
     TemplateAliasInfo, TemplateBuild, TemplateBuildListResponse, TemplateBuildPlanResponse,
-    TemplateBuildValidationResponse, TemplateInfo, TemplateNameClaim, TemplateNamespaceInfo, TemplateTagInfo,
-    TemplateVisibility,
+    TemplateBuildValidationResponse, TemplateFailureDetailCode as FailureCode, TemplateFailurePhase as Phase,
+    TemplateInfo, TemplateNameClaim, TemplateNamespaceInfo, TemplateTagInfo, TemplateVisibility,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -35,6 +35,25 @@ async fn tags_names_and_histories_of_a_template() {
     assert_eq!(log.last().unwrap().result.as_ref().unwrap().tags, ["candidate"]);
     let namespace = &first.build.namespace_slug;
     let canonical = format!("{namespace}/app");
+
+    // As the published client's older tests send it: a file that nobody uploaded ends the build, not the request.
+    for blob in ["blob_missing", "sha256-ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad-3"] {
+        let detail = api
+            .failed(
+                json!({
+                    "name": "never", "base_image": registry.reference("box:1"),
+                    "steps": [{"action": "copy", "src": "step-0/missing.txt", "dst": "/workspace/missing.txt"}],
+                    "build_context": {"files": [
+                        {"path": "step-0/missing.txt", "entry_type": "file", "blob_id": blob, "mode": "0644"},
+                        {"path": "here.txt", "entry_type": "file", "content_base64": "eA=="},
+                    ]},
+                }),
+                "unknown_blob",
+            )
+            .await;
+        assert_eq!((detail.code, detail.phase), (FailureCode::FileUploadError, Phase::Preflight), "{detail:?}");
+        assert!(!detail.retryable && detail.message.contains("step-0/missing.txt") && !detail.message.contains("here"));
+    }
 
     // Tags of a template, and of what a reference leads to.
     let promoted: TemplateInfo = api
@@ -119,8 +138,34 @@ async fn tags_names_and_histories_of_a_template() {
     other.post(&format!("{by_name}/tags"), json!({"tags": ["x"]})).await.refused(404, "template_not_found");
     let theirs: TemplateBuildListResponse = other.get(&format!("{by_name}/builds")).await.ok(200);
     assert_eq!(theirs.builds.len(), 0, "builds are their callers'");
+    // What is built for it from now on is public too: answers and log name what it gives away, and no value.
+    let warning = |answer: &Answer| {
+        let found = answer.headers.get_all("x-nullspace-warning").into_iter();
+        found.map(|value| value.to_str().unwrap()).collect::<Vec<_>>().join("\n")
+    };
+    let mut more = request(json!(["next"]));
+    more["name"] = json!("web");
+    more["start_cmd"] = json!("exec sleep 1000000");
+    more["build_envs"] = json!({"BUILD_TOKEN": "canary-1"});
+    more["runtime_config"] = json!({"default_envs": {"RUN_TOKEN": "canary-2"}});
+    let accepted = api.post("/v1/templates/builds", more).await;
+    let mut said = vec![warning(&accepted)];
+    let next: TemplateBuild = accepted.ok(202);
+    let next = api.finished(&next.build_id).await;
+    let logged = next.log.iter().find(|entry| entry.message.contains("is public")).expect("a warning in the log");
+    said.push(logged.message.clone());
+    let promote = format!("/v1/templates/builds/{}/promote", next.build.build_id);
+    said.push(warning(&api.post(&promote, json!({"tag": "newest"})).await));
+    said.push(warning(&api.post(&format!("{by_name}:newest/tags"), json!({"tags": ["tagged"]})).await));
+    let again = api.request(Method::PATCH, &path).json(&json!({"visibility": "public"}));
+    said.push(warning(&api.send(again).await));
+    for said in &said {
+        assert!(said.contains("RUN_TOKEN") && said.contains("BUILD_TOKEN") && !said.contains("canary"), "{said:?}");
+    }
     let shown: TemplateNamespaceInfo = other.get(&format!("/v1/templates/namespaces/{namespace}")).await.ok(200);
     assert!(!shown.is_default);
+    let private = api.request(Method::PATCH, &path).json(&json!({"visibility": "private"}));
+    assert_eq!(warning(&api.send(private).await), "");
 
     assert_eq!(api.delete(&by_name).await.status, 204);
     api.get("/v1/templates/app").await.refused(404, "template_not_found");
@@ -221,8 +266,8 @@ async fn files_of_a_build_context_are_checked_kept_apart_and_survive_a_restart()
 
     let request = json!({"steps": [{"action": "copy", "sources": ["src/a"], "dst": "/a"}],
         "build_context": {"files": [{"path": "src/a", "entry_type": "file", "blob_id": blob}]}});
-    let refused = api.post("/v1/templates/builds", request.clone()).await.refused(400, "file_upload_error");
-    assert!(serde_json::to_string(&refused.error_detail).unwrap().contains("missing_blob"), "{refused:?}");
+    let refused = api.post("/v1/templates/build", request.clone()).await.refused(400, "file_upload_error");
+    assert!(serde_json::to_string(&refused.error_detail).unwrap().contains("unknown_blob"), "{refused:?}");
     for (bytes, reason) in
         [(&b"abd"[..], "blob_digest_mismatch"), (b"ab", "blob_size_mismatch"), (b"abcd", "blob_size_mismatch")]
     {
@@ -238,7 +283,7 @@ async fn files_of_a_build_context_are_checked_kept_apart_and_survive_a_restart()
     assert_eq!(missing(&after), [false, false, true]);
     let of_other: Value = other.post("/v1/templates/blobs/preflight", files.clone()).await.ok(200);
     assert_eq!(missing(&of_other), [false, true, true], "another tenant's upload is not there");
-    other.post("/v1/templates/builds", request.clone()).await.refused(400, "file_upload_error");
+    other.post("/v1/templates/build", request.clone()).await.refused(400, "file_upload_error");
     // Sound now; there is no built-in base here to build from.
     api.post("/v1/templates/builds", request).await.refused(404, "template_not_found");
     let large = json!({"files": [{"path": "a", "entry_type": "file", "sha256": sha256, "size_bytes": 2 << 20}]});

@@ -1,6 +1,8 @@
 //! Templates from templates.
 
-use nullspace_api::{TemplateBuildSourceType, TemplateInfo};
+use nullspace_api::{
+    TemplateBuildPlanResponse, TemplateBuildSourceType, TemplateBuildValidationResponse, TemplateInfo,
+};
 use serde_json::json;
 
 use crate::fixture::{Image, Registry, Service};
@@ -28,12 +30,19 @@ async fn a_child_inherits_what_it_does_not_say_and_outlives_its_parent() {
     let by_client = "nullspace/parent:default";
     let child = api
         .ready(json!({
-            "name": "child", "base_image": by_client, "build_config": {"memory_mib": 192},
+            "name": "child", "base_image": by_client, "build_config": {"memory_mib": 192, "disk_mb": 512},
             "runtime_config": {"default_envs": {"CHILD": "2", "BOTH": "child"}},
         }))
         .await;
     assert_eq!(child.build.source_type, TemplateBuildSourceType::TemplateBase);
     assert_eq!(child.build.source_digest.as_ref(), Some(&parent.build.build_id));
+    // A disk does not shrink: what it has is shown, and why.
+    assert_eq!(child.build.build_config.as_ref().and_then(|config| config.disk_mb), Some(1024), "{child:?}");
+    assert!(child.log.iter().any(|entry| entry.message.contains("disk_mb is 512") && entry.message.contains("1024")));
+    let smaller = json!({"base_image": by_client, "build_config": {"disk_mb": 512}});
+    let plan: TemplateBuildPlanResponse = api.post("/v1/templates/plan", smaller.clone()).await.ok(200);
+    let checked: TemplateBuildValidationResponse = api.post("/v1/templates/validate", smaller).await.ok(200);
+    assert!(plan.warnings.join(" ").contains("1024 MiB") && checked.warnings == plan.warnings, "{plan:?} {checked:?}");
     let defaults = child.build.runtime_defaults.clone().expect("runtime defaults");
     let of_parent = parent.build.runtime_defaults.clone().expect("runtime defaults");
     assert_eq!((defaults.start_cmd, defaults.readiness), (of_parent.start_cmd, of_parent.readiness));

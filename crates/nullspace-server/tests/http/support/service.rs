@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use nullspace_api::*;
 use nullspace_server::{
-    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError,
+    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError, Warned,
 };
 use secrecy::{ExposeSecret, SecretString};
 
@@ -44,7 +44,7 @@ impl Service for Fake {
         caller: &Caller,
         request: CreateTemplateRequest,
         context: &RequestContext,
-    ) -> Result<TemplateBuild, ServiceError> {
+    ) -> Result<Warned<TemplateBuild>, ServiceError> {
         self.call(format!("start_build {} {request:?} {context:?}", caller.tenant_id));
         if request.tags.as_ref().is_some_and(Vec::is_empty) {
             let detail = TemplateFailureDetail::new(
@@ -56,7 +56,7 @@ impl Service for Fake {
             );
             return Err(ServiceError::invalid("`tags` must not be empty.").with_detail(detail).with_build_id(BUILD));
         }
-        Ok(build(TemplateBuildStatus::Waiting))
+        Ok(build(TemplateBuildStatus::Waiting).into())
     }
 
     async fn build_status(
@@ -145,10 +145,10 @@ impl Service for Fake {
         caller: &Caller,
         build_id: &str,
         request: RetryTemplateBuildRequest,
-    ) -> Result<TemplateBuild, ServiceError> {
+    ) -> Result<Warned<TemplateBuild>, ServiceError> {
         Self::own(caller, build_id, BUILD, ErrorResponseCode::TemplateBuildNotFound)?;
         self.call(format!("retry_build {request:?}"));
-        Ok(build(TemplateBuildStatus::Waiting))
+        Ok(build(TemplateBuildStatus::Waiting).into())
     }
 
     async fn promote_build(
@@ -156,10 +156,10 @@ impl Service for Fake {
         caller: &Caller,
         build_id: &str,
         request: PromoteTemplateBuildRequest,
-    ) -> Result<TemplateInfo, ServiceError> {
+    ) -> Result<Warned<TemplateInfo>, ServiceError> {
         Self::own(caller, build_id, BUILD, ErrorResponseCode::TemplateBuildNotFound)?;
         self.call(format!("promote_build {:?} {:?}", request.tag, request.tags));
-        Ok(template())
+        Ok(template().into())
     }
 
     async fn validate_build(
@@ -224,10 +224,10 @@ impl Service for Fake {
         caller: &Caller,
         reference: &str,
         tags: Vec<String>,
-    ) -> Result<TemplateInfo, ServiceError> {
+    ) -> Result<Warned<TemplateInfo>, ServiceError> {
         let template = self.get_template(caller, reference).await?;
         self.call(format!("assign_tags {reference} {tags:?}"));
-        Ok(template)
+        Ok(template.into())
     }
 
     async fn remove_tag(&self, caller: &Caller, reference: &str, tag: &str) -> Result<(), ServiceError> {
@@ -264,10 +264,10 @@ impl Service for Fake {
         caller: &Caller,
         reference: &str,
         visibility: TemplateVisibility,
-    ) -> Result<TemplateInfo, ServiceError> {
+    ) -> Result<Warned<TemplateInfo>, ServiceError> {
         let template = self.get_template(caller, reference).await?;
         self.call(format!("set_visibility {reference} {visibility:?}"));
-        Ok(template)
+        Ok(Warned { value: template, warnings: vec!["gives away A".into(), "and B".into()] })
     }
 
     async fn reserve_name(&self, _: &Caller, reference: &str) -> Result<TemplateNameClaim, ServiceError> {
