@@ -41,8 +41,6 @@ use crate::prepare::{Prepared, Preparing};
 const FRESH: Duration = Duration::from_secs(10);
 /// Largest archive of an image, bytes, when the request names no disk.
 const ARCHIVE: u64 = 64 << 30;
-/// Kept free on the disk that archives are on, bytes.
-const RESERVE: u64 = 1 << 30;
 /// Events on their way to the log.
 const EVENTS: usize = 256;
 /// What a host without BuildKit is told.
@@ -183,7 +181,8 @@ impl Preparing<'_> {
             BuildFailure::internal(Phase::Prepare, &format!("no OCI platform for {}", std::env::consts::ARCH))
         })?;
         let scratch = self.scope.scratch(self.inner)?;
-        self.inner.files.ensure_free(0, RESERVE)?;
+        // What it takes is BuildKit's to say, later.
+        let _room = self.inner.room(0)?;
         let (filename, text) =
             folder(dockerfile, &context).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
         let mut args = self.plan.build_envs.clone();

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use nullspace_api::{
     CreateTemplateRequest, ErrorResponseCode, RequestSecrets, TemplateBuild, TemplateBuildConfig,
     TemplateBuildLogEntry, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildStatusSnapshot,
-    TemplateFailureDetailCode, TemplateInfo,
+    TemplateFailureDetailCode, TemplateFailurePhase, TemplateInfo,
 };
 use nullspace_store::{
     ArtifactId, Build, BuildBackend, BuildId, Caller, CancelRequest, Idempotency, NewBuild, SourceType, TemplateId,
@@ -51,6 +51,8 @@ impl Engine {
         };
         // Valid, but not in this version: said plainly, after what is wrong with the request.
         valid.runnable()?;
+        inner.ensure_possible(valid.machine.disk_mb)?;
+        let _room = inner.ensure_room(0, Some(TemplateFailurePhase::Prepare))?;
         if valid.dockerfile.is_some() {
             inner.buildkits.ensure_there().await?;
         }
@@ -249,6 +251,7 @@ impl Inner {
         build: NewBuild,
         secrets: RequestSecrets,
     ) -> Result<TemplateBuild> {
+        let _room = self.ensure_room(0, Some(TemplateFailurePhase::Prepare))?;
         let id = build.id;
         let kept = !secrets.is_empty();
         if kept {

@@ -4,6 +4,7 @@
 
 use nullspace_api::{TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase};
 use nullspace_guest::host::AgentError;
+use nullspace_store::StoreError;
 use nullspace_vmm::VmmError;
 use serde_json::{Map, Value};
 
@@ -85,6 +86,9 @@ pub mod reason {
     pub const BUILD_TIMEOUT: &str = "build_timeout";
     /// The host had no room for the machine in time.
     pub const CAPACITY: &str = "capacity_exceeded";
+    /// The host's disk, under the service's data folder, was full while the build ran. The build is tried again, and may
+    /// succeed unchanged once there is room. Details: cause, the reason that the attempt itself ended with.
+    pub const HOST_DISK_FULL: &str = "host_disk_full";
     /// Worker after worker died over this build.
     pub const ATTEMPTS_SPENT: &str = "attempts_spent";
     /// Credentials given with the request are gone with the process that held them.
@@ -136,6 +140,47 @@ impl BuildFailure {
         BuildFailure::infrastructure(phase, reason::INTERNAL, "the service failed at its own work")
     }
 
+    /// The host's disk is full.
+    pub(crate) fn host_disk_full(phase: TemplateFailurePhase) -> Self {
+        BuildFailure {
+            suggested_action:
+                "Build again later; the operator must make room on the disk under the service's data folder.".to_owned(),
+            ..BuildFailure::infrastructure(
+                phase,
+                reason::HOST_DISK_FULL,
+                "the host's disk was full: what the build had written cannot be relied on",
+            )
+        }
+    }
+
+    /// The same failure, of an attempt during which the host's disk was full: whatever it says, that may be why.
+    pub(crate) fn for_want_of_room(self) -> Self {
+        if self.reason == reason::HOST_DISK_FULL {
+            return self;
+        }
+        tracing::warn!(reason = self.reason, failure = %self, "the host's disk was full while this attempt ran");
+        let full = BuildFailure::host_disk_full(self.phase).with("cause", self.reason);
+        BuildFailure { step_index: self.step_index, ..full }
+    }
+
+    /// The store's failure while in `phase`.
+    pub(crate) fn store(phase: TemplateFailurePhase, error: &StoreError) -> Self {
+        if error.is_storage_full() {
+            tracing::error!(error = %chain(error), phase = ?phase, "the disk is full");
+            return BuildFailure::host_disk_full(phase);
+        }
+        BuildFailure::internal(phase, &chain(error))
+    }
+
+    /// An error of the service's own work while in `phase`, which a full disk may have caused.
+    pub(crate) fn own(phase: TemplateFailurePhase, error: &(dyn std::error::Error + 'static)) -> Self {
+        if is_storage_full(error) {
+            tracing::error!(error = %chain(error), phase = ?phase, "the disk is full");
+            return BuildFailure::host_disk_full(phase);
+        }
+        BuildFailure::internal(phase, &chain(error))
+    }
+
     /// Names the step that it is about, from 1.
     pub(crate) fn at_step(mut self, index: u32) -> Self {
         self.step_index = Some(index);
@@ -151,6 +196,9 @@ impl BuildFailure {
     /// A machine's failure while in `phase`.
     pub(crate) fn machine(phase: TemplateFailurePhase, error: &VmmError) -> Self {
         tracing::error!(error = %chain(error), phase = ?phase, "machine failed in a build");
+        if error.is_storage_full() {
+            return BuildFailure::host_disk_full(phase);
+        }
         let message = match error {
             VmmError::Timeout { what, limit_ms } => format!("the build machine failed: {what} took over {limit_ms} ms"),
             VmmError::Unavailable(why) => format!("this host cannot run machines: {why}"),
@@ -188,6 +236,20 @@ impl BuildFailure {
     }
 }
 
+/// Whether the system's own word for a full disk is among an error's causes.
+pub(crate) fn is_storage_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| matches!(io.kind(), StorageFull | QuotaExceeded)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// An error with its causes, for the log.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -198,4 +260,55 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn full() -> io::Error {
+        // As the system gives it: ENOSPC.
+        io::Error::from_raw_os_error(28)
+    }
+
+    #[test]
+    fn a_full_disk_of_the_host_is_told_as_that_wherever_it_shows() {
+        let phase = TemplateFailurePhase::Snapshot;
+        let io_of_vmm = VmmError::Io { context: "write /data/work/x/memory".into(), source: full() };
+        let refused = VmmError::Refused { context: "QEMU: migrate".into(), message: "No space left on device".into() };
+        let store = StoreError::Io { context: "publish /data/chunks/p".into(), source: full() };
+        let ext4 = nullspace_rootfs::Error::Ext4 {
+            path: None,
+            source: nullspace_ext4::Error::Io { action: "write contents", source: full() },
+        };
+        for failure in [
+            BuildFailure::machine(phase, &io_of_vmm),
+            BuildFailure::machine(phase, &refused),
+            BuildFailure::store(phase, &store),
+            BuildFailure::own(phase, &full()),
+            BuildFailure::from(ext4),
+        ] {
+            assert_eq!(failure.reason, reason::HOST_DISK_FULL, "{failure:?}");
+            assert!(failure.retryable && failure.message.contains("host's disk"), "{failure:?}");
+            assert!(!failure.message.contains("/data"), "{failure:?}");
+        }
+        let other = BuildFailure::own(phase, &io::Error::from_raw_os_error(5));
+        assert_eq!(other.reason, reason::INTERNAL);
+    }
+
+    #[test]
+    fn what_a_guest_says_of_an_attempt_on_a_full_disk_is_kept_as_the_cause() {
+        let said = BuildFailure::user(
+            TemplateFailurePhase::BuildStep,
+            reason::BUILD_STEP_NONZERO_EXIT,
+            "step 2 of 3 exited with code 1",
+            "Read the step's last output lines.",
+        );
+        let failure = said.at_step(2).for_want_of_room();
+        assert_eq!((failure.reason, failure.retryable, failure.step_index), (reason::HOST_DISK_FULL, true, Some(2)));
+        assert_eq!(failure.details["cause"], reason::BUILD_STEP_NONZERO_EXIT);
+        assert_eq!(failure.clone().for_want_of_room().details, failure.details);
+    }
 }

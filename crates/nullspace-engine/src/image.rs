@@ -194,7 +194,7 @@ fn failed(error: &ImportError) -> BuildFailure {
         ImportError::Cancelled => {
             BuildFailure::infrastructure(Phase::Interrupted, reason::INTERNAL, "the import was stopped")
         }
-        ImportError::Io(_) => BuildFailure::internal(Phase::Prepare, error),
+        ImportError::Io(_) => BuildFailure::own(Phase::Prepare, error),
         ImportError::Stream { .. } => invalid(error),
     }
 }

@@ -232,7 +232,7 @@ impl From<nullspace_rootfs::Error> for BuildFailure {
                     None => failure,
                 }
             }
-            _ => BuildFailure::internal(Phase::Prepare, &error),
+            _ => BuildFailure::own(Phase::Prepare, &error),
         }
     }
 }
@@ -250,7 +250,7 @@ fn written(error: &nullspace_ext4::Error) -> BuildFailure {
             )
             .with("needed_mb", needed)
         }
-        nullspace_ext4::Error::Io { .. } => BuildFailure::internal(Phase::Prepare, error),
+        nullspace_ext4::Error::Io { .. } => BuildFailure::own(Phase::Prepare, error),
         other => BuildFailure::user(
             Phase::Prepare,
             reason::INVALID_IMAGE,

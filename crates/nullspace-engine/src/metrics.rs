@@ -1,7 +1,7 @@
 //! What the domain counts, for Prometheus. The questions behind it: is the queue moving, where does a build's time go,
 //! what do caches save, why do builds fail, how fast do sandboxes start.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nullspace_store::StoreError;
@@ -14,6 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::Engine;
+use crate::failure::chain;
 
 /// Seconds of a build's phase.
 const PHASE: [f64; 11] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];
@@ -44,6 +45,18 @@ struct Lookup {
 
 type Seconds<L> = Family<L, Histogram, fn() -> Histogram>;
 
+/// What was found out about the database counts so long.
+const FRESH: Duration = Duration::from_secs(2);
+/// A database that does not take a write in this time is not ready.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// Whether the database took a write, and when.
+#[derive(Debug)]
+pub(crate) struct Probed {
+    at: Instant,
+    found: crate::Result<()>,
+}
+
 /// Counters of this process.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -65,6 +78,8 @@ pub(crate) struct Metrics {
     raw_files: Gauge,
     raw_bytes: Gauge,
     written_back: Gauge,
+    disk_free: Gauge,
+    disk_reserve: Gauge,
 }
 
 impl Default for Metrics {
@@ -105,6 +120,10 @@ impl Default for Metrics {
         let written_back = Gauge::default();
         let help = "Raw files made from chunks since the start, because they were not there";
         registry.register("rootfs_written_back", help, written_back.clone());
+        let disk_free = Gauge::default();
+        registry.register("disk_free_bytes", "Free on the disk under the data folder", disk_free.clone());
+        let disk_reserve = Gauge::default();
+        registry.register("disk_reserve_bytes", "With less than so much free nothing new begins", disk_reserve.clone());
         Self {
             registry,
             builds,
@@ -124,6 +143,8 @@ impl Default for Metrics {
             raw_files,
             raw_bytes,
             written_back,
+            disk_free,
+            disk_reserve,
         }
     }
 }
@@ -181,6 +202,9 @@ impl Engine {
         metrics.raw_files.set(gauge(cache.files));
         metrics.raw_bytes.set(gauge(cache.bytes));
         metrics.written_back.set(gauge(cache.written_back));
+        let (free, reserve) = self.inner.disk_room()?;
+        metrics.disk_free.set(gauge(free));
+        metrics.disk_reserve.set(gauge(reserve));
         let age = counters.oldest_waiting.map(|since| Timestamp::now().duration_since(since).as_secs_f64());
         metrics.oldest_waiting.set(age.unwrap_or_default().max(0.0));
         let mut page = String::new();
@@ -188,17 +212,31 @@ impl Engine {
         Ok(page)
     }
 
-    /// Whether requests can be served now: the database answers and nothing is shutting down.
+    /// Whether requests can be served now: the database answers and takes writes, and nothing is shutting down. What was
+    /// found out a moment ago counts.
     pub async fn ready(&self) -> crate::Result<()> {
         if self.inner.shutdown.is_cancelled() {
             let what = "the service is stopping";
             return Err(crate::Error::new(nullspace_api::ErrorResponseCode::FeatureUnavailable, what));
         }
-        let asked = tokio::time::timeout(Duration::from_secs(5), self.inner.metadata.ping()).await;
-        asked.unwrap_or_else(|_| {
+        // One asks at a time, and what it finds out serves those who waited: a thousand probes are one write.
+        let mut probed = self.inner.probed.lock().await;
+        if let Some(last) = &*probed
+            && last.at.elapsed() < FRESH
+        {
+            return last.found.clone();
+        }
+        let asked = tokio::time::timeout(PROBE, self.inner.metadata.ping(Timestamp::now())).await;
+        let asked = asked.unwrap_or_else(|_| {
             let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
-            Err(StoreError::Io { context: "ask the database".to_owned(), source: late })
-        })?;
-        Ok(())
+            Err(StoreError::Io { context: "write to the database".to_owned(), source: late })
+        });
+        let found = asked.map_err(|error| {
+            tracing::error!(error = %chain(&error), "the database takes no writes");
+            let what = "the database takes no writes now";
+            crate::Error::new(nullspace_api::ErrorResponseCode::DatabaseError, what)
+        });
+        *probed = Some(Probed { at: Instant::now(), found: found.clone() });
+        found
     }
 }

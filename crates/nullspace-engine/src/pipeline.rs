@@ -30,6 +30,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::Inner;
 use crate::admission::Permit;
+use crate::disk::Writing;
 use crate::failure::{BuildFailure, chain, reason};
 use crate::logs::{BuildLog, entry, to_store};
 use crate::machine::{self, Machine, MachineError, SharedMachine};
@@ -62,6 +63,10 @@ pub(crate) struct Scope {
     root: Mutex<Option<RootfsPin>>,
     /// Shared with the task that boots it.
     machine: Arc<Mutex<Option<SharedMachine>>>,
+    /// Cancelled when the disk runs full and this build has written most of late.
+    pub(crate) overran: CancellationToken,
+    /// The folder, among those that are looked at when the disk runs full.
+    writing: Mutex<Option<Writing>>,
     /// What the caches were asked for so far; a build that fails shows it too.
     asked: Mutex<TemplateBuildCacheSummary>,
     /// Threads and tasks of the build; the folder stays until they are done.
@@ -77,6 +82,8 @@ impl Scope {
             scratch: Mutex::new(None),
             root: Mutex::new(None),
             machine: Arc::default(),
+            overran: CancellationToken::new(),
+            writing: Mutex::default(),
             asked: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -91,6 +98,8 @@ impl Scope {
             return Ok(Arc::clone(scratch));
         }
         let scratch = Arc::new(inner.files.scratch()?);
+        let writing = inner.disk.enter(scratch.path(), self.overran.clone());
+        *self.writing.lock().unwrap_or_else(PoisonError::into_inner) = Some(writing);
         *slot = Some(Arc::clone(&scratch));
         Ok(scratch)
     }
@@ -115,6 +124,18 @@ impl Scope {
         machine.as_ref().map(|machine| machine.vm.console_tail())
     }
 
+    /// Whether the machine has failed to write for want of room on the host's disk: what its guest holds for written is
+    /// not there.
+    pub(crate) fn lost_writes(&self) -> bool {
+        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        machine.as_ref().is_some_and(|machine| machine.vm.has_lost_writes())
+    }
+
+    /// Whether a machine runs.
+    pub(crate) fn has_machine(&self) -> bool {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Ends the machine and waits until nothing of it is left.
     async fn end_machine(&self) {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -137,6 +158,7 @@ impl Scope {
             // Removing a folder of gigabytes takes a while.
             let _ = tokio::task::spawn_blocking(move || drop(scratch)).await;
         }
+        drop(self.writing.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
@@ -316,7 +338,7 @@ async fn boot(
 ) -> Result<SharedMachine, Error> {
     let began = Instant::now();
     let work_dir = scope.scratch(inner)?.path().join("machine");
-    std::fs::create_dir(&work_dir).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+    std::fs::create_dir(&work_dir).map_err(|error| BuildFailure::own(Phase::Prepare, &error))?;
     let root = inner.files.open_rootfs(&prepared.rootfs).await.map_err(unreadable)?;
     let spec = BootSpec {
         id: machine_id(build),
@@ -555,14 +577,20 @@ async fn snapshot(
 ) -> Result<(std::path::PathBuf, SnapshotSummary), Error> {
     let began = Instant::now();
     let dir = scope.scratch(inner)?.path().join("snapshot");
-    std::fs::create_dir(&dir).map_err(|error| BuildFailure::internal(Phase::Snapshot, &error))?;
+    std::fs::create_dir(&dir).map_err(|error| BuildFailure::own(Phase::Snapshot, &error))?;
     machine.agent.freeze().await.map_err(|error| BuildFailure::agent(Phase::Snapshot, &error))?;
     // The guest must not remember half a conversation.
     machine.agent.disconnect().await;
     let vm = |error| BuildFailure::machine(Phase::Snapshot, &error);
     machine.vm.pause().await.map_err(vm)?;
+    whole(machine, Phase::Snapshot)?;
     let summary = machine.vm.snapshot(&dir).await.map_err(vm)?;
     scope.end_machine().await;
     log.say("snapshot", format!("Snapshot taken in {} ms", began.elapsed().as_millis())).await?;
     Ok((dir, summary))
+}
+
+/// Refuses a machine whose disk lacks what its guest has written. Asked after the guest has flushed.
+pub(crate) fn whole(machine: &Machine, phase: Phase) -> Result<(), BuildFailure> {
+    if machine.vm.has_lost_writes() { Err(BuildFailure::host_disk_full(phase)) } else { Ok(()) }
 }

@@ -95,7 +95,13 @@ impl Preparing<'_> {
         let rootfs = self
             .rootfs(&key, &digest, disk_bytes, &mut cache, |target, spool| {
                 let lines = import::Lines::new(self.log.clone(), &self.scope.tasks);
-                image::import(resolved.clone(), target, spool, lines)
+                let resolved = resolved.clone();
+                async move {
+                    // What it takes is not known before it is there: at least as much as is downloaded.
+                    let room = self.inner.room(resolved.compressed_bytes());
+                    let _room = room.map_err(|error| BuildFailure::store(Phase::Prepare, &error))?;
+                    image::import(resolved, target, spool, lines).await
+                }
             })
             .await?;
         let runtime = image::runtime(resolved.config());
@@ -199,7 +205,7 @@ impl Preparing<'_> {
         let path = scratch.path().join("rootfs.ext4");
         let file = std::fs::File::options().create_new(true).read(true).write(true).open(&path);
         let target = Target {
-            file: file.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?,
+            file: file.map_err(|error| BuildFailure::own(Phase::Prepare, &error))?,
             key: key.to_owned(),
             disk_bytes,
             cancel: self.scope.cancel.clone(),

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use self::answers::{info, status_to_store};
 pub use self::commands::{Command, CommandEvent};
 pub use self::files::{FileAt, FileDownload, FileUpload};
+use crate::disk::Writing;
 use crate::error::{Error, Result};
 use crate::failure::chain;
 use crate::machine::Machine;
@@ -44,6 +45,9 @@ use crate::{Engine, Inner};
 const MAX_OUTPUT: usize = 10 * 1024 * 1024;
 /// Longest command that `exec` waits for.
 const MAX_EXEC_SECS: u64 = 3600;
+
+/// Why a sandbox ended that filled the host's disk.
+const DISK_FULL: &str = "host_disk_full: the host's disk ran full, and this sandbox had written most of late";
 
 /// What the database keeps of a sandbox's size and settings.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -66,6 +70,8 @@ struct Live {
     /// Stops the task that watches over it.
     ended: CancellationToken,
     scratch: Mutex<Option<Scratch>>,
+    /// Its folder, among those that are looked at when the host's disk runs full.
+    writing: Writing,
     /// What its disk lies on.
     _root: RootfsPin,
     /// Places for commands that somebody follows.
@@ -95,6 +101,8 @@ enum Place {
 #[derive(Default)]
 pub(crate) struct Sandboxes {
     places: Mutex<HashMap<SandboxId, Place>>,
+    /// Ends that the database did not take: no more than there were machines.
+    unrecorded: Mutex<HashMap<SandboxId, (SandboxStatus, Option<String>)>>,
 }
 
 impl Sandboxes {
@@ -294,6 +302,10 @@ impl Inner {
                     tracing::info!(sandbox_id = %id, "sandbox's time is up");
                     inner.end_sandbox(id, SandboxStatus::Destroyed, Some("its time was up")).await;
                 }
+                () = live.writing.overran.cancelled() => {
+                    tracing::warn!(sandbox_id = %id, "sandbox is ended: the host's disk runs full, and it has written most");
+                    inner.end_sandbox(id, SandboxStatus::Error, Some(DISK_FULL)).await;
+                }
                 how = live.machine.vm.exited() => {
                     tracing::warn!(sandbox_id = %id, how, "sandbox's machine ended by itself");
                     inner.end_sandbox(id, SandboxStatus::Error, Some("its machine ended by itself")).await;
@@ -320,8 +332,18 @@ impl Inner {
             // A conflict: it was ended by somebody else meanwhile.
             Ok(_) | Err(StoreError::Conflict { .. }) => {}
             Err(error) => {
-                tracing::error!(sandbox_id = %id, error = %chain(&error), "a sandbox's end could not be recorded");
+                tracing::error!(sandbox_id = %id, error = %chain(&error), "a sandbox's end is not recorded yet");
+                let mut unrecorded = self.sandboxes.unrecorded.lock().unwrap_or_else(PoisonError::into_inner);
+                unrecorded.insert(id, (status, reason.map(str::to_owned)));
             }
+        }
+    }
+
+    /// Records ends that the database did not take when they came.
+    pub(crate) async fn record_ends(&self) {
+        let unrecorded = std::mem::take(&mut *self.sandboxes.unrecorded.lock().unwrap_or_else(PoisonError::into_inner));
+        for (id, (status, reason)) in unrecorded {
+            self.set_status(id, status, reason.as_deref()).await;
         }
     }
 

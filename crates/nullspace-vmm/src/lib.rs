@@ -102,6 +102,13 @@ pub trait Vm: Send + Sync {
     /// Resolves when the VMM process has ended, with a sentence on how. For a machine that lives on it never resolves.
     async fn exited(&self) -> String;
 
+    /// Whether a write of the guest's disk has failed because the host's disk was full. What the guest holds for written is
+    /// then not all there, and neither a capture nor a snapshot of it is worth keeping. True once the guest's flush or a
+    /// [`Vm::pause`] after that write has been answered. Firecracker does not tell: always false there.
+    fn has_lost_writes(&self) -> bool {
+        false
+    }
+
     /// The guest console's last lines, for the log when a boot fails. Not for users: the guest writes it.
     fn console_tail(&self) -> String;
 

@@ -139,6 +139,21 @@ impl Compatibility {
     }
 }
 
+impl VmmError {
+    /// Whether the host's disk had no room. What failed may succeed once there is room.
+    pub fn is_storage_full(&self) -> bool {
+        use std::io::ErrorKind;
+        match self {
+            VmmError::Io { source, .. } => matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
+            // A VMM passes the system's words on.
+            VmmError::Refused { message, .. } => {
+                message.contains("No space left on device") || message.contains("Disk quota exceeded")
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Why a VMM operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {

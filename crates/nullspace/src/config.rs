@@ -74,6 +74,9 @@ pub(crate) struct Config {
     pub(crate) upload_mib_per_tenant: u64,
     /// Raw files of root images, from which machines run, are kept up to so many MiB together; more only while in use.
     pub(crate) rootfs_cache_mib: u64,
+    /// With less than so many MiB free on the disk under `data_dir` nothing new begins; default: 512, or a sixteenth of a
+    /// disk under 8 GiB.
+    pub(crate) disk_reserve_mib: Option<u64>,
     /// A worker that is silent for so many seconds has lost its build.
     pub(crate) lease_secs: u64,
     /// Guest memory of all machines together, MiB; default: 3/4 of the host's.
@@ -174,6 +177,7 @@ impl Default for Config {
             metrics_token: None,
             upload_mib_per_tenant: 10_240,
             rootfs_cache_mib: nullspace_store::DEFAULT_CACHE >> 20,
+            disk_reserve_mib: None,
             lease_secs: 30,
             memory_mib: None,
             vcpus: None,
@@ -230,6 +234,7 @@ const KEYS: &[(&str, Kind)] = &[
     ("metrics_token", Kind::Text),
     ("upload_mib_per_tenant", Kind::Number),
     ("rootfs_cache_mib", Kind::Number),
+    ("disk_reserve_mib", Kind::Number),
     ("lease_secs", Kind::Number),
     ("memory_mib", Kind::Number),
     ("vcpus", Kind::Number),

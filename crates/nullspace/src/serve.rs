@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nullspace_engine::{Capacity, Engine, EngineConfig};
 use nullspace_oci::registry::{DockerConfig, Registry, RegistryConfig};
 use nullspace_server::{RequestRate, ServerConfig};
@@ -36,7 +36,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let listener = tokio::net::TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("listen on {} (another service? give --listen)", config.listen))?;
-    let engine = Engine::new(engine_config(&config)?, metadata, files, machines, registry, buildkits);
+    let host = files.host(&hostname()).context("read whose data folder this is")?;
+    let engine = Engine::new(engine_config(&config, host)?, metadata, files, machines, registry, buildkits);
     engine.start().await.context("start the engine")?;
 
     let address = listener.local_addr().context("read the address listened on")?;
@@ -76,11 +77,24 @@ impl Signals {
     }
 }
 
-/// Opens the database of the data folder, made and migrated if needed.
+/// Opens the database of the data folder, made and migrated if needed. None is made beside files that belonged to another.
 pub(crate) async fn open_metadata(config: &Config) -> anyhow::Result<SqliteStore> {
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("make the data folder {}", config.data_dir.display()))?;
     let path = config.data_dir.join(DATABASE);
+    // One that is empty was made by something that died at once, or is what a failed copy left.
+    let is_there = std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > 0);
+    if !is_there {
+        let stored = nullspace_store::stored_without_database(&config.data_dir).context("look at the data folder")?;
+        if !stored.is_empty() {
+            bail!(
+                "the database {} is missing, and the files that it names are there: {}. Nothing was changed. Restore the \
+                 database (or mount what holds it) and start again; or, to give those files up, move them away",
+                path.display(),
+                stored.join(", ")
+            );
+        }
+    }
     SqliteStore::open(&path).await.with_context(|| format!("open the database {}", path.display()))
 }
 
@@ -100,9 +114,9 @@ fn server_config(config: &Config) -> ServerConfig {
     }
 }
 
-fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
+fn engine_config(config: &Config, host: String) -> anyhow::Result<EngineConfig> {
     Ok(EngineConfig {
-        host: hostname(),
+        host,
         build_concurrency: config.build_concurrency,
         build_timeout: Duration::from_secs(config.build_timeout_secs),
         step_timeout: Duration::from_secs(config.step_timeout_secs),
@@ -114,6 +128,7 @@ fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
         running_per_tenant: config.running_builds_per_tenant,
         untagged_retention: Duration::from_secs(config.untagged_retention_secs),
         blob_bytes_per_tenant: config.upload_mib_per_tenant.saturating_mul(1 << 20),
+        disk_reserve: config.disk_reserve_mib.map(|mib| mib.saturating_mul(1 << 20)),
         base_tar: guest::base_tar(config),
     })
 }

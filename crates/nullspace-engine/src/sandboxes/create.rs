@@ -33,7 +33,9 @@ use super::answers::created;
 use super::commands::MAX_FOLLOWED;
 use super::{Config, Live, joined};
 use crate::admission::Permit;
+use crate::disk;
 use crate::error::{Error, Result};
+use crate::failure::chain;
 use crate::machine::{Machine, MachineError};
 use crate::plan::Runtime;
 use crate::records::column;
@@ -99,6 +101,7 @@ impl Engine {
             cwd: request.cwd.clone().unwrap_or_else(|| runtime.workdir.clone()),
             internet_access: request.internet_access.unwrap_or(true),
         };
+        let _room = inner.ensure_room(0, None)?;
         let permit = inner.admission.admit(config.memory_mb, config.vcpus).map_err(|full| Error {
             retry_after: Some(Duration::from_secs(5)),
             ..Error::new(ErrorResponseCode::CapacityExceeded, full.to_string())
@@ -171,6 +174,7 @@ impl Engine {
             envs,
             cwd: config.cwd.clone(),
             ended: CancellationToken::new(),
+            writing: inner.disk.enter(scratch.path(), CancellationToken::new()),
             scratch: Mutex::new(Some(scratch)),
             _root: root,
             followed: Arc::new(Semaphore::new(MAX_FOLLOWED)),
@@ -211,11 +215,17 @@ impl Inner {
             }
             other => other.into(),
         })?;
+        let snapshot_dir = self.files.artifact_dir(&resolved.artifact.folder)?;
+        if !snapshot_dir.is_dir() {
+            tracing::error!(artifact = %resolved.artifact.id, "a template's snapshot is missing: see `nullspace store verify`");
+            let message = "the stored snapshot of this template is missing: build the template again";
+            return Err(Error::new(ErrorResponseCode::RebuildRequired, message));
+        }
         let scratch = self.files.scratch()?;
         let spec = RestoreSpec {
             id: format!("sb-{}", id.uuid().as_simple()),
             base: Some(root.path().to_owned()),
-            snapshot_dir: self.files.artifact_dir(&resolved.artifact.folder)?,
+            snapshot_dir,
             summary,
             network: if config.internet_access { Network::Internet } else { Network::Isolated },
             work_dir: scratch.path().to_owned(),
@@ -224,6 +234,10 @@ impl Inner {
             Ok(machine) => Ok((machine, (scratch, root))),
             Err(MachineError::Vmm(VmmError::Incompatible(why))) => {
                 Err(Error::new(ErrorResponseCode::IncompatibleSnapshot, format!("{why}; build the template again")))
+            }
+            Err(MachineError::Vmm(error)) if error.is_storage_full() => {
+                tracing::error!(error = %chain(&error), "no room on the disk for a sandbox");
+                Err(disk::full(None))
             }
             Err(error) => Err(Error::internal("resume a snapshot", &error)),
         }

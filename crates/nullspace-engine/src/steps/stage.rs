@@ -27,7 +27,7 @@ use crate::failure::BuildFailure;
 use crate::layers;
 use crate::logs::{BuildLog, Place};
 use crate::machine::Machine;
-use crate::pipeline::Error;
+use crate::pipeline::{Error, whole};
 use crate::plan::{BuildPlan, Runtime};
 use crate::prepare::Prepared;
 
@@ -109,6 +109,14 @@ impl<'a> Stage<'a> {
         let found = match not_asked {
             None if staged.is_known() => self.inner.metadata.find_final(self.lease, &key).await?,
             _ => None,
+        };
+        // Something else may have removed its files: then it is made anew.
+        let found = match found {
+            Some(artifact) if !self.inner.files.artifact_dir(&artifact.folder)?.is_dir() => {
+                tracing::error!(artifact = %artifact.id, "the files of an artifact are missing");
+                None
+            }
+            found => found,
         };
         let cache = &mut prepared.cache;
         let (status, reason, message) = match (&found, not_asked) {
@@ -200,6 +208,7 @@ impl<'a> Stage<'a> {
         machine.agent.freeze().await.map_err(agent)?;
         let captured = machine.vm.capture().await;
         let changes = captured.map_err(|error| BuildFailure::machine(Phase::BuildStep, &error).at_step(unit.index))?;
+        whole(machine, Phase::BuildStep).map_err(|failure| failure.at_step(unit.index))?;
         machine.agent.thaw().await.map_err(agent)?;
         let image = keys::image(key, &self.build.id.to_string(), self.lease.epoch);
         let layer = layers::Layer { parent: &prepared.rootfs, key: &image, layer_key: key, changes };

@@ -112,7 +112,7 @@ async fn settings_are_kept() {
     f.store.put_setting("a", &json!({ "n": 1 }), at(1)).await.unwrap();
     f.store.put_setting("a", &json!([2]), at(2)).await.unwrap();
     assert_eq!(f.store.get_setting("a").await.unwrap(), Some(json!([2])));
-    f.store.ping().await.unwrap();
+    f.store.ping(at(0)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -166,6 +166,10 @@ impl Vm for Machine {
         how
     }
 
+    fn has_lost_writes(&self) -> bool {
+        self.running.monitor.observed().no_room
+    }
+
     fn console_tail(&self) -> String {
         self.running.console.text()
     }

@@ -32,6 +32,7 @@ mod parents;
 mod queue;
 mod readiness;
 mod registries;
+mod room;
 mod sandboxes;
 mod shutdown;
 mod sockets;
