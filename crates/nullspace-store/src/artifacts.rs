@@ -244,7 +244,7 @@ impl ArtifactStore {
 
     /// Removes from `artifacts/` and `rootfs/` what `known` lacks. For the start of the service, before any build runs:
     /// what is published but not yet named by a transaction looks the same as what a crash left. Only after a
-    /// [`survey`](crate::survey) that has no refusal: what belongs to another database looks the same, too. A root image
+    /// [`survey`](fn@crate::survey) that has no refusal: what belongs to another database looks the same, too. A root image
     /// without a raw file is not missing while its chunks are there.
     pub async fn sweep(&self, known: KnownFiles) -> Result<SweepReport> {
         let store = self.clone();
