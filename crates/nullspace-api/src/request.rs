@@ -97,6 +97,13 @@ impl RequestSecrets {
     pub fn is_empty(&self) -> bool {
         self.base_image_auth.is_none() && self.registry_auth.is_empty() && self.build_secrets.is_empty()
     }
+
+    /// About how many bytes they take in memory.
+    pub fn size(&self) -> usize {
+        let logins = self.registry_auth.iter().map(|auth| auth.registry.len() + auth.auth.size());
+        let secrets = self.build_secrets.iter().map(|secret| secret.id.len() + secret.value.expose().len());
+        self.base_image_auth.iter().map(TemplateBaseImageAuth::size).chain(logins).chain(secrets).sum()
+    }
 }
 
 impl CreateTemplateRequest {

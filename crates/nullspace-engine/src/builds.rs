@@ -21,13 +21,16 @@ use crate::dockerfile::Outline;
 use crate::error::{Error, Result};
 use crate::logs::{LogIds, LogSource, POLL, entry, to_store};
 use crate::plan::{BuildPlan, PlannedDockerfile, Source};
-use crate::tails::{PAGE, Page};
+use crate::tails::{Limit, PAGE, Page};
 use crate::templates::generated_name;
 use crate::validate::{Valid, WantedSource};
 use crate::{Engine, Inner, records, steps};
 
 /// What a request without a source builds from.
 pub(crate) const DEFAULT_BASE: &str = "nullspace/base";
+
+/// Entries that a follower keeps on their way, about so many bytes.
+const FOLLOW_BYTES: usize = 128 << 10;
 
 /// A build's log, entry after entry.
 pub type LogStream = Pin<Box<dyn Stream<Item = Result<TemplateBuildLogEntry>> + Send>>;
@@ -159,8 +162,8 @@ impl Engine {
                     if last {
                         return Ok(None);
                     }
-                    changed.borrow_and_update();
-                    let page = inner.read_log(&caller, id, next, PAGE).await?;
+                    changed.look();
+                    let page = inner.read_log(&caller, id, next, Limit { entries: PAGE, bytes: FOLLOW_BYTES }).await?;
                     if let Some(entry) = page.entries.last() {
                         next = entry.offset + 1;
                         ready.extend(page.entries);
@@ -173,7 +176,7 @@ impl Engine {
                     }
                     tokio::select! {
                         () = inner.shutdown.cancelled() => last = true,
-                        _ = changed.changed() => {}
+                        () = changed.changed() => {}
                         () = tokio::time::sleep(POLL) => {}
                     }
                 }
@@ -253,7 +256,7 @@ impl Inner {
         let kept = !secrets.is_empty();
         if kept {
             // Before acceptance: a worker may lease the build in the same instant.
-            self.credentials.keep(id, secrets);
+            self.credentials.keep(caller, id, secrets)?;
         }
         let accepted = self.accept(caller, build).await;
         // Refused, or answered with the build of an earlier request.
@@ -370,7 +373,7 @@ impl Inner {
     }
 
     async fn snapshot(&self, caller: &Caller, id: BuildId, offset: u64) -> Result<TemplateBuildStatusSnapshot> {
-        let page = self.read_log(caller, id, offset, PAGE).await?;
+        let page = self.read_log(caller, id, offset, Limit { entries: PAGE, bytes: usize::MAX }).await?;
         let entries: Vec<_> = page.entries.into_iter().map(Arc::unwrap_or_clone).collect();
         let next_offset = entries.last().map_or(offset.min(page.end), |entry| entry.offset + 1);
         Ok(TemplateBuildStatusSnapshot { build: records::build(&page.row, Timestamp::now())?, entries, next_offset })
@@ -382,7 +385,7 @@ impl Inner {
         caller: &Caller,
         id: BuildId,
         from: u64,
-        limit: u32,
+        limit: Limit,
     ) -> Result<Page<Arc<Build>, TemplateBuildLogEntry>> {
         let source = LogSource { metadata: Arc::clone(&self.metadata), caller: caller.clone(), build: id };
         self.tails.read(id, &source, from, limit).await

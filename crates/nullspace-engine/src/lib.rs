@@ -53,7 +53,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use nullspace_buildkit::BuildKit;
 use nullspace_oci::registry::Registry;
-use nullspace_store::{ArtifactStore, Caller, KeyHash, Metadata, QueueLimits, SandboxStatus, StoreError};
+use nullspace_store::{ArtifactStore, Caller, KeyHash, KeyId, Metadata, QueueLimits, SandboxStatus, StoreError};
 use nullspace_vmm::Vmm;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -189,6 +189,7 @@ impl Engine {
             inner.tasks.spawn(worker::work(Arc::clone(inner)));
         }
         inner.tasks.spawn(collect::run(Arc::clone(inner)));
+        inner.tasks.spawn(forget(Arc::clone(inner)));
         builtin::ensure(inner).await;
         Ok(())
     }
@@ -214,5 +215,22 @@ impl Engine {
             Err(StoreError::NotFound) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Which of these keys open something.
+    pub async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>> {
+        Ok(self.inner.metadata.keys_in_force(keys).await?)
+    }
+}
+
+/// Lets go of what readers of logs and ended builds left in memory, until the service stops.
+async fn forget(inner: Arc<Inner>) {
+    loop {
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = tokio::time::sleep(tails::IDLE) => {}
+        }
+        inner.tails.forget(tails::IDLE);
+        inner.credentials.sweep(&*inner.metadata).await;
     }
 }
