@@ -223,8 +223,15 @@ impl Engine {
         Ok(DestroySandboxResponse { id: id.to_owned(), status: WireStatus::Destroyed })
     }
 
-    /// Runs a command in a sandbox and waits for its end.
-    pub async fn exec(&self, caller: &Caller, id: &str, request: ExecRequest) -> Result<ExecResponse> {
+    /// Runs a command in a sandbox and waits for its end. `may_keep` is asked before memory is taken for its output, with how
+    /// many bytes more; what it refuses is dropped, and the answer says so.
+    pub async fn exec(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: ExecRequest,
+        may_keep: impl FnMut(usize) -> bool + Send,
+    ) -> Result<ExecResponse> {
         let live = self.live(caller, id).await?;
         let exec = command(&live, &request)?;
         let timeout_ms = exec.timeout_ms.unwrap_or_default();
@@ -234,7 +241,7 @@ impl Engine {
             let pid = live.machine.agent.start_service(exec).await.map_err(failed)?;
             return Ok(ExecResponse { exit_code: 0, stdout: String::new(), stderr: String::new(), pid: Some(pid) });
         }
-        let run = live.machine.agent.exec_collect(exec, MAX_OUTPUT);
+        let run = live.machine.agent.exec_collect_while(exec, MAX_OUTPUT, may_keep);
         let output = tokio::select! {
             biased;
             output = run => output.map_err(failed)?,
@@ -248,12 +255,18 @@ impl Engine {
                 ),
             ));
         }
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let mut stderr = text(&output.stderr);
-        if output.truncated {
-            stderr.push_str(&format!("\n[nullspace: output beyond {MAX_OUTPUT} bytes was dropped]\n"));
+        let kept = output.stdout.len().max(output.stderr.len());
+        let (stdout, stdout_cut) = text(output.stdout);
+        let (mut stderr, stderr_cut) = text(output.stderr);
+        if output.truncated || stdout_cut || stderr_cut {
+            let notice = if kept >= MAX_OUTPUT || stdout_cut || stderr_cut {
+                format!("\n[nullspace: output beyond {MAX_OUTPUT} bytes was dropped]\n")
+            } else {
+                let why = "there was no memory for more of it: run fewer commands with much output at once";
+                format!("\n[nullspace: output was dropped, {why}]\n")
+            };
+            stderr.push_str(&notice);
         }
-        let stdout = text(&output.stdout);
         Ok(ExecResponse { exit_code: output.exit.code, stdout, stderr, pid: Some(output.pid) })
     }
 
@@ -336,6 +349,18 @@ impl Inner {
 /// The answer of work that went on by itself.
 fn joined<T>(done: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
     done.unwrap_or_else(|error| Err(Error::internal("a sandbox's task", &error)))
+}
+
+/// Output as text of at most [`MAX_OUTPUT`] bytes, and whether some was cut off: a byte that is no text becomes three.
+fn text(bytes: Vec<u8>) -> (String, bool) {
+    let mut text =
+        String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    let cut = text.len() > MAX_OUTPUT;
+    if cut {
+        text.truncate(text.floor_char_boundary(MAX_OUTPUT));
+        text.shrink_to_fit();
+    }
+    (text, cut)
 }
 
 fn parse(id: &str) -> Result<SandboxId> {

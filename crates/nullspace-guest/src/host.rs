@@ -169,11 +169,21 @@ impl Agent {
     /// Runs a process to its end and keeps the first `max_bytes` of stdout and of stderr each; the rest is read and
     /// dropped, and `truncated` says so. Its bound is the process's own timeout, or a day.
     pub async fn exec_collect(&self, exec: Exec, max_bytes: usize) -> Result<ExecOutput, AgentError> {
+        self.exec_collect_while(exec, max_bytes, |_| true).await
+    }
+
+    /// As [`Agent::exec_collect`], asking before memory is taken: see [`ExecSession::collect_while`].
+    pub async fn exec_collect_while(
+        &self,
+        exec: Exec,
+        max_bytes: usize,
+        may_keep: impl FnMut(usize) -> bool,
+    ) -> Result<ExecOutput, AgentError> {
         let limit = match exec.timeout_ms {
             Some(ms) => Duration::from_millis(ms).saturating_add(GRACE),
             None => LONGEST_EXEC,
         };
-        let run = async { self.exec(Exec { stdin: false, ..exec }).await?.collect(max_bytes).await };
+        let run = async { self.exec(Exec { stdin: false, ..exec }).await?.collect_while(max_bytes, may_keep).await };
         match tokio::time::timeout(limit, run).await {
             Ok(output) => output,
             Err(_) => Err(AgentError::timeout("exec", limit)),

@@ -50,6 +50,9 @@ pub trait Metadata: Send + Sync + 'static {
     /// Whose key this is; [`StoreError::NotFound`] when it is unknown or revoked.
     async fn authenticate(&self, key: &KeyHash, now: Timestamp) -> Result<Caller>;
 
+    /// Which of these keys [`Metadata::authenticate`] would still know: neither revoked nor their tenant gone.
+    async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>>;
+
     /// A namespace that the caller can see: its own, the system's, the deployment's, or one with a public template.
     async fn get_namespace(&self, caller: &Caller, slug: &str) -> Result<Namespace>;
 

@@ -17,6 +17,18 @@ use serde::Deserialize;
 pub(crate) struct Config {
     /// Address of the HTTP API.
     pub(crate) listen: SocketAddr,
+    /// Address that has `/healthz`, `/readyz` and `/metrics` alone, besides the API's; default: none.
+    pub(crate) admin_listen: Option<SocketAddr>,
+    /// Connections at once; at the limit the longest idle one makes room.
+    pub(crate) max_connections: usize,
+    /// Connections at once from one address.
+    pub(crate) connections_per_address: usize,
+    /// Requests of one tenant under way at once, log followers and WebSockets among them; more are refused with 429.
+    pub(crate) connections_per_tenant: usize,
+    /// What all requests may hold in memory together, MiB: bodies that are read whole and answers that are kept.
+    pub(crate) request_memory_mib: u32,
+    /// What one tenant's requests may hold of it, MiB.
+    pub(crate) request_memory_mib_per_tenant: u32,
     /// Database, artifacts and scratch space. One service at a time uses it.
     pub(crate) data_dir: PathBuf,
     /// Folder with `vmlinuz`, `initramfs.cpio` and, for Firecracker, `vmlinux`.
@@ -146,6 +158,12 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
+            admin_listen: None,
+            max_connections: 4096,
+            connections_per_address: 1024,
+            connections_per_tenant: 1024,
+            request_memory_mib: 512,
+            request_memory_mib_per_tenant: 128,
             data_dir: PathBuf::from("data"),
             guest_dir: None,
             base_tar: None,
@@ -202,6 +220,12 @@ enum Kind {
 /// Every key with the kind of its value.
 const KEYS: &[(&str, Kind)] = &[
     ("listen", Kind::Text),
+    ("admin_listen", Kind::Text),
+    ("max_connections", Kind::Number),
+    ("connections_per_address", Kind::Number),
+    ("connections_per_tenant", Kind::Number),
+    ("request_memory_mib", Kind::Number),
+    ("request_memory_mib_per_tenant", Kind::Number),
     ("data_dir", Kind::Text),
     ("guest_dir", Kind::Text),
     ("base_tar", Kind::Text),
@@ -272,6 +296,24 @@ impl Config {
     fn check(&self) -> anyhow::Result<()> {
         if !(1..=64).contains(&self.build_concurrency) {
             bail!("build_concurrency is {}: it must be 1 to 64", self.build_concurrency);
+        }
+        for (name, number) in [
+            ("max_connections", self.max_connections),
+            ("connections_per_address", self.connections_per_address),
+            ("connections_per_tenant", self.connections_per_tenant),
+        ] {
+            if !(1..=1_000_000).contains(&number) {
+                bail!("{name} is {number}: it must be 1 to 1000000");
+            }
+        }
+        // One JSON body of the largest size, twice over while its buffer grows.
+        for (name, mib) in [
+            ("request_memory_mib", self.request_memory_mib),
+            ("request_memory_mib_per_tenant", self.request_memory_mib_per_tenant),
+        ] {
+            if !(64..=1_048_576).contains(&mib) {
+                bail!("{name} is {mib}: it must be 64 to 1048576");
+            }
         }
         if self.running_builds_per_tenant == 0 {
             bail!("running_builds_per_tenant is 0: no build would ever run");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use nullspace_engine::{Capacity, Engine, EngineConfig};
 use nullspace_oci::registry::{DockerConfig, Registry, RegistryConfig};
-use nullspace_server::{RequestRate, ServerConfig};
+use nullspace_server::{BufferLimits, ConnectionLimits, RequestRate, ServerConfig};
 use nullspace_store::{ArtifactStore, Metadata, QueueLimits, SqliteStore};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -33,23 +33,46 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         tracing::info!("Dockerfiles are built by BuildKit at {}: their steps run as its containers", kit.endpoint());
     }
 
+    raise_descriptor_limit(&config);
     let listener = tokio::net::TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("listen on {} (another service? give --listen)", config.listen))?;
+    let operators_listener = match config.admin_listen {
+        None => None,
+        Some(address) => {
+            let bound = tokio::net::TcpListener::bind(address).await;
+            Some(bound.with_context(|| format!("listen on {address} (admin_listen)"))?)
+        }
+    };
     let engine = Engine::new(engine_config(&config)?, metadata, files, machines, registry, buildkits);
     engine.start().await.context("start the engine")?;
 
     let address = listener.local_addr().context("read the address listened on")?;
     tracing::info!("listening on http://{address}");
     let stop = CancellationToken::new();
-    let router = nullspace_server::router(Arc::new(EngineService(engine.clone())), server_config(&config));
-    let server = tokio::spawn(nullspace_server::serve(listener, router, stop.clone().cancelled_owned()));
+    let routers = nullspace_server::routers(Arc::new(EngineService(engine.clone())), server_config(&config));
+    let limits = connection_limits(&config);
+    let serving = nullspace_server::serve_with_limits(listener, routers.api, limits, stop.clone().cancelled_owned());
+    let server = tokio::spawn(serving);
+    let operators = match operators_listener {
+        None => None,
+        Some(listener) => {
+            let address = listener.local_addr().context("read the address listened on")?;
+            tracing::info!("operators' routes also on http://{address}");
+            let (limits, stopped) = (operators_limits(), stop.clone().cancelled_owned());
+            let serving = nullspace_server::serve_with_limits(listener, routers.operators, limits, stopped);
+            Some(tokio::spawn(serving))
+        }
+    };
 
     signals.arrived().await;
     tracing::info!("stopping: running builds go back to the queue, sandboxes end");
     stop.cancel();
     engine.stop().await;
     server.await.context("join the server")?.context("serve HTTP")?;
+    if let Some(operators) = operators {
+        operators.await.context("join the operators' server")?.context("serve operators")?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -96,7 +119,54 @@ fn server_config(config: &Config) -> ServerConfig {
         // Five seconds of quiet may be spent at once.
         rate: RequestRate { per_second, burst: per_second.saturating_mul(5) },
         metrics_token: config.metrics_token.clone(),
+        requests_at_once: config.connections_per_tenant,
+        buffers: BufferLimits {
+            per_tenant: mib(config.request_memory_mib_per_tenant),
+            total: mib(config.request_memory_mib),
+        },
         ..ServerConfig::default()
+    }
+}
+
+fn mib(mib: u32) -> usize {
+    usize::try_from(mib).unwrap_or(usize::MAX).saturating_mul(1 << 20)
+}
+
+fn connection_limits(config: &Config) -> ConnectionLimits {
+    ConnectionLimits {
+        max_connections: config.max_connections,
+        per_peer: config.connections_per_address,
+        ..ConnectionLimits::default()
+    }
+}
+
+/// Of the listener that only operators reach.
+fn operators_limits() -> ConnectionLimits {
+    let header_timeout = Duration::from_secs(10);
+    ConnectionLimits { max_connections: 64, per_peer: 64, reserve: 8, header_timeout, ..ConnectionLimits::default() }
+}
+
+/// Descriptors that the service needs besides one for each connection: files, machines, registries.
+const DESCRIPTORS: u64 = 4096;
+
+/// A connection is a descriptor: as many as the settings allow must be possible, or accepting fails before they are reached.
+fn raise_descriptor_limit(config: &Config) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let wanted = u64::try_from(config.max_connections).unwrap_or(u64::MAX).saturating_add(DESCRIPTORS);
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    limit.current = Some(raised);
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    } else if raised < wanted {
+        tracing::warn!(
+            limit = raised,
+            wanted,
+            "the limit of open files (ulimit -Hn) is lower than max_connections needs: raise it, or lower the setting"
+        );
     }
 }
 

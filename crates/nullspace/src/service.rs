@@ -12,7 +12,7 @@ use nullspace_api::{
 };
 use nullspace_engine::Engine;
 use nullspace_server::{
-    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError,
+    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, Room, SandboxQuery, Service, ServiceError,
 };
 use nullspace_store as store;
 use secrecy::{ExposeSecret, SecretString};
@@ -37,6 +37,12 @@ impl Service for EngineService {
             namespace: caller.namespace,
             key_id: caller.key.map(|key| key.to_string()).unwrap_or_default(),
         }))
+    }
+
+    async fn keys_in_force(&self, key_ids: &[String]) -> Result<Vec<String>, ServiceError> {
+        let ids: Vec<store::KeyId> = key_ids.iter().filter_map(|id| id.parse().ok()).collect();
+        let in_force = self.0.keys_in_force(&ids).await.map_err(error)?;
+        Ok(in_force.iter().map(ToString::to_string).collect())
     }
 
     async fn start_build(
@@ -234,8 +240,15 @@ impl Service for EngineService {
         self.0.destroy_sandbox(&domain(caller)?, id).await.map_err(error)
     }
 
-    async fn exec(&self, caller: &Caller, id: &str, request: ExecRequest) -> Result<ExecResponse, ServiceError> {
-        self.0.exec(&domain(caller)?, id, request).await.map_err(error)
+    async fn exec(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: ExecRequest,
+        room: &Room,
+    ) -> Result<ExecResponse, ServiceError> {
+        let may_keep = |bytes| room.grow(bytes).is_ok();
+        self.0.exec(&domain(caller)?, id, request, may_keep).await.map_err(error)
     }
 
     async fn list_processes(&self, caller: &Caller, id: &str) -> Result<Vec<ProcessInfo>, ServiceError> {

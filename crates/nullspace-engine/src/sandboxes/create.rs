@@ -40,6 +40,8 @@ use crate::records::column;
 use crate::validate::{check_envs, check_workdir};
 use crate::{Engine, Inner};
 
+/// Largest metadata of a sandbox, bytes of JSON: every list of sandboxes shows it.
+const MAX_METADATA: usize = 64 << 10;
 /// Longest life that a create may ask for.
 const MAX_TIMEOUT_MS: u64 = 24 * 3600 * 1000;
 
@@ -80,6 +82,13 @@ impl Engine {
         if let Some(cwd) = &request.cwd {
             check_workdir("cwd", cwd)?;
         }
+        let metadata = json!(request.metadata.clone().unwrap_or_default());
+        let size = metadata.to_string().len();
+        if size > MAX_METADATA {
+            return Err(Error::invalid(format!(
+                "metadata takes {size} bytes of JSON: it must be {MAX_METADATA} at most"
+            )));
+        }
         let reference = request.template.as_deref().unwrap_or(CreateSandboxRequest::DEFAULT_TEMPLATE);
         let inner = &self.inner;
         let resolved = inner.resolve(caller, reference).await?;
@@ -115,7 +124,7 @@ impl Engine {
             artifact: resolved.artifact.id,
             template_ref: reference.to_owned(),
             config: json!(config),
-            metadata: json!(request.metadata.clone().unwrap_or_default()),
+            metadata,
             timeout_at: Some(now + SignedDuration::from_millis(timeout_ms.try_into().unwrap_or(i64::MAX))),
             host: inner.config.host.clone(),
             idempotency,

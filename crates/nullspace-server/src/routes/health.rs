@@ -48,7 +48,8 @@ pub(super) async fn metrics(
         let message = "Metrics are for this host, or for whoever shows the metrics_token of the settings.";
         return Err(ServiceError::new(ErrorKind::Unauthorized, ErrorResponseCode::Unauthorized, message));
     }
-    let page = state.metrics.page(&state.service.metrics().await?).map_err(ServiceError::internal)?;
+    let page = state.service.metrics().await?;
+    let page = state.metrics.page(&page, state.budget.held()).map_err(ServiceError::internal)?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], page).into_response())
 }

@@ -198,6 +198,10 @@ impl Metadata for SqliteStore {
         tenants::authenticate(self, key, now).await
     }
 
+    async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>> {
+        tenants::keys_in_force(self, keys).await
+    }
+
     async fn get_namespace(&self, caller: &Caller, slug: &str) -> Result<Namespace> {
         tenants::get_namespace(self, caller, slug).await
     }
