@@ -9,8 +9,10 @@ use super::{Allowed, GATEWAY, GUEST_ADDRESS, NetConfig, SECOND_RESOLVER, TAP_MAC
 const UPLINK: &str = "up0";
 
 /// Destinations that are closed unless allowed: "this" network, private (RFC 1918), shared (RFC 6598), loopback,
-/// link-local, IETF and documentation ranges (RFC 6890), benchmarking, multicast, reserved, broadcast.
-const CLOSED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
+/// link-local, IETF and documentation ranges (RFC 6890), benchmarking, multicast, reserved, broadcast; and the one public
+/// address from which a cloud's host agent gives a machine its certificates and settings (Azure: "What is IP address
+/// 168.63.129.16?"). As a name server it stays open on port 53, where the host has it for one.
+const CLOSED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 172.16.0.0/12, \
 192.0.0.0/24, 192.0.2.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3";
 
 /// The host's whole table, replacing the one before in the same transaction.
@@ -172,6 +174,20 @@ mod tests {
         let closed = egress.find("169.254.0.0/16").unwrap();
         assert!(hole < closed && resolver < closed);
         assert!(!table.contains("forwarding_was_off"));
+    }
+
+    #[test]
+    fn what_clouds_tell_their_machines_is_closed_to_guests() {
+        let azure = Ipv4Addr::new(168, 63, 129, 16);
+        let table = host_table(&NetConfig::default(), &[azure], false);
+        let egress = &table[table.find("chain egress").unwrap()..];
+        let closed = egress.lines().find(|line| line.contains("reject") && line.contains("ip daddr {")).unwrap();
+        for address in ["168.63.129.16", "169.254.0.0/16", "100.64.0.0/10", "192.0.0.0/24"] {
+            assert!(closed.contains(address), "{address}: {closed}");
+        }
+        // The name server alone, and before the rest is closed.
+        let resolver = "ip daddr 168.63.129.16 meta l4proto { tcp, udp } th dport 53 accept";
+        assert!(egress.find(resolver).unwrap() < egress.find(closed).unwrap());
     }
 
     #[test]
