@@ -3,7 +3,8 @@
 //! 1. number the nodes: a directory's children get adjoining inodes;
 //! 2. find out which blocks the named contents really use, and give back the others;
 //! 3. place bitmaps, inode tables and the journal ([`crate::tables`]);
-//! 4. write the inodes in their order, each with its directory, extent and attribute blocks ([`crate::nodes`]);
+//! 4. write the inodes in their order, each with its directory, extent and attribute blocks ([`crate::nodes`]), behind them
+//!    those of large attributes;
 //! 5. write bitmaps, group descriptors and superblocks.
 
 use crate::block_map::{BlockMap, set_bits};
@@ -52,9 +53,11 @@ pub(crate) fn finish(writer: ImageWriter, mut tree: Tree) -> Result<Summary, Err
         map: &mut map,
         inodes: InodeStream::new(&tables, per_group),
         output: &mut output,
+        next_value: numbers.first_value().unwrap_or_default(),
     };
     let journal_body = writer.write_reserved(&geometry, &journal)?;
     writer.write_tree()?;
+    writer.write_values()?;
     let directories = writer.finish()?;
 
     let mut image = Groups { geometry: &geometry, per_group, filesystem, used: numbers.last(), output: &mut output };
@@ -65,6 +68,9 @@ pub(crate) fn finish(writer: ImageWriter, mut tree: Tree) -> Result<Summary, Err
     let counts = Counts { inodes_per_group: per_group, free_inodes, free_blocks, overhead };
     let mut superblock = Superblock::new(&options, &geometry, counts);
     superblock.set_journal(&journal_body, &journal);
+    if numbers.first_value().is_some() {
+        superblock.set_values_have_inodes();
+    }
     write_superblocks(&mut output, &geometry, &superblock, &descriptors)?;
 
     Ok(Summary {
@@ -120,7 +126,11 @@ fn needed_blocks(tree: &Tree, numbers: &Numbers) -> u64 {
             Body::Symlink(target) => u64::from(target.len() >= FAST_SYMLINK),
             Body::Removed => 0,
         };
-        body + u64::from(node.attributes.as_ref().is_some_and(|attributes| attributes.needs_block()))
+        let of_attributes = node.attributes.as_ref().map_or(0, |attributes| {
+            let outside = attributes.outside().map(|value| (value.len() as u64).div_ceil(BLOCK_SIZE)).sum::<u64>();
+            outside + u64::from(attributes.needs_block())
+        });
+        body + of_attributes
     };
     numbers.all().map(|(node, _)| of_node(tree.node(node))).sum()
 }
