@@ -41,6 +41,8 @@ pub mod reason {
     pub const REGISTRY_UNAUTHORIZED: &str = "registry_unauthorized";
     /// The registry cannot be reached or answers with errors.
     pub const REGISTRY_UNAVAILABLE: &str = "registry_unavailable";
+    /// An image, or what its registry leads to, lies at no public address (or at none), and the operator does not list it.
+    pub const ADDRESS_NOT_ALLOWED: &str = "address_not_allowed";
     /// The image breaks its format's rules or a limit.
     pub const INVALID_IMAGE: &str = "invalid_image";
     /// The image does not fit into `disk_mb`. Details: needed_mb.
@@ -73,6 +75,8 @@ pub mod reason {
     pub const UNKNOWN_USER: &str = "unknown_user";
     /// No BuildKit could be reached, or the one that built went away.
     pub const BUILDKIT_UNAVAILABLE: &str = "buildkit_unavailable";
+    /// BuildKit has built the image and its host cannot hand it over.
+    pub const EXPORT_FAILED: &str = "export_failed";
     /// BuildKit cannot read the Dockerfile. Details: line, when it names one.
     pub const DOCKERFILE_INVALID: &str = "dockerfile_invalid";
     /// A step needs a secret that the request does not have. Details: secret_id.
