@@ -32,7 +32,7 @@ use crate::dockerfile::registry_named;
 use crate::error::{Error as ApiError, Result as ApiResult};
 use crate::failure::{BuildFailure, chain, reason};
 use crate::image;
-use crate::import;
+use crate::import::{self, RootKey};
 use crate::pipeline::Error;
 use crate::plan::PlannedDockerfile;
 use crate::prepare::{Prepared, Preparing};
@@ -114,7 +114,7 @@ impl Preparing<'_> {
         });
         let disk_bytes = import::disk_bytes(self.plan.machine.disk_mb, content / 5);
         let diff_ids: Vec<&str> = image.layers.iter().map(|layer| layer.diff_id.as_str()).collect();
-        let key = import::layers_key(&diff_ids, disk_bytes);
+        let key = RootKey::of_layers(&diff_ids, disk_bytes, self.build.tenant);
         let (runtime, metadata) = (image::runtime(&image.config), image::metadata(&image.config));
         let rootfs = self
             .rootfs(&key, &digest, disk_bytes, &mut cache, |target, _| {

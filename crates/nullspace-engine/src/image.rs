@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::{BuildFailure, reason};
-use crate::import::{self, Target};
+use crate::import::{self, Proof, Target};
 use crate::plan::{DEFAULT_WORKDIR, Runtime, StartCommand, readiness_to_api};
 use crate::readiness::{Readiness, Timing};
 
@@ -39,6 +39,13 @@ impl Image {
     /// Digest of the manifest for this host's platform.
     pub(crate) fn manifest_digest(&self) -> String {
         self.resolved.manifest_digest.to_string()
+    }
+
+    /// The proof that whoever brings no credentials is given this image by its repository.
+    pub(crate) fn public_proof(&self) -> Proof {
+        let reference = &self.resolved.reference;
+        let (registry, repository) = (reference.registry().to_owned(), reference.repository().to_owned());
+        Proof::Public { registry, repository }
     }
 
     /// What is to be downloaded, bytes.
