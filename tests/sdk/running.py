@@ -172,6 +172,8 @@ class Service:
             "ACCEL": "tcg",
             "NETWORK": "user",
             "LISTEN": "127.0.0.1:0",
+            # Registries of tests are on loopback, each on a port of its own.
+            "PRIVATE_REGISTRIES": "127.0.0.1",
         }
         env = {key: value for key, value in os.environ.items() if not key.startswith("NULLSPACE_")}
         env.update(self.more)

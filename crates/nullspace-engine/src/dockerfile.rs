@@ -8,6 +8,7 @@
 //! The grammar is the crate's; names, variables of FROM (`ARG` before the first FROM, build_args) and the rules about
 //! credentials are here. BuildKit itself has the last word when it builds.
 
+mod elsewhere;
 mod instruction;
 mod lines;
 mod variables;
@@ -21,6 +22,7 @@ use serde::de::IgnoredAny;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+pub(crate) use self::elsewhere::{Host, elsewhere};
 use self::instruction::{arguments, command, keyword};
 use self::lines::{Lines, unmarked, without_documents};
 use self::variables::{assignments, expand};

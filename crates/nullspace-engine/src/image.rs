@@ -145,6 +145,10 @@ fn options(cancel: CancellationToken, spool: Option<PathBuf>, lines: import::Lin
     }
 }
 
+/// What to do about a host that the service does not go to.
+pub(crate) const LIST_IT: &str =
+    "Check the host's name; ask the operator to list a registry of a private network in private_registries.";
+
 /// A registry's refusal in the user's terms.
 pub(crate) fn refused(error: &RegistryError) -> BuildFailure {
     let message = error.to_string();
@@ -164,6 +168,9 @@ pub(crate) fn refused(error: &RegistryError) -> BuildFailure {
             message,
             "Check the image's name and tag, and that it was pushed.",
         ),
+        RegistryError::NotAllowed { .. } => {
+            BuildFailure::user(Phase::Prepare, reason::ADDRESS_NOT_ALLOWED, message, LIST_IT)
+        }
         RegistryError::UnsupportedPlatform { wanted, available } => BuildFailure::user(
             Phase::Prepare,
             reason::UNSUPPORTED_PLATFORM,

@@ -35,8 +35,10 @@ pub(crate) struct Config {
     pub(crate) jailer: PathBuf,
     /// Registry host -> base URLs asked instead of it.
     pub(crate) registry_mirrors: BTreeMap<String, String>,
-    /// Registries, besides those on loopback, that are spoken to in plain HTTP.
+    /// Registries that are spoken to in plain HTTP, wherever they are.
     pub(crate) plain_http_registries: Vec<String>,
+    /// Registries that are asked although they are not on the internet: `127.0.0.1`, `10.0.0.0/8`, `registry.corp:5000`.
+    pub(crate) private_registries: Vec<String>,
     /// Docker config file whose logins serve every build that brings no credentials.
     pub(crate) docker_config: Option<PathBuf>,
     /// Where ECR logins are asked for instead of the region's own API.
@@ -156,6 +158,7 @@ impl Default for Config {
             jailer: PathBuf::from("jailer"),
             registry_mirrors: BTreeMap::new(),
             plain_http_registries: Vec::new(),
+            private_registries: Vec::new(),
             docker_config: None,
             ecr_endpoint: None,
             gcp_token_url: None,
@@ -212,6 +215,7 @@ const KEYS: &[(&str, Kind)] = &[
     ("jailer", Kind::Text),
     ("registry_mirrors", Kind::Map),
     ("plain_http_registries", Kind::List),
+    ("private_registries", Kind::List),
     ("docker_config", Kind::Text),
     ("ecr_endpoint", Kind::Text),
     ("gcp_token_url", Kind::Text),

@@ -147,8 +147,10 @@ fn registry(config: &Config) -> anyhow::Result<Registry> {
     let url = |name: &str, text: &Option<String>| {
         text.as_ref().map(|text| text.parse().with_context(|| format!("{name}: '{text}' is not a URL"))).transpose()
     };
+    let listed = config.private_registries.iter().map(|text| text.parse().context("private_registries"));
     let registry = RegistryConfig {
         mirrors,
+        private_registries: listed.collect::<anyhow::Result<_>>()?,
         docker_config: config.docker_config.as_deref().map(docker_config).transpose()?,
         ecr_endpoint: url("ecr_endpoint", &config.ecr_endpoint)?,
         gcp_token_url: url("gcp_token_url", &config.gcp_token_url)?,
