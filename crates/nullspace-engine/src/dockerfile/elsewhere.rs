@@ -89,7 +89,8 @@ impl Found {
                 if pairs.first().is_some_and(|(_, value)| value.is_none()) {
                     // The old form: one name, and everything behind it.
                     let (name, value) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-                    variables.insert(name.to_owned(), expand(value.trim(), variables));
+                    let value = expand(value.trim(), variables);
+                    variables.insert(name.to_owned(), value);
                 } else {
                     for (name, value) in pairs {
                         let value = expand(&value.unwrap_or_default(), variables);
