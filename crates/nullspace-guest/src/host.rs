@@ -57,6 +57,13 @@ pub enum AgentError {
         /// The bound in ms.
         limit_ms: u64,
     },
+    /// The guest has not answered its heartbeat for so long: it is halted, frozen, or its agent is gone. The connection
+    /// is closed.
+    #[error("the guest agent has not given a sign of life for {secs} s")]
+    Silent {
+        /// Seconds of silence.
+        secs: u64,
+    },
     /// The agent answered that it could not.
     #[error(transparent)]
     Failed(Failure),
