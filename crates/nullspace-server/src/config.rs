@@ -23,6 +23,9 @@ pub struct ServerConfig {
     pub sockets: SocketLimits,
     /// Who may read `/metrics`: whoever shows this, and without it only this host itself.
     pub metrics_token: Option<SecretString>,
+    /// Guests reach this host's loopback, so that a connection from there may be a guest's: then nothing is open to "this
+    /// host", and `/metrics` needs the token.
+    pub guests_on_loopback: bool,
 }
 
 impl Default for ServerConfig {
@@ -35,6 +38,7 @@ impl Default for ServerConfig {
             rate: RequestRate { per_second: 200, burst: 1_000 },
             sockets: SocketLimits::default(),
             metrics_token: None,
+            guests_on_loopback: false,
         }
     }
 }

@@ -93,6 +93,9 @@ pub trait Service: FileService + CommandService {
     /// Whether requests can be served now.
     async fn ready(&self) -> Result<(), ServiceError>;
 
+    /// What an operator asks of a host that serves: lines of text, each `name: what there is`.
+    async fn details(&self) -> Result<Vec<String>, ServiceError>;
+
     /// What the domain counts, in Prometheus' text form.
     async fn metrics(&self) -> Result<String, ServiceError>;
 

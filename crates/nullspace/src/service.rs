@@ -26,6 +26,10 @@ impl Service for EngineService {
         self.0.ready().await.map_err(error)
     }
 
+    async fn details(&self) -> Result<Vec<String>, ServiceError> {
+        Ok(self.0.details())
+    }
+
     async fn metrics(&self) -> Result<String, ServiceError> {
         self.0.metrics().await.map_err(error)
     }
@@ -270,7 +274,7 @@ pub(crate) fn error(error: nullspace_engine::Error) -> ServiceError {
         | Code::IncompatibleSnapshot => ErrorKind::Conflict,
         Code::FileError if error.forbidden => ErrorKind::Forbidden,
         Code::FileError => ErrorKind::Conflict,
-        Code::RateLimitExceeded => ErrorKind::RateLimited,
+        Code::RateLimitExceeded | Code::QuotaExceeded => ErrorKind::RateLimited,
         Code::NotImplemented => ErrorKind::NotImplemented,
         Code::FeatureUnavailable | Code::DatabaseError | Code::CapacityExceeded | Code::NoEligibleRuntimeHost => {
             ErrorKind::Unavailable

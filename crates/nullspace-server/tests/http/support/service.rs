@@ -22,6 +22,10 @@ impl Service for Fake {
         Ok(())
     }
 
+    async fn details(&self) -> Result<Vec<String>, ServiceError> {
+        Ok(vec!["machines: imaginary".to_owned()])
+    }
+
     async fn metrics(&self) -> Result<String, ServiceError> {
         Ok("# TYPE fake gauge\nfake 1\n# EOF\n".to_owned())
     }
