@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
-use super::{Allowed, GATEWAY, GUEST_ADDRESS, NetConfig, SECOND_RESOLVER, TAP_MAC, TAP_NAME};
+use super::{Allowed, GATEWAY, GUEST_ADDRESS, NetConfig, NetLimits, SECOND_RESOLVER, TAP_MAC, TAP_NAME};
 
 /// The namespace's end of the link to the host.
 const UPLINK: &str = "up0";
@@ -103,8 +103,9 @@ pub(super) fn host_end(name: &str, host: Ipv4Addr) -> String {
     format!("addr add {host}/31 dev {name}\nlink set dev {name} up\n")
 }
 
-/// Inside a namespace: only the guest's address passes, answers come back, name servers are rewritten.
-pub(super) fn namespace_table(resolvers: &[Ipv4Addr]) -> String {
+/// Inside a namespace: only the guest's address passes, within its limits, answers come back, name servers are rewritten.
+pub(super) fn namespace_table(resolvers: &[Ipv4Addr], limits: &NetLimits) -> String {
+    let NetLimits { connections, new_connections_per_second, packets_per_second, mib_per_second } = *limits;
     let guest = GUEST_ADDRESS.split('/').next().unwrap_or(GUEST_ADDRESS);
     let mut rewrites = String::new();
     if let Some(first) = resolvers.first() {
@@ -134,8 +135,15 @@ table ip filter {{
   }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
+    iifname \"{TAP_NAME}\" limit rate over {packets_per_second}/second burst {packets_per_second} packets drop
+    limit rate over {mib_per_second} mbytes/second burst {mib_per_second} mbytes drop
+    iifname \"{TAP_NAME}\" ip saddr {guest} ct state new jump begin
     iifname \"{TAP_NAME}\" oifname \"{UPLINK}\" ip saddr {guest} accept
     iifname \"{UPLINK}\" oifname \"{TAP_NAME}\" ct state established,related accept
+  }}
+  chain begin {{
+    limit rate over {new_connections_per_second}/second burst {new_connections_per_second} packets drop
+    ct count over {connections} drop
   }}
 }}
 "
@@ -179,5 +187,19 @@ mod tests {
         let table = host_table(&NetConfig::default(), &[], true);
         assert!(table.contains("forwarding_was_off"));
         assert!(table.contains("oifname \"nsv*\" drop\n    drop\n  }"));
+    }
+
+    #[test]
+    fn a_machines_limits_come_before_what_lets_its_packets_pass() {
+        let limits =
+            NetLimits { connections: 7, new_connections_per_second: 8, packets_per_second: 9, mib_per_second: 10 };
+        let table = namespace_table(&[], &limits);
+        let forward = &table[table.find("chain forward").unwrap()..];
+        let at = |text: &str| forward.find(text).unwrap_or_else(|| panic!("{text}: {forward}"));
+        let passes = at("oifname \"up0\" ip saddr 172.30.255.2 accept");
+        assert!(at("limit rate over 9/second burst 9 packets drop") < passes);
+        assert!(at("limit rate over 10 mbytes/second burst 10 mbytes drop") < passes);
+        assert!(at("ct state new jump begin") < passes);
+        assert!(forward.contains("limit rate over 8/second burst 8 packets drop\n    ct count over 7 drop"));
     }
 }

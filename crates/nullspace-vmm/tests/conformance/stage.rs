@@ -86,6 +86,8 @@ pub(crate) async fn driver(guest: GuestImage, net: Option<Arc<NetPool>>) -> Arc<
                 binary: binaries.join("firecracker"),
                 jailer: Some(binaries.join("jailer")).filter(|_| !plain()),
                 guest,
+                unjailed: plain(),
+                disk_limits: nullspace_vmm::DiskLimits::default(),
                 uids: FirecrackerConfig::UIDS,
                 net: net.filter(|_| !plain()),
                 // The guest runs two emulations deep where this is tested.
