@@ -4,7 +4,7 @@
 
 use nullspace_api::{TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase};
 use nullspace_guest::host::AgentError;
-use nullspace_vmm::VmmError;
+use nullspace_vmm::{EndCause, Ended, VmmError};
 use serde_json::{Map, Value};
 
 /// A build's failure, in the user's terms.
@@ -55,6 +55,8 @@ pub mod reason {
     pub const READINESS_TIMEOUT: &str = "readiness_timeout";
     /// The machine did not come up or ended by itself.
     pub const MACHINE_FAILED: &str = "machine_failed";
+    /// The machine was ended from outside, by a signal: an operator, or a host short of memory. Details: signal.
+    pub const MACHINE_KILLED: &str = "machine_killed";
     /// The image's root could not be mounted or prepared in the machine.
     pub const ROOT_UNUSABLE: &str = "root_unusable";
     /// A step's program ended otherwise than with 0. Details: exit_code, last_output (its last lines).
@@ -159,6 +161,31 @@ impl BuildFailure {
         BuildFailure::infrastructure(phase, reason::MACHINE_FAILED, message)
     }
 
+    /// A machine ended while `what` ran in it. What its guest did is its owner's (`advice` says what to look at); a signal
+    /// or a fault of the VMM is the host's, and worth another attempt.
+    pub(crate) fn machine_ended(phase: TemplateFailurePhase, ended: &Ended, what: &str, advice: &str) -> Self {
+        tracing::warn!(how = %ended, cause = ?ended.cause, what, "a build's machine ended");
+        match ended.cause {
+            EndCause::Guest => BuildFailure::user(
+                phase,
+                reason::MACHINE_FAILED,
+                format!("the machine ended while {what} ran (shut down, crashed or out of memory)"),
+                advice,
+            ),
+            EndCause::Signal(signal) => BuildFailure::infrastructure(
+                phase,
+                reason::MACHINE_KILLED,
+                format!("the machine was killed on this host (signal {signal}) while {what} ran"),
+            )
+            .with("signal", signal),
+            EndCause::Vmm => BuildFailure::infrastructure(
+                phase,
+                reason::MACHINE_FAILED,
+                format!("the machine failed on this host while {what} ran"),
+            ),
+        }
+    }
+
     /// The agent's failure while in `phase`; a [`AgentError::Failed`] is the image's or the definition's.
     pub(crate) fn agent(phase: TemplateFailurePhase, error: &AgentError) -> Self {
         match error {
@@ -198,4 +225,28 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_machine_is_the_hosts_fault_and_one_that_powers_off_its_owners() {
+        let phase = TemplateFailurePhase::BuildStep;
+        let failure = |cause| {
+            let ended = Ended { cause, how: "it ended".to_owned() };
+            BuildFailure::machine_ended(phase, &ended, "step 2", "Look at the step.")
+        };
+        let killed = failure(EndCause::Signal(9));
+        assert_eq!((killed.reason, killed.retryable), ("machine_killed", true));
+        assert_eq!(killed.details["signal"], 9);
+        let failed = failure(EndCause::Vmm);
+        assert_eq!((failed.reason, failed.retryable), ("machine_failed", true));
+        let off = failure(EndCause::Guest);
+        assert_eq!(
+            (off.reason, off.retryable, off.suggested_action.as_str()),
+            ("machine_failed", false, "Look at the step.")
+        );
+    }
 }

@@ -59,7 +59,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use admission::{Admission, Capacity, Full};
+pub use admission::{Capacity, TenantQuota};
 pub use builds::LogStream;
 pub use error::{Error, Result};
 pub use failure::{chain, reason};
@@ -86,6 +86,8 @@ pub struct EngineConfig {
     pub max_attempts: u32,
     /// What machines may hold together.
     pub capacity: Capacity,
+    /// What one tenant's machines may hold.
+    pub quota: TenantQuota,
     /// Unfinished builds.
     pub queue: QueueLimits,
     /// Builds of one tenant that run at once, over all hosts.
@@ -110,7 +112,7 @@ pub(crate) struct Inner {
     pub(crate) files: ArtifactStore,
     pub(crate) vmm: Arc<dyn Vmm>,
     pub(crate) registry: Registry,
-    pub(crate) admission: Admission,
+    pub(crate) admission: admission::Admission,
     pub(crate) hub: Arc<logs::LogHub>,
     pub(crate) tails: logs::LogTails,
     pub(crate) running: worker::Running,
@@ -140,7 +142,8 @@ impl Engine {
         registry: Registry,
         buildkits: Vec<BuildKit>,
     ) -> Engine {
-        let admission = Admission::new(config.capacity);
+        let memory = Arc::new(machine::DriverMemory(Arc::clone(&vmm)));
+        let admission = admission::Admission::new(config.capacity, config.quota, memory);
         let buildkits = buildkit::Pool::new(buildkits, &config.host, files.root());
         Engine {
             inner: Arc::new(Inner {

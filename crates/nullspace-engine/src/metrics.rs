@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use nullspace_store::StoreError;
+use nullspace_vmm::VmmKind;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -28,6 +29,20 @@ struct Status {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Failure {
     phase: &'static str,
+    reason: &'static str,
+}
+
+/// What machines run under.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Driver {
+    vmm: &'static str,
+    version: String,
+    accelerator: String,
+    walls: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
     reason: &'static str,
 }
 
@@ -55,6 +70,12 @@ pub(crate) struct Metrics {
     cache: Family<Lookup, Counter>,
     restores: Family<Status, Counter>,
     restore_seconds: Histogram,
+    sandbox_failures: Family<Reason, Counter>,
+    driver: Family<Driver, Gauge>,
+    memory_used: Gauge,
+    memory_limit: Gauge,
+    vcpus_used: Gauge,
+    vcpus_limit: Gauge,
     waiting: Gauge,
     oldest_waiting: Gauge<f64, std::sync::atomic::AtomicU64>,
     building: Gauge,
@@ -84,6 +105,22 @@ impl Default for Metrics {
         registry.register("sandbox_starts", "Sandboxes asked for", restores.clone());
         let restore_seconds = Histogram::new(RESTORE);
         registry.register("sandbox_start_seconds", "From a request to a running sandbox", restore_seconds.clone());
+        let sandbox_failures = Family::<Reason, Counter>::default();
+        let help = "Sandboxes that ended by a fault after they had run, by reason";
+        registry.register("sandbox_failures", help, sandbox_failures.clone());
+        let driver = Family::<Driver, Gauge>::default();
+        registry.register("machine_driver", "What machines run under: always 1, the labels say it", driver.clone());
+        let [memory_used, memory_limit, vcpus_used, vcpus_limit] = [
+            ("machines_memory_mib", "Memory that machines were admitted with, VMMs' own included"),
+            ("machines_memory_limit_mib", "Memory that all machines together may have"),
+            ("machines_vcpus", "Virtual CPUs that machines were admitted with"),
+            ("machines_vcpus_limit", "Virtual CPUs that all machines together may have"),
+        ]
+        .map(|(name, help)| {
+            let gauge: Gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        });
         let waiting = Gauge::default();
         registry.register("builds_waiting", "Builds that no worker has", waiting.clone());
         let oldest_waiting = Gauge::default();
@@ -114,6 +151,12 @@ impl Default for Metrics {
             cache,
             restores,
             restore_seconds,
+            sandbox_failures,
+            driver,
+            memory_used,
+            memory_limit,
+            vcpus_used,
+            vcpus_limit,
             waiting,
             oldest_waiting,
             building,
@@ -155,6 +198,11 @@ impl Metrics {
         self.cache.get_or_create(&Lookup { kind, status }).inc();
     }
 
+    /// A sandbox that ran and ended by a fault.
+    pub(crate) fn sandbox_failed(&self, reason: &'static str) {
+        self.sandbox_failures.get_or_create(&Reason { reason }).inc();
+    }
+
     /// A sandbox that was asked for.
     pub(crate) fn started(&self, well: bool, took: Duration) {
         let status = if well { "running" } else { "error" };
@@ -166,11 +214,44 @@ impl Metrics {
 }
 
 impl Engine {
+    fn driver(&self) -> Driver {
+        let (vmm, what) = (&self.inner.vmm, self.inner.vmm.compatibility());
+        Driver {
+            vmm: match what.vmm {
+                VmmKind::Firecracker => "firecracker",
+                VmmKind::Qemu => "qemu",
+            },
+            version: what.vmm_version.clone(),
+            accelerator: what.accelerator.clone(),
+            walls: vmm.walls(),
+        }
+    }
+
+    /// What there is on this host, for operators: lines of `name: what`.
+    pub fn details(&self) -> Vec<String> {
+        let Driver { vmm, version, accelerator, walls } = self.driver();
+        let (used, limit) = self.inner.admission.usage();
+        vec![
+            format!("machines: {vmm} {version}, accelerator {accelerator}"),
+            format!("walls: {walls}"),
+            format!(
+                "admitted: {} of {} MiB, {} of {} vCPUs",
+                used.memory_mib, limit.memory_mib, used.vcpus, limit.vcpus
+            ),
+        ]
+    }
+
     /// Everything counted, as a page for Prometheus.
     pub async fn metrics(&self) -> crate::Result<String> {
         let counters = self.inner.metadata.counters().await?;
         let metrics = &self.inner.metrics;
         let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let (used, limit) = self.inner.admission.usage();
+        metrics.memory_used.set(gauge(used.memory_mib));
+        metrics.memory_limit.set(gauge(limit.memory_mib));
+        metrics.vcpus_used.set(gauge(used.vcpus));
+        metrics.vcpus_limit.set(gauge(limit.vcpus));
+        metrics.driver.get_or_create(&self.driver()).set(1);
         metrics.waiting.set(gauge(counters.builds_waiting));
         metrics.building.set(gauge(counters.builds_building));
         metrics.sandboxes.set(gauge(counters.sandboxes_live));

@@ -21,15 +21,17 @@ use nullspace_api::{
 };
 use nullspace_guest::host::{Agent, AgentError, ExecSession};
 use nullspace_guest::message::{Exec, Exit};
-use nullspace_store::{Artifact, Build, FinishReady, Lease, PublishedArtifact, Rootfs, RootfsPin, Scratch, StoreError};
-use nullspace_vmm::{BootSpec, Disk, Network, SnapshotSummary};
+use nullspace_store::{
+    Artifact, Build, FinishReady, Lease, PublishedArtifact, Rootfs, RootfsPin, Scratch, StoreError, TenantId,
+};
+use nullspace_vmm::{BootSpec, Disk, Ended, Network, SnapshotSummary};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Inner;
-use crate::admission::Permit;
+use crate::admission::{Permit, Wanted};
 use crate::failure::{BuildFailure, chain, reason};
 use crate::logs::{BuildLog, entry, to_store};
 use crate::machine::{self, Machine, MachineError, SharedMachine};
@@ -164,7 +166,7 @@ pub(crate) async fn run(
     }
 
     let began = Instant::now();
-    let permit = room(inner, &plan.machine, log).await?;
+    let permit = room(inner, build.tenant, &plan.machine, log).await?;
     inner.metrics.phase("admission", began.elapsed());
     let began = Instant::now();
     let machine = boot(inner, build, &plan, &prepared, permit, log, scope).await?;
@@ -284,12 +286,13 @@ fn retention(keep: Duration) -> Option<jiff::Timestamp> {
     jiff::Timestamp::now().checked_add(jiff::SignedDuration::try_from(keep).ok()?).ok()
 }
 
-/// Waits for room on the host.
-async fn room(inner: &Inner, size: &MachineSize, log: &BuildLog) -> Result<Permit, Error> {
+/// Waits for room on the host, and in the tenant's quota.
+async fn room(inner: &Inner, tenant: TenantId, size: &MachineSize, log: &BuildLog) -> Result<Permit, Error> {
+    let wanted = Wanted { tenant, memory_mib: size.memory_mib, vcpus: size.vcpus, sandbox: false };
     let deadline = Instant::now() + ADMISSION;
     let mut said = false;
     loop {
-        let full = match inner.admission.admit(size.memory_mib, size.vcpus) {
+        let full = match inner.admission.admit(wanted) {
             Ok(permit) => return Ok(permit),
             Err(full) => full,
         };
@@ -394,14 +397,14 @@ async fn start(
     let outcome = tokio::select! {
         biased;
         outcome = up => outcome,
-        how = machine.vm.exited() => return Err(machine_ended(&how).into()),
+        ended = machine.vm.exited() => return Err(machine_ended(&ended).into()),
     };
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(NotUp::Other(error)) => return Err(error),
         Err(NotUp::Agent(AgentError::Closed)) => {
             let failure = match machine::ended(machine.vm.as_ref()).await {
-                Some(how) => machine_ended(&how),
+                Some(ended) => machine_ended(&ended),
                 None => BuildFailure::agent(Phase::Readiness, &AgentError::Closed),
             };
             return Err(failure.into());
@@ -438,13 +441,11 @@ impl<E: Into<Error>> From<E> for NotUp {
     }
 }
 
-/// The user's doing, or the memory's that they gave it: no fault of this host.
-fn machine_ended(how: &str) -> BuildFailure {
-    tracing::warn!(how, "machine ended while the start command ran");
-    BuildFailure::user(
+fn machine_ended(ended: &Ended) -> BuildFailure {
+    BuildFailure::machine_ended(
         Phase::Readiness,
-        reason::MACHINE_FAILED,
-        "the machine ended while the start command ran (shut down, crashed or out of memory)",
+        ended,
+        "the start command",
         "Check that start_cmd does not power the machine off, and give it more memory_mib.",
     )
 }

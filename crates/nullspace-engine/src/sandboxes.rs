@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!  create ──> creating ──restored, new identity──> running ──destroy, timeout──> destroyed
-//!                 └── restore failed ──> error         └── machine ended by itself ──> error
+//!                 └── restore failed ──> error         └── machine ended, or cannot be talked to any more ──> error
 //! ```
+//! Nothing is ever told to a guest that has broken the agent's protocol, or that has not answered its heartbeat for
+//! 30 seconds: its sandbox ends then, and gives back what it had.
 //! A sandbox lives in this process: when the service stops, its sandboxes end. The database remembers them.
 //!
 //! Size of a sandbox: a snapshot fixes vCPUs, memory and disk. A create that asks for others gets the template's, and
@@ -12,6 +14,7 @@
 mod answers;
 mod commands;
 mod create;
+mod fault;
 mod files;
 mod processes;
 
@@ -32,10 +35,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::answers::{info, status_to_store};
 pub use self::commands::{Command, CommandEvent};
+use self::fault::Fault;
 pub use self::files::{FileAt, FileDownload, FileUpload};
 use crate::error::{Error, Result};
 use crate::failure::chain;
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::plan::Runtime;
 use crate::validate::{check_envs, check_workdir};
 use crate::{Engine, Inner};
@@ -289,17 +293,33 @@ impl Inner {
                 }
             };
             tokio::select! {
+                // First: whoever ends a sandbox also ends its machine and its connection.
+                biased;
                 () = live.ended.cancelled() => {}
                 () = up => {
                     tracing::info!(sandbox_id = %id, "sandbox's time is up");
                     inner.end_sandbox(id, SandboxStatus::Destroyed, Some("its time was up")).await;
                 }
-                how = live.machine.vm.exited() => {
-                    tracing::warn!(sandbox_id = %id, how, "sandbox's machine ended by itself");
-                    inner.end_sandbox(id, SandboxStatus::Error, Some("its machine ended by itself")).await;
+                ended = live.machine.vm.exited() => inner.fail_sandbox(id, &Fault::Machine(ended)).await,
+                error = live.machine.agent.closed() => {
+                    // A machine that ends takes the connection with it first.
+                    let ended = match &error {
+                        AgentError::Closed => machine::ended(live.machine.vm.as_ref()).await,
+                        _ => None,
+                    };
+                    let fault = ended.map_or(Fault::Agent(error), Fault::Machine);
+                    inner.fail_sandbox(id, &fault).await;
                 }
             }
         });
+    }
+
+    /// Ends a sandbox that no longer works.
+    async fn fail_sandbox(&self, id: SandboxId, fault: &Fault) {
+        let (code, why) = (fault.code(), fault.to_string());
+        tracing::warn!(sandbox_id = %id, reason = code, why, "sandbox failed and is ended");
+        self.metrics.sandbox_failed(code);
+        self.end_sandbox(id, SandboxStatus::Error, Some(&format!("{code}: {}", fault.shown()))).await;
     }
 
     /// Ends the machine, removes what it had, and records the end. Whoever comes second finds nothing to do.

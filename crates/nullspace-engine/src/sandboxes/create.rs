@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use super::answers::created;
 use super::commands::MAX_FOLLOWED;
 use super::{Config, Live, joined};
-use crate::admission::Permit;
+use crate::admission::{Permit, Refused, Wanted};
 use crate::error::{Error, Result};
 use crate::machine::{Machine, MachineError};
 use crate::plan::Runtime;
@@ -99,9 +99,13 @@ impl Engine {
             cwd: request.cwd.clone().unwrap_or_else(|| runtime.workdir.clone()),
             internet_access: request.internet_access.unwrap_or(true),
         };
-        let permit = inner.admission.admit(config.memory_mb, config.vcpus).map_err(|full| Error {
-            retry_after: Some(Duration::from_secs(5)),
-            ..Error::new(ErrorResponseCode::CapacityExceeded, full.to_string())
+        let wanted = Wanted { tenant: caller.tenant, memory_mib: config.memory_mb, vcpus: config.vcpus, sandbox: true };
+        let permit = inner.admission.admit(wanted).map_err(|refused| {
+            let code = match refused {
+                Refused::Full { .. } => ErrorResponseCode::CapacityExceeded,
+                Refused::Quota { .. } => ErrorResponseCode::QuotaExceeded,
+            };
+            Error { retry_after: Some(Duration::from_secs(5)), ..Error::new(code, refused.to_string()) }
         })?;
 
         let id = SandboxId::new();

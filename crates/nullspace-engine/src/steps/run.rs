@@ -12,7 +12,7 @@ use nullspace_guest::file::FileOp;
 use nullspace_guest::host::{Agent, AgentError};
 use nullspace_guest::message::{Exec, Exit, Failure, FailureKind};
 use nullspace_store::TenantId;
-use nullspace_vmm::Vm;
+use nullspace_vmm::{Ended, Vm};
 
 use super::commands::{self, Command};
 use super::trust::Trust;
@@ -120,14 +120,14 @@ impl Runner<'_> {
         let done: Result<(), Undone> = tokio::select! {
             biased;
             done = done => done,
-            how = vm.exited() => Err(machine_ended(&how, unit).into()),
+            ended = vm.exited() => Err(machine_ended(&ended, unit).into()),
         };
         match done {
             Ok(()) => Ok(()),
             Err(Undone::Other(error)) => Err(error),
             Err(Undone::Agent(AgentError::Closed)) => {
                 let failure = match machine::ended(vm).await {
-                    Some(how) => machine_ended(&how, unit),
+                    Some(ended) => machine_ended(&ended, unit),
                     None => BuildFailure::agent(Phase::BuildStep, &AgentError::Closed),
                 };
                 Err(failure.at_step(unit.index).into())
@@ -352,14 +352,7 @@ impl Runner<'_> {
     }
 }
 
-/// The user's doing, or the memory's that they gave it.
-fn machine_ended(how: &str, unit: &Unit<'_>) -> BuildFailure {
-    tracing::warn!(how, step = unit.index, "machine ended while a step ran");
-    BuildFailure::user(
-        Phase::BuildStep,
-        reason::MACHINE_FAILED,
-        format!("the machine ended while step {} ran (shut down, crashed or out of memory)", unit.index),
-        "Check that the step does not power the machine off, and give it more memory_mib.",
-    )
-    .at_step(unit.index)
+fn machine_ended(ended: &Ended, unit: &Unit<'_>) -> BuildFailure {
+    let advice = "Check that the step does not power the machine off, and give it more memory_mib.";
+    BuildFailure::machine_ended(Phase::BuildStep, ended, &format!("step {}", unit.index), advice).at_step(unit.index)
 }
