@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use nullspace_vmm::DiskLimits;
+use nullspace_vmm::net::NetLimits;
 use secrecy::SecretString;
 use serde::Deserialize;
 
@@ -27,6 +29,10 @@ pub(crate) struct Config {
     pub(crate) vmm: VmmChoice,
     /// How QEMU runs guests.
     pub(crate) accel: AccelChoice,
+    /// Refuse to start where guests would run in software.
+    pub(crate) require_kvm: bool,
+    /// Let Firecracker run without its jailer where that cannot be used.
+    pub(crate) unjailed: bool,
     /// The QEMU program.
     pub(crate) qemu: PathBuf,
     /// The Firecracker program.
@@ -76,10 +82,28 @@ pub(crate) struct Config {
     pub(crate) rootfs_cache_mib: u64,
     /// A worker that is silent for so many seconds has lost its build.
     pub(crate) lease_secs: u64,
-    /// Guest memory of all machines together, MiB; default: 3/4 of the host's.
+    /// Memory of all machines together, guests' and VMMs', MiB; default: 3/4 of the host's.
     pub(crate) memory_mib: Option<u64>,
     /// Virtual CPUs of all machines together; default: 16 for each of the host's.
     pub(crate) vcpus: Option<u64>,
+    /// Sandboxes of one tenant that start or run at a time; more are refused with 429.
+    pub(crate) sandboxes_per_tenant: Option<u64>,
+    /// Virtual CPUs of one tenant's machines, builds' included.
+    pub(crate) vcpus_per_tenant: Option<u64>,
+    /// Memory of one tenant's machines, builds' included, as `memory_mib` counts it.
+    pub(crate) memory_mib_per_tenant: Option<u64>,
+    /// What one machine may read from and write to its disk, MiB in a second.
+    pub(crate) disk_mib_per_second: u32,
+    /// Requests of one machine to its disk in a second.
+    pub(crate) disk_operations_per_second: u32,
+    /// Connections of one machine at a time.
+    pub(crate) network_connections: u32,
+    /// Connections that one machine may begin in a second.
+    pub(crate) network_connections_per_second: u32,
+    /// Packets that one machine may send in a second.
+    pub(crate) network_packets_per_second: u32,
+    /// What one machine may send and receive together, MiB in a second.
+    pub(crate) network_mib_per_second: u32,
     /// How machines reach the internet.
     pub(crate) network: NetworkChoice,
     /// First letters of this service's network interfaces and of its nftables table; unlike any other service's here.
@@ -151,6 +175,8 @@ impl Default for Config {
             base_tar: None,
             vmm: VmmChoice::Auto,
             accel: AccelChoice::Auto,
+            require_kvm: false,
+            unjailed: false,
             qemu: PathBuf::from("qemu-system-x86_64"),
             firecracker: PathBuf::from("firecracker"),
             jailer: PathBuf::from("jailer"),
@@ -177,6 +203,15 @@ impl Default for Config {
             lease_secs: 30,
             memory_mib: None,
             vcpus: None,
+            sandboxes_per_tenant: None,
+            vcpus_per_tenant: None,
+            memory_mib_per_tenant: None,
+            disk_mib_per_second: DiskLimits::default().mib_per_second,
+            disk_operations_per_second: DiskLimits::default().operations_per_second,
+            network_connections: NetLimits::default().connections,
+            network_connections_per_second: NetLimits::default().new_connections_per_second,
+            network_packets_per_second: NetLimits::default().packets_per_second,
+            network_mib_per_second: NetLimits::default().mib_per_second,
             network: NetworkChoice::Auto,
             network_prefix: String::from("nsv"),
             network_pool: String::from("100.96.0.0/16"),
@@ -193,6 +228,8 @@ impl Default for Config {
 enum Kind {
     Text,
     Number,
+    /// `true` or `false`
+    Flag,
     /// `a,b`
     List,
     /// `key=value,key=value`
@@ -207,6 +244,8 @@ const KEYS: &[(&str, Kind)] = &[
     ("base_tar", Kind::Text),
     ("vmm", Kind::Text),
     ("accel", Kind::Text),
+    ("require_kvm", Kind::Flag),
+    ("unjailed", Kind::Flag),
     ("qemu", Kind::Text),
     ("firecracker", Kind::Text),
     ("jailer", Kind::Text),
@@ -233,6 +272,15 @@ const KEYS: &[(&str, Kind)] = &[
     ("lease_secs", Kind::Number),
     ("memory_mib", Kind::Number),
     ("vcpus", Kind::Number),
+    ("sandboxes_per_tenant", Kind::Number),
+    ("vcpus_per_tenant", Kind::Number),
+    ("memory_mib_per_tenant", Kind::Number),
+    ("disk_mib_per_second", Kind::Number),
+    ("disk_operations_per_second", Kind::Number),
+    ("network_connections", Kind::Number),
+    ("network_connections_per_second", Kind::Number),
+    ("network_packets_per_second", Kind::Number),
+    ("network_mib_per_second", Kind::Number),
     ("network", Kind::Text),
     ("network_prefix", Kind::Text),
     ("network_pool", Kind::Text),
@@ -280,6 +328,31 @@ impl Config {
         {
             bail!("network_prefix is '{}': it must be 1 to 8 lower-case letters", self.network_prefix);
         }
+        for (key, quota) in [
+            ("sandboxes_per_tenant", self.sandboxes_per_tenant),
+            ("vcpus_per_tenant", self.vcpus_per_tenant),
+            ("memory_mib_per_tenant", self.memory_mib_per_tenant),
+        ] {
+            if quota == Some(0) {
+                bail!("{key} is 0: nobody could run anything; leave it out for no quota");
+            }
+        }
+        // nftables and QEMU take larger ones; nobody has a disk or network that reaches these.
+        for (key, limit, most) in [
+            ("disk_mib_per_second", self.disk_mib_per_second, 1_000_000),
+            ("disk_operations_per_second", self.disk_operations_per_second, 100_000_000),
+            ("network_connections", self.network_connections, 1_000_000),
+            ("network_connections_per_second", self.network_connections_per_second, 1_000_000),
+            ("network_packets_per_second", self.network_packets_per_second, 100_000_000),
+            ("network_mib_per_second", self.network_mib_per_second, 4_000),
+        ] {
+            if !(1..=most).contains(&limit) {
+                bail!("{key} is {limit}: it must be 1 to {most}");
+            }
+        }
+        if self.require_kvm && self.accel == AccelChoice::Tcg && self.vmm != VmmChoice::Firecracker {
+            bail!("require_kvm is set and accel is \"tcg\": machines would run in software");
+        }
         if !(10..=86_400).contains(&self.build_timeout_secs) {
             bail!("build_timeout_secs is {}: it must be 10 to 86400", self.build_timeout_secs);
         }
@@ -298,6 +371,9 @@ fn parse(kind: Kind, text: &str) -> anyhow::Result<toml::Value> {
     Ok(match kind {
         Kind::Text => toml::Value::String(text.to_owned()),
         Kind::Number => toml::Value::Integer(text.trim().parse().with_context(|| format!("'{text}' is not a number"))?),
+        Kind::Flag => {
+            toml::Value::Boolean(text.trim().parse().with_context(|| format!("'{text}' is neither true nor false"))?)
+        }
         Kind::List => toml::Value::Array(parts().map(|part| toml::Value::String(part.to_owned())).collect()),
         Kind::Map => {
             let mut map = toml::Table::new();

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use nullspace_engine::{Capacity, Engine, EngineConfig};
+use nullspace_engine::{Capacity, Engine, EngineConfig, TenantQuota};
 use nullspace_oci::registry::{DockerConfig, Registry, RegistryConfig};
 use nullspace_server::{RequestRate, ServerConfig};
 use nullspace_store::{ArtifactStore, Metadata, QueueLimits, SqliteStore};
+use nullspace_vmm::Vmm;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let files = open_files(&config)?;
     let metadata: Arc<dyn Metadata> = Arc::new(open_metadata(&config).await?);
     let machines = vmm::choose(&config).await?;
+    let server_config = server_config(&config, machines.as_ref());
     let registry = registry(&config)?;
     let buildkits = buildkit::all(&config)?;
     for kit in &buildkits {
@@ -42,7 +44,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let address = listener.local_addr().context("read the address listened on")?;
     tracing::info!("listening on http://{address}");
     let stop = CancellationToken::new();
-    let router = nullspace_server::router(Arc::new(EngineService(engine.clone())), server_config(&config));
+    let router = nullspace_server::router(Arc::new(EngineService(engine.clone())), server_config);
     let server = tokio::spawn(nullspace_server::serve(listener, router, stop.clone().cancelled_owned()));
 
     signals.arrived().await;
@@ -90,12 +92,13 @@ pub(crate) fn open_files(config: &Config) -> anyhow::Result<ArtifactStore> {
     ArtifactStore::open_with(&config.data_dir, cache).context("open the data folder")
 }
 
-fn server_config(config: &Config) -> ServerConfig {
+fn server_config(config: &Config, machines: &dyn Vmm) -> ServerConfig {
     let per_second = config.requests_per_second;
     ServerConfig {
         // Five seconds of quiet may be spent at once.
         rate: RequestRate { per_second, burst: per_second.saturating_mul(5) },
         metrics_token: config.metrics_token.clone(),
+        guests_on_loopback: machines.guests_reach_loopback(),
         ..ServerConfig::default()
     }
 }
@@ -110,6 +113,11 @@ fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
         lease_ttl: Duration::from_secs(config.lease_secs),
         max_attempts: 3,
         capacity: capacity(config)?,
+        quota: TenantQuota {
+            sandboxes: config.sandboxes_per_tenant,
+            vcpus: config.vcpus_per_tenant,
+            memory_mib: config.memory_mib_per_tenant,
+        },
         queue: QueueLimits { per_tenant: config.builds_per_tenant, total: 10_000 },
         running_per_tenant: config.running_builds_per_tenant,
         untagged_retention: Duration::from_secs(config.untagged_retention_secs),

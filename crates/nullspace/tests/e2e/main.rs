@@ -23,6 +23,7 @@ mod credentials;
 mod dockerfiles;
 mod environment;
 mod exec;
+mod faults;
 mod files;
 mod hosts;
 mod images;
