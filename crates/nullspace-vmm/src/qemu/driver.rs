@@ -31,7 +31,7 @@ use crate::{BootSpec, Compatibility, DiskLimits, Network, RestoreSpec, Vm, VmmEr
 const MAX_VCPUS: u32 = 64;
 const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=1 << 20;
 
-/// QEMU's own heap, stacks and tables, MiB: measured 30 to 45 for a machine with two vCPUs.
+/// An allowance for QEMU's own heap, stacks and tables, MiB. Not measured.
 const OWN_MIB: u32 = 64;
 /// Room in a machine's group for the page cache of its disk; the kernel takes it back under pressure.
 const PAGE_CACHE_MIB: u32 = 256;
