@@ -30,6 +30,9 @@ pub(crate) const IMPORTER: &str = "2";
 pub(crate) const BASE_DISK_BYTES: u64 = 4 << 30;
 /// Smallest disk that is chosen when the request names none, MiB.
 const DEFAULT_DISK_MIB: u64 = 4 << 10;
+/// Room that a machine needs of its own on the disk: mount points, host name, resolver, and what a start command writes at
+/// least.
+const SPARE_BYTES: u64 = 32 << 20;
 /// Room beside the image's own content when the request names none, MiB.
 const HEADROOM_MIB: u64 = 1 << 10;
 /// Between two progress lines.
@@ -219,7 +222,11 @@ fn options(key: &str, disk_bytes: u64) -> Options {
         uuid::Builder::from_random_bytes(bytes).into_uuid()
     };
     let (uuid, hash_seed): (Uuid, Uuid) = (id("filesystem"), id("directories"));
-    Options { label: "nullspace".to_owned(), ..Options::new(disk_bytes, uuid, hash_seed, Default::default()) }
+    Options {
+        label: "nullspace".to_owned(),
+        spare_bytes: SPARE_BYTES,
+        ..Options::new(disk_bytes, uuid, hash_seed, Default::default())
+    }
 }
 
 impl From<nullspace_rootfs::Error> for BuildFailure {
@@ -245,8 +252,8 @@ fn written(error: &nullspace_ext4::Error) -> BuildFailure {
             BuildFailure::user(
                 Phase::Prepare,
                 reason::DISK_TOO_SMALL,
-                format!("the image needs at least {needed} MiB, its disk has {size} MiB"),
-                format!("Set build_config.disk_mb to at least {}.", needed + needed / 4),
+                format!("the image and its machine need {needed} MiB, the disk has {size} MiB"),
+                format!("Set build_config.disk_mb to at least {needed}, and more for what the template is to write."),
             )
             .with("needed_mb", needed)
         }

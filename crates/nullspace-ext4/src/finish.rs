@@ -23,11 +23,15 @@ use crate::{BLOCK, BLOCK_SIZE};
 
 /// Writes the tree. See [`ImageWriter::finish`].
 pub(crate) fn finish(writer: ImageWriter, mut tree: Tree) -> Result<Summary, Error> {
-    let ImageWriter { options, geometry, mut output, content, .. } = writer;
+    let ImageWriter { options, geometry, mut output, content, beyond, .. } = writer;
+    let beyond = beyond.unwrap_or_default();
     tree.ensure_lost_and_found(options.time)?;
     let numbers = Numbers::of(&tree)?;
     let used = u64::from(numbers.last());
-    let no_room = || options.too_small(needed_blocks(&tree, &numbers), used);
+    let no_room = || options.too_small(needed_blocks(&tree, &numbers).saturating_add(beyond), used);
+    if beyond > 0 {
+        return Err(no_room());
+    }
     let per_group = geometry.inodes_per_group(options.inode_demand(used)).ok_or_else(no_room)?;
 
     output.flush()?;
@@ -59,6 +63,9 @@ pub(crate) fn finish(writer: ImageWriter, mut tree: Tree) -> Result<Summary, Err
 
     let mut image = Groups { geometry: &geometry, per_group, filesystem, used: numbers.last(), output: &mut output };
     let (free_blocks, descriptors) = image.write_bitmaps(&map, &tables, &directories)?;
+    if free_blocks < options.spare_blocks() {
+        return Err(no_room());
+    }
     let inodes = per_group * geometry.groups;
     let overhead = (geometry.overhead(per_group) - FILES_IN_OVERHEAD) as u32;
     let free_inodes = inodes - numbers.last();
