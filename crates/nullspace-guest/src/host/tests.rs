@@ -180,6 +180,7 @@ fn identity() -> Restored {
         entropy: String::new(),
         unix_time_ns: 1,
         network: None,
+        resume: None,
     }
 }
 
@@ -200,6 +201,36 @@ async fn restored_travels_with_hello() {
     let open = || std::future::ready(hosts.pop().ok_or(AgentError::Closed));
     let (connected, ()) = tokio::join!(Agent::connect_restored(open, identity(), SOON), serve);
     connected.unwrap();
+}
+
+/// Hooks have a time of their own, which begins when the guest has its identity.
+#[tokio::test(start_paused = true)]
+async fn resume_hooks_may_take_longer_than_the_identity() {
+    let slow = Duration::from_millis(RESUME_LIMIT_MS);
+    assert!(slow > SOON, "the case needs hooks that outlast the wait for the identity");
+    for (hooks, expected) in [
+        (Outcome::Done, Ok(())),
+        (
+            Outcome::Failed(Failure { kind: FailureKind::Resume, message: "The hook failed.".into() }),
+            Err(AgentError::Failed(Failure { kind: FailureKind::Resume, message: "The hook failed.".into() })),
+        ),
+    ] {
+        let (host, guest) = tokio::io::duplex(64 * 1024);
+        let mut fake = FakeAgent::new(guest);
+        let serve = async {
+            let hello = fake.frame().await.unwrap();
+            let open = fake.frame().await.unwrap();
+            fake.session = hello.session;
+            fake.send(0, Kind::HelloAck, &serde_json::to_vec(&info()).unwrap()).await;
+            fake.outcome(open.channel, Kind::Reply, &Outcome::Done).await;
+            tokio::time::sleep(slow).await;
+            fake.outcome(open.channel, Kind::End, &hooks).await;
+        };
+        let mut hosts = vec![host];
+        let open = || std::future::ready(hosts.pop().ok_or(AgentError::Closed));
+        let (connected, ()) = tokio::join!(Agent::connect_restored(open, identity(), SOON), serve);
+        assert_eq!(connected.map(drop), expected);
+    }
 }
 
 #[tokio::test]

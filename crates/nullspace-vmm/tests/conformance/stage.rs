@@ -215,6 +215,7 @@ impl Stage {
             entropy: base64(&[random.as_bytes().as_slice(), uuid::Uuid::new_v4().as_bytes()].concat()),
             unix_time_ns: now_ns(),
             network: machine.guest_network(),
+            resume: None,
         };
         let open = || async { machine.agent().await.map_err(Box::<dyn std::error::Error>::from) };
         match Agent::connect_restored(open, restored, RESTORE).await {
