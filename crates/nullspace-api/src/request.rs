@@ -43,6 +43,10 @@ pub struct CreateTemplateRequest {
     /// Run once, at build, by `sh -c`; its process is alive in every sandbox.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_cmd: Option<String>,
+    /// Not of the contract: run by `sh -c` in every sandbox when it is resumed, before anything else, as the start command's
+    /// user. If it fails, there is no sandbox. See docs/resume.md.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume_cmd: Option<String>,
     /// Files that steps or a Dockerfile copy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_context: Option<TemplateBuildContext>,

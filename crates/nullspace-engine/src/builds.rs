@@ -84,6 +84,7 @@ impl Engine {
             machine: valid.machine,
             build_envs: valid.build_envs,
             start_cmd: valid.start_cmd,
+            resume_cmd: valid.resume_cmd,
             runtime: valid.runtime,
             skip_cache: valid.skip_cache,
             authenticated: !secrets.is_empty(),

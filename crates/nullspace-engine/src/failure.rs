@@ -47,7 +47,8 @@ pub mod reason {
     pub const DISK_TOO_SMALL: &str = "disk_too_small";
     /// The parent template was deleted after the build was accepted.
     pub const PARENT_NOT_FOUND: &str = "parent_template_not_found";
-    /// The start command ended with an error before it was ready. Details: exit_code.
+    /// The start command ended with an error before it was ready. Details: exit_code; out_of_memory and memory_mib when the
+    /// machine's memory ran out meanwhile.
     pub const START_CMD_EXITED: &str = "start_cmd_exited";
     /// The start command could not be started (no such program, user or folder).
     pub const START_CMD_NOT_STARTED: &str = "start_cmd_not_started";
@@ -57,7 +58,8 @@ pub mod reason {
     pub const MACHINE_FAILED: &str = "machine_failed";
     /// The image's root could not be mounted or prepared in the machine.
     pub const ROOT_UNUSABLE: &str = "root_unusable";
-    /// A step's program ended otherwise than with 0. Details: exit_code, last_output (its last lines).
+    /// A step's program ended otherwise than with 0. Details: exit_code, last_output (its last lines); out_of_memory when
+    /// the machine's memory ran out meanwhile.
     pub const BUILD_STEP_NONZERO_EXIT: &str = "build_step_nonzero_exit";
     /// A step's program ran longer than the service allows. Details: limit_secs, exit_code, last_output.
     pub const BUILD_STEP_TIMEOUT: &str = "build_step_timeout";
@@ -91,6 +93,10 @@ pub mod reason {
     pub const CREDENTIALS_LOST: &str = "credentials_lost";
     /// The stored root image that the build starts from cannot be read any more.
     pub const ROOT_DAMAGED: &str = "root_image_damaged";
+    /// A command in a sandbox did not end in its time. Details: stdout, stderr (the ends of what it wrote), truncated.
+    pub const EXEC_TIMEOUT: &str = "exec_timeout";
+    /// A sandbox's resume hook or resume command failed or took too long.
+    pub const RESUME_FAILED: &str = "resume_failed";
     /// A fault of the service; the log has its request or build id.
     pub const INTERNAL: &str = "internal";
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use jiff::Timestamp;
 use nullspace_guest::host::{Agent, AgentError};
-use nullspace_guest::message::{AgentInfo, Configure, Restored};
+use nullspace_guest::message::{AgentInfo, Configure, Exec, Restored};
 use nullspace_vmm::{BootSpec, RestoreSpec, Vm, Vmm, VmmError};
 use rand::RngCore;
 use tokio::sync::oneshot;
@@ -81,11 +81,13 @@ impl Machine {
         Machine::joined(vm, greeted, permit).await
     }
 
-    /// Resumes a snapshot, and returns when the guest is a new one: own random numbers, clock, name and machine id.
+    /// Resumes a snapshot, and returns when the guest is a new one: own random numbers, clock, name and machine id, and its
+    /// resume hooks and `resume` have run.
     /// `resumed` is told as soon as the machine runs.
     pub(crate) async fn restore(
         vmm: &dyn Vmm,
         spec: RestoreSpec,
+        resume: Option<Exec>,
         permit: Permit,
         resumed: oneshot::Sender<()>,
     ) -> Result<Machine, MachineError> {
@@ -94,7 +96,7 @@ impl Machine {
         // Nobody may be waiting for it any more.
         let _ = resumed.send(());
         let greeting = async {
-            let restored = identity(hostname, vm.as_ref());
+            let restored = identity(hostname, vm.as_ref(), resume);
             let open = || async { vm.agent().await.map_err(MachineError::from) };
             Agent::connect_restored(open, restored, RESTORE).await
         };
@@ -138,7 +140,7 @@ async fn alive<T>(vm: &dyn Vm, work: impl Future<Output = Result<T, MachineError
     }
 }
 
-fn identity(hostname: String, vm: &dyn Vm) -> Restored {
+fn identity(hostname: String, vm: &dyn Vm, resume: Option<Exec>) -> Restored {
     let mut random = [0; 64 + 16];
     rand::rng().fill_bytes(&mut random);
     let (entropy, machine_id) = random.split_at(64);
@@ -148,6 +150,7 @@ fn identity(hostname: String, vm: &dyn Vm) -> Restored {
         entropy: base64::engine::general_purpose::STANDARD.encode(entropy),
         unix_time_ns: unix_time_ns(),
         network: vm.guest_network(),
+        resume,
     }
 }
 

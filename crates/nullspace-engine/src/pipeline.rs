@@ -20,7 +20,7 @@ use nullspace_api::{
     TemplateFailurePhase as Phase,
 };
 use nullspace_guest::host::{Agent, AgentError, ExecSession};
-use nullspace_guest::message::{Exec, Exit};
+use nullspace_guest::message::{Exec, Exit, ROOT_FULL};
 use nullspace_store::{Artifact, Build, FinishReady, Lease, PublishedArtifact, Rootfs, RootfsPin, Scratch, StoreError};
 use nullspace_vmm::{BootSpec, Disk, Network, SnapshotSummary};
 use serde_json::{Value, json};
@@ -41,8 +41,13 @@ use crate::steps::{Stage, Staged};
 
 /// A build waits so long for room on the host.
 const ADMISSION: Duration = Duration::from_secs(300);
-/// Without a readiness check, a start command that still runs after this counts as up.
+/// Without a readiness check, a start command that still runs after this counts as ready.
 const SETTLE: Duration = Duration::from_secs(2);
+/// The same in a machine that is emulated in software, where programs take a multiple of their time.
+const SETTLE_EMULATED: Duration = Duration::from_secs(4);
+
+/// What a disk that an older import has filled needs more, MiB.
+const ROOM_FOR_MACHINE_MIB: u64 = 64;
 
 /// Why a run ended without an artifact.
 #[derive(Debug, thiserror::Error)]
@@ -177,7 +182,7 @@ pub(crate) async fn run(
         inner.metrics.phase("build_step", began.elapsed());
     }
     let began = Instant::now();
-    start(&machine, &plan, &staged.runtime, log, scope).await?;
+    start(inner, &machine, &plan, &staged.runtime, log, scope).await?;
     inner.metrics.phase("startup", booted + began.elapsed());
     let began = Instant::now();
     let (snapshot_dir, summary) = snapshot(inner, &machine, log, scope).await?;
@@ -342,6 +347,13 @@ async fn boot(
     let machine: SharedMachine = booted.map_err(|error| match error {
         MachineError::Vmm(error) => BuildFailure::machine(Phase::Prepare, &error),
         MachineError::Agent(error) => BuildFailure::agent(Phase::Prepare, &error),
+        MachineError::Root(why) if why.starts_with(ROOT_FULL) => {
+            let mib = prepared.disk_bytes >> 20;
+            let message = format!("the image leaves its machine no room on the disk of {mib} MiB: {why}");
+            let advice = format!("Set build_config.disk_mb to at least {}.", mib + ROOM_FOR_MACHINE_MIB);
+            BuildFailure::user(Phase::Prepare, reason::DISK_TOO_SMALL, message, advice)
+                .with("needed_mb", mib + ROOM_FOR_MACHINE_MIB)
+        }
         MachineError::Root(why) => BuildFailure::user(
             Phase::Prepare,
             reason::ROOT_UNUSABLE,
@@ -367,6 +379,7 @@ fn machine_id(build: &Build) -> String {
 
 /// Runs the start command and waits until it is ready.
 async fn start(
+    inner: &Inner,
     machine: &SharedMachine,
     plan: &BuildPlan,
     runtime: &Runtime,
@@ -376,20 +389,21 @@ async fn start(
     let began = Instant::now();
     let mut envs = runtime.envs.clone();
     envs.extend(plan.build_envs.clone());
+    let dir = runtime.start.as_ref().and_then(|start| start.dir.clone());
     let exec = Exec {
-        argv: Vec::new(),
         envs,
-        cwd: Some(runtime.workdir.clone()),
+        cwd: Some(dir.unwrap_or_else(|| runtime.workdir.clone())),
+        make_cwd: true,
         user: runtime.user.clone(),
-        timeout_ms: None,
-        stdin: false,
+        ..Exec::default()
     };
+    let settle = if inner.vmm.compatibility().is_emulated() { SETTLE_EMULATED } else { SETTLE };
     let up = async {
         let ended = match &runtime.start {
             None => None,
             Some(command) => Some(launch(&machine.agent, command, &exec, log, scope).await?),
         };
-        wait_ready(&machine.agent, runtime, &exec, ended).await
+        wait_ready(&machine.agent, runtime, &exec, ended, settle, plan.machine.memory_mib).await
     };
     let outcome = tokio::select! {
         biased;
@@ -408,14 +422,28 @@ async fn start(
         }
         Err(NotUp::Agent(error)) => return Err(BuildFailure::agent(Phase::Readiness, &error).into()),
     };
+    let ms = began.elapsed().as_millis();
     match outcome {
-        None => Ok(()),
-        Some(Waited::Ready { attempts }) => {
-            let ms = began.elapsed().as_millis();
+        Up::Nothing => Ok(()),
+        Up::Settled => {
+            let line = format!(
+                "Ready after {ms} ms: the start command still runs after {} s, and no readiness check is given",
+                settle.as_secs()
+            );
+            Ok(log.say("readiness", line).await?)
+        }
+        Up::Done => {
+            let line = format!("Ready after {ms} ms: the start command ended with 0, and no readiness check is given");
+            Ok(log.say("readiness", line).await?)
+        }
+        Up::Checked(Waited::Ready { attempts: 0 }) => {
+            Ok(log.say("readiness", format!("Ready after {ms} ms: the time of readiness kind timeout is over")).await?)
+        }
+        Up::Checked(Waited::Ready { attempts }) => {
             log.say("readiness", format!("Ready after {ms} ms ({attempts} probes)")).await?;
             Ok(())
         }
-        Some(Waited::TimedOut { limit, last }) => {
+        Up::Checked(Waited::TimedOut { limit, last }) => {
             let message = format!("the readiness check did not hold within {} s: {last}", limit.as_secs());
             let advice = "Read the start command's output in this log; raise timeout_secs if it only needs longer.";
             let failure = BuildFailure::user(Phase::Readiness, reason::READINESS_TIMEOUT, message, advice);
@@ -461,7 +489,7 @@ async fn launch(
     scope: &Scope,
 ) -> Result<Ended, NotUp> {
     log.say("startup", format!("Running start command: {}", command.shown)).await?;
-    let exec = Exec { argv: command.argv.clone(), ..exec.clone() };
+    let exec = Exec { argv: command.argv.clone(), first: command.first, ..exec.clone() };
     let session = agent.run_service(exec).await.map_err(NotUp::Agent)?;
     let (ended_tx, ended) = watch::channel(None);
     scope.tasks.spawn(follow(session, log.clone(), ended_tx, scope.cancel.clone()));
@@ -490,13 +518,27 @@ async fn follow(
     }
 }
 
-/// Waits for readiness, or for a start command without one to settle. `None`: there was nothing to wait for.
+/// By which rule a template counts as ready.
+enum Up {
+    /// There is no start command, and no readiness check.
+    Nothing,
+    /// The start command has ended with 0.
+    Done,
+    /// The start command has run for the settling time.
+    Settled,
+    /// What the readiness check said.
+    Checked(Waited),
+}
+
+/// Waits for readiness, or for a start command without one to settle.
 async fn wait_ready(
     agent: &Agent,
     runtime: &Runtime,
     exec: &Exec,
     ended: Option<Ended>,
-) -> Result<Option<Waited>, NotUp> {
+    settle: Duration,
+    memory_mib: u32,
+) -> Result<Up, NotUp> {
     let failed = async {
         let Some(mut ended) = ended.clone() else { return std::future::pending().await };
         let exit = ended.wait_for(|exit| exit.is_some_and(|exit| exit.code != 0)).await.map(|exit| *exit);
@@ -508,33 +550,44 @@ async fn wait_ready(
     };
     let ready = async {
         match (&runtime.readiness, ended.clone()) {
-            (Some(readiness), _) => readiness::wait(agent, readiness, exec).await.map(Some),
+            (Some(readiness), _) => readiness::wait(agent, readiness, exec).await.map(Up::Checked),
             (None, Some(mut ended)) => {
                 let done = async { ended.wait_for(Option::is_some).await.map(drop) };
-                let _ = tokio::time::timeout(SETTLE, done).await;
-                Ok(None)
+                match tokio::time::timeout(settle, done).await {
+                    Ok(_) => Ok(Up::Done),
+                    Err(_) => Ok(Up::Settled),
+                }
             }
-            (None, None) => Ok(None),
+            (None, None) => Ok(Up::Nothing),
         }
     };
     tokio::select! {
         biased;
-        exit = failed => Err(exited(&exit).into()),
+        exit = failed => Err(exited(&exit, memory_mib).into()),
         waited = ready => {
             // Both may have become true at once.
             if let Some(exit) = ended.as_ref().and_then(|ended| *ended.borrow()).filter(|exit| exit.code != 0) {
-                return Err(exited(&exit).into());
+                return Err(exited(&exit, memory_mib).into());
             }
             waited.map_err(NotUp::Agent)
         }
     }
 }
 
-fn exited(exit: &Exit) -> BuildFailure {
+fn exited(exit: &Exit, memory_mib: u32) -> BuildFailure {
     let how = match exit.signal {
         Some(signal) => format!("was ended by signal {signal}"),
         None => format!("exited with code {}", exit.code),
     };
+    if exit.out_of_memory {
+        let message =
+            format!("the start command {how} before it was ready: the machine's {memory_mib} MiB of memory ran out");
+        let advice = format!("Set build_config.memory_mib to more than {memory_mib}, or start less in the machine.");
+        return BuildFailure::user(Phase::Readiness, reason::START_CMD_EXITED, message, advice)
+            .with("exit_code", exit.code)
+            .with("out_of_memory", true)
+            .with("memory_mib", memory_mib);
+    }
     let advice =
         "Read the start command's last output lines in this log; it must stay up, or exit 0 if it only prepares.";
     BuildFailure::user(

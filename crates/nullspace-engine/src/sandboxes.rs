@@ -21,9 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use nullspace_api::{
     DestroySandboxResponse, ErrorResponseCode, ExecRequest, ExecResponse, JsonObject, SandboxInfo,
-    SandboxStatus as WireStatus,
+    SandboxStatus as WireStatus, TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase,
 };
-use nullspace_guest::host::AgentError;
+use nullspace_guest::host::{AgentError, ExecOutput};
 use nullspace_guest::message::{Exec, FailureKind};
 use nullspace_store::{Caller, RootfsPin, SandboxFilter, SandboxId, SandboxStatus, Scratch, StoreError, TenantId};
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,7 @@ use self::answers::{info, status_to_store};
 pub use self::commands::{Command, CommandEvent};
 pub use self::files::{FileAt, FileDownload, FileUpload};
 use crate::error::{Error, Result};
-use crate::failure::chain;
+use crate::failure::{chain, reason};
 use crate::machine::Machine;
 use crate::plan::Runtime;
 use crate::validate::{check_envs, check_workdir};
@@ -42,6 +42,8 @@ use crate::{Engine, Inner};
 
 /// Bytes of stdout and of stderr that an exec answers with.
 const MAX_OUTPUT: usize = 10 * 1024 * 1024;
+/// Bytes of each stream, its end, that the error of a command has whose time was over.
+const MAX_TIMED_OUT_OUTPUT: usize = 64 * 1024;
 /// Longest command that `exec` waits for.
 const MAX_EXEC_SECS: u64 = 3600;
 
@@ -241,15 +243,15 @@ impl Engine {
             () = live.ended.cancelled() => return Err(Error::sandbox_not_found(id)),
         };
         if output.exit.timed_out {
-            return Err(Error::new(
-                ErrorResponseCode::ExecTimeout,
-                format!(
-                    "the command did not end within {timeout_ms} ms and was stopped; give it a higher timeout_secs"
-                ),
-            ));
+            return Err(timed_out(&output, timeout_ms));
         }
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let mut stderr = text(&output.stderr);
+        if output.exit.out_of_memory {
+            stderr.push_str(
+                "\n[nullspace: the machine's memory ran out while this ran; memory_mib of the template sets it]\n",
+            );
+        }
         if output.truncated {
             stderr.push_str(&format!("\n[nullspace: output beyond {MAX_OUTPUT} bytes was dropped]\n"));
         }
@@ -333,6 +335,28 @@ impl Inner {
     }
 }
 
+/// A command whose time is over, with the end of what it wrote.
+fn timed_out(output: &ExecOutput, timeout_ms: u64) -> Error {
+    let message = format!("the command did not end within {timeout_ms} ms and was stopped");
+    let advice = "Give it a higher timeout_secs, or run it in the background.".to_owned();
+    let end = |bytes: &[u8]| {
+        let from = bytes.len().saturating_sub(MAX_TIMED_OUT_OUTPUT);
+        String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned()
+    };
+    let cut = |bytes: &[u8]| bytes.len() > MAX_TIMED_OUT_OUTPUT;
+    let (code, phase) = (TemplateFailureDetailCode::BuildError, TemplateFailurePhase::Interrupted);
+    let mut detail = TemplateFailureDetail::new(code, phase, false, message.clone(), advice);
+    let mut details = JsonObject::new();
+    details.insert("stdout".to_owned(), end(&output.stdout).into());
+    details.insert("stderr".to_owned(), end(&output.stderr).into());
+    details.insert("truncated".to_owned(), (output.truncated || cut(&output.stdout) || cut(&output.stderr)).into());
+    detail.details = Some(details);
+    Error {
+        detail: Some(Box::new(detail.with_reason(reason::EXEC_TIMEOUT))),
+        ..Error::new(ErrorResponseCode::ExecTimeout, format!("{message}; give it a higher timeout_secs"))
+    }
+}
+
 /// The answer of work that went on by itself.
 fn joined<T>(done: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
     done.unwrap_or_else(|error| Err(Error::internal("a sandbox's task", &error)))
@@ -375,9 +399,12 @@ fn command(live: &Live, request: &ExecRequest) -> Result<Exec> {
         argv,
         envs,
         cwd: Some(request.cwd.clone().unwrap_or_else(|| live.cwd.clone())),
+        // The template's or the sandbox's own is made when it is missing, as a container's; one that is named for a
+        // command has to be there.
+        make_cwd: request.cwd.is_none(),
         user: request.user.clone().or_else(|| live.runtime.user.clone()),
         timeout_ms: Some(timeout_secs * 1000),
-        stdin: false,
+        ..Exec::default()
     })
 }
 

@@ -121,6 +121,11 @@ pub struct Compatibility {
 }
 
 impl Compatibility {
+    /// Whether machines here are emulated in software, and so slower by a multiple.
+    pub fn is_emulated(&self) -> bool {
+        self.accelerator == "tcg"
+    }
+
     /// The first field in which `self` (a snapshot's) differs from `host`, as a sentence for the user; `None` when it runs there.
     pub fn conflict_with(&self, host: &Compatibility) -> Option<String> {
         let pairs = [

@@ -224,7 +224,7 @@ impl Runner<'_> {
                 cwd: Some(unit.at.workdir.clone()),
                 user: user.map(str::to_owned),
                 timeout_ms: Some(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
-                stdin: false,
+                ..Exec::default()
             };
             let mut session = match self.agent.exec(exec).await {
                 Ok(session) => session,
@@ -267,14 +267,17 @@ impl Runner<'_> {
                 None => format!("exited with code {}", exit.code),
             };
             let advice = match exit.code {
+                _ if exit.out_of_memory => "The machine's memory ran out: raise build_config.memory_mib.",
                 137 => {
                     "Read the step's last output lines in this log; if it ran out of memory, raise build_config.memory_mib."
                 }
                 127 => "A program of the step was not found: read its last output lines in this log.",
                 _ => "Read the step's last output lines in this log and correct the step.",
             };
-            let message = format!("step {index} of {total} {how}");
-            BuildFailure::user(Phase::BuildStep, reason::BUILD_STEP_NONZERO_EXIT, message, advice)
+            let memory = if exit.out_of_memory { ": the machine's memory ran out" } else { "" };
+            let message = format!("step {index} of {total} {how}{memory}");
+            let failure = BuildFailure::user(Phase::BuildStep, reason::BUILD_STEP_NONZERO_EXIT, message, advice);
+            if exit.out_of_memory { failure.with("out_of_memory", true) } else { failure }
         };
         failure.with("exit_code", exit.code).with("last_output", last).at_step(index)
     }

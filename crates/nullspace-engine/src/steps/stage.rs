@@ -68,8 +68,12 @@ impl<'a> Stage<'a> {
         let begin = At { user: prepared.runtime.user.clone(), workdir: prepared.runtime.workdir.clone() };
         let laid = lay(&self.plan.steps, begin);
         let mut runtime = prepared.runtime.clone();
-        (runtime.user, runtime.workdir) = (laid.end.user.clone(), laid.end.workdir.clone());
-        let runtime = runtime.with(self.plan.start_cmd.as_deref(), &self.plan.runtime);
+        runtime.user = laid.end.user.clone();
+        if runtime.workdir != laid.end.workdir {
+            runtime.set_workdir(&laid.end.workdir);
+        }
+        let (start, resume) = (self.plan.start_cmd.as_deref(), self.plan.resume_cmd.as_deref());
+        let runtime = runtime.with(start, resume, &self.plan.runtime);
         let mut envs = runtime.envs.clone();
         envs.extend(self.plan.build_envs.clone());
         let held =
