@@ -18,6 +18,7 @@ mod base;
 mod cache;
 mod cancel;
 mod commands;
+mod containers;
 mod crash;
 mod credentials;
 mod dockerfiles;
