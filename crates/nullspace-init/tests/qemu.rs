@@ -444,7 +444,8 @@ async fn a_first_process_has_a_namespace_and_a_machine_its_modules() {
     agent.configure(configure).await.unwrap();
 
     let script =
-        "[ $$ = 1 ] || exit 100; sleep 1000 & echo $! > /child; mount -t tmpfs none /mnt && echo x > /mnt/seen; wait";
+        "[ $$ = 1 ] || exit 100; sleep 1000 & echo $! > /child; mount -t tmpfs none /mnt && echo x > /mnt/seen; \
+                  while :; do wait; sleep 1; done";
     shell(&agent, "busybox mkdir -p /mnt").await;
     let pid = agent.start_service(Exec { first: true, ..sh(script) }).await.unwrap();
     assert_eq!(pid, 1, "the pid that it has itself");
