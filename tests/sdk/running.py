@@ -172,6 +172,8 @@ class Service:
             "ACCEL": "tcg",
             "NETWORK": "user",
             "LISTEN": "127.0.0.1:0",
+            # Registries of tests are on loopback, each on a port of its own.
+            "PRIVATE_REGISTRIES": "127.0.0.1",
         }
         env = {key: value for key, value in os.environ.items() if not key.startswith("NULLSPACE_")}
         env.update(self.more)
@@ -179,11 +181,17 @@ class Service:
             env["NULLSPACE_" + name] = value
         self.env = env
         self.lines = []
-        self.process = subprocess.Popen([PROGRAM, "serve"], env=env, stderr=subprocess.PIPE, text=True)
+        self.start()
+        return self
+
+    def start(self):
+        """Runs the program, also after it was ended or killed: on the same data."""
+        self.process = subprocess.Popen([PROGRAM, "serve"], env=self.env, stderr=subprocess.PIPE, text=True)
         listening = threading.Event()
+        process = self.process
 
         def follow():
-            for line in self.process.stderr:
+            for line in process.stderr:
                 self.lines.append(line.rstrip())
                 found = re.search(r"listening on (http://\S+)", line)
                 if found:
@@ -194,7 +202,6 @@ class Service:
         if not listening.wait(60):
             end(self.process)
             raise SystemExit("the service does not listen:\n" + "\n".join(self.lines))
-        return self
 
     def key(self, tenant):
         made = subprocess.run([PROGRAM, "keys", "create", "--tenant", tenant], env=self.env, check=True, capture_output=True, text=True)

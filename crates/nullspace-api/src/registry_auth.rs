@@ -32,6 +32,18 @@ impl TemplateBaseImageAuth {
             Self::GcpArtifactRegistry(_) => "gcp_artifact_registry",
         }
     }
+
+    /// About how many bytes it takes in memory.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Basic(basic) => basic.username.len() + basic.password.expose().len(),
+            Self::AwsEcr(aws) => {
+                let token = aws.session_token.as_ref().map_or(0, |token| token.expose().len());
+                aws.access_key_id.len() + aws.secret_access_key.expose().len() + aws.region.len() + token
+            }
+            Self::GcpArtifactRegistry(gcp) => gcp.service_account_json.0.expose().len(),
+        }
+    }
 }
 
 /// User name and password.

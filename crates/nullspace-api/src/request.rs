@@ -43,6 +43,10 @@ pub struct CreateTemplateRequest {
     /// Run once, at build, by `sh -c`; its process is alive in every sandbox.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_cmd: Option<String>,
+    /// Not of the contract: run by `sh -c` in every sandbox when it is resumed, before anything else, as the start command's
+    /// user. If it fails, there is no sandbox. See docs/resume.md.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume_cmd: Option<String>,
     /// Files that steps or a Dockerfile copy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_context: Option<TemplateBuildContext>,
@@ -96,6 +100,13 @@ impl RequestSecrets {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.base_image_auth.is_none() && self.registry_auth.is_empty() && self.build_secrets.is_empty()
+    }
+
+    /// About how many bytes they take in memory.
+    pub fn size(&self) -> usize {
+        let logins = self.registry_auth.iter().map(|auth| auth.registry.len() + auth.auth.size());
+        let secrets = self.build_secrets.iter().map(|secret| secret.id.len() + secret.value.expose().len());
+        self.base_image_auth.iter().map(TemplateBaseImageAuth::size).chain(logins).chain(secrets).sum()
     }
 }
 

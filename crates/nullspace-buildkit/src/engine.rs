@@ -11,10 +11,13 @@ use hyper::{Method, StatusCode};
 
 use crate::connect::Connector;
 use crate::error::Error;
+use crate::failure::{Cause, Failure};
 use crate::session::{Archives, Broken};
 
 /// From a request to its answer's head. An engine may first write gigabytes to its disk.
 pub(crate) const ANSWER: Duration = Duration::from_secs(600);
+/// For the words of a refusal.
+const REFUSAL: Duration = Duration::from_secs(10);
 /// Bytes of an answer that is no archive.
 const MAX_TEXT: usize = 1 << 20;
 
@@ -28,14 +31,31 @@ impl Images<'_> {
         let failed = |error: io::Error| unavailable(format!("does not give the image it built: {error}"));
         let response = self.0.api(Method::GET, &format!("/images/{name}/get")).await.map_err(failed)?;
         if response.status() != StatusCode::OK {
-            let status = response.status();
-            return Err(unavailable(format!("does not give the image it built: it answers {status}")));
+            return Err(self.not_given(response).await);
         }
         match archives.write(response.into_data_stream()).await {
             Ok(()) => Ok(()),
             Err(Broken::Ours(error)) => Err(error),
             Err(Broken::Theirs(error)) => Err(failed(io::Error::other(error))),
         }
+    }
+
+    /// Why an engine that answers does not give an image. It is there, and has built.
+    async fn not_given(&self, response: hyper::Response<hyper::body::Incoming>) -> Error {
+        #[derive(serde::Deserialize)]
+        struct Refusal {
+            message: String,
+        }
+        let status = response.status();
+        let body = http_body_util::Limited::new(response.into_body(), MAX_TEXT).collect();
+        let text = tokio::time::timeout(REFUSAL, body).await.ok().and_then(Result::ok);
+        let refusal = text.and_then(|text| serde_json::from_slice::<Refusal>(&text.to_bytes()).ok());
+        let said: String = refusal.map(|refusal| refusal.message.chars().take(300).collect()).unwrap_or_default();
+        // What `docker save` says of an image without a single layer, to this day (moby, image/tarexport/save.go).
+        if said.contains("empty export") {
+            return Error::Failed(Failure { message: said, cause: Cause::NoLayers, step: None });
+        }
+        Error::NotExported { endpoint: self.0.endpoint.to_string(), what: format!("answers {status}: {said}") }
     }
 
     /// Takes the name off an image, and with the last name the image away. It may be gone already.
@@ -76,5 +96,51 @@ impl Images<'_> {
         let body = http_body_util::Limited::new(response.into_body(), MAX_TEXT);
         let text = body.collect().await.map_err(io::Error::other)?.to_bytes();
         Ok(serde_json::from_slice::<Version>(&text)?.version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::endpoint::Endpoint;
+
+    /// An engine that answers every request with this.
+    fn engine(folder: &Path, status: &'static str, body: &'static str) -> Connector {
+        let socket = folder.join("docker.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+                let _ = stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await;
+            }
+        });
+        Connector { endpoint: Endpoint::Docker(socket), tls: None }
+    }
+
+    async fn refusal(status: &'static str, body: &'static str) -> Error {
+        let folder = tempfile::tempdir().unwrap();
+        let connector = engine(folder.path(), status, body);
+        let archives = Archives::new(folder.path().join("archive"), 1 << 20);
+        Images(&connector).save("image:1", &archives).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_refuses_an_export_is_not_gone() {
+        for (status, body) in [
+            ("500 Internal Server Error", r#"{"message":"write /tmp/x: no space left on device"}"#),
+            ("503 Service Unavailable", "<html>"),
+            ("404 Not Found", r#"{"message":"no such image"}"#),
+        ] {
+            let error = refusal(status, body).await;
+            assert!(matches!(&error, Error::NotExported { what, .. } if what.contains(&status[..3])), "{error:?}");
+        }
+        let empty = refusal("500 Internal Server Error", r#"{"message":"empty export - not implemented"}"#).await;
+        assert!(matches!(&empty, Error::Failed(failure) if failure.cause == Cause::NoLayers), "{empty:?}");
     }
 }

@@ -13,6 +13,15 @@ pub enum Error {
         /// How: a sentence's second half.
         what: String,
     },
+    /// BuildKit has built the image, and what should hand it over answers with an error. Neither the build nor the way to
+    /// BuildKit is at fault: its host is, for lack of room, say.
+    #[error("BuildKit at {endpoint} built the image and {what}")]
+    NotExported {
+        /// Which one.
+        endpoint: String,
+        /// A sentence's second half, with its words. They are the host's, and not for users.
+        what: String,
+    },
     /// BuildKit did its work and the build failed.
     #[error("{0}")]
     Failed(Failure),

@@ -39,6 +39,8 @@ pub enum Cause {
     RegistryUnavailable,
     /// COPY or ADD of what is not in the context.
     MissingFile,
+    /// The image has no layer, and so nothing that could be exported.
+    NoLayers,
     /// Something else.
     Other,
 }

@@ -31,8 +31,6 @@ use crate::{Engine, Inner};
 
 /// A file that nobody asks for is kept so long.
 pub(crate) const KEEP: SignedDuration = SignedDuration::from_hours(24);
-/// Must stay free on the data disk, bytes.
-const RESERVE: u64 = 1 << 30;
 
 impl Engine {
     /// Which of these files the service does not have yet, and under which name to upload them.
@@ -75,7 +73,7 @@ impl Engine {
         }
         wrong.result()?;
         let wanted: Vec<BlobId> = ids.iter().flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect();
-        let found = self.inner.metadata.find_blobs(caller, &wanted, Timestamp::now()).await?;
+        let found = self.inner.found_blobs(caller, &wanted).await?;
         let files = request.files.into_iter().zip(ids).map(|(file, id)| TemplateBlobPreflightResult {
             path: file.path,
             entry_type: file.entry_type,
@@ -99,10 +97,10 @@ impl Engine {
         if id.bytes() > inner.config.blob_bytes_per_tenant {
             return Err(refused("blob_too_large", "the file is larger than what a tenant may upload together"));
         }
-        inner.files.ensure_free(id.bytes(), RESERVE).map_err(full)?;
+        let mut room = inner.ensure_room(id.bytes(), Some(TemplateFailurePhase::BlobUpload))?;
         let scratch = inner.files.scratch()?;
         let path = scratch.path().join("upload");
-        let failed = |error: std::io::Error| Error::internal("write an uploaded file", &error);
+        let failed = |source: std::io::Error| StoreError::Io { context: "write an uploaded file".to_owned(), source };
         let mut file = tokio::fs::File::create_new(&path).await.map_err(failed)?;
         let mut hash = Sha256::new();
         let mut size: u64 = 0;
@@ -122,6 +120,7 @@ impl Engine {
             }
             hash.update(&chunk);
             file.write_all(&chunk).await.map_err(failed)?;
+            room.used(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
         }
         file.flush().await.map_err(failed)?;
         drop(file);
@@ -156,6 +155,13 @@ impl Inner {
         }
     }
 
+    /// Those of the wanted files that are stored. One that something else has removed is asked for again.
+    async fn found_blobs(&self, caller: &Caller, wanted: &[BlobId]) -> Result<BTreeSet<BlobId>> {
+        let mut found = self.metadata.find_blobs(caller, wanted, Timestamp::now()).await?;
+        found.retain(|id| self.files.blob_path(&Blob { tenant: caller.tenant, id: id.clone() }).exists());
+        Ok(found)
+    }
+
     /// Stores the files that came with a checked request, so that a build finds them whenever and wherever it runs.
     pub(crate) async fn keep_inline(&self, caller: &Caller, context: Option<&TemplateBuildContext>) -> Result<()> {
         let mut contents: BTreeMap<BlobId, &str> = BTreeMap::new();
@@ -166,17 +172,18 @@ impl Inner {
             contents.insert(id.map_err(|error| Error::internal("name a file of a context", &error))?, text);
         }
         let wanted: Vec<BlobId> = contents.keys().cloned().collect();
-        let there = self.metadata.find_blobs(caller, &wanted, Timestamp::now()).await?;
+        let there = self.found_blobs(caller, &wanted).await?;
         let missing: Vec<_> = contents.into_iter().filter(|(id, _)| !there.contains(id)).collect();
         if missing.is_empty() {
             return Ok(());
         }
-        self.files.ensure_free(missing.iter().map(|(id, _)| id.bytes()).sum(), RESERVE).map_err(full)?;
+        let bytes = missing.iter().map(|(id, _)| id.bytes()).fold(0, u64::saturating_add);
+        let _room = self.ensure_room(bytes, Some(TemplateFailurePhase::BlobUpload))?;
         let scratch = self.files.scratch()?;
         for (number, (id, text)) in missing.into_iter().enumerate() {
             let path = scratch.path().join(number.to_string());
             let written = tokio::fs::write(&path, decoded(text)?).await;
-            written.map_err(|error| Error::internal("write a file of a context", &error))?;
+            written.map_err(|source| StoreError::Io { context: "write a file of a context".to_owned(), source })?;
             self.publish(caller, &path, id).await?;
         }
         Ok(())
@@ -191,15 +198,6 @@ impl Inner {
                 self.files.remove_blob(&blob).await?;
                 tracing::info!(blob = %blob.id, tenant = %blob.tenant, "uploaded file removed");
             }
-        }
-        Ok(())
-    }
-
-    /// Brings table and folder of uploaded files together after a crash.
-    pub(crate) async fn sweep_blobs(&self) -> std::result::Result<(), StoreError> {
-        for lost in self.files.sweep_blobs(self.metadata.known_blobs().await?).await? {
-            tracing::error!(blob = %lost.id, tenant = %lost.tenant, "an uploaded file is missing");
-            self.metadata.purge_blob(&lost, Timestamp::MAX).await?;
         }
         Ok(())
     }
@@ -235,10 +233,4 @@ fn mismatch(
     let message = format!("the uploaded bytes do not have the {what} of their blob id");
     let detail = detail(reason, &message).with("field", what).with("expected", expected).with("actual", actual);
     Error { detail: Some(Box::new(detail)), ..Error::new(ErrorResponseCode::FileUploadError, message) }
-}
-
-fn full(error: StoreError) -> Error {
-    tracing::error!(%error, "no room for uploads");
-    let error = Error::new(ErrorResponseCode::FeatureUnavailable, "the service has no room for uploads now; try later");
-    Error { retry_after: Some(std::time::Duration::from_secs(60)), ..error }
 }

@@ -29,11 +29,11 @@ use nullspace_oci::platform::Platform;
 use nullspace_store::Blob;
 use tokio::sync::mpsc;
 
-use crate::dockerfile::registry_named;
+use crate::dockerfile::{Host, elsewhere, registry_named};
 use crate::error::{Error as ApiError, Result as ApiResult};
 use crate::failure::{BuildFailure, chain, reason};
 use crate::image;
-use crate::import;
+use crate::import::{self, RootKey};
 use crate::pipeline::Error;
 use crate::plan::PlannedDockerfile;
 use crate::prepare::{Prepared, Preparing};
@@ -42,8 +42,8 @@ use crate::prepare::{Prepared, Preparing};
 const FRESH: Duration = Duration::from_secs(10);
 /// Largest archive of an image, bytes, when the request names no disk.
 const ARCHIVE: u64 = 64 << 30;
-/// Kept free on the disk that archives are on, bytes.
-const RESERVE: u64 = 1 << 30;
+/// Most registries and hosts of URLs that a Dockerfile may name.
+const MAX_HOSTS: usize = 256;
 /// Events on their way to the log.
 const EVENTS: usize = 256;
 /// What a host without BuildKit is told.
@@ -100,6 +100,7 @@ impl Preparing<'_> {
     /// Builds the Dockerfile and imports what came out.
     pub(crate) async fn dockerfile(&self, dockerfile: &PlannedDockerfile) -> Result<Prepared, Error> {
         let secrets = self.secrets()?;
+        self.allowed(dockerfile).await?;
         let logins = self.logins(dockerfile, &secrets).await?;
         let context = self.context()?;
         let mut cache = TemplateBuildCacheSummary::default();
@@ -115,7 +116,7 @@ impl Preparing<'_> {
         });
         let disk_bytes = import::disk_bytes(self.plan.machine.disk_mb, content / 5);
         let diff_ids: Vec<&str> = image.layers.iter().map(|layer| layer.diff_id.as_str()).collect();
-        let key = import::layers_key(&diff_ids, disk_bytes);
+        let key = RootKey::of_layers(&diff_ids, disk_bytes, self.build.tenant);
         let (runtime, metadata) = (image::runtime(&image.config), image::metadata(&image.config));
         let rootfs = self
             .rootfs(&key, &digest, disk_bytes, &mut cache, |target, _| {
@@ -124,6 +125,35 @@ impl Preparing<'_> {
             })
             .await?;
         self.prepared(rootfs, disk_bytes, runtime, Some(metadata), cache)
+    }
+
+    /// Judges what BuildKit would be sent to, as far as the Dockerfile's text tells.
+    async fn allowed(&self, dockerfile: &PlannedDockerfile) -> Result<(), BuildFailure> {
+        let hosts = elsewhere(&dockerfile.text, &self.args(dockerfile));
+        if hosts.len() > MAX_HOSTS {
+            let message = format!("the Dockerfile names {} registries and hosts of URLs", hosts.len());
+            let advice = format!("Use at most {MAX_HOSTS}.");
+            return Err(BuildFailure::user(Phase::Prepare, reason::DOCKERFILE_INVALID, message, advice));
+        }
+        for (host, line) in hosts {
+            let admitted = match &host {
+                Host::Registry(registry) => self.inner.registry.admits_registry(registry).await,
+                Host::Url(url) => self.inner.registry.admits(url).await,
+            };
+            admitted.map_err(|error| {
+                let message = format!("line {line} of the Dockerfile: {error}");
+                BuildFailure::user(Phase::Prepare, reason::ADDRESS_NOT_ALLOWED, message, image::LIST_IT)
+                    .with("line", line)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Build arguments: the request's, over its variables of build time.
+    fn args(&self, dockerfile: &PlannedDockerfile) -> BTreeMap<String, String> {
+        let mut args = self.plan.build_envs.clone();
+        args.extend(dockerfile.args.clone());
+        args
     }
 
     /// The files of the context, where their blobs are.
@@ -186,11 +216,10 @@ impl Preparing<'_> {
             BuildFailure::internal(Phase::Prepare, &format!("no OCI platform for {}", std::env::consts::ARCH))
         })?;
         let scratch = self.scope.scratch(self.inner)?;
-        self.inner.files.ensure_free(0, RESERVE)?;
+        // What it takes is BuildKit's to say, later.
+        let _room = self.inner.room(0)?;
         let (filename, text) =
             folder(dockerfile, &context).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
-        let mut args = self.plan.build_envs.clone();
-        args.extend(dockerfile.args.clone());
         let tenant = self.build.tenant.to_string();
         let context_key = format!("{tenant} {}", self.build.context_digest.as_deref().unwrap_or("empty"));
         let mut job = Job {
@@ -199,7 +228,7 @@ impl Preparing<'_> {
             context: Arc::new(context),
             dockerfile: Arc::new(text),
             filename,
-            args,
+            args: self.args(dockerfile),
             target: dockerfile.target.clone(),
             platform: platform.to_string(),
             no_cache: self.plan.skip_cache,

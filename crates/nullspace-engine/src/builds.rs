@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use nullspace_api::{
     CreateTemplateRequest, ErrorResponseCode, RequestSecrets, TemplateBuild, TemplateBuildConfig,
     TemplateBuildLogEntry, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildStatusSnapshot,
-    TemplateFailureDetailCode, TemplateInfo,
+    TemplateFailureDetailCode, TemplateFailurePhase, TemplateInfo,
 };
 use nullspace_store::{
     ArtifactId, Build, BuildBackend, BuildId, Caller, CancelRequest, Idempotency, NewBuild, SourceType, TemplateId,
@@ -23,13 +23,16 @@ use crate::error::{Error, Result};
 use crate::logs::{LogIds, LogSource, POLL, entry, to_store};
 use crate::plan::{BuildPlan, PlannedDockerfile, Source};
 use crate::publication::{self, Published, Warned};
-use crate::tails::{PAGE, Page};
+use crate::tails::{Limit, PAGE, Page};
 use crate::templates::generated_name;
 use crate::validate::{Valid, WantedSource};
 use crate::{Engine, Inner, records, steps};
 
 /// What a request without a source builds from.
 pub(crate) const DEFAULT_BASE: &str = "nullspace/base";
+
+/// Entries that a follower keeps on their way, about so many bytes.
+const FOLLOW_BYTES: usize = 128 << 10;
 
 /// What becomes of a request whose context names files that nobody uploaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +70,8 @@ impl Engine {
         };
         // Valid, but not in this version: said plainly, after what is wrong with the request.
         valid.runnable()?;
+        inner.ensure_possible(valid.machine.disk_mb)?;
+        let _room = inner.ensure_room(0, Some(TemplateFailurePhase::Prepare))?;
         if valid.dockerfile.is_some() {
             inner.buildkits.ensure_there().await?;
         }
@@ -100,6 +105,7 @@ impl Engine {
             machine: valid.machine,
             build_envs: valid.build_envs,
             start_cmd: valid.start_cmd,
+            resume_cmd: valid.resume_cmd,
             runtime: valid.runtime,
             skip_cache: valid.skip_cache,
             authenticated: !secrets.is_empty(),
@@ -179,8 +185,8 @@ impl Engine {
                     if last {
                         return Ok(None);
                     }
-                    changed.borrow_and_update();
-                    let page = inner.read_log(&caller, id, next, PAGE).await?;
+                    changed.look();
+                    let page = inner.read_log(&caller, id, next, Limit { entries: PAGE, bytes: FOLLOW_BYTES }).await?;
                     if let Some(entry) = page.entries.last() {
                         next = entry.offset + 1;
                         ready.extend(page.entries);
@@ -193,7 +199,7 @@ impl Engine {
                     }
                     tokio::select! {
                         () = inner.shutdown.cancelled() => last = true,
-                        _ = changed.changed() => {}
+                        () = changed.changed() => {}
                         () = tokio::time::sleep(POLL) => {}
                     }
                 }
@@ -269,11 +275,12 @@ impl Inner {
         build: NewBuild,
         secrets: RequestSecrets,
     ) -> Result<TemplateBuild> {
+        let _room = self.ensure_room(0, Some(TemplateFailurePhase::Prepare))?;
         let id = build.id;
         let kept = !secrets.is_empty();
         if kept {
             // Before acceptance: a worker may lease the build in the same instant.
-            self.credentials.keep(id, secrets);
+            self.credentials.keep(caller, id, secrets)?;
         }
         let accepted = self.accept(caller, build).await;
         // Refused, or answered with the build of an earlier request.
@@ -390,7 +397,7 @@ impl Inner {
     }
 
     async fn snapshot(&self, caller: &Caller, id: BuildId, offset: u64) -> Result<TemplateBuildStatusSnapshot> {
-        let page = self.read_log(caller, id, offset, PAGE).await?;
+        let page = self.read_log(caller, id, offset, Limit { entries: PAGE, bytes: usize::MAX }).await?;
         let entries: Vec<_> = page.entries.into_iter().map(Arc::unwrap_or_clone).collect();
         let next_offset = entries.last().map_or(offset.min(page.end), |entry| entry.offset + 1);
         Ok(TemplateBuildStatusSnapshot { build: records::build(&page.row, Timestamp::now())?, entries, next_offset })
@@ -402,7 +409,7 @@ impl Inner {
         caller: &Caller,
         id: BuildId,
         from: u64,
-        limit: u32,
+        limit: Limit,
     ) -> Result<Page<Arc<Build>, TemplateBuildLogEntry>> {
         let source = LogSource { metadata: Arc::clone(&self.metadata), caller: caller.clone(), build: id };
         self.tails.read(id, &source, from, limit).await

@@ -99,6 +99,7 @@ async fn ensure_from(inner: &Arc<Inner>, tar: &Path) -> Result<(), Error> {
         machine: MachineSize { vcpus: 1, memory_mib: 512, internet_access: true, disk_mb: None },
         build_envs: Default::default(),
         start_cmd: None,
+        resume_cmd: None,
         runtime: RuntimeWish::default(),
         skip_cache: false,
         authenticated: false,

@@ -9,6 +9,7 @@
 //! it; what cannot be told without it (`unread`) is left to it. Rules about credentials are here.
 
 mod documents;
+mod elsewhere;
 mod glob;
 mod instruction;
 mod outline;
@@ -21,6 +22,7 @@ use nullspace_api::{JsonObject, RequestSecrets, TemplateBaseImageAuth};
 use nullspace_oci::reference::Reference;
 use serde_json::json;
 
+pub(crate) use self::elsewhere::{Host, elsewhere};
 use self::outline::outline;
 use crate::validate::Wrong;
 

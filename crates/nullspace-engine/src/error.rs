@@ -77,6 +77,7 @@ impl Error {
                 retry_after: Some(Duration::from_secs(5)),
                 ..Error::new(ErrorResponseCode::RateLimitExceeded, error.to_string())
             },
+            full if full.is_storage_full() => crate::disk::refused(&full, None),
             StoreError::Unavailable(_) => {
                 tracing::error!(error = %chain(&error), "the database is not available");
                 Error {

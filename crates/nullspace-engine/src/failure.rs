@@ -4,7 +4,8 @@
 
 use nullspace_api::{TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase};
 use nullspace_guest::host::AgentError;
-use nullspace_vmm::VmmError;
+use nullspace_store::StoreError;
+use nullspace_vmm::{EndCause, Ended, VmmError};
 use serde_json::{Map, Value};
 
 /// A build's failure, in the user's terms.
@@ -41,13 +42,16 @@ pub mod reason {
     pub const REGISTRY_UNAUTHORIZED: &str = "registry_unauthorized";
     /// The registry cannot be reached or answers with errors.
     pub const REGISTRY_UNAVAILABLE: &str = "registry_unavailable";
+    /// An image, or what its registry leads to, lies at no public address (or at none), and the operator does not list it.
+    pub const ADDRESS_NOT_ALLOWED: &str = "address_not_allowed";
     /// The image breaks its format's rules or a limit.
     pub const INVALID_IMAGE: &str = "invalid_image";
     /// The image does not fit into `disk_mb`. Details: needed_mb.
     pub const DISK_TOO_SMALL: &str = "disk_too_small";
     /// The parent template was deleted after the build was accepted.
     pub const PARENT_NOT_FOUND: &str = "parent_template_not_found";
-    /// The start command ended with an error before it was ready. Details: exit_code.
+    /// The start command ended with an error before it was ready. Details: exit_code; out_of_memory and memory_mib when the
+    /// machine's memory ran out meanwhile.
     pub const START_CMD_EXITED: &str = "start_cmd_exited";
     /// The start command could not be started (no such program, user or folder).
     pub const START_CMD_NOT_STARTED: &str = "start_cmd_not_started";
@@ -55,9 +59,12 @@ pub mod reason {
     pub const READINESS_TIMEOUT: &str = "readiness_timeout";
     /// The machine did not come up or ended by itself.
     pub const MACHINE_FAILED: &str = "machine_failed";
+    /// The machine was ended from outside, by a signal: an operator, or a host short of memory. Details: signal.
+    pub const MACHINE_KILLED: &str = "machine_killed";
     /// The image's root could not be mounted or prepared in the machine.
     pub const ROOT_UNUSABLE: &str = "root_unusable";
-    /// A step's program ended otherwise than with 0. Details: exit_code, last_output (its last lines).
+    /// A step's program ended otherwise than with 0. Details: exit_code, last_output (its last lines); out_of_memory when
+    /// the machine's memory ran out meanwhile.
     pub const BUILD_STEP_NONZERO_EXIT: &str = "build_step_nonzero_exit";
     /// A step's program ran longer than the service allows. Details: limit_secs, exit_code, last_output.
     pub const BUILD_STEP_TIMEOUT: &str = "build_step_timeout";
@@ -73,6 +80,8 @@ pub mod reason {
     pub const UNKNOWN_USER: &str = "unknown_user";
     /// No BuildKit could be reached, or the one that built went away.
     pub const BUILDKIT_UNAVAILABLE: &str = "buildkit_unavailable";
+    /// BuildKit has built the image and its host cannot hand it over.
+    pub const EXPORT_FAILED: &str = "export_failed";
     /// BuildKit cannot read the Dockerfile. Details: line, when it names one.
     pub const DOCKERFILE_INVALID: &str = "dockerfile_invalid";
     /// A step needs a secret that the request does not have. Details: secret_id.
@@ -87,12 +96,19 @@ pub mod reason {
     pub const BUILD_TIMEOUT: &str = "build_timeout";
     /// The host had no room for the machine in time.
     pub const CAPACITY: &str = "capacity_exceeded";
+    /// The host's disk, under the service's data folder, was full while the build ran. The build is tried again, and may
+    /// succeed unchanged once there is room. Details: cause, the reason that the attempt itself ended with.
+    pub const HOST_DISK_FULL: &str = "host_disk_full";
     /// Worker after worker died over this build.
     pub const ATTEMPTS_SPENT: &str = "attempts_spent";
     /// Credentials given with the request are gone with the process that held them.
     pub const CREDENTIALS_LOST: &str = "credentials_lost";
     /// The stored root image that the build starts from cannot be read any more.
     pub const ROOT_DAMAGED: &str = "root_image_damaged";
+    /// A command in a sandbox did not end in its time. Details: stdout, stderr (the ends of what it wrote), truncated.
+    pub const EXEC_TIMEOUT: &str = "exec_timeout";
+    /// A sandbox's resume hook or resume command failed or took too long.
+    pub const RESUME_FAILED: &str = "resume_failed";
     /// A fault of the service; the log has its request or build id.
     pub const INTERNAL: &str = "internal";
 }
@@ -138,6 +154,47 @@ impl BuildFailure {
         BuildFailure::infrastructure(phase, reason::INTERNAL, "the service failed at its own work")
     }
 
+    /// The host's disk is full.
+    pub(crate) fn host_disk_full(phase: TemplateFailurePhase) -> Self {
+        BuildFailure {
+            suggested_action:
+                "Build again later; the operator must make room on the disk under the service's data folder.".to_owned(),
+            ..BuildFailure::infrastructure(
+                phase,
+                reason::HOST_DISK_FULL,
+                "the host's disk was full: what the build had written cannot be relied on",
+            )
+        }
+    }
+
+    /// The same failure, of an attempt during which the host's disk was full: whatever it says, that may be why.
+    pub(crate) fn for_want_of_room(self) -> Self {
+        if self.reason == reason::HOST_DISK_FULL {
+            return self;
+        }
+        tracing::warn!(reason = self.reason, failure = %self, "the host's disk was full while this attempt ran");
+        let full = BuildFailure::host_disk_full(self.phase).with("cause", self.reason);
+        BuildFailure { step_index: self.step_index, ..full }
+    }
+
+    /// The store's failure while in `phase`.
+    pub(crate) fn store(phase: TemplateFailurePhase, error: &StoreError) -> Self {
+        if error.is_storage_full() {
+            tracing::error!(error = %chain(error), phase = ?phase, "the disk is full");
+            return BuildFailure::host_disk_full(phase);
+        }
+        BuildFailure::internal(phase, &chain(error))
+    }
+
+    /// An error of the service's own work while in `phase`, which a full disk may have caused.
+    pub(crate) fn own(phase: TemplateFailurePhase, error: &(dyn std::error::Error + 'static)) -> Self {
+        if is_storage_full(error) {
+            tracing::error!(error = %chain(error), phase = ?phase, "the disk is full");
+            return BuildFailure::host_disk_full(phase);
+        }
+        BuildFailure::internal(phase, &chain(error))
+    }
+
     /// Names the step that it is about, from 1.
     pub(crate) fn at_step(mut self, index: u32) -> Self {
         self.step_index = Some(index);
@@ -153,12 +210,40 @@ impl BuildFailure {
     /// A machine's failure while in `phase`.
     pub(crate) fn machine(phase: TemplateFailurePhase, error: &VmmError) -> Self {
         tracing::error!(error = %chain(error), phase = ?phase, "machine failed in a build");
+        if error.is_storage_full() {
+            return BuildFailure::host_disk_full(phase);
+        }
         let message = match error {
             VmmError::Timeout { what, limit_ms } => format!("the build machine failed: {what} took over {limit_ms} ms"),
             VmmError::Unavailable(why) => format!("this host cannot run machines: {why}"),
             _ => String::from("the build machine ended or failed by itself"),
         };
         BuildFailure::infrastructure(phase, reason::MACHINE_FAILED, message)
+    }
+
+    /// A machine ended while `what` ran in it. What its guest did is its owner's (`advice` says what to look at); a signal
+    /// or a fault of the VMM is the host's, and worth another attempt.
+    pub(crate) fn machine_ended(phase: TemplateFailurePhase, ended: &Ended, what: &str, advice: &str) -> Self {
+        tracing::warn!(how = %ended, cause = ?ended.cause, what, "a build's machine ended");
+        match ended.cause {
+            EndCause::Guest => BuildFailure::user(
+                phase,
+                reason::MACHINE_FAILED,
+                format!("the machine ended while {what} ran (shut down, crashed or out of memory)"),
+                advice,
+            ),
+            EndCause::Signal(signal) => BuildFailure::infrastructure(
+                phase,
+                reason::MACHINE_KILLED,
+                format!("the machine was killed on this host (signal {signal}) while {what} ran"),
+            )
+            .with("signal", signal),
+            EndCause::Vmm => BuildFailure::infrastructure(
+                phase,
+                reason::MACHINE_FAILED,
+                format!("the machine failed on this host while {what} ran"),
+            ),
+        }
     }
 
     /// The agent's failure while in `phase`; a [`AgentError::Failed`] is the image's or the definition's.
@@ -190,6 +275,20 @@ impl BuildFailure {
     }
 }
 
+/// Whether the system's own word for a full disk is among an error's causes.
+pub(crate) fn is_storage_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| matches!(io.kind(), StorageFull | QuotaExceeded)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// An error with its causes, for the log.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -200,4 +299,74 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn full() -> io::Error {
+        // As the system gives it: ENOSPC.
+        io::Error::from_raw_os_error(28)
+    }
+
+    #[test]
+    fn a_full_disk_of_the_host_is_told_as_that_wherever_it_shows() {
+        let phase = TemplateFailurePhase::Snapshot;
+        let io_of_vmm = VmmError::Io { context: "write /data/work/x/memory".into(), source: full() };
+        let refused = VmmError::Refused { context: "QEMU: migrate".into(), message: "No space left on device".into() };
+        let store = StoreError::Io { context: "publish /data/chunks/p".into(), source: full() };
+        let ext4 = nullspace_rootfs::Error::Ext4 {
+            path: None,
+            source: nullspace_ext4::Error::Io { action: "write contents", source: full() },
+        };
+        for failure in [
+            BuildFailure::machine(phase, &io_of_vmm),
+            BuildFailure::machine(phase, &refused),
+            BuildFailure::store(phase, &store),
+            BuildFailure::own(phase, &full()),
+            BuildFailure::from(ext4),
+        ] {
+            assert_eq!(failure.reason, reason::HOST_DISK_FULL, "{failure:?}");
+            assert!(failure.retryable && failure.message.contains("host's disk"), "{failure:?}");
+            assert!(!failure.message.contains("/data"), "{failure:?}");
+        }
+        let other = BuildFailure::own(phase, &io::Error::from_raw_os_error(5));
+        assert_eq!(other.reason, reason::INTERNAL);
+    }
+
+    #[test]
+    fn what_a_guest_says_of_an_attempt_on_a_full_disk_is_kept_as_the_cause() {
+        let said = BuildFailure::user(
+            TemplateFailurePhase::BuildStep,
+            reason::BUILD_STEP_NONZERO_EXIT,
+            "step 2 of 3 exited with code 1",
+            "Read the step's last output lines.",
+        );
+        let failure = said.at_step(2).for_want_of_room();
+        assert_eq!((failure.reason, failure.retryable, failure.step_index), (reason::HOST_DISK_FULL, true, Some(2)));
+        assert_eq!(failure.details["cause"], reason::BUILD_STEP_NONZERO_EXIT);
+        assert_eq!(failure.clone().for_want_of_room().details, failure.details);
+    }
+
+    #[test]
+    fn a_killed_machine_is_the_hosts_fault_and_one_that_powers_off_its_owners() {
+        let phase = TemplateFailurePhase::BuildStep;
+        let failure = |cause| {
+            let ended = Ended { cause, how: "it ended".to_owned() };
+            BuildFailure::machine_ended(phase, &ended, "step 2", "Look at the step.")
+        };
+        let killed = failure(EndCause::Signal(9));
+        assert_eq!((killed.reason, killed.retryable), ("machine_killed", true));
+        assert_eq!(killed.details["signal"], 9);
+        let failed = failure(EndCause::Vmm);
+        assert_eq!((failed.reason, failed.retryable), ("machine_failed", true));
+        let off = failure(EndCause::Guest);
+        assert_eq!(
+            (off.reason, off.retryable, off.suggested_action.as_str()),
+            ("machine_failed", false, "Look at the step.")
+        );
+    }
 }

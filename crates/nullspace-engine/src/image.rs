@@ -19,9 +19,10 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::{BuildFailure, reason};
-use crate::import::{self, Target};
+use crate::import::{self, Proof, Target};
 use crate::plan::{DEFAULT_WORKDIR, Runtime, StartCommand, readiness_to_api};
 use crate::readiness::{Readiness, Timing};
+use crate::validate::MAX_TEXT;
 
 /// What a tag means now: an image with the way to its layers.
 #[derive(Clone)]
@@ -39,6 +40,13 @@ impl Image {
     /// Digest of the manifest for this host's platform.
     pub(crate) fn manifest_digest(&self) -> String {
         self.resolved.manifest_digest.to_string()
+    }
+
+    /// The proof that whoever brings no credentials is given this image by its repository.
+    pub(crate) fn public_proof(&self) -> Proof {
+        let reference = &self.resolved.reference;
+        let (registry, repository) = (reference.registry().to_owned(), reference.repository().to_owned());
+        Proof::Public { registry, repository }
     }
 
     /// What is to be downloaded, bytes.
@@ -138,6 +146,10 @@ fn options(cancel: CancellationToken, spool: Option<PathBuf>, lines: import::Lin
     }
 }
 
+/// What to do about a host that the service does not go to.
+pub(crate) const LIST_IT: &str =
+    "Check the host's name; ask the operator to list a registry of a private network in private_registries.";
+
 /// A registry's refusal in the user's terms.
 pub(crate) fn refused(error: &RegistryError) -> BuildFailure {
     let message = error.to_string();
@@ -157,6 +169,9 @@ pub(crate) fn refused(error: &RegistryError) -> BuildFailure {
             message,
             "Check the image's name and tag, and that it was pushed.",
         ),
+        RegistryError::NotAllowed { .. } => {
+            BuildFailure::user(Phase::Prepare, reason::ADDRESS_NOT_ALLOWED, message, LIST_IT)
+        }
         RegistryError::UnsupportedPlatform { wanted, available } => BuildFailure::user(
             Phase::Prepare,
             reason::UNSUPPORTED_PLATFORM,
@@ -194,7 +209,7 @@ fn failed(error: &ImportError) -> BuildFailure {
         ImportError::Cancelled => {
             BuildFailure::infrastructure(Phase::Interrupted, reason::INTERNAL, "the import was stopped")
         }
-        ImportError::Io(_) => BuildFailure::internal(Phase::Prepare, error),
+        ImportError::Io(_) => BuildFailure::own(Phase::Prepare, error),
         ImportError::Stream { .. } => invalid(error),
     }
 }
@@ -223,18 +238,28 @@ pub(crate) fn invalid(error: &dyn std::error::Error) -> BuildFailure {
     )
 }
 
+/// The label of an image that names its resume command.
+pub(crate) const RESUME_LABEL: &str = "dev.nullspace.resume_cmd";
+
+/// Whether a line can be a shell's argument.
+fn usable(line: &str) -> bool {
+    !line.trim().is_empty() && !line.contains('\0') && line.len() <= MAX_TEXT
+}
+
 /// What the image says of run time. Malformed variables are skipped, as the contract says.
 pub(crate) fn runtime(config: &ImageConfig) -> Runtime {
     let run = &config.config;
     let envs = run.env.iter().filter_map(|text| text.split_once('='));
     let envs = envs.filter(|(key, value)| !key.is_empty() && !key.contains('\0') && !value.contains('\0'));
     let absolute = run.working_dir.starts_with('/') && !run.working_dir.contains('\0');
+    let start = StartCommand::of_image(run.entrypoint.as_deref().unwrap_or(&[]), run.cmd.as_deref().unwrap_or(&[]));
     Runtime {
         envs: envs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         user: Some(run.user.clone()).filter(|user| !user.is_empty()),
         workdir: if absolute { run.working_dir.clone() } else { DEFAULT_WORKDIR.to_owned() },
-        start: StartCommand::of_image(run.entrypoint.as_deref().unwrap_or(&[]), run.cmd.as_deref().unwrap_or(&[])),
+        start: start.map(|start| StartCommand { dir: (!absolute).then(|| "/".to_owned()), ..start }),
         readiness: run.healthcheck.as_ref().and_then(mapped),
+        resume: run.labels.get(RESUME_LABEL).filter(|line| usable(line)).cloned(),
     }
 }
 
@@ -282,7 +307,8 @@ fn mapped(check: &Healthcheck) -> Option<Readiness> {
         interval_ms: (or(check.interval, 30) / 1_000_000).clamp(100, Timing::default().interval_ms),
         startup_grace_secs: positive(check.start_period).unwrap_or(0).div_ceil(NS).min(3600),
     };
-    Some(Readiness::Command { command, argv, timing })
+    let attempt_secs = Some(or(check.timeout, 30).div_ceil(NS).clamp(1, 3600));
+    Some(Readiness::Command { command, argv, attempt_secs, timing })
 }
 
 #[cfg(test)]
@@ -302,7 +328,26 @@ mod tests {
         let envs: Vec<_> = runtime.envs.iter().map(|(key, value)| format!("{key}={value}")).collect();
         assert_eq!(envs, ["A=b=c", "PATH=/bin"]);
         assert_eq!((runtime.user.as_deref(), runtime.workdir.as_str()), (Some("app:1000"), "/srv"));
-        assert_eq!(runtime.start.unwrap().shown, "/serve --port '80 81'");
+        let start = runtime.start.unwrap();
+        assert_eq!((start.shown.as_str(), start.dir, start.first), ("/serve --port '80 81'", None, true));
+    }
+
+    #[test]
+    fn an_image_without_a_working_directory_starts_its_own_command_in_the_root() {
+        for dir in ["", r#", "WorkingDir": """#, r#", "WorkingDir": "relative""#] {
+            let runtime = runtime(&config(&format!(r#"{{"config": {{"Cmd": ["./app"]{dir}}}}}"#)));
+            assert_eq!(runtime.workdir, DEFAULT_WORKDIR, "of exec and files");
+            assert_eq!(runtime.start.unwrap().dir.as_deref(), Some("/"));
+        }
+    }
+
+    #[test]
+    fn a_label_names_the_resume_command() {
+        let of = |labels: &str| runtime(&config(&format!(r#"{{"config": {{"Labels": {labels}}}}}"#))).resume;
+        assert_eq!(of(r#"{"dev.nullspace.resume_cmd": "kill -HUP 1"}"#).as_deref(), Some("kill -HUP 1"));
+        for none in [r#"{"dev.nullspace.resume_cmd": " "}"#, r#"{"dev.nullspace.resume_cmd": "a\u0000b"}"#, "{}"] {
+            assert_eq!(of(none), None, "{none}");
+        }
     }
 
     #[test]
@@ -317,9 +362,12 @@ mod tests {
                 format!(r#"{{"config": {{"Healthcheck": {{"Test": {test}, "Interval": 1000000000, "Retries": 2}}}}}}"#);
             runtime(&config(&json)).readiness
         };
-        let Some(Readiness::Command { command, argv, timing }) = of(r#"["CMD", "curl", "-f", "http://x/a b"]"#) else {
+        let Some(Readiness::Command { command, argv, attempt_secs, timing }) =
+            of(r#"["CMD", "curl", "-f", "http://x/a b"]"#)
+        else {
             panic!()
         };
+        assert_eq!(attempt_secs, Some(30), "Docker's default");
         assert_eq!(
             (command.as_str(), argv.as_slice()),
             ("curl -f 'http://x/a b'", &["curl", "-f", "http://x/a b"].map(str::to_owned)[..])

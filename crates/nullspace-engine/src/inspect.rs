@@ -89,11 +89,11 @@ impl Inner {
         let within = (validate::MIN_MEMORY_MIB..=validate::MAX_MEMORY_MIB).contains(&machine.memory_mib)
             && (1..=validate::MAX_VCPUS).contains(&machine.vcpus);
         if within && self.admission.never_fits(machine.memory_mib, machine.vcpus) {
-            let limit = self.admission.limit();
+            let limit = self.admission.largest(machine.vcpus);
             problems.push(Problem {
                 code: "invalid_build_config".to_owned(),
                 message: format!(
-                    "build_config asks for more than this host has: at most {} MiB and {} vCPUs",
+                    "build_config asks for more than a machine may have here: at most {} MiB and {} vCPUs",
                     limit.memory_mib, limit.vcpus
                 ),
                 phase: TemplateFailurePhase::Preflight,

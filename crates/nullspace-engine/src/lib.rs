@@ -20,6 +20,7 @@ mod builtin;
 mod collect;
 mod context;
 mod credentials;
+mod disk;
 mod dockerfile;
 mod error;
 mod failure;
@@ -55,13 +56,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use nullspace_buildkit::BuildKit;
 use nullspace_oci::registry::Registry;
-use nullspace_store::{ArtifactStore, Caller, KeyHash, Metadata, QueueLimits, SandboxStatus, StoreError};
+use nullspace_store::{ArtifactStore, Caller, KeyHash, KeyId, Metadata, QueueLimits, SandboxStatus, StoreError};
 use nullspace_vmm::Vmm;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use admission::{Admission, Capacity, Full};
+pub use admission::{Capacity, TenantQuota};
 pub use builds::{LogStream, UnknownFiles};
 pub use error::{Error, Result};
 pub use failure::{chain, reason};
@@ -89,6 +90,8 @@ pub struct EngineConfig {
     pub max_attempts: u32,
     /// What machines may hold together.
     pub capacity: Capacity,
+    /// What one tenant's machines may hold.
+    pub quota: TenantQuota,
     /// Unfinished builds.
     pub queue: QueueLimits,
     /// Builds of one tenant that run at once, over all hosts.
@@ -97,6 +100,8 @@ pub struct EngineConfig {
     pub untagged_retention: Duration,
     /// Files of build contexts that one tenant may have stored together, bytes.
     pub blob_bytes_per_tenant: u64,
+    /// Must stay free on the disk under the data folder for anything to begin, bytes; `None`: the default for its size.
+    pub disk_reserve: Option<u64>,
     /// Tar of the root tree of the built-in base template.
     pub base_tar: Option<PathBuf>,
 }
@@ -113,7 +118,10 @@ pub(crate) struct Inner {
     pub(crate) files: ArtifactStore,
     pub(crate) vmm: Arc<dyn Vmm>,
     pub(crate) registry: Registry,
-    pub(crate) admission: Admission,
+    pub(crate) admission: admission::Admission,
+    pub(crate) disk: disk::Disk,
+    /// Whether writes work, as last found out.
+    pub(crate) probed: tokio::sync::Mutex<Option<metrics::Probed>>,
     pub(crate) hub: Arc<logs::LogHub>,
     pub(crate) tails: logs::LogTails,
     pub(crate) running: worker::Running,
@@ -143,7 +151,9 @@ impl Engine {
         registry: Registry,
         buildkits: Vec<BuildKit>,
     ) -> Engine {
-        let admission = Admission::new(config.capacity);
+        let memory = Arc::new(machine::DriverMemory(Arc::clone(&vmm)));
+        let admission = admission::Admission::new(config.capacity, config.quota, memory);
+        let disk = disk::Disk::new(&files, config.disk_reserve);
         let buildkits = buildkit::Pool::new(buildkits, &config.host, files.root());
         Engine {
             inner: Arc::new(Inner {
@@ -153,6 +163,8 @@ impl Engine {
                 vmm,
                 registry,
                 admission,
+                disk,
+                probed: tokio::sync::Mutex::default(),
                 hub: Arc::default(),
                 tails: logs::LogTails::default(),
                 running: worker::Running::default(),
@@ -172,26 +184,46 @@ impl Engine {
     }
 
     /// Cleans up after a crash, then starts workers and collector and sees to the built-in template.
+    ///
+    /// Whoever calls this has the data folder's lock: what an earlier service of it held is nobody's any more.
+    ///
+    /// # Errors
+    /// [`StoreError::NotWhole`] when database and folders do not belong together; nothing was changed then.
     pub async fn start(&self) -> std::result::Result<(), StoreError> {
         let inner = &self.inner;
         let now = Timestamp::now();
         let host = &inner.config.host;
+        let found = nullspace_store::survey(&inner.files, inner.metadata.as_ref()).await?;
+        if let Some(what) = found.refusal() {
+            return Err(StoreError::NotWhole { what });
+        }
+        if !found.is_clean() {
+            let (lost, blobs) = (&found.lost, &found.lost_blobs);
+            tracing::error!(
+                ?lost,
+                ?blobs,
+                "files of the store are missing: what needs them fails until they are back, or until `nullspace store \
+                 accept-loss` gives them up"
+            );
+        }
         let ended =
             inner.metadata.end_sandboxes_of_host(host, SandboxStatus::Destroyed, "the service stopped", now).await?;
         let report = inner.files.sweep(inner.metadata.known_files().await?).await?;
         if !ended.is_empty() || !report.removed.is_empty() {
             tracing::info!(sandboxes = ended.len(), files = ?report.removed, "cleaned up after an earlier run");
         }
-        if report.missing != nullspace_store::KnownFiles::default() {
-            tracing::error!(missing = ?report.missing, "files of the store are missing: templates made of them are gone");
-            inner.metadata.forget_lost(&report.missing, now).await?;
+        inner.files.sweep_blobs(inner.metadata.known_blobs().await?).await?;
+        let taken = inner.metadata.take_over(host, now).await?;
+        if !taken.is_empty() {
+            tracing::info!(builds = ?taken, "builds of an earlier run that was killed go on");
         }
-        inner.sweep_blobs().await?;
         inner.buildkits.sweep().await;
         for _ in 0..inner.config.build_concurrency {
             inner.tasks.spawn(worker::work(Arc::clone(inner)));
         }
         inner.tasks.spawn(collect::run(Arc::clone(inner)));
+        inner.tasks.spawn(forget(Arc::clone(inner)));
+        inner.tasks.spawn(disk::watch(Arc::clone(inner)));
         builtin::ensure(inner).await;
         Ok(())
     }
@@ -217,5 +249,22 @@ impl Engine {
             Err(StoreError::NotFound) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Which of these keys open something.
+    pub async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>> {
+        Ok(self.inner.metadata.keys_in_force(keys).await?)
+    }
+}
+
+/// Lets go of what readers of logs and ended builds left in memory, until the service stops.
+async fn forget(inner: Arc<Inner>) {
+    loop {
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = tokio::time::sleep(tails::IDLE) => {}
+        }
+        inner.tails.forget(tails::IDLE);
+        inner.credentials.sweep(&*inner.metadata).await;
     }
 }

@@ -43,10 +43,50 @@ impl LogHub {
         }
     }
 
-    /// A receiver that changes after each notification from now on.
-    pub(crate) fn follow(&self, build: BuildId) -> watch::Receiver<()> {
+    /// Hears each notification from now on.
+    pub(crate) fn follow(self: &Arc<Self>, build: BuildId) -> Following {
         let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
-        builds.entry(build).or_insert_with(|| watch::channel(()).0).subscribe()
+        let changed = builds.entry(build).or_insert_with(|| watch::channel(()).0).subscribe();
+        Following { hub: Arc::clone(self), build, changed: Some(changed) }
+    }
+}
+
+/// A follower of a build. Of a build without one nothing is kept: one that is over is never notified again.
+#[derive(Debug)]
+pub(crate) struct Following {
+    hub: Arc<LogHub>,
+    build: BuildId,
+    /// Always there until it is dropped.
+    changed: Option<watch::Receiver<()>>,
+}
+
+impl Following {
+    /// What comes before this is known.
+    pub(crate) fn look(&mut self) {
+        if let Some(changed) = &mut self.changed {
+            changed.borrow_and_update();
+        }
+    }
+
+    /// Waits for a notification after the last [`Following::look`].
+    pub(crate) async fn changed(&mut self) {
+        if let Some(changed) = &mut self.changed
+            && changed.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let mut builds = self.hub.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock: of two that leave at once, one sees that nobody is left.
+        self.changed = None;
+        if builds.get(&self.build).is_some_and(|sender| sender.receiver_count() == 0) {
+            builds.remove(&self.build);
+        }
     }
 }
 
@@ -257,5 +297,43 @@ impl BuildLog {
             cache_subject: Some(subject.to_owned()),
             ..self.message(place, TemplateBuildLogLevel::Info, message)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn followers_are_woken_and_leave_nothing_behind() {
+        let hub = Arc::new(LogHub::default());
+        let build = BuildId::new();
+        let (mut first, second) = (hub.follow(build), hub.follow(build));
+        first.look();
+        hub.notify(build);
+        first.changed().await;
+        drop(first);
+        assert_eq!(hub.builds.lock().unwrap().len(), 1);
+        drop(second);
+        // Readers of a thousand logs that nobody writes any more.
+        let readers: Vec<_> = (0..1000).map(|_| hub.follow(BuildId::new())).collect();
+        assert_eq!(hub.builds.lock().unwrap().len(), 1000);
+        drop(readers);
+        assert!(hub.builds.lock().unwrap().is_empty());
+        hub.notify(build);
+        assert!(hub.builds.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn followers_that_leave_at_once_leave_nothing_behind() {
+        let hub = Arc::new(LogHub::default());
+        let builds = [BuildId::new(), BuildId::new()];
+        std::thread::scope(|scope| {
+            for at in 0..8 {
+                let (hub, build) = (&hub, builds[at % 2]);
+                scope.spawn(move || (0..2000).for_each(|_| drop(hub.follow(build))));
+            }
+        });
+        assert!(hub.builds.lock().unwrap().is_empty());
     }
 }

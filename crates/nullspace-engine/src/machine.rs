@@ -1,18 +1,18 @@
 //! A machine with its agent: what builds and sandboxes have in common.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
 use jiff::Timestamp;
 use nullspace_guest::host::{Agent, AgentError};
-use nullspace_guest::message::{AgentInfo, Configure, Restored};
-use nullspace_vmm::{BootSpec, RestoreSpec, Vm, Vmm, VmmError};
+use nullspace_guest::message::{AgentInfo, Configure, Exec, Restored};
+use nullspace_vmm::{BootSpec, Ended, RestoreSpec, Vm, Vmm, VmmError};
 use rand::RngCore;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Permit;
+use crate::admission::{Memory, Permit};
 
 /// From the VMM's start to the agent's first word. A guest under software emulation on a loaded host takes most of it.
 const BOOT: Duration = Duration::from_secs(90);
@@ -23,7 +23,7 @@ const RESTORE: Duration = Duration::from_secs(30);
 const ENDING: Duration = Duration::from_secs(5);
 
 /// How a machine ended whose agent's connection has closed: a machine that ends takes that with it first. `None`: it runs on.
-pub(crate) async fn ended(vm: &dyn Vm) -> Option<String> {
+pub(crate) async fn ended(vm: &dyn Vm) -> Option<Ended> {
     tokio::time::timeout(ENDING, vm.exited()).await.ok()
 }
 
@@ -31,7 +31,7 @@ pub(crate) async fn ended(vm: &dyn Vm) -> Option<String> {
 pub(crate) struct Machine {
     pub(crate) vm: Box<dyn Vm>,
     pub(crate) agent: Agent,
-    _permit: Permit,
+    permit: Mutex<Option<Permit>>,
 }
 
 /// Why there is no machine.
@@ -81,11 +81,13 @@ impl Machine {
         Machine::joined(vm, greeted, permit).await
     }
 
-    /// Resumes a snapshot, and returns when the guest is a new one: own random numbers, clock, name and machine id.
+    /// Resumes a snapshot, and returns when the guest is a new one: own random numbers, clock, name and machine id, and its
+    /// resume hooks and `resume` have run.
     /// `resumed` is told as soon as the machine runs.
     pub(crate) async fn restore(
         vmm: &dyn Vmm,
         spec: RestoreSpec,
+        resume: Option<Exec>,
         permit: Permit,
         resumed: oneshot::Sender<()>,
     ) -> Result<Machine, MachineError> {
@@ -94,7 +96,7 @@ impl Machine {
         // Nobody may be waiting for it any more.
         let _ = resumed.send(());
         let greeting = async {
-            let restored = identity(hostname, vm.as_ref());
+            let restored = identity(hostname, vm.as_ref(), resume);
             let open = || async { vm.agent().await.map_err(MachineError::from) };
             Agent::connect_restored(open, restored, RESTORE).await
         };
@@ -108,7 +110,7 @@ impl Machine {
         permit: Permit,
     ) -> Result<Machine, MachineError> {
         match greeted {
-            Ok((agent, _)) => Ok(Machine { vm, agent, _permit: permit }),
+            Ok((agent, _)) => Ok(Machine { vm, agent, permit: Mutex::new(Some(permit)) }),
             Err(error) => {
                 if !matches!(error, MachineError::Cancelled) {
                     tracing::warn!(machine = vm.id(), %error, console = vm.console_tail(), "machine did not come up");
@@ -121,11 +123,14 @@ impl Machine {
         }
     }
 
-    /// Ends the machine and waits until nothing of it is left.
+    /// Ends the machine and waits until nothing of it is left; its room on the host is free then, whoever still has a handle.
     pub(crate) async fn end(&self) {
         if let Err(error) = self.vm.kill().await {
             tracing::error!(machine = self.vm.id(), error = %crate::failure::chain(&error), "machine could not be ended");
+            // It may still hold its memory: the permit goes with the last owner.
+            return;
         }
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
@@ -134,11 +139,11 @@ async fn alive<T>(vm: &dyn Vm, work: impl Future<Output = Result<T, MachineError
     tokio::select! {
         biased;
         done = work => done,
-        how = vm.exited() => Err(VmmError::Exited(how).into()),
+        ended = vm.exited() => Err(VmmError::Exited(ended.how).into()),
     }
 }
 
-fn identity(hostname: String, vm: &dyn Vm) -> Restored {
+fn identity(hostname: String, vm: &dyn Vm, resume: Option<Exec>) -> Restored {
     let mut random = [0; 64 + 16];
     rand::rng().fill_bytes(&mut random);
     let (entropy, machine_id) = random.split_at(64);
@@ -148,11 +153,29 @@ fn identity(hostname: String, vm: &dyn Vm) -> Restored {
         entropy: base64::engine::general_purpose::STANDARD.encode(entropy),
         unix_time_ns: unix_time_ns(),
         network: vm.guest_network(),
+        resume,
     }
 }
 
 fn unix_time_ns() -> u64 {
     u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or_default()
+}
+
+/// What machines of a driver take, for admission.
+pub(crate) struct DriverMemory(pub(crate) Arc<dyn Vmm>);
+
+impl Memory for DriverMemory {
+    fn overhead_mib(&self, vcpus: u32) -> u32 {
+        self.0.overhead_mib(vcpus)
+    }
+
+    fn templates_mib(&self) -> u64 {
+        self.0.template_memory_mib()
+    }
+
+    fn trim(&self) {
+        self.0.trim_templates();
+    }
 }
 
 /// A machine that several tasks use.

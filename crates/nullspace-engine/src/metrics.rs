@@ -1,10 +1,11 @@
 //! What the domain counts, for Prometheus. The questions behind it: is the queue moving, where does a build's time go,
 //! what do caches save, why do builds fail, how fast do sandboxes start.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nullspace_store::StoreError;
+use nullspace_vmm::VmmKind;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -14,6 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::Engine;
+use crate::failure::chain;
 
 /// Seconds of a build's phase.
 const PHASE: [f64; 11] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];
@@ -31,6 +33,20 @@ struct Failure {
     reason: &'static str,
 }
 
+/// What machines run under.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Driver {
+    vmm: &'static str,
+    version: String,
+    accelerator: String,
+    walls: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Phase {
     phase: &'static str,
@@ -44,6 +60,18 @@ struct Lookup {
 
 type Seconds<L> = Family<L, Histogram, fn() -> Histogram>;
 
+/// What was found out about the database counts so long.
+const FRESH: Duration = Duration::from_secs(2);
+/// A database that does not take a write in this time is not ready.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// Whether the database took a write, and when.
+#[derive(Debug)]
+pub(crate) struct Probed {
+    at: Instant,
+    found: crate::Result<()>,
+}
+
 /// Counters of this process.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -55,6 +83,12 @@ pub(crate) struct Metrics {
     cache: Family<Lookup, Counter>,
     restores: Family<Status, Counter>,
     restore_seconds: Histogram,
+    sandbox_failures: Family<Reason, Counter>,
+    driver: Family<Driver, Gauge>,
+    memory_used: Gauge,
+    memory_limit: Gauge,
+    vcpus_used: Gauge,
+    vcpus_limit: Gauge,
     waiting: Gauge,
     oldest_waiting: Gauge<f64, std::sync::atomic::AtomicU64>,
     building: Gauge,
@@ -65,6 +99,8 @@ pub(crate) struct Metrics {
     raw_files: Gauge,
     raw_bytes: Gauge,
     written_back: Gauge,
+    disk_free: Gauge,
+    disk_reserve: Gauge,
 }
 
 impl Default for Metrics {
@@ -84,6 +120,22 @@ impl Default for Metrics {
         registry.register("sandbox_starts", "Sandboxes asked for", restores.clone());
         let restore_seconds = Histogram::new(RESTORE);
         registry.register("sandbox_start_seconds", "From a request to a running sandbox", restore_seconds.clone());
+        let sandbox_failures = Family::<Reason, Counter>::default();
+        let help = "Sandboxes that ended by a fault after they had run, by reason";
+        registry.register("sandbox_failures", help, sandbox_failures.clone());
+        let driver = Family::<Driver, Gauge>::default();
+        registry.register("machine_driver", "What machines run under: always 1, the labels say it", driver.clone());
+        let [memory_used, memory_limit, vcpus_used, vcpus_limit] = [
+            ("machines_memory_mib", "Memory that machines were admitted with, VMMs' own included"),
+            ("machines_memory_limit_mib", "Memory that all machines together may have"),
+            ("machines_vcpus", "Virtual CPUs that machines were admitted with"),
+            ("machines_vcpus_limit", "Virtual CPUs that all machines together may have"),
+        ]
+        .map(|(name, help)| {
+            let gauge: Gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        });
         let waiting = Gauge::default();
         registry.register("builds_waiting", "Builds that no worker has", waiting.clone());
         let oldest_waiting = Gauge::default();
@@ -105,6 +157,10 @@ impl Default for Metrics {
         let written_back = Gauge::default();
         let help = "Raw files made from chunks since the start, because they were not there";
         registry.register("rootfs_written_back", help, written_back.clone());
+        let disk_free = Gauge::default();
+        registry.register("disk_free_bytes", "Free on the disk under the data folder", disk_free.clone());
+        let disk_reserve = Gauge::default();
+        registry.register("disk_reserve_bytes", "With less than so much free nothing new begins", disk_reserve.clone());
         Self {
             registry,
             builds,
@@ -114,6 +170,12 @@ impl Default for Metrics {
             cache,
             restores,
             restore_seconds,
+            sandbox_failures,
+            driver,
+            memory_used,
+            memory_limit,
+            vcpus_used,
+            vcpus_limit,
             waiting,
             oldest_waiting,
             building,
@@ -124,6 +186,8 @@ impl Default for Metrics {
             raw_files,
             raw_bytes,
             written_back,
+            disk_free,
+            disk_reserve,
         }
     }
 }
@@ -155,6 +219,11 @@ impl Metrics {
         self.cache.get_or_create(&Lookup { kind, status }).inc();
     }
 
+    /// A sandbox that ran and ended by a fault.
+    pub(crate) fn sandbox_failed(&self, reason: &'static str) {
+        self.sandbox_failures.get_or_create(&Reason { reason }).inc();
+    }
+
     /// A sandbox that was asked for.
     pub(crate) fn started(&self, well: bool, took: Duration) {
         let status = if well { "running" } else { "error" };
@@ -166,11 +235,44 @@ impl Metrics {
 }
 
 impl Engine {
+    fn driver(&self) -> Driver {
+        let (vmm, what) = (&self.inner.vmm, self.inner.vmm.compatibility());
+        Driver {
+            vmm: match what.vmm {
+                VmmKind::Firecracker => "firecracker",
+                VmmKind::Qemu => "qemu",
+            },
+            version: what.vmm_version.clone(),
+            accelerator: what.accelerator.clone(),
+            walls: vmm.walls(),
+        }
+    }
+
+    /// What there is on this host, for operators: lines of `name: what`.
+    pub fn details(&self) -> Vec<String> {
+        let Driver { vmm, version, accelerator, walls } = self.driver();
+        let (used, limit) = self.inner.admission.usage();
+        vec![
+            format!("machines: {vmm} {version}, accelerator {accelerator}"),
+            format!("walls: {walls}"),
+            format!(
+                "admitted: {} of {} MiB, {} of {} vCPUs",
+                used.memory_mib, limit.memory_mib, used.vcpus, limit.vcpus
+            ),
+        ]
+    }
+
     /// Everything counted, as a page for Prometheus.
     pub async fn metrics(&self) -> crate::Result<String> {
         let counters = self.inner.metadata.counters().await?;
         let metrics = &self.inner.metrics;
         let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let (used, limit) = self.inner.admission.usage();
+        metrics.memory_used.set(gauge(used.memory_mib));
+        metrics.memory_limit.set(gauge(limit.memory_mib));
+        metrics.vcpus_used.set(gauge(used.vcpus));
+        metrics.vcpus_limit.set(gauge(limit.vcpus));
+        metrics.driver.get_or_create(&self.driver()).set(1);
         metrics.waiting.set(gauge(counters.builds_waiting));
         metrics.building.set(gauge(counters.builds_building));
         metrics.sandboxes.set(gauge(counters.sandboxes_live));
@@ -181,6 +283,9 @@ impl Engine {
         metrics.raw_files.set(gauge(cache.files));
         metrics.raw_bytes.set(gauge(cache.bytes));
         metrics.written_back.set(gauge(cache.written_back));
+        let (free, reserve) = self.inner.disk_room()?;
+        metrics.disk_free.set(gauge(free));
+        metrics.disk_reserve.set(gauge(reserve));
         let age = counters.oldest_waiting.map(|since| Timestamp::now().duration_since(since).as_secs_f64());
         metrics.oldest_waiting.set(age.unwrap_or_default().max(0.0));
         let mut page = String::new();
@@ -188,17 +293,31 @@ impl Engine {
         Ok(page)
     }
 
-    /// Whether requests can be served now: the database answers and nothing is shutting down.
+    /// Whether requests can be served now: the database answers and takes writes, and nothing is shutting down. What was
+    /// found out a moment ago counts.
     pub async fn ready(&self) -> crate::Result<()> {
         if self.inner.shutdown.is_cancelled() {
             let what = "the service is stopping";
             return Err(crate::Error::new(nullspace_api::ErrorResponseCode::FeatureUnavailable, what));
         }
-        let asked = tokio::time::timeout(Duration::from_secs(5), self.inner.metadata.ping()).await;
-        asked.unwrap_or_else(|_| {
+        // One asks at a time, and what it finds out serves those who waited: a thousand probes are one write.
+        let mut probed = self.inner.probed.lock().await;
+        if let Some(last) = &*probed
+            && last.at.elapsed() < FRESH
+        {
+            return last.found.clone();
+        }
+        let asked = tokio::time::timeout(PROBE, self.inner.metadata.ping(Timestamp::now())).await;
+        let asked = asked.unwrap_or_else(|_| {
             let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
-            Err(StoreError::Io { context: "ask the database".to_owned(), source: late })
-        })?;
-        Ok(())
+            Err(StoreError::Io { context: "write to the database".to_owned(), source: late })
+        });
+        let found = asked.map_err(|error| {
+            tracing::error!(error = %chain(&error), "the database takes no writes");
+            let what = "the database takes no writes now";
+            crate::Error::new(nullspace_api::ErrorResponseCode::DatabaseError, what)
+        });
+        *probed = Some(Probed { at: Instant::now(), found: found.clone() });
+        found
     }
 }

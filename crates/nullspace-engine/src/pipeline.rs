@@ -20,16 +20,19 @@ use nullspace_api::{
     TemplateFailurePhase as Phase,
 };
 use nullspace_guest::host::{Agent, AgentError, ExecSession};
-use nullspace_guest::message::{Exec, Exit};
-use nullspace_store::{Artifact, Build, FinishReady, Lease, PublishedArtifact, Rootfs, RootfsPin, Scratch, StoreError};
-use nullspace_vmm::{BootSpec, Disk, Network, SnapshotSummary};
+use nullspace_guest::message::{Exec, Exit, ROOT_FULL};
+use nullspace_store::{
+    Artifact, Build, FinishReady, Lease, PublishedArtifact, Rootfs, RootfsPin, Scratch, StoreError, TenantId,
+};
+use nullspace_vmm::{BootSpec, Disk, Ended, Network, SnapshotSummary};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Inner;
-use crate::admission::Permit;
+use crate::admission::{Permit, Wanted};
+use crate::disk::Writing;
 use crate::failure::{BuildFailure, chain, reason};
 use crate::logs::{BuildLog, entry, to_store};
 use crate::machine::{self, Machine, MachineError, SharedMachine};
@@ -43,8 +46,13 @@ use crate::steps::{Stage, Staged};
 
 /// A build waits so long for room on the host.
 const ADMISSION: Duration = Duration::from_secs(300);
-/// Without a readiness check, a start command that still runs after this counts as up.
+/// Without a readiness check, a start command that still runs after this counts as ready.
 const SETTLE: Duration = Duration::from_secs(2);
+/// The same in a machine that is emulated in software, where programs take a multiple of their time.
+const SETTLE_EMULATED: Duration = Duration::from_secs(4);
+
+/// What a disk that an older import has filled needs more, MiB.
+const ROOM_FOR_MACHINE_MIB: u64 = 64;
 
 /// Why a run ended without an artifact.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +72,10 @@ pub(crate) struct Scope {
     root: Mutex<Option<RootfsPin>>,
     /// Shared with the task that boots it.
     machine: Arc<Mutex<Option<SharedMachine>>>,
+    /// Cancelled when the disk runs full and this build has written most of late.
+    pub(crate) overran: CancellationToken,
+    /// The folder, among those that are looked at when the disk runs full.
+    writing: Mutex<Option<Writing>>,
     /// What the caches were asked for so far; a build that fails shows it too.
     asked: Mutex<TemplateBuildCacheSummary>,
     /// Threads and tasks of the build; the folder stays until they are done.
@@ -79,6 +91,8 @@ impl Scope {
             scratch: Mutex::new(None),
             root: Mutex::new(None),
             machine: Arc::default(),
+            overran: CancellationToken::new(),
+            writing: Mutex::default(),
             asked: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -93,6 +107,8 @@ impl Scope {
             return Ok(Arc::clone(scratch));
         }
         let scratch = Arc::new(inner.files.scratch()?);
+        let writing = inner.disk.enter(scratch.path(), self.overran.clone());
+        *self.writing.lock().unwrap_or_else(PoisonError::into_inner) = Some(writing);
         *slot = Some(Arc::clone(&scratch));
         Ok(scratch)
     }
@@ -117,6 +133,18 @@ impl Scope {
         machine.as_ref().map(|machine| machine.vm.console_tail())
     }
 
+    /// Whether the machine has failed to write for want of room on the host's disk: what its guest holds for written is
+    /// not there.
+    pub(crate) fn lost_writes(&self) -> bool {
+        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        machine.as_ref().is_some_and(|machine| machine.vm.has_lost_writes())
+    }
+
+    /// Whether a machine runs.
+    pub(crate) fn has_machine(&self) -> bool {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Ends the machine and waits until nothing of it is left.
     async fn end_machine(&self) {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -139,6 +167,7 @@ impl Scope {
             // Removing a folder of gigabytes takes a while.
             let _ = tokio::task::spawn_blocking(move || drop(scratch)).await;
         }
+        drop(self.writing.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
@@ -169,7 +198,7 @@ pub(crate) async fn run(
     }
 
     let began = Instant::now();
-    let permit = room(inner, &plan.machine, log).await?;
+    let permit = room(inner, build.tenant, &plan.machine, log).await?;
     inner.metrics.phase("admission", began.elapsed());
     let began = Instant::now();
     let machine = boot(inner, build, &plan, &prepared, permit, log, scope).await?;
@@ -182,7 +211,7 @@ pub(crate) async fn run(
         inner.metrics.phase("build_step", began.elapsed());
     }
     let began = Instant::now();
-    start(&machine, &plan, &staged.runtime, log, scope).await?;
+    start(inner, &machine, &plan, &staged.runtime, log, scope).await?;
     inner.metrics.phase("startup", booted + began.elapsed());
     let began = Instant::now();
     let (snapshot_dir, summary) = snapshot(inner, &machine, log, scope).await?;
@@ -290,12 +319,13 @@ fn retention(keep: Duration) -> Option<jiff::Timestamp> {
     jiff::Timestamp::now().checked_add(jiff::SignedDuration::try_from(keep).ok()?).ok()
 }
 
-/// Waits for room on the host.
-async fn room(inner: &Inner, size: &MachineSize, log: &BuildLog) -> Result<Permit, Error> {
+/// Waits for room on the host, and in the tenant's quota.
+async fn room(inner: &Inner, tenant: TenantId, size: &MachineSize, log: &BuildLog) -> Result<Permit, Error> {
+    let wanted = Wanted { tenant, memory_mib: size.memory_mib, vcpus: size.vcpus, sandbox: false };
     let deadline = Instant::now() + ADMISSION;
     let mut said = false;
     loop {
-        let full = match inner.admission.admit(size.memory_mib, size.vcpus) {
+        let full = match inner.admission.admit(wanted) {
             Ok(permit) => return Ok(permit),
             Err(full) => full,
         };
@@ -322,7 +352,7 @@ async fn boot(
 ) -> Result<SharedMachine, Error> {
     let began = Instant::now();
     let work_dir = scope.scratch(inner)?.path().join("machine");
-    std::fs::create_dir(&work_dir).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+    std::fs::create_dir(&work_dir).map_err(|error| BuildFailure::own(Phase::Prepare, &error))?;
     let root = inner.files.open_rootfs(&prepared.rootfs).await.map_err(unreadable)?;
     let spec = BootSpec {
         id: machine_id(build),
@@ -348,6 +378,13 @@ async fn boot(
     let machine: SharedMachine = booted.map_err(|error| match error {
         MachineError::Vmm(error) => BuildFailure::machine(Phase::Prepare, &error),
         MachineError::Agent(error) => BuildFailure::agent(Phase::Prepare, &error),
+        MachineError::Root(why) if why.starts_with(ROOT_FULL) => {
+            let mib = prepared.disk_bytes >> 20;
+            let message = format!("the image leaves its machine no room on the disk of {mib} MiB: {why}");
+            let advice = format!("Set build_config.disk_mb to at least {}.", mib + ROOM_FOR_MACHINE_MIB);
+            BuildFailure::user(Phase::Prepare, reason::DISK_TOO_SMALL, message, advice)
+                .with("needed_mb", mib + ROOM_FOR_MACHINE_MIB)
+        }
         MachineError::Root(why) => BuildFailure::user(
             Phase::Prepare,
             reason::ROOT_UNUSABLE,
@@ -373,6 +410,7 @@ fn machine_id(build: &Build) -> String {
 
 /// Runs the start command and waits until it is ready.
 async fn start(
+    inner: &Inner,
     machine: &SharedMachine,
     plan: &BuildPlan,
     runtime: &Runtime,
@@ -382,46 +420,61 @@ async fn start(
     let began = Instant::now();
     let mut envs = runtime.envs.clone();
     envs.extend(plan.build_envs.clone());
+    let dir = runtime.start.as_ref().and_then(|start| start.dir.clone());
     let exec = Exec {
-        argv: Vec::new(),
         envs,
-        cwd: Some(runtime.workdir.clone()),
+        cwd: Some(dir.unwrap_or_else(|| runtime.workdir.clone())),
+        make_cwd: true,
         user: runtime.user.clone(),
-        timeout_ms: None,
-        stdin: false,
+        ..Exec::default()
     };
+    let settle = if inner.vmm.compatibility().is_emulated() { SETTLE_EMULATED } else { SETTLE };
     let up = async {
         let ended = match &runtime.start {
             None => None,
             Some(command) => Some(launch(&machine.agent, command, &exec, log, scope).await?),
         };
-        wait_ready(&machine.agent, runtime, &exec, ended).await
+        wait_ready(&machine.agent, runtime, &exec, ended, settle, plan.machine.memory_mib).await
     };
     let outcome = tokio::select! {
         biased;
         outcome = up => outcome,
-        how = machine.vm.exited() => return Err(machine_ended(&how).into()),
+        ended = machine.vm.exited() => return Err(machine_ended(&ended).into()),
     };
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(NotUp::Other(error)) => return Err(error),
         Err(NotUp::Agent(AgentError::Closed)) => {
             let failure = match machine::ended(machine.vm.as_ref()).await {
-                Some(how) => machine_ended(&how),
+                Some(ended) => machine_ended(&ended),
                 None => BuildFailure::agent(Phase::Readiness, &AgentError::Closed),
             };
             return Err(failure.into());
         }
         Err(NotUp::Agent(error)) => return Err(BuildFailure::agent(Phase::Readiness, &error).into()),
     };
+    let ms = began.elapsed().as_millis();
     match outcome {
-        None => Ok(()),
-        Some(Waited::Ready { attempts }) => {
-            let ms = began.elapsed().as_millis();
+        Up::Nothing => Ok(()),
+        Up::Settled => {
+            let line = format!(
+                "Ready after {ms} ms: the start command still runs after {} s, and no readiness check is given",
+                settle.as_secs()
+            );
+            Ok(log.say("readiness", line).await?)
+        }
+        Up::Done => {
+            let line = format!("Ready after {ms} ms: the start command ended with 0, and no readiness check is given");
+            Ok(log.say("readiness", line).await?)
+        }
+        Up::Checked(Waited::Ready { attempts: 0 }) => {
+            Ok(log.say("readiness", format!("Ready after {ms} ms: the time of readiness kind timeout is over")).await?)
+        }
+        Up::Checked(Waited::Ready { attempts }) => {
             log.say("readiness", format!("Ready after {ms} ms ({attempts} probes)")).await?;
             Ok(())
         }
-        Some(Waited::TimedOut { limit, last }) => {
+        Up::Checked(Waited::TimedOut { limit, last }) => {
             let message = format!("the readiness check did not hold within {} s: {last}", limit.as_secs());
             let advice = "Read the start command's output in this log; raise timeout_secs if it only needs longer.";
             let failure = BuildFailure::user(Phase::Readiness, reason::READINESS_TIMEOUT, message, advice);
@@ -444,19 +497,17 @@ impl<E: Into<Error>> From<E> for NotUp {
     }
 }
 
-/// The user's doing, or the memory's that they gave it: no fault of this host.
-fn machine_ended(how: &str) -> BuildFailure {
-    tracing::warn!(how, "machine ended while the start command ran");
-    BuildFailure::user(
+fn machine_ended(ended: &Ended) -> BuildFailure {
+    BuildFailure::machine_ended(
         Phase::Readiness,
-        reason::MACHINE_FAILED,
-        "the machine ended while the start command ran (shut down, crashed or out of memory)",
+        ended,
+        "the start command",
         "Check that start_cmd does not power the machine off, and give it more memory_mib.",
     )
 }
 
 /// How a start command ended; `None` while it runs.
-type Ended = watch::Receiver<Option<Exit>>;
+type StartEnded = watch::Receiver<Option<Exit>>;
 
 /// Starts the command as a service of the guest and sends its output to the log.
 async fn launch(
@@ -465,9 +516,9 @@ async fn launch(
     exec: &Exec,
     log: &BuildLog,
     scope: &Scope,
-) -> Result<Ended, NotUp> {
+) -> Result<StartEnded, NotUp> {
     log.say("startup", format!("Running start command: {}", command.shown)).await?;
-    let exec = Exec { argv: command.argv.clone(), ..exec.clone() };
+    let exec = Exec { argv: command.argv.clone(), first: command.first, ..exec.clone() };
     let session = agent.run_service(exec).await.map_err(NotUp::Agent)?;
     let (ended_tx, ended) = watch::channel(None);
     scope.tasks.spawn(follow(session, log.clone(), ended_tx, scope.cancel.clone()));
@@ -496,13 +547,27 @@ async fn follow(
     }
 }
 
-/// Waits for readiness, or for a start command without one to settle. `None`: there was nothing to wait for.
+/// By which rule a template counts as ready.
+enum Up {
+    /// There is no start command, and no readiness check.
+    Nothing,
+    /// The start command has ended with 0.
+    Done,
+    /// The start command has run for the settling time.
+    Settled,
+    /// What the readiness check said.
+    Checked(Waited),
+}
+
+/// Waits for readiness, or for a start command without one to settle.
 async fn wait_ready(
     agent: &Agent,
     runtime: &Runtime,
     exec: &Exec,
-    ended: Option<Ended>,
-) -> Result<Option<Waited>, NotUp> {
+    ended: Option<StartEnded>,
+    settle: Duration,
+    memory_mib: u32,
+) -> Result<Up, NotUp> {
     let failed = async {
         let Some(mut ended) = ended.clone() else { return std::future::pending().await };
         let exit = ended.wait_for(|exit| exit.is_some_and(|exit| exit.code != 0)).await.map(|exit| *exit);
@@ -514,33 +579,44 @@ async fn wait_ready(
     };
     let ready = async {
         match (&runtime.readiness, ended.clone()) {
-            (Some(readiness), _) => readiness::wait(agent, readiness, exec).await.map(Some),
+            (Some(readiness), _) => readiness::wait(agent, readiness, exec).await.map(Up::Checked),
             (None, Some(mut ended)) => {
                 let done = async { ended.wait_for(Option::is_some).await.map(drop) };
-                let _ = tokio::time::timeout(SETTLE, done).await;
-                Ok(None)
+                match tokio::time::timeout(settle, done).await {
+                    Ok(_) => Ok(Up::Done),
+                    Err(_) => Ok(Up::Settled),
+                }
             }
-            (None, None) => Ok(None),
+            (None, None) => Ok(Up::Nothing),
         }
     };
     tokio::select! {
         biased;
-        exit = failed => Err(exited(&exit).into()),
+        exit = failed => Err(exited(&exit, memory_mib).into()),
         waited = ready => {
             // Both may have become true at once.
             if let Some(exit) = ended.as_ref().and_then(|ended| *ended.borrow()).filter(|exit| exit.code != 0) {
-                return Err(exited(&exit).into());
+                return Err(exited(&exit, memory_mib).into());
             }
             waited.map_err(NotUp::Agent)
         }
     }
 }
 
-fn exited(exit: &Exit) -> BuildFailure {
+fn exited(exit: &Exit, memory_mib: u32) -> BuildFailure {
     let how = match exit.signal {
         Some(signal) => format!("was ended by signal {signal}"),
         None => format!("exited with code {}", exit.code),
     };
+    if exit.out_of_memory {
+        let message =
+            format!("the start command {how} before it was ready: the machine's {memory_mib} MiB of memory ran out");
+        let advice = format!("Set build_config.memory_mib to more than {memory_mib}, or start less in the machine.");
+        return BuildFailure::user(Phase::Readiness, reason::START_CMD_EXITED, message, advice)
+            .with("exit_code", exit.code)
+            .with("out_of_memory", true)
+            .with("memory_mib", memory_mib);
+    }
     let advice =
         "Read the start command's last output lines in this log; it must stay up, or exit 0 if it only prepares.";
     BuildFailure::user(
@@ -561,14 +637,20 @@ async fn snapshot(
 ) -> Result<(std::path::PathBuf, SnapshotSummary), Error> {
     let began = Instant::now();
     let dir = scope.scratch(inner)?.path().join("snapshot");
-    std::fs::create_dir(&dir).map_err(|error| BuildFailure::internal(Phase::Snapshot, &error))?;
+    std::fs::create_dir(&dir).map_err(|error| BuildFailure::own(Phase::Snapshot, &error))?;
     machine.agent.freeze().await.map_err(|error| BuildFailure::agent(Phase::Snapshot, &error))?;
     // The guest must not remember half a conversation.
     machine.agent.disconnect().await;
     let vm = |error| BuildFailure::machine(Phase::Snapshot, &error);
     machine.vm.pause().await.map_err(vm)?;
+    whole(machine, Phase::Snapshot)?;
     let summary = machine.vm.snapshot(&dir).await.map_err(vm)?;
     scope.end_machine().await;
     log.say("snapshot", format!("Snapshot taken in {} ms", began.elapsed().as_millis())).await?;
     Ok((dir, summary))
+}
+
+/// Refuses a machine whose disk lacks what its guest has written. Asked after the guest has flushed.
+pub(crate) fn whole(machine: &Machine, phase: Phase) -> Result<(), BuildFailure> {
+    if machine.vm.has_lost_writes() { Err(BuildFailure::host_disk_full(phase)) } else { Ok(()) }
 }

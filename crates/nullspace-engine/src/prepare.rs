@@ -6,8 +6,8 @@
 //!  dockerfile  BuildKit ── archive ── key ── there? ─ no: import, publish ──────────────┤   (buildkit)
 //!  template  the parent's root image, as it was before the parent's start command ran ──┘
 //! ```
-//! Root images are shared: the key says everything that the bytes depend on (see [`import`]), so the same source twice
-//! is one file, and a tag that moved is another key.
+//! Root images are shared: the key says everything that the bytes depend on, and why whoever asks may have them (see
+//! [`import`]), so the same source twice is one file, and a tag that moved is another key.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use serde_json::json;
 use crate::Inner;
 use crate::failure::{BuildFailure, reason};
 use crate::image;
-use crate::import::{self, Target};
+use crate::import::{self, RootKey, Target};
 use crate::logs::BuildLog;
 use crate::pipeline::{Error, Scope};
 use crate::plan::{BuildPlan, Runtime, Source};
@@ -83,6 +83,7 @@ impl Preparing<'_> {
 
     async fn image(&self, reference: &str) -> Result<Prepared, Error> {
         let credentials = self.secrets()?.base_image_auth.clone();
+        let own_credentials = credentials.is_some();
         self.log.say("prepare", format!("Resolving {reference}")).await?;
         let resolved = image::resolve(&self.inner.registry, reference, credentials).await?;
         let digest = resolved.digest();
@@ -90,12 +91,19 @@ impl Preparing<'_> {
         self.log.say("prepare", format!("{reference} is {digest}")).await?;
 
         let disk_bytes = import::disk_bytes(self.plan.machine.disk_mb, resolved.compressed_bytes());
-        let key = import::image_key(&resolved.manifest_digest(), disk_bytes);
+        let (manifest, tenant) = (resolved.manifest_digest(), self.build.tenant);
+        let key = RootKey::of_image(&manifest, disk_bytes, resolved.public_proof(), tenant, own_credentials);
         let mut cache = TemplateBuildCacheSummary::default();
         let rootfs = self
             .rootfs(&key, &digest, disk_bytes, &mut cache, |target, spool| {
                 let lines = import::Lines::new(self.log.clone(), &self.scope.tasks);
-                image::import(resolved.clone(), target, spool, lines)
+                let resolved = resolved.clone();
+                async move {
+                    // What it takes is not known before it is there: at least as much as is downloaded.
+                    let room = self.inner.room(resolved.compressed_bytes());
+                    let _room = room.map_err(|error| BuildFailure::store(Phase::Prepare, &error))?;
+                    image::import(resolved, target, spool, lines).await
+                }
             })
             .await?;
         let runtime = image::runtime(resolved.config());
@@ -112,7 +120,7 @@ impl Preparing<'_> {
         let mut cache = TemplateBuildCacheSummary::default();
         let digest = sha256.to_owned();
         let rootfs = self
-            .rootfs(&import::tar_key(sha256), &format!("sha256:{sha256}"), disk_bytes, &mut cache, |target, _| {
+            .rootfs(&RootKey::of_tar(sha256), &format!("sha256:{sha256}"), disk_bytes, &mut cache, |target, _| {
                 import::tar(tar, digest, target)
             })
             .await?;
@@ -163,7 +171,7 @@ impl Preparing<'_> {
     /// The root image of this key: found, or imported and published. At most one import of a key runs in this process.
     pub(crate) async fn rootfs<F, R>(
         &self,
-        key: &str,
+        root: &RootKey,
         subject: &str,
         disk_bytes: u64,
         cache: &mut TemplateBuildCacheSummary,
@@ -173,6 +181,7 @@ impl Preparing<'_> {
         F: FnOnce(Target, PathBuf) -> R,
         R: Future<Output = Result<Written, BuildFailure>>,
     {
+        let key = root.key.as_str();
         let _alone = self.inner.imports.enter(key).await;
         if self.plan.skip_cache {
             cache.layer_bypasses += 1;
@@ -180,7 +189,7 @@ impl Preparing<'_> {
             let message = format!("{subject}: cache not asked");
             let reason = Some(CacheReason::WholeBuildSkipCache);
             self.log.cache("prepare", CacheKind::Layer, CacheStatus::Bypass, reason, subject, message).await?;
-        } else if let Some(rootfs) = self.inner.metadata.find_rootfs(self.lease, key, Timestamp::now()).await? {
+        } else if let Some(rootfs) = self.found(root).await? {
             cache.layer_hits += 1;
             self.inner.metrics.lookup("layer", "hit");
             let message = format!("{subject}: imported before");
@@ -199,8 +208,8 @@ impl Preparing<'_> {
         let path = scratch.path().join("rootfs.ext4");
         let file = std::fs::File::options().create_new(true).read(true).write(true).open(&path);
         let target = Target {
-            file: file.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?,
-            key: key.to_owned(),
+            file: file.map_err(|error| BuildFailure::own(Phase::Prepare, &error))?,
+            content: root.content.clone(),
             disk_bytes,
             cancel: self.scope.cancel.clone(),
             busy: self.scope.tasks.token(),
@@ -220,6 +229,15 @@ impl Preparing<'_> {
         );
         self.log.cache("prepare", CacheKind::Layer, CacheStatus::Stored, None, subject, message).await?;
         Ok(kept)
+    }
+
+    async fn found(&self, root: &RootKey) -> Result<Option<Rootfs>, Error> {
+        for key in std::iter::once(&root.key).chain(&root.others) {
+            if let Some(rootfs) = self.inner.metadata.find_rootfs(self.lease, key, Timestamp::now()).await? {
+                return Ok(Some(rootfs));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -48,6 +48,9 @@ pub(crate) enum Readiness {
         /// Program and arguments, for a check that needs no shell: the image may have none.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         argv: Vec<String>,
+        /// Seconds that one attempt may take; without it, all that is left.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attempt_secs: Option<u64>,
         /// How long and how often.
         #[serde(flatten)]
         timing: Timing,
@@ -100,8 +103,19 @@ pub(crate) enum Waited {
     },
 }
 
-/// One attempt may take so long and no longer; a guest under software emulation on a loaded host needs some of it.
-const ATTEMPT: Duration = Duration::from_secs(10);
+/// A connection may always take so long, if there is as much left; a guest under software emulation on a loaded host needs
+/// some of it.
+const CONNECTION: Duration = Duration::from_secs(10);
+
+/// How long one attempt may take of what is left: a command what its own limit says, or all of it; a connection so much that
+/// one which hangs leaves time for another.
+fn attempt(readiness: &Readiness, left: Duration) -> Duration {
+    match readiness {
+        Readiness::Command { attempt_secs: Some(secs), .. } => Duration::from_secs(*secs).min(left),
+        Readiness::Command { .. } | Readiness::Timeout { .. } => left,
+        Readiness::Tcp { .. } | Readiness::Http { .. } => (left / 4 * 3).max(CONNECTION).min(left),
+    }
+}
 
 /// Probes until ready or over time. Cancel by dropping.
 pub(crate) async fn wait(agent: &Agent, readiness: &Readiness, exec: &Exec) -> Result<Waited, AgentError> {
@@ -112,7 +126,7 @@ pub(crate) async fn wait(agent: &Agent, readiness: &Readiness, exec: &Exec) -> R
         }
         Readiness::Tcp { port, timing } => (ProbeCheck::Tcp { port: *port }, timing),
         Readiness::Http { port, path, timing } => (ProbeCheck::Http { port: *port, path: path.clone() }, timing),
-        Readiness::Command { command, argv, timing } => {
+        Readiness::Command { command, argv, timing, .. } => {
             let argv = match argv.is_empty() {
                 true => ["sh", "-c", command].map(str::to_owned).to_vec(),
                 false => argv.clone(),
@@ -128,7 +142,7 @@ pub(crate) async fn wait(agent: &Agent, readiness: &Readiness, exec: &Exec) -> R
         if left.is_zero() {
             return Ok(Waited::TimedOut { limit: timing.limit(), last });
         }
-        let timeout_ms = ATTEMPT.min(left).as_millis().max(1) as u64;
+        let timeout_ms = u64::try_from(attempt(readiness, left).as_millis()).unwrap_or(u64::MAX).max(1);
         attempts += 1;
         let (ready, detail) = agent.probe(Probe { check: check.clone(), timeout_ms }).await?;
         if ready {
@@ -138,5 +152,35 @@ pub(crate) async fn wait(agent: &Agent, readiness: &Readiness, exec: &Exec) -> R
         // Early attempts come quicker than the interval: a service that is up after 60 ms should not cost 500.
         let pause = Duration::from_millis(timing.interval_ms).min(Duration::from_millis(25 << attempts.min(6)));
         tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_may_take_what_its_own_timeout_says_or_what_is_left() {
+        let command = |attempt_secs| Readiness::Command {
+            command: "check".into(),
+            argv: Vec::new(),
+            attempt_secs,
+            timing: Timing::default(),
+        };
+        let http = Readiness::Http { port: 80, path: "/".into(), timing: Timing::default() };
+        let tcp = Readiness::Tcp { port: 80, timing: Timing::default() };
+        // seconds left, seconds that an attempt gets
+        for (readiness, left, expected) in [
+            (&command(None), 42, 42),
+            (&command(Some(30)), 42, 30),
+            (&command(Some(30)), 12, 12),
+            (&http, 40, 30),
+            (&http, 12, 10),
+            (&http, 5, 5),
+            (&tcp, 40, 30),
+        ] {
+            let given = attempt(readiness, Duration::from_secs(left));
+            assert_eq!(given, Duration::from_secs(expected), "{readiness:?}, {left} s left");
+        }
     }
 }

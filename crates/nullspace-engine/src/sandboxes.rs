@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!  create ──> creating ──restored, new identity──> running ──destroy, timeout──> destroyed
-//!                 └── restore failed ──> error         └── machine ended by itself ──> error
+//!                 └── restore failed ──> error         └── machine ended, or cannot be talked to any more ──> error
 //! ```
+//! Nothing is ever told to a guest that has broken the agent's protocol, or that has not answered its heartbeat for
+//! 30 seconds: its sandbox ends then, and gives back what it had.
 //! A sandbox lives in this process: when the service stops, its sandboxes end. The database remembers them.
 //!
 //! Size of a sandbox: a snapshot fixes vCPUs, memory and disk. A create that asks for others gets the template's, and
@@ -12,6 +14,7 @@
 mod answers;
 mod commands;
 mod create;
+mod fault;
 mod files;
 mod processes;
 
@@ -21,9 +24,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use nullspace_api::{
     DestroySandboxResponse, ErrorResponseCode, ExecRequest, ExecResponse, JsonObject, SandboxInfo,
-    SandboxStatus as WireStatus,
+    SandboxStatus as WireStatus, TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase,
 };
-use nullspace_guest::host::AgentError;
+use nullspace_guest::host::{AgentError, ExecOutput};
 use nullspace_guest::message::{Exec, FailureKind};
 use nullspace_store::{Caller, RootfsPin, SandboxFilter, SandboxId, SandboxStatus, Scratch, StoreError, TenantId};
 use serde::{Deserialize, Serialize};
@@ -32,18 +35,25 @@ use tokio_util::sync::CancellationToken;
 
 use self::answers::{info, status_to_store};
 pub use self::commands::{Command, CommandEvent};
+use self::fault::Fault;
 pub use self::files::{FileAt, FileDownload, FileUpload};
+use crate::disk::Writing;
 use crate::error::{Error, Result};
-use crate::failure::chain;
-use crate::machine::Machine;
+use crate::failure::{chain, reason};
+use crate::machine::{self, Machine};
 use crate::plan::Runtime;
 use crate::validate::{check_envs, check_workdir};
 use crate::{Engine, Inner};
 
 /// Bytes of stdout and of stderr that an exec answers with.
 const MAX_OUTPUT: usize = 10 * 1024 * 1024;
+/// Bytes of each stream, its end, that the error of a command has whose time was over.
+const MAX_TIMED_OUT_OUTPUT: usize = 64 * 1024;
 /// Longest command that `exec` waits for.
 const MAX_EXEC_SECS: u64 = 3600;
+
+/// Why a sandbox ended that filled the host's disk.
+const DISK_FULL: &str = "host_disk_full: the host's disk ran full, and this sandbox had written most of late";
 
 /// What the database keeps of a sandbox's size and settings.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -66,6 +76,8 @@ struct Live {
     /// Stops the task that watches over it.
     ended: CancellationToken,
     scratch: Mutex<Option<Scratch>>,
+    /// Its folder, among those that are looked at when the host's disk runs full.
+    writing: Writing,
     /// What its disk lies on.
     _root: RootfsPin,
     /// Places for commands that somebody follows.
@@ -95,6 +107,8 @@ enum Place {
 #[derive(Default)]
 pub(crate) struct Sandboxes {
     places: Mutex<HashMap<SandboxId, Place>>,
+    /// Ends that the database did not take: no more than there were machines.
+    unrecorded: Mutex<HashMap<SandboxId, (SandboxStatus, Option<String>)>>,
 }
 
 impl Sandboxes {
@@ -223,8 +237,15 @@ impl Engine {
         Ok(DestroySandboxResponse { id: id.to_owned(), status: WireStatus::Destroyed })
     }
 
-    /// Runs a command in a sandbox and waits for its end.
-    pub async fn exec(&self, caller: &Caller, id: &str, request: ExecRequest) -> Result<ExecResponse> {
+    /// Runs a command in a sandbox and waits for its end. `may_keep` is asked before memory is taken for its output, with how
+    /// many bytes more; what it refuses is dropped, and the answer says so.
+    pub async fn exec(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: ExecRequest,
+        may_keep: impl FnMut(usize) -> bool + Send,
+    ) -> Result<ExecResponse> {
         let live = self.live(caller, id).await?;
         let exec = command(&live, &request)?;
         let timeout_ms = exec.timeout_ms.unwrap_or_default();
@@ -234,26 +255,32 @@ impl Engine {
             let pid = live.machine.agent.start_service(exec).await.map_err(failed)?;
             return Ok(ExecResponse { exit_code: 0, stdout: String::new(), stderr: String::new(), pid: Some(pid) });
         }
-        let run = live.machine.agent.exec_collect(exec, MAX_OUTPUT);
+        let run = live.machine.agent.exec_collect_while(exec, MAX_OUTPUT, may_keep);
         let output = tokio::select! {
             biased;
             output = run => output.map_err(failed)?,
             () = live.ended.cancelled() => return Err(Error::sandbox_not_found(id)),
         };
         if output.exit.timed_out {
-            return Err(Error::new(
-                ErrorResponseCode::ExecTimeout,
-                format!(
-                    "the command did not end within {timeout_ms} ms and was stopped; give it a higher timeout_secs"
-                ),
-            ));
+            return Err(timed_out(&output, timeout_ms));
         }
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let mut stderr = text(&output.stderr);
-        if output.truncated {
-            stderr.push_str(&format!("\n[nullspace: output beyond {MAX_OUTPUT} bytes was dropped]\n"));
+        let kept = output.stdout.len().max(output.stderr.len());
+        let (stdout, stdout_cut) = text(output.stdout);
+        let (mut stderr, stderr_cut) = text(output.stderr);
+        if output.exit.out_of_memory {
+            stderr.push_str(
+                "\n[nullspace: the machine's memory ran out while this ran; memory_mib of the template sets it]\n",
+            );
         }
-        let stdout = text(&output.stdout);
+        if output.truncated || stdout_cut || stderr_cut {
+            let notice = if kept >= MAX_OUTPUT || stdout_cut || stderr_cut {
+                format!("\n[nullspace: output beyond {MAX_OUTPUT} bytes was dropped]\n")
+            } else {
+                let why = "there was no memory for more of it: run fewer commands with much output at once";
+                format!("\n[nullspace: output was dropped, {why}]\n")
+            };
+            stderr.push_str(&notice);
+        }
         Ok(ExecResponse { exit_code: output.exit.code, stdout, stderr, pid: Some(output.pid) })
     }
 
@@ -289,17 +316,37 @@ impl Inner {
                 }
             };
             tokio::select! {
+                // First: whoever ends a sandbox also ends its machine and its connection.
+                biased;
                 () = live.ended.cancelled() => {}
                 () = up => {
                     tracing::info!(sandbox_id = %id, "sandbox's time is up");
                     inner.end_sandbox(id, SandboxStatus::Destroyed, Some("its time was up")).await;
                 }
-                how = live.machine.vm.exited() => {
-                    tracing::warn!(sandbox_id = %id, how, "sandbox's machine ended by itself");
-                    inner.end_sandbox(id, SandboxStatus::Error, Some("its machine ended by itself")).await;
+                () = live.writing.overran.cancelled() => {
+                    tracing::warn!(sandbox_id = %id, "sandbox is ended: the host's disk runs full, and it has written most");
+                    inner.end_sandbox(id, SandboxStatus::Error, Some(DISK_FULL)).await;
+                }
+                ended = live.machine.vm.exited() => inner.fail_sandbox(id, &Fault::Machine(ended)).await,
+                error = live.machine.agent.closed() => {
+                    // A machine that ends takes the connection with it first.
+                    let ended = match &error {
+                        AgentError::Closed => machine::ended(live.machine.vm.as_ref()).await,
+                        _ => None,
+                    };
+                    let fault = ended.map_or(Fault::Agent(error), Fault::Machine);
+                    inner.fail_sandbox(id, &fault).await;
                 }
             }
         });
+    }
+
+    /// Ends a sandbox that no longer works.
+    async fn fail_sandbox(&self, id: SandboxId, fault: &Fault) {
+        let (code, why) = (fault.code(), fault.to_string());
+        tracing::warn!(sandbox_id = %id, reason = code, why, "sandbox failed and is ended");
+        self.metrics.sandbox_failed(code);
+        self.end_sandbox(id, SandboxStatus::Error, Some(&format!("{code}: {}", fault.shown()))).await;
     }
 
     /// Ends the machine, removes what it had, and records the end. Whoever comes second finds nothing to do.
@@ -320,8 +367,18 @@ impl Inner {
             // A conflict: it was ended by somebody else meanwhile.
             Ok(_) | Err(StoreError::Conflict { .. }) => {}
             Err(error) => {
-                tracing::error!(sandbox_id = %id, error = %chain(&error), "a sandbox's end could not be recorded");
+                tracing::error!(sandbox_id = %id, error = %chain(&error), "a sandbox's end is not recorded yet");
+                let mut unrecorded = self.sandboxes.unrecorded.lock().unwrap_or_else(PoisonError::into_inner);
+                unrecorded.insert(id, (status, reason.map(str::to_owned)));
             }
+        }
+    }
+
+    /// Records ends that the database did not take when they came.
+    pub(crate) async fn record_ends(&self) {
+        let unrecorded = std::mem::take(&mut *self.sandboxes.unrecorded.lock().unwrap_or_else(PoisonError::into_inner));
+        for (id, (status, reason)) in unrecorded {
+            self.set_status(id, status, reason.as_deref()).await;
         }
     }
 
@@ -333,9 +390,43 @@ impl Inner {
     }
 }
 
+/// A command whose time is over, with the end of what it wrote.
+fn timed_out(output: &ExecOutput, timeout_ms: u64) -> Error {
+    let message = format!("the command did not end within {timeout_ms} ms and was stopped");
+    let advice = "Give it a higher timeout_secs, or run it in the background.".to_owned();
+    let end = |bytes: &[u8]| {
+        let from = bytes.len().saturating_sub(MAX_TIMED_OUT_OUTPUT);
+        String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned()
+    };
+    let cut = |bytes: &[u8]| bytes.len() > MAX_TIMED_OUT_OUTPUT;
+    let (code, phase) = (TemplateFailureDetailCode::BuildError, TemplateFailurePhase::Interrupted);
+    let mut detail = TemplateFailureDetail::new(code, phase, false, message.clone(), advice);
+    let mut details = JsonObject::new();
+    details.insert("stdout".to_owned(), end(&output.stdout).into());
+    details.insert("stderr".to_owned(), end(&output.stderr).into());
+    details.insert("truncated".to_owned(), (output.truncated || cut(&output.stdout) || cut(&output.stderr)).into());
+    detail.details = Some(details);
+    Error {
+        detail: Some(Box::new(detail.with_reason(reason::EXEC_TIMEOUT))),
+        ..Error::new(ErrorResponseCode::ExecTimeout, format!("{message}; give it a higher timeout_secs"))
+    }
+}
+
 /// The answer of work that went on by itself.
 fn joined<T>(done: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
     done.unwrap_or_else(|error| Err(Error::internal("a sandbox's task", &error)))
+}
+
+/// Output as text of at most [`MAX_OUTPUT`] bytes, and whether some was cut off: a byte that is no text becomes three.
+fn text(bytes: Vec<u8>) -> (String, bool) {
+    let mut text =
+        String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    let cut = text.len() > MAX_OUTPUT;
+    if cut {
+        text.truncate(text.floor_char_boundary(MAX_OUTPUT));
+        text.shrink_to_fit();
+    }
+    (text, cut)
 }
 
 fn parse(id: &str) -> Result<SandboxId> {
@@ -375,9 +466,12 @@ fn command(live: &Live, request: &ExecRequest) -> Result<Exec> {
         argv,
         envs,
         cwd: Some(request.cwd.clone().unwrap_or_else(|| live.cwd.clone())),
+        // The template's or the sandbox's own is made when it is missing, as a container's; one that is named for a
+        // command has to be there.
+        make_cwd: request.cwd.is_none(),
         user: request.user.clone().or_else(|| live.runtime.user.clone()),
         timeout_ms: Some(timeout_secs * 1000),
-        stdin: false,
+        ..Exec::default()
     })
 }
 

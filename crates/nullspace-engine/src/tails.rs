@@ -8,21 +8,38 @@
 //! Nobody gets an answer older than the question: who asks while a read is under way waits for the next one, which then
 //! answers all who wait. The row is never answered from memory alone. Entries are: a log only grows, and what was read
 //! from the store is durable, so an entry that is known is known for ever. Kept are one run of at most [`KEPT`] entries
-//! and about [`KEPT_BYTES`] of each of the [`LOGS`] logs that were read last; what is older is read from the store by
-//! whoever wants it.
+//! and about [`KEPT_BYTES`] of each of the [`LOGS`] logs that were read last, [`ALL_BYTES`] of them together, and nothing of
+//! a log that nobody has read for [`IDLE`]; what is older is read from the store by whoever wants it.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Entries kept of a log.
 const KEPT: u64 = 8192;
 /// Bytes kept of a log, as [`Source::size`] counts them.
-const KEPT_BYTES: usize = 8 << 20;
+const KEPT_BYTES: usize = 4 << 20;
+/// Bytes kept of all logs together.
+const ALL_BYTES: usize = 16 << 20;
 /// Logs of which something is kept.
 const LOGS: usize = 16;
+/// A log that nobody reads for so long is kept no more.
+pub(crate) const IDLE: Duration = Duration::from_secs(30);
 /// Most entries of one page, and of one read from the store.
 pub(crate) const PAGE: u32 = 1000;
+/// Of an entry, when a page that is bounded in bytes is read from the store: short ones make a longer page.
+const ENTRY: usize = 2 << 10;
+
+/// How much of a log to answer with at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit {
+    /// Entries.
+    pub(crate) entries: u32,
+    /// About so many bytes of entries, at least one entry.
+    pub(crate) bytes: usize,
+}
 
 /// A row and the log's next offset, or why there is none.
 type Read<R, E> = Result<(R, u64), E>;
@@ -68,14 +85,23 @@ pub(crate) struct Tails<K, S: Source> {
 }
 
 struct Logs<K, S: Source> {
-    tails: HashMap<K, (u64, Arc<Tail<S>>)>,
+    tails: HashMap<K, Kept<S>>,
     uses: u64,
+}
+
+struct Kept<S: Source> {
+    /// When it was read last, as a count of all uses and as a time.
+    used: u64,
+    at: Instant,
+    tail: Arc<Tail<S>>,
 }
 
 struct Tail<S: Source> {
     /// Held by the one that reads for all.
     turn: tokio::sync::Mutex<()>,
     known: Mutex<Known<S>>,
+    /// Bytes that are kept, for whoever looks without the lock.
+    bytes: AtomicUsize,
 }
 
 struct Known<S: Source> {
@@ -103,14 +129,14 @@ impl<K: Copy + Eq + Hash, S: Source> Default for Tails<K, S> {
 }
 
 impl<K: Copy + Eq + Hash, S: Source> Tails<K, S> {
-    /// The row of `key`, and `limit` entries of its log from `from` on, as far as there are so many. A row that tells of
+    /// The row of `key`, and entries of its log from `from` on, as many as there are and `limit` allows. A row that tells of
     /// the log's end comes with the end.
     pub(crate) async fn read(
         &self,
         key: K,
         source: &S,
         from: u64,
-        limit: u32,
+        limit: Limit,
     ) -> Result<Page<S::Row, S::Entry>, S::Error> {
         let known = self.find(key);
         let tail = match known {
@@ -121,37 +147,58 @@ impl<K: Copy + Eq + Hash, S: Source> Tails<K, S> {
                 self.insert(key)
             }
         };
-        tail.read(source, from, limit).await
+        let page = tail.read(source, from, limit).await;
+        self.trim();
+        page
+    }
+
+    /// Lets go of the logs that nobody has read for so long.
+    pub(crate) fn forget(&self, idle: Duration) {
+        lock(&self.logs).tails.retain(|_, kept| kept.at.elapsed() < idle);
     }
 
     fn find(&self, key: K) -> Option<Arc<Tail<S>>> {
         let mut logs = lock(&self.logs);
         logs.uses += 1;
         let now = logs.uses;
-        let (used, tail) = logs.tails.get_mut(&key)?;
-        *used = now;
-        Some(Arc::clone(tail))
+        let kept = logs.tails.get_mut(&key)?;
+        (kept.used, kept.at) = (now, Instant::now());
+        Some(Arc::clone(&kept.tail))
     }
 
     fn insert(&self, key: K) -> Arc<Tail<S>> {
         let mut logs = lock(&self.logs);
         logs.uses += 1;
-        let now = logs.uses;
-        if logs.tails.len() >= LOGS
-            && !logs.tails.contains_key(&key)
-            && let Some(oldest) = logs.tails.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| *key)
-        {
-            logs.tails.remove(&oldest);
+        let used = logs.uses;
+        if logs.tails.len() >= LOGS && !logs.tails.contains_key(&key) {
+            logs.remove_oldest();
         }
-        let (_, tail) = logs.tails.entry(key).or_insert_with(|| (now, Arc::default()));
-        Arc::clone(tail)
+        let new = || Kept { used, at: Instant::now(), tail: Arc::default() };
+        Arc::clone(&logs.tails.entry(key).or_insert_with(new).tail)
+    }
+
+    /// Lets the logs go that were read longest ago, until what is left is not too much together.
+    fn trim(&self) {
+        let mut logs = lock(&self.logs);
+        let bytes = |kept: &Kept<S>| kept.tail.bytes.load(Ordering::Relaxed);
+        while logs.tails.len() > 1 && logs.tails.values().map(bytes).sum::<usize>() > ALL_BYTES {
+            logs.remove_oldest();
+        }
+    }
+}
+
+impl<K: Copy + Eq + Hash, S: Source> Logs<K, S> {
+    fn remove_oldest(&mut self) {
+        if let Some(oldest) = self.tails.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| *key) {
+            self.tails.remove(&oldest);
+        }
     }
 }
 
 impl<S: Source> Default for Tail<S> {
     fn default() -> Self {
         let known = Known { begun: 0, ended: 0, row: None, floor: 0, first: 0, entries: VecDeque::new(), bytes: 0 };
-        Tail { turn: tokio::sync::Mutex::default(), known: Mutex::new(known) }
+        Tail { turn: tokio::sync::Mutex::default(), known: Mutex::new(known), bytes: AtomicUsize::new(0) }
     }
 }
 
@@ -166,13 +213,13 @@ enum Next<E> {
 }
 
 impl<S: Source> Tail<S> {
-    async fn read(&self, source: &S, from: u64, limit: u32) -> Result<Page<S::Row, S::Entry>, S::Error> {
+    async fn read(&self, source: &S, from: u64, limit: Limit) -> Result<Page<S::Row, S::Entry>, S::Error> {
         let asked = lock(&self.known).begun;
         let turn = self.turn.lock().await;
         let (row, end) = self.row_after(asked, source).await?;
-        let wanted = end.saturating_sub(from).min(u64::from(limit.clamp(1, PAGE)));
+        let wanted = end.saturating_sub(from).min(u64::from(limit.entries.clamp(1, PAGE)));
         let read = loop {
-            let next = lock(&self.known).next(from, wanted);
+            let next = lock(&self.known).next(from, wanted, limit.bytes);
             match next {
                 Next::Have(entries) => return Ok(Page { row, end, entries }),
                 Next::Extend(start) => {
@@ -182,11 +229,14 @@ impl<S: Source> Tail<S> {
                         // The store has lost what its row announces; nobody shall wait for it.
                         break Vec::new();
                     }
-                    lock(&self.known).keep(start, read);
+                    let mut known = lock(&self.known);
+                    known.keep(start, read);
+                    self.bytes.store(known.bytes, Ordering::Relaxed);
                 }
                 Next::Alone => {
                     drop(turn);
-                    break source.entries(&row, from, u32::try_from(wanted).unwrap_or(PAGE)).await?;
+                    let few = u64::try_from(limit.bytes / ENTRY).unwrap_or(u64::MAX).max(16);
+                    break source.entries(&row, from, u32::try_from(wanted.min(few)).unwrap_or(PAGE)).await?;
                 }
             }
         };
@@ -219,15 +269,26 @@ impl<S: Source> Tail<S> {
 
 impl<S: Source> Known<S> {
     /// What to do for a reader that wants so many entries from `from` on, all of which the log has.
-    fn next(&self, from: u64, wanted: u64) -> Next<S::Entry> {
+    fn next(&self, from: u64, wanted: u64, bytes: usize) -> Next<S::Entry> {
         let (first, after) = (self.first, self.first.saturating_add(self.entries.len() as u64));
         if wanted == 0 {
-            Next::Have(Vec::new())
-        } else if from >= first && from.saturating_add(wanted) <= after {
+            return Next::Have(Vec::new());
+        }
+        if from >= first && from < after {
             let skip = usize::try_from(from - first).unwrap_or(usize::MAX);
             let most = usize::try_from(wanted).unwrap_or(usize::MAX);
-            Next::Have(self.entries.iter().skip(skip).take(most).cloned().collect())
-        } else if from < self.floor {
+            let mut left = bytes.max(1);
+            let fits = |entry: &&Arc<S::Entry>| {
+                let fits = left > 0;
+                left = left.saturating_sub(S::size(entry));
+                fits
+            };
+            let page: Vec<_> = self.entries.iter().skip(skip).take(most).take_while(fits).cloned().collect();
+            if page.len() == most || left == 0 {
+                return Next::Have(page);
+            }
+        }
+        if from < self.floor {
             Next::Alone
         } else if from < first || from - first > KEPT {
             Next::Extend(from)
@@ -261,8 +322,7 @@ impl<S: Source> Known<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-    use std::time::Duration;
+    use std::sync::atomic::AtomicU64;
 
     use proptest::prelude::*;
 
@@ -320,6 +380,12 @@ mod tests {
         }
     }
 
+    impl<K: Copy + Eq + Hash, S: Source> Tails<K, S> {
+        async fn page(&self, key: K, source: &S, from: u64, entries: u32) -> Result<Page<S::Row, S::Entry>, S::Error> {
+            self.read(key, source, from, Limit { entries, bytes: usize::MAX }).await
+        }
+    }
+
     fn offsets(page: &Page<&'static str, (u64, usize)>) -> Vec<u64> {
         page.entries.iter().map(|entry| entry.0).collect()
     }
@@ -331,7 +397,7 @@ mod tests {
         let follow = async || {
             let mut next = 0;
             while next < 3000 {
-                let page = tails.read(1, &Reader(&log, "a"), next, 500).await.unwrap();
+                let page = tails.page(1, &Reader(&log, "a"), next, 500).await.unwrap();
                 assert_eq!(offsets(&page), (next..next + 500).collect::<Vec<_>>());
                 next += 500;
             }
@@ -347,14 +413,14 @@ mod tests {
     async fn no_answer_is_older_than_its_question() {
         let log = Log { end: AtomicU64::new(1), delay: Duration::from_millis(20), ..Log::default() };
         let tails = Tails::default();
-        tails.read(1, &Reader(&log, "a"), 0, 10).await.unwrap();
+        tails.page(1, &Reader(&log, "a"), 0, 10).await.unwrap();
         let own = Reader(&log, "a");
-        let early = tails.read(1, &own, 0, 10);
+        let early = tails.page(1, &own, 0, 10);
         let late = async {
             // The early one's read is under way and has seen one entry.
             tokio::time::sleep(Duration::from_millis(5)).await;
             log.end.store(2, Ordering::SeqCst);
-            tails.read(1, &Reader(&log, "a"), 0, 10).await
+            tails.page(1, &Reader(&log, "a"), 0, 10).await
         };
         let (early, late) = tokio::join!(early, late);
         assert_eq!((early.unwrap().end, late.unwrap().end), (1, 2));
@@ -367,7 +433,7 @@ mod tests {
         let own = Reader(&log, "a");
         for end in 1..50 {
             log.end.store(end, Ordering::SeqCst);
-            assert_eq!(offsets(&tails.read(1, &own, 0, 1000).await.unwrap()), (0..end).collect::<Vec<_>>());
+            assert_eq!(offsets(&tails.page(1, &own, 0, 1000).await.unwrap()), (0..end).collect::<Vec<_>>());
         }
     }
 
@@ -376,17 +442,17 @@ mod tests {
         let log = Log { end: AtomicU64::new(5), ..Log::default() };
         let tails = Tails::default();
         for key in 0..100 {
-            assert_eq!(tails.read(key, &Reader(&log, "b"), 0, 10).await.unwrap_err(), "not yours");
+            assert_eq!(tails.page(key, &Reader(&log, "b"), 0, 10).await.unwrap_err(), "not yours");
         }
         assert!(lock(&tails.logs).tails.is_empty());
         let (own, other) = (Reader(&log, "a"), Reader(&log, "b"));
-        let (own, other) = tokio::join!(tails.read(1, &own, 0, 10), tails.read(1, &other, 0, 10));
+        let (own, other) = tokio::join!(tails.page(1, &own, 0, 10), tails.page(1, &other, 0, 10));
         assert_eq!((own.unwrap().end, other.unwrap_err()), (5, "not yours"));
         let (other, own) = (Reader(&log, "b"), Reader(&log, "a"));
-        let (other, own) = tokio::join!(tails.read(1, &other, 0, 10), tails.read(1, &own, 0, 10));
+        let (other, own) = tokio::join!(tails.page(1, &other, 0, 10), tails.page(1, &own, 0, 10));
         assert_eq!((own.unwrap().end, other.unwrap_err()), (5, "not yours"));
         for key in 0..100 {
-            tails.read(key, &Reader(&log, "a"), 0, 10).await.unwrap();
+            tails.page(key, &Reader(&log, "a"), 0, 10).await.unwrap();
         }
         assert_eq!(lock(&tails.logs).tails.len(), LOGS);
     }
@@ -395,25 +461,25 @@ mod tests {
     async fn a_failure_is_told_to_all_who_waited_and_to_nobody_else() {
         let log = Log { end: AtomicU64::new(5), ..Log::default() };
         let tails = Tails::default();
-        tails.read(1, &Reader(&log, "a"), 0, 10).await.unwrap();
+        tails.page(1, &Reader(&log, "a"), 0, 10).await.unwrap();
         *log.broken.lock().unwrap() = Some("down");
         let before = log.rows.load(Ordering::SeqCst);
         let readers: Vec<_> = (0..50).map(|_| Reader(&log, "a")).collect();
-        let reads = readers.iter().map(|reader| tails.read(1, reader, 0, 10));
+        let reads = readers.iter().map(|reader| tails.page(1, reader, 0, 10));
         assert!(futures::future::join_all(reads).await.iter().all(|read| matches!(read, Err("down"))));
         assert!(log.rows.load(Ordering::SeqCst) - before <= 2);
         *log.broken.lock().unwrap() = None;
-        assert_eq!(tails.read(1, &Reader(&log, "a"), 0, 10).await.unwrap().end, 5);
+        assert_eq!(tails.page(1, &Reader(&log, "a"), 0, 10).await.unwrap().end, 5);
     }
 
     #[tokio::test]
     async fn one_who_leaves_half_way_holds_nobody_up() {
         let log = Log { end: AtomicU64::new(5), delay: Duration::from_millis(20), ..Log::default() };
         let tails = Tails::default();
-        tails.read(1, &Reader(&log, "a"), 0, 10).await.unwrap();
-        let left = tokio::time::timeout(Duration::from_millis(1), tails.read(1, &Reader(&log, "a"), 0, 10)).await;
+        tails.page(1, &Reader(&log, "a"), 0, 10).await.unwrap();
+        let left = tokio::time::timeout(Duration::from_millis(1), tails.page(1, &Reader(&log, "a"), 0, 10)).await;
         assert!(left.is_err());
-        assert_eq!(tails.read(1, &Reader(&log, "a"), 2, 10).await.unwrap().entries.len(), 3);
+        assert_eq!(tails.page(1, &Reader(&log, "a"), 2, 10).await.unwrap().entries.len(), 3);
     }
 
     #[tokio::test]
@@ -423,22 +489,58 @@ mod tests {
         let own = Reader(&log, "a");
         let mut next = 0;
         while next < 5 * KEPT {
-            let page = tails.read(1, &own, next, 700).await.unwrap();
+            let page = tails.page(1, &own, next, 700).await.unwrap();
             assert_eq!(offsets(&page), (next..next + page.entries.len() as u64).collect::<Vec<_>>());
             next += page.entries.len() as u64;
         }
         {
             let logs = lock(&tails.logs);
-            let known = lock(&logs.tails[&1].1.known);
+            let known = lock(&logs.tails[&1].tail.known);
             assert!(known.bytes <= KEPT_BYTES && known.entries.len() <= KEPT as usize);
         }
         // What is gone can still be read, and pushes out nothing.
-        let end = tails.read(1, &own, 5 * KEPT - 10, 700).await.unwrap();
+        let end = tails.page(1, &own, 5 * KEPT - 10, 700).await.unwrap();
         assert_eq!(end.entries.len(), 10);
         let read = log.entries.load(Ordering::SeqCst);
-        assert_eq!(offsets(&tails.read(1, &own, 7, 3).await.unwrap()), [7, 8, 9]);
-        tails.read(1, &own, 5 * KEPT - 10, 700).await.unwrap();
+        assert_eq!(offsets(&tails.page(1, &own, 7, 3).await.unwrap()), [7, 8, 9]);
+        tails.page(1, &own, 5 * KEPT - 10, 700).await.unwrap();
         assert_eq!(log.entries.load(Ordering::SeqCst) - read, 3);
+    }
+
+    #[tokio::test]
+    async fn all_logs_together_have_a_bound_and_what_nobody_reads_is_let_go() {
+        let log = Log { end: AtomicU64::new(700), size: 4096, ..Log::default() };
+        let tails = Tails::default();
+        for key in 0..200 {
+            assert_eq!(tails.page(key, &Reader(&log, "a"), 0, 1000).await.unwrap().entries.len(), 700);
+            let logs = lock(&tails.logs);
+            let kept: usize = logs.tails.values().map(|kept| lock(&kept.tail.known).bytes).sum();
+            assert!(kept <= ALL_BYTES && logs.tails.len() <= LOGS, "{kept} bytes of {} logs", logs.tails.len());
+        }
+        tails.forget(Duration::from_secs(3600));
+        assert!(!lock(&tails.logs).tails.is_empty());
+        tails.forget(Duration::ZERO);
+        assert!(lock(&tails.logs).tails.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_page_may_be_bounded_in_bytes_and_is_never_empty_for_that() {
+        let log = Log { end: AtomicU64::new(3000), size: 4096, ..Log::default() };
+        let tails = Tails::default();
+        let own = Reader(&log, "a");
+        for bytes in [0, 1, 4096, 100_000] {
+            let mut next = 0;
+            while next < 3000 {
+                let page = tails.read(1, &own, next, Limit { entries: 1000, bytes: bytes.max(1) }).await.unwrap();
+                let got = page.entries.len() as u64;
+                assert!(
+                    got > 0 && got * 4096 <= (bytes as u64 + 4096).max(17 * 4096),
+                    "{got} entries for {bytes} bytes"
+                );
+                assert_eq!(offsets(&page), (next..next + got).collect::<Vec<_>>());
+                next += got;
+            }
+        }
     }
 
     proptest! {
@@ -453,7 +555,7 @@ mod tests {
                 let tails = Tails::default();
                 for (from, limit, grown) in steps {
                     let end = log.end.fetch_add(grown, Ordering::SeqCst) + grown;
-                    let page = tails.read(1, &Reader(&log, "a"), from, limit).await.unwrap();
+                    let page = tails.page(1, &Reader(&log, "a"), from, limit).await.unwrap();
                     let got = offsets(&page);
                     assert_eq!(page.end, end);
                     assert_eq!(got.len() as u64, u64::from(limit.min(PAGE)).min(end.saturating_sub(from)));

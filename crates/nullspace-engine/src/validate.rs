@@ -32,8 +32,8 @@ pub(crate) const MAX_PATH: usize = 4095;
 const MAX_NAME: usize = 255;
 /// Variables of one map.
 const MAX_ENVS: usize = 1_000;
-/// Bytes of one variable's value, start command or readiness command: what `execve` takes as one argument.
-const MAX_TEXT: usize = 128 * 1024 - 1;
+/// Bytes of one variable's value, start, resume or readiness command: what `execve` takes as one argument.
+pub(crate) const MAX_TEXT: usize = 128 * 1024 - 1;
 /// Seconds of a readiness check.
 const MAX_READY_SECS: u64 = 3_600;
 
@@ -52,6 +52,7 @@ pub(crate) struct Valid {
     pub(crate) machine: MachineSize,
     pub(crate) build_envs: BTreeMap<String, String>,
     pub(crate) start_cmd: Option<String>,
+    pub(crate) resume_cmd: Option<String>,
     pub(crate) runtime: RuntimeWish,
     pub(crate) skip_cache: bool,
 }
@@ -93,6 +94,10 @@ pub(crate) fn check(request: &CreateTemplateRequest, secrets: &RequestSecrets) -
     if let Some(line) = &start_cmd {
         wrong.text("start_cmd", line);
     }
+    let resume_cmd = request.resume_cmd.clone().filter(|line| !line.trim().is_empty());
+    if let Some(line) = &resume_cmd {
+        wrong.text("resume_cmd", line);
+    }
     let runtime = runtime(request, &mut wrong);
     let source = match request.base_image.as_deref() {
         Some(image) if image.trim().is_empty() => {
@@ -133,6 +138,7 @@ pub(crate) fn check(request: &CreateTemplateRequest, secrets: &RequestSecrets) -
         machine,
         build_envs,
         start_cmd,
+        resume_cmd,
         runtime,
         skip_cache: request.skip_cache.unwrap_or_default(),
     };
@@ -352,7 +358,7 @@ fn readiness(probe: &TemplateReadinessProbe, wrong: &mut Wrong) -> Readiness {
                 wrong.say("runtime_config.readiness.command", "is empty");
             }
             wrong.text("runtime_config.readiness.command", &command.command);
-            Readiness::Command { command: command.command.clone(), argv: Vec::new(), timing }
+            Readiness::Command { command: command.command.clone(), argv: Vec::new(), attempt_secs: None, timing }
         }
         TemplateReadinessProbe::Timeout(timeout) => {
             wrong.range("runtime_config.readiness.timeout_ms", timeout.timeout_ms, 0, MAX_READY_SECS * 1000);
@@ -437,7 +443,7 @@ mod tests {
         let error = checked(json!({
             "name": "no spaces", "tags": [], "base_image": " ",
             "build_config": {"vcpus": 0, "memory_mib": 1, "disk_mb": 511},
-            "build_envs": {"A=B": "x"}, "start_cmd": "a\u{0}b",
+            "build_envs": {"A=B": "x"}, "start_cmd": "a\u{0}b", "resume_cmd": "a\u{0}b",
             "runtime_config": {"default_workdir": "rel/../x", "readiness": {"kind": "http", "port": 0, "path": "x y"}},
             "build_args": {"A": "1"}, "build_backend": "buildkit"
         }))
@@ -452,6 +458,7 @@ mod tests {
             "build_config.disk_mb",
             "build_envs",
             "start_cmd",
+            "resume_cmd",
             "default_workdir is not an absolute path",
             "default_workdir contains '..'",
             "readiness.port",

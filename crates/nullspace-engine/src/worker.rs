@@ -6,7 +6,8 @@
 //!   │              ├─ cancel asked ────────> finish_cancelled
 //!   │              ├─ service stops ───────> hand back, another worker takes it at once
 //!   └── notified,  ├─ over its time ───────> finish_error
-//!       or POLL    └─ lease lost ──────────> write nothing more
+//!       or POLL    ├─ the disk was full ───> retry later, as a typed failure, whatever it seemed to end with
+//!                  └─ lease lost ──────────> write nothing more
 //! ```
 //! Whatever the end, everything that the run had on this host (machine, folder, threads) is gone *before* the end is
 //! written, so that whoever sees a final status finds nothing left behind.
@@ -16,7 +17,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nullspace_api::{TemplateBuildCacheSummary, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateFailurePhase};
@@ -70,12 +71,22 @@ enum Stop {
     Cancelled,
     LeaseLost,
     ShuttingDown,
+    /// The disk runs full, and this build has written most of late.
+    Overran,
 }
 
 /// One worker. Returns when the service shuts down and its build, if it had one, is handed back.
 pub(crate) async fn work(inner: Arc<Inner>) {
     let mut storage_down = false;
     while !inner.shutdown.is_cancelled() {
+        if inner.room(0).is_err() {
+            // Said by `disk`. Builds wait as they do for a free worker.
+            tokio::select! {
+                () = inner.shutdown.cancelled() => {}
+                () = tokio::time::sleep(POLL) => {}
+            }
+            continue;
+        }
         let EngineConfig { host, lease_ttl, running_per_tenant, .. } = &inner.config;
         match inner.metadata.lease_build(host, *lease_ttl, *running_per_tenant, Timestamp::now()).await {
             Ok(Some(leased)) => {
@@ -140,11 +151,13 @@ async fn attempt(inner: &Arc<Inner>, lease: &Lease, build: &Build, log: BuildLog
     let heartbeat =
         AbortOnDropHandle::new(tokio::spawn(heartbeats(Arc::clone(inner), lease.clone(), Arc::clone(&nudge), stop_tx)));
 
+    let began = Instant::now();
     let scope = Scope::new(build);
     let result = {
         let run = pipeline::run(inner, build, lease, &log, &scope);
         tokio::select! {
             biased;
+            () = scope.overran.cancelled() => Err(Stop::Overran),
             stopped = stop.wait_for(Option::is_some) => Err(stopped.ok().and_then(|stop| *stop).unwrap_or(Stop::LeaseLost)),
             result = tokio::time::timeout(inner.config.build_timeout, run) => Ok(result),
         }
@@ -155,18 +168,56 @@ async fn attempt(inner: &Arc<Inner>, lease: &Lease, build: &Build, log: BuildLog
     {
         tracing::warn!(console, "the failed machine's console");
     }
-    // The lease is held while the machine ends and the folder goes.
+    let had_machine = scope.has_machine();
+    let full = scope.lost_writes() || inner.disk_was_full(began);
+    // The lease is held while the machine ends and the folder goes, and until the end is written.
     scope.close().await;
+    let ended = end(inner, lease, build, &scope, result, Full { full, had_machine }).await;
     drop(heartbeat);
     inner.running.leave(build.id);
+    ended
+}
 
-    match result {
-        Err(Stop::Cancelled) => finish_cancelled(inner, lease, build).await,
-        Err(Stop::LeaseLost) => Err(StoreError::LeaseLost),
+/// What a run came to: why it was stopped, that it took too long, or what the pipeline says.
+type Outcome = Result<Result<Result<FinishReady, pipeline::Error>, tokio::time::error::Elapsed>, Stop>;
+
+/// What is known of the host's disk during a run.
+#[derive(Debug, Clone, Copy)]
+struct Full {
+    /// It was full.
+    full: bool,
+    /// A machine ran when the run ended.
+    had_machine: bool,
+}
+
+impl Full {
+    /// Whether a full disk may have caused this failure. What a registry says of an image, for one, it did not.
+    fn explains(self, failure: &BuildFailure) -> bool {
+        self.full && (self.had_machine || [reason::INTERNAL, reason::MACHINE_FAILED].contains(&failure.reason))
+    }
+}
+
+/// Writes what a run came to.
+async fn end(
+    inner: &Arc<Inner>,
+    lease: &Lease,
+    build: &Build,
+    scope: &Scope,
+    outcome: Outcome,
+    full: Full,
+) -> Result<(), StoreError> {
+    let failed = match outcome {
+        Ok(Ok(Ok(done))) => match finish_ready(inner, lease, build, done).await {
+            Err(error) if error.is_storage_full() => BuildFailure::store(TemplateFailurePhase::Finalize, &error),
+            written => return written,
+        },
+        Err(Stop::Cancelled) => return insist(inner, || finish_cancelled(inner, lease, build)).await,
+        Err(Stop::LeaseLost) => return Err(StoreError::LeaseLost),
         Err(Stop::ShuttingDown) => {
             let message = "The service is shutting down; the build goes on with another worker";
-            release(inner, lease, build, Release::HandBack, message).await
+            return release(inner, lease, build, Release::HandBack, message).await;
         }
+        Err(Stop::Overran) => BuildFailure::host_disk_full(TemplateFailurePhase::Interrupted),
         Ok(Err(_elapsed)) => {
             let limit = inner.config.build_timeout.as_secs();
             let failure = BuildFailure::user(
@@ -175,24 +226,42 @@ async fn attempt(inner: &Arc<Inner>, lease: &Lease, build: &Build, log: BuildLog
                 format!("the build took longer than this service allows ({limit} s)"),
                 "Make the build shorter, or ask the operator to raise build_timeout_secs.",
             );
-            finish_error(inner, lease, build, &failure.with("limit_secs", limit), Some(scope.cache_summary())).await
+            failure.with("limit_secs", limit)
         }
-        Ok(Ok(Err(pipeline::Error::Store(error)))) => Err(error),
-        Ok(Ok(Err(pipeline::Error::Build(failure)))) if failure.retryable && build.attempt < build.max_attempts => {
-            tracing::warn!(reason = failure.reason, %failure, "attempt failed; it will be retried");
-            let delay = RETRY_AFTER.saturating_mul(1 << build.attempt.min(8).saturating_sub(1));
-            let message = format!(
-                "Attempt {} of {} failed: {failure}; the next one starts in {} s",
-                build.attempt,
-                build.max_attempts,
-                delay.as_secs()
-            );
-            release(inner, lease, build, Release::RetryAfter(delay), &message).await
+        Ok(Ok(Err(pipeline::Error::Store(StoreError::LeaseLost)))) => return Err(StoreError::LeaseLost),
+        Ok(Ok(Err(pipeline::Error::Store(error)))) => BuildFailure::store(TemplateFailurePhase::Interrupted, &error),
+        Ok(Ok(Err(pipeline::Error::Build(failure)))) => failure,
+    };
+    let failure = if full.explains(&failed) { failed.for_want_of_room() } else { failed };
+    if !failure.retryable || build.attempt >= build.max_attempts {
+        return insist(inner, || finish_error(inner, lease, build, &failure, Some(scope.cache_summary()))).await;
+    }
+    tracing::warn!(reason = failure.reason, %failure, "attempt failed; it will be retried");
+    let delay = RETRY_AFTER.saturating_mul(1 << build.attempt.min(8).saturating_sub(1));
+    let message = format!(
+        "Attempt {} of {} failed: {failure}; the next one starts in {} s",
+        build.attempt,
+        build.max_attempts,
+        delay.as_secs()
+    );
+    insist(inner, || release(inner, lease, build, Release::RetryAfter(delay), &message)).await
+}
+
+/// Writes a build's end, again and again while the database refuses for a reason that may pass: room on its disk comes back
+/// with what the build had there. Gives up after a lease's time; then the build is found by its lease, which runs out.
+async fn insist<W>(inner: &Inner, write: impl Fn() -> W) -> Result<(), StoreError>
+where
+    W: Future<Output = Result<(), StoreError>>,
+{
+    let until = Instant::now() + inner.config.lease_ttl;
+    loop {
+        match write().await {
+            Err(error) if error.is_retryable() && Instant::now() < until && !inner.shutdown.is_cancelled() => {
+                tracing::warn!(error = %chain(&error), "a build's end is not written yet: trying again");
+                tokio::time::sleep(POLL).await;
+            }
+            written => return written,
         }
-        Ok(Ok(Err(pipeline::Error::Build(failure)))) => {
-            finish_error(inner, lease, build, &failure, Some(scope.cache_summary())).await
-        }
-        Ok(Ok(Ok(done))) => finish_ready(inner, lease, build, done).await,
     }
 }
 
@@ -201,8 +270,12 @@ async fn attempt(inner: &Arc<Inner>, lease: &Lease, build: &Build, log: BuildLog
 async fn finish_ready(inner: &Inner, lease: &Lease, build: &Build, done: FinishReady) -> Result<(), StoreError> {
     let folder = done.folder.clone();
     let finished = inner.metadata.finish_ready(lease, done, Timestamp::now()).await;
-    let unnamed =
-        matches!(finished, Ok(Finished::CancelRequested) | Err(StoreError::LeaseLost | StoreError::Conflict { .. }));
+    let unnamed = match &finished {
+        Ok(Finished::CancelRequested) | Err(StoreError::LeaseLost | StoreError::Conflict { .. }) => true,
+        // SQLite commits nothing when there is no room for it.
+        Err(error) => error.is_storage_full(),
+        Ok(Finished::Ready(_)) => false,
+    };
     if unnamed && let Err(error) = inner.files.remove_artifact(&folder).await {
         tracing::warn!(error = %chain(&error), "an artifact without a name could not be removed");
     }

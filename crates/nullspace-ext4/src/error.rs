@@ -161,9 +161,15 @@ pub enum XattrFault {
     /// A default access control list on something that is not a directory.
     #[error("is only possible on a directory")]
     DefaultAclOnFile,
-    /// All attributes of the file together need more than the inode and one block.
-    #[error("does not fit; all attributes of a file together may have about 4000 bytes")]
+    /// Its value is longer than Linux gives out.
+    #[error("has more than 65536 bytes, the most that Linux gives out")]
     TooLarge,
+    /// The names of all attributes of the file need more room than the inode and one block have.
+    #[error("is one too many: the names of all attributes of a file together may have about 4000 bytes")]
+    TooMany,
+    /// The large values of all files together are more than an image of this crate has.
+    #[error("is too much: attributes of more than a few KiB may have 64 MiB in a whole image")]
+    TooMuch,
 }
 
 /// Names in errors: never more of a hostile name than a log line can bear.

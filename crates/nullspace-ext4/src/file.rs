@@ -53,7 +53,7 @@ impl<'image> FileWriter<'image> {
     /// Adds bytes. Pieces of a MiB or so cost least, but any length will do.
     ///
     /// # Errors
-    /// [`Error::FileTooLarge`], [`Error::TooSmall`] when the image is full, [`Error::Io`]. The file is lost then and
+    /// [`Error::FileTooLarge`], [`Error::TooSmall`] when the image is full (unless that is counted), [`Error::Io`]. The file is lost then and
     /// can only be dropped.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.lengthen(bytes.len() as u64)?;
@@ -162,7 +162,11 @@ impl<'image> FileWriter<'image> {
         let mut rest = bytes;
         while !rest.is_empty() {
             let Some((start, len)) = self.image.content.take((rest.len() / BLOCK) as u32) else {
-                return Err(self.image.full((rest.len() / BLOCK) as u64));
+                let more = (rest.len() / BLOCK) as u64;
+                let Some(beyond) = &mut self.image.beyond else { return Err(self.image.full(more)) };
+                *beyond = beyond.saturating_add(more);
+                self.blocks += more;
+                return Ok(());
             };
             let (now, later) = rest.split_at(len as usize * BLOCK);
             self.image.output.append(start, now)?;

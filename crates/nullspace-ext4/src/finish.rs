@@ -3,7 +3,8 @@
 //! 1. number the nodes: a directory's children get adjoining inodes;
 //! 2. find out which blocks the named contents really use, and give back the others;
 //! 3. place bitmaps, inode tables and the journal ([`crate::tables`]);
-//! 4. write the inodes in their order, each with its directory, extent and attribute blocks ([`crate::nodes`]);
+//! 4. write the inodes in their order, each with its directory, extent and attribute blocks ([`crate::nodes`]), behind them
+//!    those of large attributes;
 //! 5. write bitmaps, group descriptors and superblocks.
 
 use crate::block_map::{BlockMap, set_bits};
@@ -23,11 +24,15 @@ use crate::{BLOCK, BLOCK_SIZE};
 
 /// Writes the tree. See [`ImageWriter::finish`].
 pub(crate) fn finish(writer: ImageWriter, mut tree: Tree) -> Result<Summary, Error> {
-    let ImageWriter { options, geometry, mut output, content, .. } = writer;
+    let ImageWriter { options, geometry, mut output, content, beyond, .. } = writer;
+    let beyond = beyond.unwrap_or_default();
     tree.ensure_lost_and_found(options.time)?;
     let numbers = Numbers::of(&tree)?;
     let used = u64::from(numbers.last());
-    let no_room = || options.too_small(needed_blocks(&tree, &numbers), used);
+    let no_room = || options.too_small(needed_blocks(&tree, &numbers).saturating_add(beyond), used);
+    if beyond > 0 {
+        return Err(no_room());
+    }
     let per_group = geometry.inodes_per_group(options.inode_demand(used)).ok_or_else(no_room)?;
 
     output.flush()?;
@@ -52,19 +57,27 @@ pub(crate) fn finish(writer: ImageWriter, mut tree: Tree) -> Result<Summary, Err
         map: &mut map,
         inodes: InodeStream::new(&tables, per_group),
         output: &mut output,
+        next_value: numbers.first_value().unwrap_or_default(),
     };
     let journal_body = writer.write_reserved(&geometry, &journal)?;
     writer.write_tree()?;
+    writer.write_values()?;
     let directories = writer.finish()?;
 
     let mut image = Groups { geometry: &geometry, per_group, filesystem, used: numbers.last(), output: &mut output };
     let (free_blocks, descriptors) = image.write_bitmaps(&map, &tables, &directories)?;
+    if free_blocks < options.spare_blocks() {
+        return Err(no_room());
+    }
     let inodes = per_group * geometry.groups;
     let overhead = (geometry.overhead(per_group) - FILES_IN_OVERHEAD) as u32;
     let free_inodes = inodes - numbers.last();
     let counts = Counts { inodes_per_group: per_group, free_inodes, free_blocks, overhead };
     let mut superblock = Superblock::new(&options, &geometry, counts);
     superblock.set_journal(&journal_body, &journal);
+    if numbers.first_value().is_some() {
+        superblock.set_values_have_inodes();
+    }
     write_superblocks(&mut output, &geometry, &superblock, &descriptors)?;
 
     Ok(Summary {
@@ -120,7 +133,11 @@ fn needed_blocks(tree: &Tree, numbers: &Numbers) -> u64 {
             Body::Symlink(target) => u64::from(target.len() >= FAST_SYMLINK),
             Body::Removed => 0,
         };
-        body + u64::from(node.attributes.as_ref().is_some_and(|attributes| attributes.needs_block()))
+        let of_attributes = node.attributes.as_ref().map_or(0, |attributes| {
+            let outside = attributes.outside().map(|value| (value.len() as u64).div_ceil(BLOCK_SIZE)).sum::<u64>();
+            outside + u64::from(attributes.needs_block())
+        });
+        body + of_attributes
     };
     numbers.all().map(|(node, _)| of_node(tree.node(node))).sum()
 }

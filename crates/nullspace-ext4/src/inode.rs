@@ -17,6 +17,8 @@ pub(crate) const SYMLINK: u16 = 0o120000;
 
 pub(crate) const FLAG_INDEXED: u32 = 0x1000;
 pub(crate) const FLAG_EXTENTS: u32 = 0x8_0000;
+/// The contents are an attribute's value.
+pub(crate) const FLAG_VALUE: u32 = 0x20_0000;
 
 /// The first second that the inode can tell, in 1901.
 const FIRST_SECOND: i64 = i32::MIN as i64;
@@ -45,11 +47,31 @@ pub(crate) struct Inode<'a> {
     pub(crate) attributes: Option<&'a Attributes>,
     /// The attribute block, or 0.
     pub(crate) attribute_block: u32,
+    /// The first inode of the attributes' values that have one of their own.
+    pub(crate) first_value: u32,
 }
 
 impl Inode<'_> {
     /// The stored form of inode `number`, its checksum included.
     pub(crate) fn encode(&self, number: u32, filesystem: Checksum) -> [u8; INODE_SIZE] {
+        let mut raw = self.fields(filesystem);
+        seal(&mut raw, number, filesystem);
+        raw
+    }
+
+    /// The stored form of an inode whose contents are one attribute's value with this hash. The hash stands where others
+    /// have the time of access, the number of its users (one) in the times of change and the version
+    /// (fs/ext4/xattr.c, `ext4_xattr_inode_set_hash` and `_set_ref`).
+    pub(crate) fn encode_value(&self, number: u32, filesystem: Checksum, hash: u32) -> [u8; INODE_SIZE] {
+        let mut raw = self.fields(filesystem);
+        for (at, value) in [(0x08, hash), (0x8c, 0), (0x0c, 0), (0x84, 0), (0x24, 1)] {
+            put_u32(&mut raw, at, value);
+        }
+        seal(&mut raw, number, filesystem);
+        raw
+    }
+
+    fn fields(&self, filesystem: Checksum) -> [u8; INODE_SIZE] {
         let mut raw = [0; INODE_SIZE];
         put_u16(&mut raw, 0x00, self.mode);
         put_split_u32(&mut raw, 0x02, 0x78, self.uid);
@@ -66,9 +88,8 @@ impl Inode<'_> {
         put_time(&mut raw, 0x10, 0x88, self.mtime);
         put_time(&mut raw, 0x90, 0x94, self.ctime);
         if let Some(attributes) = self.attributes {
-            attributes.put_in_inode(&mut raw);
+            attributes.put_in_inode(&mut raw, filesystem, self.first_value);
         }
-        seal(&mut raw, number, filesystem);
         raw
     }
 }

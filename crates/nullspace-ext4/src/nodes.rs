@@ -15,7 +15,7 @@ use crate::resize_inode::{self, RESIZE_INODE};
 use crate::tables::InodeStream;
 use crate::tree::{Body, Children, NodeId, Tree};
 use crate::writer::Options;
-use crate::{BLOCK, BLOCK_SIZE};
+use crate::{BLOCK, BLOCK_SIZE, xattr};
 
 /// Link targets shorter than this live in the inode.
 pub(crate) const FAST_SYMLINK: usize = 60;
@@ -36,6 +36,8 @@ pub(crate) struct NodeWriter<'a> {
     pub(crate) map: &'a mut BlockMap,
     pub(crate) inodes: InodeStream<'a>,
     pub(crate) output: &'a mut Output,
+    /// The inode of the next attribute's value.
+    pub(crate) next_value: u32,
 }
 
 /// What the type of a node adds to its inode.
@@ -72,6 +74,39 @@ impl NodeWriter<'_> {
         Ok(())
     }
 
+    /// Writes the inodes of attributes' values, in the order in which the nodes have named them.
+    pub(crate) fn write_values(&mut self) -> Result<(), Error> {
+        let (tree, numbers) = (self.tree, self.numbers);
+        for (node, _) in numbers.all() {
+            let node = tree.node(node);
+            for value in node.attributes.iter().flat_map(|attributes| attributes.outside()) {
+                let number = self.inodes.next();
+                let mut blocks = value.to_vec();
+                blocks.resize(value.len().next_multiple_of(BLOCK), 0);
+                let extents = self.write_blocks(&blocks)?;
+                let (body, tree_blocks) = self.extents(&extents, self.filesystem.of_inode(number, 0))?;
+                let inode = Inode {
+                    mode: inode::REGULAR | 0o600,
+                    uid: node.uid,
+                    gid: node.gid,
+                    size: value.len() as u64,
+                    links: 1,
+                    flags: inode::FLAG_EXTENTS | inode::FLAG_VALUE,
+                    mtime: self.options.time,
+                    ctime: self.options.time,
+                    blocks: tree_blocks + (blocks.len() / BLOCK) as u64,
+                    body,
+                    attributes: None,
+                    attribute_block: 0,
+                    first_value: 0,
+                };
+                let hash = xattr::value_hash(self.filesystem, value);
+                self.inodes.push(&inode.encode_value(number, self.filesystem, hash), false, self.output)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes what is left. Returns the number of directories by group.
     pub(crate) fn finish(self) -> Result<Vec<u32>, Error> {
         self.output.flush()?;
@@ -95,11 +130,18 @@ impl NodeWriter<'_> {
             // Nodes without a name have no number.
             Body::Removed => return Ok(()),
         };
+        let first_value = self.next_value;
         let mut attribute_block = 0;
-        if let Some(attributes) = node.attributes.as_ref().filter(|attributes| attributes.needs_block()) {
-            attribute_block = self.block()?;
-            self.output.append(attribute_block, &attributes.block(self.filesystem, attribute_block))?;
-            content.blocks += 1;
+        if let Some(attributes) = &node.attributes {
+            self.next_value += attributes.outside().count() as u32;
+            // They count for both: the inode that they are in, and the one whose attributes they are.
+            content.blocks += attributes.outside().map(|value| (value.len() as u64).div_ceil(BLOCK_SIZE)).sum::<u64>();
+            if attributes.needs_block() {
+                attribute_block = self.block()?;
+                let block = attributes.block(self.filesystem, attribute_block, first_value);
+                self.output.append(attribute_block, &block)?;
+                content.blocks += 1;
+            }
         }
         let inode = Inode {
             mode: content.kind | node.mode & PERMISSIONS,
@@ -114,6 +156,7 @@ impl NodeWriter<'_> {
             body: content.body,
             attributes: node.attributes.as_deref(),
             attribute_block,
+            first_value,
         };
         self.inodes.push(&inode.encode(number, self.filesystem), content.kind == inode::DIRECTORY, self.output)
     }
@@ -198,6 +241,7 @@ impl NodeWriter<'_> {
             body,
             attributes: None,
             attribute_block: 0,
+            first_value: 0,
         };
         self.inodes.push(&inode.encode(number, self.filesystem), false, self.output)
     }

@@ -13,13 +13,15 @@ pub(crate) struct Numbers {
     inodes: Vec<u32>,
     /// The nodes from inode [`FIRST_INODE`] on, each with the inode of a directory that has it.
     order: Vec<(NodeId, u32)>,
+    /// Inodes behind those of the nodes, for attributes' values.
+    values: u32,
 }
 
 impl Numbers {
     /// Numbers a tree whose root has a `lost+found`: that gets the first inode, as e2fsck likes it. Then, directory by
     /// directory, the children of each get adjoining numbers: whoever lists a directory reads few blocks of inodes.
     pub(crate) fn of(tree: &Tree) -> Result<Numbers, Error> {
-        let mut numbers = Numbers { inodes: vec![0; tree.len()], order: Vec::with_capacity(tree.len()) };
+        let mut numbers = Numbers { inodes: vec![0; tree.len()], order: Vec::with_capacity(tree.len()), values: 0 };
         numbers.inodes[Tree::ROOT.index()] = ROOT_INODE;
         if let Some(lost_and_found) = tree.lookup(Tree::ROOT, LOST_AND_FOUND) {
             numbers.assign(lost_and_found, ROOT_INODE)?;
@@ -41,7 +43,22 @@ impl Numbers {
             // The first name is to be taken up first.
             open[first_open..].reverse();
         }
+        let outside =
+            |(node, _)| tree.node(node).attributes.as_ref().map_or(0, |attributes| attributes.outside().count());
+        let values: usize = numbers.all().map(outside).sum();
+        numbers.values = u32::try_from(values).map_err(|_| Error::TooManyEntries)?;
+        numbers.last_node().checked_add(numbers.values).ok_or(Error::TooManyEntries)?;
         Ok(numbers)
+    }
+
+    fn last_node(&self) -> u32 {
+        FIRST_INODE - 1 + self.order.len() as u32
+    }
+
+    /// The first inode of an attribute's value, if there are any: they follow the nodes' inodes, in the order of
+    /// [`Numbers::all`].
+    pub(crate) fn first_value(&self) -> Option<u32> {
+        (self.values > 0).then(|| self.last_node() + 1)
     }
 
     /// The inode of a node that has a name.
@@ -51,7 +68,7 @@ impl Numbers {
 
     /// The last inode in use.
     pub(crate) fn last(&self) -> u32 {
-        FIRST_INODE - 1 + self.order.len() as u32
+        self.last_node() + self.values
     }
 
     /// All nodes but the root in the order of their inodes, with the inode of their (first) directory.

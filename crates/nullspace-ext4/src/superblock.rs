@@ -35,6 +35,8 @@ const FEATURES: u32 = 0x04 | 0x08 | 0x20;
 const FEATURE_RESIZE_INODE: u32 = 0x10;
 /// filetype, extents, 64bit, flex_bg.
 const INCOMPATIBLE_FEATURES: u32 = 0x02 | 0x40 | 0x80 | 0x200;
+/// ea_inode: values of attributes that have an inode of their own. Set only where there are some.
+const FEATURE_EA_INODE: u32 = 0x400;
 /// Something is in the journal.
 const NEEDS_RECOVERY: u32 = 0x04;
 /// sparse_super, large_file, huge_file, dir_nlink, extra_isize, metadata_csum.
@@ -123,6 +125,12 @@ impl Superblock {
         superblock
     }
 
+    /// Says that values of attributes have inodes of their own.
+    pub(crate) fn set_values_have_inodes(&mut self) {
+        let features = self.features(INCOMPATIBLE) | FEATURE_EA_INODE;
+        put_u32(&mut self.raw, INCOMPATIBLE, features);
+    }
+
     /// Repeats where the journal is, for a repair that has lost its inode.
     pub(crate) fn set_journal(&mut self, body: &[u8; 60], extents: &[Extent]) {
         let size: u64 = extents.iter().map(|extent| u64::from(extent.len)).sum::<u64>() * BLOCK_SIZE;
@@ -156,7 +164,7 @@ impl Superblock {
         let raw = &self.raw;
         let compatible = self.features(COMPATIBLE) & !FEATURE_RESIZE_INODE;
         let known = compatible == FEATURES
-            && self.features(INCOMPATIBLE) & !NEEDS_RECOVERY == INCOMPATIBLE_FEATURES
+            && self.features(INCOMPATIBLE) & !NEEDS_RECOVERY & !FEATURE_EA_INODE == INCOMPATIBLE_FEATURES
             && self.features(READ_ONLY_COMPATIBLE) == READ_ONLY_FEATURES;
         let shape = get_u32(raw, 0x14) == 0
             && get_u32(raw, 0x20) == BLOCKS_PER_GROUP

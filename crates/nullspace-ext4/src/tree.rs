@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::{Error, NameFault, readable};
+use crate::error::{Error, NameFault, XattrFault, readable};
 use crate::extent::FileData;
 use crate::xattr::Attributes;
 
@@ -14,6 +14,8 @@ pub(crate) const MAX_LINKS: u32 = 65000;
 /// The longest target of a symbolic link: with its NUL it fills a block.
 const MAX_TARGET: usize = 4095;
 const MAX_NAME: usize = 255;
+/// Most bytes of attributes' values outside inodes and blocks, in a whole tree.
+const MAX_VALUES: usize = 64 << 20;
 /// The directory into which e2fsck puts what it finds.
 pub(crate) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
@@ -61,6 +63,8 @@ pub enum NodeKind {
 #[derive(Debug)]
 pub struct Tree {
     nodes: Vec<Node>,
+    /// Bytes of attributes' values outside inodes and blocks that were ever given: they are kept until the end.
+    values: usize,
 }
 
 /// A node as it is kept. There may be a million of them, so it is small: rare parts are boxed.
@@ -104,7 +108,10 @@ impl Tree {
     /// [`Error::BadXattr`].
     pub fn new(root: Meta) -> Result<Tree, Error> {
         let root = Node::new(root, Body::Directory(Children::new()))?;
-        Ok(Tree { nodes: vec![root] })
+        let mut tree = Tree { nodes: Vec::new(), values: 0 };
+        tree.count(root.attributes.as_deref())?;
+        tree.nodes.push(root);
+        Ok(tree)
     }
 
     /// Adds an empty directory.
@@ -202,8 +209,11 @@ impl Tree {
     /// # Errors
     /// [`Error::BadXattr`].
     pub fn set_meta(&mut self, node: NodeId, meta: Meta) -> Result<(), Error> {
-        if let Some(node) = self.nodes.get_mut(node.index()) {
-            node.attributes = Attributes::new(&meta.xattrs, matches!(node.body, Body::Directory(_)))?;
+        if let Some(directory) = self.nodes.get(node.index()).map(|node| matches!(node.body, Body::Directory(_))) {
+            let attributes = Attributes::new(&meta.xattrs, directory)?;
+            self.count(attributes.as_deref())?;
+            let node = &mut self.nodes[node.index()];
+            node.attributes = attributes;
             (node.mode, node.uid, node.gid, node.mtime) = (meta.mode, meta.uid, meta.gid, meta.mtime);
         }
         Ok(())
@@ -231,9 +241,22 @@ impl Tree {
         check_name(parent, name, matches!(body, Body::Directory(_)))?;
         let id = u32::try_from(self.nodes.len()).map(NodeId).map_err(|_| Error::TooManyEntries)?;
         let node = Node::new(meta, body)?;
+        self.free_place(parent, name)?;
+        self.count(node.attributes.as_deref())?;
         self.free_place(parent, name)?.insert(name.into(), id);
         self.nodes.push(node);
         Ok(id)
+    }
+
+    /// Counts attributes' values that will be kept in memory, and in inodes of their own.
+    fn count(&mut self, attributes: Option<&Attributes>) -> Result<(), Error> {
+        let more = attributes.map_or(0, |attributes| attributes.outside().map(<[u8]>::len).sum());
+        if self.values.saturating_add(more) > MAX_VALUES {
+            let attribute = "large attributes".to_owned();
+            return Err(Error::BadXattr { attribute, fault: XattrFault::TooMuch });
+        }
+        self.values += more;
+        Ok(())
     }
 
     /// The entries of a directory that has no such name yet.

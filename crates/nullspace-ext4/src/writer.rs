@@ -32,12 +32,15 @@ pub struct Options {
     /// Inodes to have left for new files; half of what `bytes_per_inode` gives if that is less. The number of inodes
     /// grows with the tree to keep this promise.
     pub spare_inodes: u32,
+    /// Bytes to have left for new files; an image with less is [`Error::TooSmall`].
+    pub spare_bytes: u64,
     /// Per cent of the blocks that only root may use (mke2fs: 5). At most 50.
     pub reserved_percent: u8,
 }
 
 impl Options {
-    /// The usual choices for an image: no label, an inode per 16 KiB, 65,536 spare inodes, no blocks kept for root.
+    /// The usual choices for an image: no label, an inode per 16 KiB, 65,536 spare inodes, no blocks kept spare or for
+    /// root.
     pub fn new(size_bytes: u64, uuid: Uuid, hash_seed: Uuid, time: Timestamp) -> Options {
         Options {
             size_bytes,
@@ -47,6 +50,7 @@ impl Options {
             time,
             bytes_per_inode: 16384,
             spare_inodes: 65_536,
+            spare_bytes: 0,
             reserved_percent: 0,
         }
     }
@@ -56,9 +60,14 @@ impl Options {
         InodeDemand { bytes_per_inode: self.bytes_per_inode, used, spare: self.spare_inodes }
     }
 
+    /// Blocks to have left.
+    pub(crate) fn spare_blocks(&self) -> u64 {
+        self.spare_bytes.div_ceil(BLOCK_SIZE)
+    }
+
     /// The error for contents that need so many blocks and inodes.
     pub(crate) fn too_small(&self, blocks: u64, inodes: u64) -> Error {
-        let needed = geometry::needed_size(blocks, self.inode_demand(inodes));
+        let needed = geometry::needed_size(blocks.saturating_add(self.spare_blocks()), self.inode_demand(inodes));
         // Adjoining room for inode tables can be missing although blocks are left: never name a size that just failed.
         let more = self.size_bytes.saturating_add(1).next_multiple_of(1 << 20);
         Error::TooSmall { size_bytes: self.size_bytes, needed_bytes: needed.max(more) }
@@ -91,6 +100,8 @@ pub struct ImageWriter {
     pub(crate) geometry: Geometry,
     pub(crate) output: Output,
     pub(crate) content: ContentArea,
+    /// Blocks of contents that found the image full, where they are counted.
+    pub(crate) beyond: Option<u64>,
     /// The block a file is filling; one file is written at a time.
     pub(crate) partial: Vec<u8>,
 }
@@ -107,16 +118,19 @@ impl ImageWriter {
         }
         let geometry = Geometry::of_size(options.size_bytes)?;
         let per_group = geometry.inodes_per_group(options.inode_demand(0)).unwrap_or_default();
-        let overhead = geometry.overhead(per_group);
+        let overhead = geometry.overhead(per_group).saturating_add(options.spare_blocks());
         let Some(room) = u64::from(geometry.blocks).checked_sub(overhead) else {
-            return Err(Error::TooSmall {
-                size_bytes: options.size_bytes,
-                needed_bytes: geometry::needed_size(0, options.inode_demand(0)),
-            });
+            return Err(options.too_small(0, 0));
         };
         let output = Output::create(file, options.size_bytes)?;
         let content = ContentArea::new(&geometry, room);
-        Ok(ImageWriter { options, geometry, output, content, partial: vec![0; BLOCK] })
+        Ok(ImageWriter { options, geometry, output, content, beyond: None, partial: vec![0; BLOCK] })
+    }
+
+    /// From now on contents that find the image full are counted and dropped, so that [`ImageWriter::finish`] can tell a
+    /// size that suffices for all of them.
+    pub fn count_what_does_not_fit(&mut self) {
+        self.beyond.get_or_insert(0);
     }
 
     /// Starts a file. Its name comes later, in the tree.

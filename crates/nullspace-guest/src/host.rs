@@ -25,10 +25,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use self::files::{CopyWriter, FileReader, FileWriter};
-use self::link::Handle;
+use self::link::{Handle, Item};
 pub use self::session::{ExecEvent, ExecOutput, ExecSession, ExecStdin};
 use crate::message::{
-    AgentInfo, Configure, Exec, Failure, FailureKind, KILL_AFTER_MS, Outcome, Probe, Process, Request, Restored,
+    AgentInfo, Configure, Exec, Failure, FailureKind, KILL_AFTER_MS, Outcome, Probe, Process, RESUME_LIMIT_MS, Request,
+    Restored,
 };
 
 /// Bound of an operation that only asks the kernel something.
@@ -37,6 +38,10 @@ const QUICK: Duration = Duration::from_secs(20);
 const FLUSH: Duration = Duration::from_secs(120);
 /// What a process or probe may take beyond its own timeout before the agent counts as hung.
 const GRACE: Duration = Duration::from_millis(5000 + KILL_AFTER_MS);
+/// Bound of a restored guest's hooks, once it has its identity.
+const RESUME: Duration = Duration::from_millis(RESUME_LIMIT_MS).saturating_add(GRACE);
+/// What a restored guest is asked first, in errors.
+const IDENTITY: &str = "restored";
 /// One reset comes with a restore; more than a few mean something else.
 const MAX_RESETS: u32 = 5;
 /// Bound of [`Agent::exec_collect`] for a process without a timeout of its own.
@@ -56,6 +61,13 @@ pub enum AgentError {
         what: &'static str,
         /// The bound in ms.
         limit_ms: u64,
+    },
+    /// The guest has not answered its heartbeat for so long: it is halted, frozen, or its agent is gone. The connection
+    /// is closed.
+    #[error("the guest agent has not given a sign of life for {secs} s")]
+    Silent {
+        /// Seconds of silence.
+        secs: u64,
     },
     /// The agent answered that it could not.
     #[error(transparent)]
@@ -107,11 +119,13 @@ impl Agent {
     }
 
     /// As [`Agent::connect`], for a guest that was just restored from a snapshot: `restored` travels right behind HELLO,
-    /// so that both take one round trip. Returns when the guest has its new identity.
+    /// so that both take one round trip. Returns when the guest has its new identity and its resume hooks have run; for
+    /// these it waits [`RESUME_LIMIT_MS`] beyond `timeout`.
     ///
     /// `open` opens a stream to the guest. It is asked again when the stream closes before the guest has answered: a
     /// vsock's driver is told after a restore that its transport was reset, and closes what it has just accepted, be it
-    /// before the agent's first byte or behind its greeting. To be told twice who it is does a guest no harm.
+    /// before the agent's first byte or behind its greeting. To be told twice who it is does a guest no harm: it does
+    /// nothing twice.
     pub async fn connect_restored<S, E, F>(
         mut open: impl FnMut() -> F,
         restored: Restored,
@@ -129,7 +143,9 @@ impl Agent {
             let left = until.saturating_duration_since(tokio::time::Instant::now());
             match Agent::restore_over(stream, &restored, left).await {
                 Err(AgentError::Closed) if resets_left > 0 => resets_left -= 1,
-                Err(AgentError::Timeout { .. }) => return Err(AgentError::timeout("restored", timeout).into()),
+                Err(AgentError::Timeout { what: "hello" | IDENTITY, .. }) => {
+                    return Err(AgentError::timeout(IDENTITY, timeout).into());
+                }
                 other => return Ok(other?),
             }
         }
@@ -148,9 +164,19 @@ impl Agent {
         let (channel, open) = agent.handle.prepare(&Request::Restored(restored.clone()))?;
         let info = agent.handle.greet(&open, timeout).await?;
         let left = until.saturating_duration_since(tokio::time::Instant::now());
-        match channel.end(left).await? {
+        let first = tokio::time::timeout(left, channel.next()).await;
+        let end = match first.map_err(|_| AgentError::timeout(IDENTITY, timeout))? {
+            Item::Reply(Outcome::Done) => channel.end(RESUME).await.map_err(|error| match error {
+                AgentError::Timeout { .. } => AgentError::timeout("resume hooks", RESUME),
+                error => error,
+            })?,
+            Item::End(end) => end?,
+            Item::Reply(other) => return Err(AgentError::unexpected(IDENTITY, &other)),
+            Item::Output(..) => return Err(AgentError::Protocol(format!("{IDENTITY} was answered with output"))),
+        };
+        match end {
             Outcome::Done => Ok((agent, info)),
-            other => Err(AgentError::unexpected("restored", &other)),
+            other => Err(AgentError::unexpected(IDENTITY, &other)),
         }
     }
 
@@ -169,11 +195,21 @@ impl Agent {
     /// Runs a process to its end and keeps the first `max_bytes` of stdout and of stderr each; the rest is read and
     /// dropped, and `truncated` says so. Its bound is the process's own timeout, or a day.
     pub async fn exec_collect(&self, exec: Exec, max_bytes: usize) -> Result<ExecOutput, AgentError> {
+        self.exec_collect_while(exec, max_bytes, |_| true).await
+    }
+
+    /// As [`Agent::exec_collect`], asking before memory is taken: see [`ExecSession::collect_while`].
+    pub async fn exec_collect_while(
+        &self,
+        exec: Exec,
+        max_bytes: usize,
+        may_keep: impl FnMut(usize) -> bool,
+    ) -> Result<ExecOutput, AgentError> {
         let limit = match exec.timeout_ms {
             Some(ms) => Duration::from_millis(ms).saturating_add(GRACE),
             None => LONGEST_EXEC,
         };
-        let run = async { self.exec(Exec { stdin: false, ..exec }).await?.collect(max_bytes).await };
+        let run = async { self.exec(Exec { stdin: false, ..exec }).await?.collect_while(max_bytes, may_keep).await };
         match tokio::time::timeout(limit, run).await {
             Ok(output) => output,
             Err(_) => Err(AgentError::timeout("exec", limit)),
@@ -261,7 +297,7 @@ impl Agent {
 
     /// Gives a restored guest its new identity; see [`Agent::connect_restored`] for the quicker way.
     pub async fn restored(&self, restored: Restored) -> Result<(), AgentError> {
-        self.done("restored", &Request::Restored(restored), QUICK).await
+        self.done(IDENTITY, &Request::Restored(restored), QUICK.saturating_add(RESUME)).await
     }
 
     /// Grows the root filesystem to its device; answers its size in bytes.

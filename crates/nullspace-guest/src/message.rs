@@ -9,10 +9,16 @@ use serde::{Deserialize, Serialize};
 use crate::file::{FileCall, FileEntry};
 
 /// Version of this protocol and of the agent's behaviour; part of a snapshot's compatibility class.
-pub const AGENT_ABI: u32 = 5;
+pub const AGENT_ABI: u32 = 6;
 
 /// Milliseconds between the SIGTERM that a process's timeout sends and the SIGKILL that follows.
 pub const KILL_AFTER_MS: u64 = 1000;
+
+/// Milliseconds that all resume hooks and the resume command of a restored guest may take together.
+pub const RESUME_LIMIT_MS: u64 = 30_000;
+
+/// How [`AgentInfo::root_error`] begins when the root has no room for what a machine needs on it.
+pub const ROOT_FULL: &str = "its disk is full";
 
 /// What the agent says of itself in HELLO_ACK.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
@@ -75,8 +81,9 @@ pub enum Request {
     Freeze,
     /// Undo [`Request::Freeze`]. Ends with `Done`.
     Thaw,
-    /// "You were restored": thaw, reseed the kernel's random numbers, set the clock, take the new identity. Ends with
-    /// `Done` once all of it holds.
+    /// "You were restored": thaw, reseed the kernel's random numbers, set the clock, take the new identity. Replies `Done`
+    /// once all of it holds, then runs the image's resume hooks and [`Restored::resume`], and ends with `Done`. Asked for
+    /// once more with the same content, it answers as before and does nothing twice.
     Restored(Restored),
     /// Grow the mounted root filesystem to its device. Ends with [`Outcome::Grown`].
     GrowRoot,
@@ -130,6 +137,15 @@ pub struct Exec {
     /// Working directory; created when it is `/workspace`, else an error when it does not exist. Default `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// Make the working directory when it is missing, with its parents, as root with mode 0755, as container engines do. A
+    /// `/workspace` that cannot be one (the image has a file or a dangling link there) is replaced by `/`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub make_cwd: bool,
+    /// Run as the first process of a PID namespace of its own, as a container's command does: it is PID 1, and what it
+    /// leaves behind ends with it. While it lives, every other process that the agent starts joins that namespace, and the
+    /// pids of this protocol are those that it shows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub first: bool,
     /// `user`, `uid`, `user:group`, `uid:gid`…, as in Docker's USER; default root. Supplementary groups from /etc/group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -184,6 +200,10 @@ pub struct Restored {
     /// New address when it differs from the one in the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<GuestNetwork>,
+    /// What the template runs at every resume, behind the hooks of /etc/nullspace/resume.d. Its `timeout_ms` is not used:
+    /// [`RESUME_LIMIT_MS`] bounds hooks and command together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<Exec>,
 }
 
 /// How a channel ends (or, for `Started`, how it begins).
@@ -252,6 +272,9 @@ pub struct Exit {
     /// True when `timeout_ms` ended it.
     #[serde(default)]
     pub timed_out: bool,
+    /// True when it did not end with 0 and the kernel killed a process for want of memory while it ran.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
 }
 
 /// One process of the guest.
@@ -308,6 +331,8 @@ pub enum FailureKind {
     DiskFull,
     /// A limit of the agent was reached (channels, processes).
     Limit,
+    /// A resume hook or the resume command could not be run, failed, or took too long.
+    Resume,
     /// Anything else; `message` has the system's words.
     Internal,
 }

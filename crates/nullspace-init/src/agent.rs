@@ -16,11 +16,11 @@ use nullspace_guest::message::{
 
 use crate::outbox::Outbox;
 use crate::process::supervise::{Unfinished, Wiring, supervise};
-use crate::process::{list, prepare::prepare, spawn::spawn};
+use crate::process::{list, namespace, prepare::prepare, spawn::spawn};
 use crate::services::Services;
 use crate::session::{Channel, Opened, Session, StdinOver};
 use crate::wake::Wake;
-use crate::{files, filesystem, identity, leftovers, network, probe, workers};
+use crate::{files, filesystem, generation, identity, leftovers, modules, network, probe, resume, workers};
 
 /// How long the last answer may take to reach the host before the power goes.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -43,6 +43,10 @@ pub struct Agent {
     services: Services,
     session: Mutex<Option<Arc<Session>>>,
     network: Mutex<Option<GuestNetwork>>,
+    /// The name of the boot: what processes from before a snapshot took for theirs.
+    first_name: Mutex<Option<String>>,
+    /// The last restore and what came of it.
+    restored: Mutex<Option<(Restored, Result<(), Failure>)>>,
 }
 
 fn failed(kind: FailureKind, message: impl Into<String>) -> Outcome {
@@ -71,8 +75,15 @@ impl Agent {
             root_ready: ground.root.is_ok(),
             root_error: ground.root.clone().err(),
         };
-        let (services, session, network) = (Services::default(), Mutex::default(), Mutex::default());
-        Arc::new(Agent { ground, info, services, session, network })
+        Arc::new(Agent {
+            ground,
+            info,
+            services: Services::default(),
+            session: Mutex::default(),
+            network: Mutex::default(),
+            first_name: Mutex::default(),
+            restored: Mutex::default(),
+        })
     }
 
     /// HELLO: ends the session before, unless it is a repetition, and acknowledges.
@@ -129,7 +140,7 @@ impl Agent {
     fn outcome(&self, request: Request, channel: &Arc<Channel>) -> Outcome {
         match request {
             Request::Configure(configure) => done(self.configure(&configure)),
-            Request::Restored(restored) => done(self.restored(&restored)),
+            Request::Restored(restored) => done(self.restored_once(restored, channel)),
             Request::Exec(exec) => run(&exec, channel),
             Request::StartService(exec) => match self.services.start(exec) {
                 Ok(pid) => {
@@ -175,12 +186,31 @@ impl Agent {
         identity::check_hostname(&configure.hostname)?;
         configure.network.as_ref().map_or(Ok(()), network::check)?;
         identity::set_clock(configure.unix_time_ns)?;
-        identity::set_hostname(&configure.hostname)?;
+        identity::set_hostname(&configure.hostname, None)?;
+        *self.first_name.lock().unwrap_or_else(PoisonError::into_inner) = Some(configure.hostname.clone());
+        modules::offer();
         identity::ensure_machine_id(&self.info.boot_id)?;
         if let Some(user) = &configure.imported_user {
             identity::ensure_account(user)?;
         }
         self.set_network(configure.network.as_ref())
+    }
+
+    /// Does what a restore needs, and answers a repetition of the request with what came of the first. A second connection
+    /// that asks meanwhile waits.
+    fn restored_once(&self, restored: Restored, channel: &Channel) -> Result<(), Failure> {
+        let mut last = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((before, result)) = last.as_ref()
+            && *before == restored
+        {
+            return result.clone();
+        }
+        let result = self.restored(&restored).and_then(|()| {
+            channel.reply(&Outcome::Done);
+            resume::run(restored.resume.as_ref())
+        });
+        *last = Some((restored, result.clone()));
+        result
     }
 
     fn restored(&self, restored: &Restored) -> Result<(), Failure> {
@@ -193,9 +223,16 @@ impl Agent {
             kind: FailureKind::Internal,
             message: format!("The root filesystem cannot be thawed: {error}."),
         })?;
-        identity::set_hostname(&restored.hostname)?;
+        let first = self.first_name.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        identity::set_hostname(&restored.hostname, first.as_deref())?;
         identity::set_machine_id(&restored.machine_id)?;
-        self.set_network(restored.network.as_ref())
+        self.set_network(restored.network.as_ref())?;
+        modules::offer();
+        // Last: who watches it may count on all of the above.
+        generation::renew().map_err(|error| Failure {
+            kind: FailureKind::Internal,
+            message: format!("The generation cannot be written: {error}."),
+        })
     }
 
     fn set_network(&self, wanted: Option<&GuestNetwork>) -> Result<(), Failure> {
@@ -209,7 +246,14 @@ impl Agent {
 }
 
 fn kill(pid: u32, signal: i32) -> Outcome {
-    let target = match i32::try_from(pid) {
+    let target = match namespace::current() {
+        None => Some(pid),
+        Some(namespace) => namespace.outside(pid),
+    };
+    let Some(target) = target else {
+        return failed(FailureKind::NotFound, format!("No process {pid} runs in this guest."));
+    };
+    let target = match i32::try_from(target) {
         Ok(target) if target > 1 && (0..=64).contains(&signal) => target,
         _ => return failed(FailureKind::Invalid, format!("Signal {signal} cannot be sent to process {pid}.")),
     };
@@ -230,7 +274,7 @@ fn run(exec: &Exec, channel: &Channel) -> Outcome {
         Ok(child) => child,
         Err(failure) => return Outcome::Failed(failure),
     };
-    channel.reply(&Outcome::Started { pid: u32::try_from(child.watch.pid()).unwrap_or_default() });
+    channel.reply(&Outcome::Started { pid: child.watch.shown() });
     match supervise(child, exec.timeout_ms.map(Duration::from_millis), &mut OnChannel(channel)) {
         Ok(exit) => Outcome::Exit(exit),
         Err(Unfinished::Cancelled) => Outcome::Done,

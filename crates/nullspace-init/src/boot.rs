@@ -8,14 +8,11 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
-use nix::sys::resource::{Resource, setrlimit};
 
 use crate::agent::{Agent, Ground};
 use crate::transport::{self, Transport};
-use crate::{filesystem, log, modules, network, root};
+use crate::{filesystem, log, modules, network, root, settings};
 
-/// Open files of a process: the soft limit is what most programs meet, the hard one is the kernel's `fs.nr_open`.
-const FILES: (u64, u64) = (65_536, 1_048_576);
 /// How long processes may take to end by themselves when the machine goes off.
 const TERM_LIMIT: Duration = Duration::from_secs(1);
 
@@ -31,9 +28,8 @@ pub fn run() -> ! {
     if let Err(error) = network::loopback_up() {
         log::problem(format_args!("loopback: {error}"));
     }
-    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, FILES.0, FILES.1) {
-        log::problem(format_args!("open files: {error}"));
-    }
+    settings::apply_to_processes();
+    modules::keep();
     let mut transport = transport::open();
     let arguments = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let device = root_argument(&arguments);

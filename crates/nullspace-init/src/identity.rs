@@ -87,13 +87,14 @@ pub(crate) fn set_clock(unix_time_ns: u64) -> Result<(), Failure> {
         .map_err(|error| internal("The clock cannot be set", error))
 }
 
-/// Sets the kernel's host name, /etc/hostname and the name's line in /etc/hosts.
-pub(crate) fn set_hostname(name: &str) -> Result<(), Failure> {
+/// Sets the kernel's host name, /etc/hostname and the name's line in /etc/hosts. `alias` is resolved too: the name that
+/// services from before a snapshot have learned.
+pub(crate) fn set_hostname(name: &str, alias: Option<&str>) -> Result<(), Failure> {
     check_hostname(name)?;
     nix::unistd::sethostname(name).map_err(|error| internal("The host name cannot be set", error))?;
     replace("/etc/hostname", format!("{name}\n").as_bytes(), 0o644)?;
     let old = fs::read_to_string("/etc/hosts").unwrap_or_default();
-    replace("/etc/hosts", hosts(&old, name).as_bytes(), 0o644)
+    replace("/etc/hosts", hosts(&old, name, alias).as_bytes(), 0o644)
 }
 
 /// Writes /etc/machine-id.
@@ -134,8 +135,8 @@ pub(crate) fn set_resolver(network: &GuestNetwork) -> Result<(), Failure> {
     replace("/etc/resolv.conf", servers.as_bytes(), 0o644)
 }
 
-/// /etc/hosts with this name on 127.0.1.1, as Debian has it; other lines stay.
-fn hosts(old: &str, name: &str) -> String {
+/// /etc/hosts with this name and its alias on 127.0.1.1, as Debian has it; other lines stay.
+fn hosts(old: &str, name: &str, alias: Option<&str>) -> String {
     let first = |line: &str| line.split_whitespace().next().map(str::to_owned);
     let mut lines: Vec<String> = Vec::new();
     let has = |ip: &str| old.lines().any(|line| first(line).as_deref() == Some(ip));
@@ -146,7 +147,10 @@ fn hosts(old: &str, name: &str) -> String {
         lines.push("::1\tlocalhost ip6-localhost ip6-loopback".to_owned());
     }
     lines.extend(old.lines().filter(|line| first(line).as_deref() != Some("127.0.1.1")).map(str::to_owned));
-    lines.push(format!("127.0.1.1\t{name}"));
+    lines.push(match alias.filter(|alias| *alias != name) {
+        Some(alias) => format!("127.0.1.1\t{name} {alias}"),
+        None => format!("127.0.1.1\t{name}"),
+    });
     lines.join("\n") + "\n"
 }
 
@@ -201,11 +205,16 @@ mod tests {
 
     #[test]
     fn hosts_keeps_other_lines_and_replaces_the_name() {
-        let fresh = hosts("", "sb-1");
+        let fresh = hosts("", "sb-1", None);
         assert_eq!(fresh, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tsb-1\n");
-        assert_eq!(hosts(&fresh, "sb-2"), fresh.replace("sb-1", "sb-2"));
+        assert_eq!(hosts(&fresh, "sb-2", None), fresh.replace("sb-1", "sb-2"));
+        let restored = hosts(&fresh, "sb-2", Some("build-1"));
+        assert!(restored.ends_with("127.0.1.1\tsb-2 build-1\n"), "{restored}");
+        // The next restore of a snapshot of that one keeps the first name and no other.
+        assert_eq!(hosts(&restored, "sb-3", Some("build-1")), restored.replace("sb-2", "sb-3"));
+        assert_eq!(hosts(&fresh, "sb-1", Some("sb-1")), fresh);
         let own = "127.0.0.1 localhost\n::1 ip6-localhost\n10.0.0.5 db # ours\n127.0.1.1 old\n";
-        assert_eq!(hosts(own, "n"), "127.0.0.1 localhost\n::1 ip6-localhost\n10.0.0.5 db # ours\n127.0.1.1\tn\n");
+        assert_eq!(hosts(own, "n", None), "127.0.0.1 localhost\n::1 ip6-localhost\n10.0.0.5 db # ours\n127.0.1.1\tn\n");
     }
 
     #[test]
@@ -226,6 +235,7 @@ mod tests {
             entropy: base64::engine::general_purpose::STANDARD.encode([7; 32]),
             unix_time_ns: 0,
             network: None,
+            resume: None,
         };
         assert_eq!(check(&good), Ok(vec![7; 32]));
         let bad = [

@@ -14,7 +14,7 @@ use nix::mount::{MntFlags, umount2};
 use nullspace_guest::message::{Failure, FailureKind};
 
 use crate::process::list;
-use crate::root;
+use crate::{modules, root};
 
 /// How long killed processes may take to be gone.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -38,6 +38,8 @@ pub(crate) fn clear(drop_caches: bool) -> Result<(), Failure> {
         // Detached: nothing runs that could use it.
         let _ = umount2(Path::new(&place), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
     }
+    // Unmounted with the others.
+    modules::offer();
     if drop_caches {
         nix::unistd::sync();
         fs::write("/proc/sys/vm/drop_caches", "3")

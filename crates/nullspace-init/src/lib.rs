@@ -12,6 +12,7 @@
 //!  session      OPEN -> channel -> a worker thread: exec, attach, files, probe, freeze ..
 //!                                     |
 //!  processes    prepare -> spawn -> supervise          reaper: waits for every child and orphan
+//!  restored     entropy, clock, name, network -> generation -> resume hooks
 //! ```
 //!
 //! Threads, no async runtime: it is idle nearly always, and its memory is part of every snapshot. The host is trusted,
@@ -22,18 +23,22 @@ pub mod boot;
 mod connection;
 mod files;
 mod filesystem;
+mod generation;
 mod identity;
 mod leftovers;
 mod log;
+pub mod modprobe;
 mod modules;
 mod network;
 mod outbox;
 mod probe;
 mod process;
+mod resume;
 mod ring;
 mod root;
 mod services;
 mod session;
+mod settings;
 mod stream;
 mod transport;
 mod users;

@@ -4,21 +4,16 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use nullspace_guest::frame::Kind;
 use nullspace_guest::message::{Exec, Failure, FailureKind, Outcome, Probe, ProbeCheck};
 
 use crate::process::prepare::prepare;
 use crate::process::spawn::spawn;
-use crate::process::supervise::{Unfinished, Wiring, supervise};
+use crate::process::supervise::{Unfinished, supervise};
+use crate::process::tail::Tail;
 use crate::session::Channel;
-use crate::wake::Wake;
 
-/// Bytes read of an HTTP answer: its status line.
-const STATUS_LINE: u64 = 1024;
-/// Bytes kept of the end of a command's output, for its last line.
-const TAIL: usize = 1024;
-/// Characters of that line in the answer.
-const SHOWN: usize = 300;
+/// Bytes read of an HTTP answer: its status line, and what informational answers may come before it.
+const MAX_ANSWER: usize = 16 * 1024;
 
 /// Makes one attempt.
 pub(crate) fn probe(probe: Probe, channel: &Channel) -> Outcome {
@@ -56,93 +51,104 @@ fn connect(port: u16, until: Option<Instant>) -> io::Result<TcpStream> {
 }
 
 fn http(port: u16, path: &str, until: Option<Instant>) -> Result<String, String> {
-    let status_line = || -> io::Result<Vec<u8>> {
+    let answer = || -> io::Result<Option<u16>> {
         let mut stream = connect(port, until)?;
         stream.set_write_timeout(Some(left(until)?))?;
-        // HTTP/1.0: the server closes, and needs no chunking.
+        // 1.1, since there are servers that refuse 1.0. Only the status is read, so chunks are no matter.
         let request = format!(
-            "GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: nullspace-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: nullspace-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
         );
         stream.write_all(request.as_bytes())?;
-        let mut line = Vec::new();
-        let mut piece = [0; 256];
-        while !line.contains(&b'\n') && (line.len() as u64) < STATUS_LINE {
+        let mut head = Vec::new();
+        let mut piece = [0; 1024];
+        loop {
+            match status(&head) {
+                Status::Final(code) => return Ok(Some(code)),
+                Status::None => return Ok(None),
+                Status::Unfinished if head.len() >= MAX_ANSWER => return Ok(None),
+                Status::Unfinished => {}
+            }
             stream.set_read_timeout(Some(left(until)?))?;
             match stream.read(&mut piece)? {
-                0 => break,
-                len => line.extend_from_slice(&piece[..len]),
+                // The line of a server that ends without a line end counts.
+                0 => {
+                    head.extend_from_slice(b"\r\n");
+                    return Ok(if let Status::Final(code) = status(&head) { Some(code) } else { None });
+                }
+                len => head.extend_from_slice(piece.get(..len).unwrap_or_default()),
             }
         }
-        Ok(line)
     };
-    let line = status_line().map_err(|error| match error.kind() {
+    let code = answer().map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "timed out".to_owned(),
         _ => error.to_string(),
     })?;
-    match status(&line) {
+    match code {
         Some(code @ 200..=399) => Ok(format!("HTTP {code}")),
         Some(code) => Err(format!("HTTP {code}")),
         None => Err("the answer is not HTTP".to_owned()),
     }
 }
 
-/// The code of `HTTP/1.1 200 OK`.
-fn status(answer: &[u8]) -> Option<u16> {
-    let line = answer.split(|byte| *byte == b'\n').next()?;
-    let rest = line.strip_prefix(b"HTTP/1.")?;
-    let code = rest.get(2..5).filter(|_| rest.get(1) == Some(&b' '))?;
-    std::str::from_utf8(code).ok()?.parse().ok().filter(|code| (100..600).contains(code))
+/// What is known of an answer whose beginning has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    /// More has to come.
+    Unfinished,
+    /// The code of the answer proper.
+    Final(u16),
+    /// This is no HTTP.
+    None,
+}
+
+/// The code of `HTTP/1.1 200 OK`; answers of the kind 1xx and their fields are passed over, but for 101, which is final.
+fn status(answer: &[u8]) -> Status {
+    let mut rest = answer;
+    loop {
+        let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
+            let begins = b"HTTP/1.";
+            let so_far = rest.get(..begins.len()).unwrap_or(rest);
+            return if begins.starts_with(so_far) { Status::Unfinished } else { Status::None };
+        };
+        let code = rest.get(..end).and_then(|line| {
+            let rest = line.strip_prefix(b"HTTP/1.")?;
+            let code = rest.get(2..5).filter(|_| rest.get(1) == Some(&b' '))?;
+            std::str::from_utf8(code).ok()?.parse::<u16>().ok().filter(|code| (100..600).contains(code))
+        });
+        match code {
+            None => return Status::None,
+            Some(code @ (101 | 200..)) => return Status::Final(code),
+            Some(_) => {
+                let blank = [&b"\r\n\r\n"[..], b"\n\n"];
+                let over = blank.iter().filter_map(|blank| {
+                    Some(rest.windows(blank.len()).position(|window| window == *blank)? + blank.len())
+                });
+                match over.min() {
+                    Some(over) => rest = rest.get(over..).unwrap_or_default(),
+                    None => return Status::Unfinished,
+                }
+            }
+        }
+    }
 }
 
 /// The command's answer, or why it cannot be run at all.
 fn command(exec: Exec, limit: Duration, channel: &Channel) -> Result<Result<String, String>, Failure> {
     let limit = exec.timeout_ms.map_or(limit, |own| limit.min(Duration::from_millis(own)));
     let child = spawn(&prepare(&exec)?, false)?;
-    let mut tail = Tail { bytes: Vec::new(), channel };
+    let mut tail = Tail::new(Some(channel));
     Ok(match supervise(child, Some(limit), &mut tail) {
         Ok(exit) if exit.timed_out => Err(format!("timed out after {} ms", limit.as_millis())),
         Ok(exit) if exit.code == 0 => Ok(tail.last_line()),
         Ok(exit) => {
             let line = tail.last_line();
             let separator = if line.is_empty() { "" } else { ": " };
-            Err(format!("exit code {}{separator}{line}", exit.code))
+            let memory = if exit.out_of_memory { " (the machine's memory ran out)" } else { "" };
+            Err(format!("exit code {}{memory}{separator}{line}", exit.code))
         }
         Err(Unfinished::Cancelled) => Err("cancelled".to_owned()),
         Err(Unfinished::Stuck) => Err("the command cannot be killed".to_owned()),
     })
-}
-
-struct Tail<'a> {
-    bytes: Vec<u8>,
-    channel: &'a Channel,
-}
-
-impl Tail<'_> {
-    fn last_line(&self) -> String {
-        let text = String::from_utf8_lossy(&self.bytes);
-        let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-        line.chars().take(SHOWN).collect()
-    }
-}
-
-impl Wiring for Tail<'_> {
-    fn room(&self) -> usize {
-        usize::MAX
-    }
-
-    fn output(&mut self, _: Kind, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-        let old = self.bytes.len().saturating_sub(TAIL);
-        self.bytes.drain(..old);
-    }
-
-    fn cancelled(&self) -> bool {
-        self.channel.is_reset()
-    }
-
-    fn wake(&self) -> Option<&Wake> {
-        Some(self.channel.wake())
-    }
 }
 
 #[cfg(test)]
@@ -153,15 +159,21 @@ mod tests {
 
     #[test]
     fn status_lines() {
-        let cases: [(&[u8], Option<u16>); 8] = [
-            (b"HTTP/1.1 200 OK\r\n", Some(200)),
-            (b"HTTP/1.0 404 Not Found\r\nX: HTTP/1.1 200", Some(404)),
-            (b"HTTP/1.1 503", Some(503)),
-            (b"HTTP/1.1 20", None),
-            (b"HTTP/1.1 999 ?", None),
-            (b"SSH-2.0-OpenSSH_9.2p1\r\n", None),
-            (b"", None),
-            (b"\n\nHTTP/1.1 200 OK", None),
+        let cases: [(&[u8], Status); 14] = [
+            (b"HTTP/1.1 200 OK\r\n", Status::Final(200)),
+            (b"HTTP/1.0 404 Not Found\r\nX: HTTP/1.1 200", Status::Final(404)),
+            (b"HTTP/1.1 426 Upgrade Required\n", Status::Final(426)),
+            (b"HTTP/1.1 503", Status::Unfinished),
+            (b"HTT", Status::Unfinished),
+            (b"", Status::Unfinished),
+            (b"HTTP/1.1 20\n", Status::None),
+            (b"HTTP/1.1 999 ?\n", Status::None),
+            (b"SSH-2.0-OpenSSH_9.2p1\r\n", Status::None),
+            (b"SSH", Status::None),
+            (b"\n\nHTTP/1.1 200 OK", Status::None),
+            (b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 204 No Content\r\n", Status::Final(204)),
+            (b"HTTP/1.1 100 Continue\r\n\r\n", Status::Unfinished),
+            (b"HTTP/1.1 101 Switching Protocols\r\n", Status::Final(101)),
         ];
         for (answer, expected) in cases {
             assert_eq!(status(answer), expected, "{}", String::from_utf8_lossy(answer));
@@ -182,7 +194,7 @@ mod tests {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut request = [0; 512];
                 let len = stream.read(&mut request).unwrap();
-                assert!(request[..len].starts_with(b"GET /ready?x=1 HTTP/1.0\r\n"));
+                assert!(request[..len].starts_with(b"GET /ready?x=1 HTTP/1.1\r\n"));
                 stream.write_all(answer.as_bytes()).unwrap();
                 if answer.is_empty() {
                     silent.push(stream);

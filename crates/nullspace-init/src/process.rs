@@ -11,8 +11,11 @@
 //! everything because PID 1 inherits orphans.
 
 pub(crate) mod list;
+pub(crate) mod memory;
+pub(crate) mod namespace;
 pub(crate) mod prepare;
 pub(crate) mod reaper;
 pub(crate) mod sink;
 pub(crate) mod spawn;
 pub(crate) mod supervise;
+pub(crate) mod tail;

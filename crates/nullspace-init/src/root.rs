@@ -8,9 +8,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
+use nullspace_guest::message::ROOT_FULL;
 
-use crate::log;
 use crate::process::prepare::WORKSPACE;
+use crate::{generation, log, modules, settings};
 
 /// How long the root's device may take to appear.
 const DEVICE_LIMIT: Duration = Duration::from_secs(10);
@@ -43,13 +44,9 @@ const MOUNTS: [Mount; 6] = [
     special("/sys/fs/cgroup", "cgroup2", DATA, "", false),
 ];
 
-/// As containers have them: any user may ping and serve port 80.
-const SETTINGS: [(&str, &str); 2] =
-    [("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"), ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")];
-
 /// Where the agent has mounted something, the root itself included.
 pub(crate) fn own_mounts() -> impl Iterator<Item = &'static str> {
-    MOUNTS.iter().map(|wanted| wanted.at).chain(["/"])
+    MOUNTS.iter().map(|wanted| wanted.at).chain(["/"]).chain(generation::places())
 }
 
 /// /proc, /sys and /dev of the initramfs.
@@ -94,6 +91,9 @@ fn fill_up() -> Result<(), String> {
         });
         match mounted {
             Ok(()) => {}
+            Err(error) if wanted.needed && error.kind() == std::io::ErrorKind::StorageFull => {
+                return Err(format!("{ROOT_FULL}: {} cannot be made", wanted.at));
+            }
             Err(error) if wanted.needed => return Err(format!("mount {}: {error}", wanted.at)),
             Err(error) => log::problem(format_args!("mount {}: {error}", wanted.at)),
         }
@@ -101,10 +101,7 @@ fn fill_up() -> Result<(), String> {
     for (link, to) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
         let _ = symlink(format!("/proc/self/fd{to}"), format!("/dev/{link}"));
     }
-    for (setting, value) in SETTINGS {
-        // Not every kernel has every one.
-        let _ = fs::write(setting, value);
-    }
+    settings::apply();
     // On disk, not tmpfs, as in a container: what a build leaves there (a /run/sshd, say) is part of the image. Folders
     // that the image has stay as they are.
     let folders = [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/run", 0o755), ("/etc", 0o755), (WORKSPACE, 0o755)];
@@ -113,6 +110,10 @@ fn fill_up() -> Result<(), String> {
             log::problem(format_args!("{path}: {error}"));
         }
     }
+    if let Err(error) = generation::set_up() {
+        log::problem(format_args!("{}: {error}", generation::FOLDER));
+    }
+    modules::serve();
     Ok(())
 }
 

@@ -73,12 +73,12 @@ impl Services {
         let wake = Wake::new().map_err(|error| limit(format!("No service can be made: {error}.")))?;
         let child = spawn(&plan, stdin)?;
         let service = Service::new(exec, starts, wake, child.watch.clone());
-        let pid = u32::try_from(child.watch.pid()).unwrap_or_default();
+        let pid = child.watch.shown();
         let made = before(&service);
         let (followed, watch) = (service.clone(), child.watch.clone());
         let thread = std::thread::Builder::new().name(format!("service-{pid}")).spawn(move || {
             let exit = supervise(child, timeout, &mut Recorder(&followed));
-            let killed = Exit { code: 137, signal: Some(libc::SIGKILL), timed_out: true };
+            let killed = Exit { code: 137, signal: Some(libc::SIGKILL), timed_out: true, out_of_memory: false };
             followed.end(exit.unwrap_or(killed));
         });
         if let Err(error) = thread {

@@ -188,6 +188,7 @@ fn restored(name: &str, seed: u8) -> Restored {
         entropy: base64::engine::general_purpose::STANDARD.encode([seed; 64]),
         unix_time_ns: now_ns(),
         network: None,
+        resume: None,
     }
 }
 
@@ -413,4 +414,115 @@ async fn a_disk_without_a_filesystem_is_told() {
         other => panic!("{other:?}"),
     }
     agent.shutdown().await.unwrap();
+}
+
+/// As images made for containers have it: the command is PID 1 of a namespace that everything else joins; what is asked of
+/// the kernel brings modules; what says which machine this is, is renewed.
+#[tokio::test]
+async fn a_first_process_has_a_namespace_and_a_machine_its_modules() {
+    let folder = tempfile::tempdir().unwrap();
+    disk(folder.path(), 64, |tree| {
+        fs::create_dir_all(tree.join("bin")).unwrap();
+        fs::create_dir_all(tree.join("etc/nullspace/resume.d")).unwrap();
+        fs::create_dir_all(tree.join("sbin")).unwrap();
+        fs::copy(busybox(), tree.join("bin/busybox")).unwrap();
+        for applet in
+            ["sh", "cat", "sleep", "ls", "ps", "ip", "losetup", "mount", "head", "hostname", "id", "kill", "awk"]
+        {
+            std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet)).unwrap();
+        }
+        // An image that has the program finds the files.
+        std::os::unix::fs::symlink("../bin/busybox", tree.join("sbin/modprobe")).unwrap();
+        let hook = tree.join("etc/nullspace/resume.d/hook");
+        fs::write(&hook, "#!/bin/sh\necho $(id -u) $(hostname) $NULLSPACE_GENERATION >> /hooked\n").unwrap();
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    });
+    let machine = Machine::start(folder.path(), &folder.path().join("memory"), false);
+    let (agent, info) = machine.connect().await;
+    assert_eq!((info.root_ready, info.root_error), (true, None));
+    let configure = Configure { hostname: "build-1".into(), unix_time_ns: now_ns(), ..Configure::default() };
+    agent.configure(configure).await.unwrap();
+
+    let script =
+        "[ $$ = 1 ] || exit 100; sleep 1000 & echo $! > /child; mount -t tmpfs none /mnt && echo x > /mnt/seen; \
+                  while :; do wait; sleep 1; done";
+    shell(&agent, "busybox mkdir -p /mnt").await;
+    let pid = agent.start_service(Exec { first: true, ..sh(script) }).await.unwrap();
+    assert_eq!(pid, 1, "the pid that it has itself");
+    let until = Instant::now() + SOON;
+    let child: u32 = loop {
+        let text = shell(&agent, "cat /child /mnt/seen 2>/dev/null; true").await;
+        if let Some((child, "x")) = text.split_once('\n') {
+            break child.parse().unwrap();
+        }
+        assert!(Instant::now() < until, "the first process does not come up: {text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    // Joined: the same processes, by the same numbers, here and there.
+    let seen = shell(&agent, "ps -o pid,args | awk '$2 == \"sleep\" {print $1}'").await;
+    assert_eq!(seen, child.to_string());
+    let listed = agent.processes().await.unwrap();
+    let of =
+        |pid| listed.iter().find(|process| process.pid == pid).map(|process| (process.command.clone(), process.ppid));
+    assert_eq!(of(child), Some(("sleep 1000".to_owned(), 1)));
+    assert!(of(1).is_some_and(|(command, ppid)| command.starts_with("sh -c") && ppid == 0), "{listed:?}");
+    // Mounts are seen on both sides, so that files of the API are those of the command.
+    let mut file = agent.read_file(None, "/", "/mnt/seen").await.unwrap();
+    assert_eq!(file.next().await.unwrap().as_deref(), Some(&b"x\n"[..]));
+
+    // Modules.
+    let ask = "head -c 1 /dev/net/tun; head -c 1 /dev/fuse; losetup -f >/dev/null; ip link add name b0 type bridge; \
+               ip link add name d0 type dummy; ls /lib/modules/*/modules.dep; cat /proc/modules";
+    let loaded = shell(&agent, &format!("({ask}) 2>/dev/null; true")).await;
+    for module in ["tun", "fuse", "loop", "bridge", "dummy"] {
+        assert!(loaded.lines().any(|line| line.starts_with(&format!("{module} "))), "{module}: {loaded}");
+    }
+    assert!(loaded.contains("/modules.dep"), "modprobe finds them: {loaded}");
+
+    // A new identity: once for one restore, with its hook and command, in the namespace; once more for another.
+    let ids = "cat /proc/sys/kernel/random/boot_id /run/nullspace/generation";
+    let before = shell(&agent, ids).await;
+    let command = Exec { cwd: Some("/".into()), ..sh("echo $NULLSPACE_GENERATION >> /commanded") };
+    let restored_as = |name: &str, seed| Restored { resume: Some(command.clone()), ..restored(name, seed) };
+    agent.restored(restored_as("sb-1", 1)).await.unwrap();
+    let asked_twice = restored_as("sb-2", 2);
+    agent.restored(asked_twice.clone()).await.unwrap();
+    let after = shell(&agent, ids).await;
+    agent.restored(asked_twice).await.unwrap();
+    assert_eq!(shell(&agent, ids).await, after, "asked for twice, done once");
+    for (old, new) in before.lines().zip(after.lines()) {
+        assert_ne!(old, new);
+        assert_eq!(new.len(), 36);
+    }
+    let generation = after.lines().nth(1).unwrap();
+    let hooked = shell(&agent, "cat /hooked").await;
+    let runs: Vec<&str> = hooked.lines().collect();
+    assert_eq!((runs.len(), runs[1]), (2, format!("0 sb-2 {generation}").as_str()), "{hooked}");
+    assert!(shell(&agent, "cat /commanded").await.ends_with(generation));
+    assert!(shell(&agent, "cat /etc/hosts").await.ends_with("127.0.1.1\tsb-2 build-1"));
+    let failing = Restored { resume: Some(sh("echo no luck; exit 7")), ..restored("sb-3", 3) };
+    match agent.restored(failing).await {
+        Err(AgentError::Failed(failure)) => {
+            assert_eq!(failure.kind, FailureKind::Resume);
+            assert!(failure.message.contains("exit code 7") && failure.message.contains("no luck"), "{failure}");
+        }
+        other => panic!("{other:?}"),
+    }
+
+    // Killed by the number that it is known by; with it ends what it left, and the machine goes on.
+    agent.kill(child, 9).await.unwrap();
+    agent.kill(1, 9).await.unwrap();
+    let until = Instant::now() + SOON;
+    while !agent.processes().await.unwrap().is_empty() {
+        assert!(Instant::now() < until, "{:?}", agent.processes().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_ne!(shell(&agent, "echo $$").await, "1");
+
+    // Memory that runs out is told.
+    let out = run(&agent, sh("head -c 1000000000 /dev/zero | busybox tail -n 1")).await;
+    assert!(out.exit.code != 0 && out.exit.out_of_memory, "{:?}", out.exit);
+    // The kernel's log and the clock agree to half a second.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!run(&agent, sh("exit 3")).await.exit.out_of_memory);
 }

@@ -53,9 +53,9 @@ async fn streams_codes_and_signals_are_told_apart() {
     let agent = Guest::new().connect().await;
     let out = output(&agent, sh("echo out; echo err >&2; exit 41")).await;
     assert_eq!((text(&out.stdout), text(&out.stderr)), ("out".into(), "err".into()));
-    assert_eq!(out.exit, Exit { code: 41, signal: None, timed_out: false });
+    assert_eq!(out.exit, Exit { code: 41, signal: None, timed_out: false, out_of_memory: false });
     let out = output(&agent, sh("kill -9 $$")).await;
-    assert_eq!(out.exit, Exit { code: 137, signal: Some(9), timed_out: false });
+    assert_eq!(out.exit, Exit { code: 137, signal: Some(9), timed_out: false, out_of_memory: false });
     assert!(out.pid > 1);
 }
 
@@ -200,7 +200,7 @@ async fn a_timeout_ends_the_whole_group() {
     let agent = Guest::new().connect().await;
     let began = Instant::now();
     let out = output(&agent, Exec { timeout_ms: Some(200), ..sh("echo before; sleep 60 & echo $!; wait") }).await;
-    assert_eq!(out.exit, Exit { code: 143, signal: Some(15), timed_out: true });
+    assert_eq!(out.exit, Exit { code: 143, signal: Some(15), timed_out: true, out_of_memory: false });
     assert!(began.elapsed() < Duration::from_millis(1000), "{:?}", began.elapsed());
     let shown = text(&out.stdout);
     gone(shown.strip_prefix("before\n").unwrap().parse().unwrap()).await;
@@ -208,7 +208,7 @@ async fn a_timeout_ends_the_whole_group() {
     // One that ignores SIGTERM has a second, then none.
     let began = Instant::now();
     let out = output(&agent, Exec { timeout_ms: Some(100), ..sh("trap '' TERM; while :; do sleep 1; done") }).await;
-    assert_eq!(out.exit, Exit { code: 137, signal: Some(9), timed_out: true });
+    assert_eq!(out.exit, Exit { code: 137, signal: Some(9), timed_out: true, out_of_memory: false });
     assert!(began.elapsed() >= Duration::from_millis(1100));
 }
 
@@ -241,7 +241,7 @@ async fn a_new_session_ends_the_old_ones_processes_but_no_service() {
     let mut follow = second.attach(service).await.unwrap();
     assert_eq!(follow.next().await.unwrap(), Some(ExecEvent::Stdout("up\n".into())));
     second.kill(service, libc::SIGTERM).await.unwrap();
-    let exit = Exit { code: 143, signal: Some(15), timed_out: false };
+    let exit = Exit { code: 143, signal: Some(15), timed_out: false, out_of_memory: false };
     assert_eq!(follow.next().await.unwrap(), Some(ExecEvent::Exit(exit)));
     assert_eq!(follow.next().await.unwrap(), None);
 }
@@ -513,4 +513,38 @@ async fn a_killed_service_takes_its_group_along() {
     let Some(ExecEvent::Stdout(child)) = session.next().await.unwrap() else { panic!("no output") };
     agent.kill(session.pid, libc::SIGKILL).await.unwrap();
     gone(text(&child).parse().unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_users_command_can_open_its_own_pipes_anew() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: takes another user on");
+        return;
+    }
+    let agent = Guest::new().connect().await;
+    let script = "echo out > /dev/stdout && echo err > /dev/stderr && cat /dev/stdin";
+    let exec = Exec { user: Some("4321:4321".into()), cwd: Some("/".into()), stdin: true, ..sh(script) };
+    let mut session = agent.exec(exec).await.unwrap();
+    let mut stdin = session.take_stdin().unwrap();
+    stdin.write(b"in").await.unwrap();
+    drop(stdin);
+    let out = session.collect(1000).await.unwrap();
+    assert_eq!((text(&out.stdout), text(&out.stderr), out.exit.code), ("out\nin".into(), "err".into(), 0));
+    // One that takes a user on by itself, as gosu and su-exec do.
+    let exec = Exec {
+        user: Some("0:0".into()),
+        ..sh("exec setpriv --reuid 4321 --clear-groups sh -c 'echo x > /dev/stdout'")
+    };
+    assert_eq!(text(&output(&agent, exec).await.stdout), "x");
+}
+
+#[tokio::test]
+async fn a_working_directory_is_made_for_a_command_that_may_have_it() {
+    let agent = Guest::new().connect().await;
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("a/b").display().to_string();
+    let pwd = |make_cwd| Exec { cwd: Some(missing.clone()), make_cwd, ..sh("pwd") };
+    assert_eq!(refusal(&agent, pwd(false)).await, FailureKind::WorkdirNotFound);
+    assert_eq!(text(&output(&agent, pwd(true)).await.stdout), missing);
+    assert_eq!(text(&output(&agent, pwd(false)).await.stdout), missing);
 }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::manifest::{self, Descriptor, Document, FormatError, Layer, MAX_DOCUMENT, MAX_INDEX_DEPTH};
-use crate::platform::{Platform, UnsupportedPlatform};
+use crate::platform::{Choice, OfferedPlatform, Platform, UnsupportedPlatform};
 use crate::tar::{EntryKind, TarError, TarLimits, TarReader};
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -161,42 +161,71 @@ impl Layout {
                 return Err(LayoutError::NoSuchName(name.to_owned()));
             }
         }
-        let mut chosen = match entries.as_slice() {
-            [only] => only.clone(),
-            several => platform.choose_descriptor(several)?.clone(),
+        match entries.as_slice() {
+            [only] => self.descend(only, platform, false, 0),
+            several => self.chosen(several, platform, 0),
+        }
+    }
+
+    /// The image for the platform among an index's entries.
+    fn chosen(&self, entries: &[Descriptor], platform: Platform, depth: usize) -> Result<LocalImage, LayoutError> {
+        let (unnamed, mut available) = match platform.choose_descriptor(entries) {
+            Choice::One(chosen) => return self.descend(chosen, platform, true, depth),
+            Choice::Unnamed(unnamed, named) => (unnamed, named),
         };
-        let digest = chosen.digest.clone();
-        let mut via_index = entries.len() > 1;
-        for _ in 0..=MAX_INDEX_DEPTH {
-            let bytes = self.checked(&chosen, "image manifest")?;
-            let media_type = Some(chosen.media_type.as_str());
-            let what = chosen.digest.to_string();
-            match Document::parse(&bytes, media_type).map_err(|error| format(&what, error))? {
-                Document::Index(entries) => {
-                    via_index = true;
-                    chosen = platform.choose_descriptor(&entries)?.clone();
-                }
-                Document::Manifest(manifest) => {
-                    let config_bytes = self.checked(&manifest.config, "image config")?;
-                    let config = ImageConfig::parse(&config_bytes).map_err(|error| format("the config", error))?;
-                    platform.check(&config.platform, via_index)?;
-                    let config_digest = manifest.config.digest.clone();
-                    let layers =
-                        manifest::layers(manifest, &config, MAX_LAYERS).map_err(|error| format(&what, error))?;
-                    let image = LocalImage {
-                        place: self.place.clone(),
-                        digest,
-                        manifest_digest: chosen.digest,
-                        config_digest,
-                        config,
-                        layers,
-                    };
-                    image.check_sizes()?;
-                    return Ok(image);
-                }
+        // At the top they are different images, of which the caller names one.
+        if depth == 0 && unnamed.len() > 1 {
+            available.push(OfferedPlatform::default().to_string());
+            return Err(platform.unsupported(available).into());
+        }
+        for entry in unnamed {
+            match self.descend(entry, platform, false, depth) {
+                Err(LayoutError::UnsupportedPlatform(other)) => available.extend(other.available),
+                Err(LayoutError::Format { source: FormatError::UnsupportedMediaType { .. }, .. }) => {}
+                found => return found,
             }
         }
-        Err(format(digest.as_str(), FormatError::NestedTooDeep(MAX_INDEX_DEPTH)))
+        Err(platform.unsupported(available).into())
+    }
+
+    /// Follows a document down to the image for the platform.
+    fn descend(
+        &self,
+        chosen: &Descriptor,
+        platform: Platform,
+        via_index: bool,
+        depth: usize,
+    ) -> Result<LocalImage, LayoutError> {
+        let format = |what: &str, source| LayoutError::Format { what: what.to_owned(), source };
+        let what = chosen.digest.to_string();
+        if depth > MAX_INDEX_DEPTH {
+            return Err(format(&what, FormatError::NestedTooDeep(MAX_INDEX_DEPTH)));
+        }
+        let bytes = self.checked(chosen, "image manifest")?;
+        let media_type = Some(chosen.media_type.as_str());
+        match Document::parse(&bytes, media_type).map_err(|error| format(&what, error))? {
+            Document::Index(entries) => {
+                let image = self.chosen(&entries, platform, depth + 1)?;
+                Ok(LocalImage { digest: chosen.digest.clone(), ..image })
+            }
+            Document::Manifest(manifest) => {
+                let config_bytes = self.checked(&manifest.config, "image config")?;
+                let config = ImageConfig::parse(&config_bytes).map_err(|error| format("the config", error))?;
+                platform.check(&config.platform, via_index)?;
+                let config_digest = manifest.config.digest.clone();
+                let layers = manifest::layers(manifest, &config, MAX_LAYERS).map_err(|error| format(&what, error))?;
+                let image = LocalImage {
+                    place: self.place.clone(),
+                    digest: chosen.digest.clone(),
+                    manifest_digest: chosen.digest.clone(),
+                    config_digest,
+                    config,
+                    layers,
+                };
+                image.check_sizes()?;
+                Ok(image)
+            }
+        }
     }
 
     /// A document, checked against its descriptor.

@@ -33,6 +33,10 @@ pub mod media_type {
     pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 }
 
+/// Media types that configs of images were pushed with, beside their own: Docker 1.10 and registries of 2016 lost the type
+/// (docker/distribution issue 1621), and every client since takes these for images.
+const MISTAKEN_CONFIGS: [&str; 4] = ["", "application/octet-stream", "application/json", "text/html"];
+
 /// Largest manifest, index or config taken, in bytes (the distribution-spec lets registries refuse manifests above 4 MiB).
 pub const MAX_DOCUMENT: u64 = 4 << 20;
 
@@ -281,8 +285,9 @@ fn manifest(raw: Raw) -> Result<Manifest, FormatError> {
         return Err(malformed("it is both an index and a manifest"));
     }
     let config = raw.config.ok_or_else(|| malformed("it names no config"))?;
-    // An artifact (a signature, a chart) has the shape of a manifest; its config's type tells.
-    if !matches!(config.media_type.as_str(), media_type::OCI_CONFIG | media_type::DOCKER_CONFIG | "") {
+    // An artifact (a signature, a chart) has the shape of a manifest; its config's type tells, or its own.
+    let own = matches!(config.media_type.as_str(), media_type::OCI_CONFIG | media_type::DOCKER_CONFIG);
+    if !own && !(raw.artifact_type.is_empty() && MISTAKEN_CONFIGS.contains(&config.media_type.as_str())) {
         let media_type = if raw.artifact_type.is_empty() { config.media_type } else { raw.artifact_type };
         return Err(FormatError::UnsupportedMediaType { media_type: media_type.chars().take(200).collect() });
     }
@@ -331,6 +336,22 @@ mod tests {
             let Document::Manifest(manifest) = Document::parse(json.as_bytes(), header).unwrap() else { panic!() };
             assert_eq!(manifest.layers[0].compression, Compression::Zstd);
             assert_eq!(manifest.layers[0].size, 7);
+        }
+    }
+
+    #[test]
+    fn configs_of_images_are_known_under_the_types_that_they_were_given_by_mistake() {
+        const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+        for taken in ["", "application/octet-stream", "application/json", "text/html"] {
+            let json = manifest_json("", taken, LAYER);
+            assert!(matches!(Document::parse(json.as_bytes(), None), Ok(Document::Manifest(_))), "{taken}");
+            let artifact = manifest_json(r#""artifactType":"application/x","#, taken, LAYER);
+            let refused = Document::parse(artifact.as_bytes(), None);
+            assert!(matches!(refused, Err(FormatError::UnsupportedMediaType { .. })), "{taken}");
+        }
+        for refused in ["application/vnd.docker.plugin.v1+json", "application/vnd.oci.empty.v1+json"] {
+            let json = manifest_json("", refused, LAYER);
+            assert!(Document::parse(json.as_bytes(), None).is_err(), "{refused}");
         }
     }
 

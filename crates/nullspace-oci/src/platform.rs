@@ -4,6 +4,7 @@
 //! index entries -> drop those with os.version or os.features   (they ask for a host we cannot promise)
 //!               -> exact  linux/amd64/v1   (arm64: v8, v8.0)
 //!               -> else   linux/amd64      without a variant
+//!               -> else   entries without a platform, in their order: the first whose config fits
 //!               -> else   UnsupportedPlatform, with all that was on offer
 //! ```
 //!
@@ -18,6 +19,8 @@ use crate::manifest::Descriptor;
 
 /// Most platforms named in an error.
 const MAX_SHOWN: usize = 50;
+/// Most entries without a platform whose configs are read.
+const MAX_UNNAMED: usize = 8;
 
 /// The platform an image is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,17 +89,23 @@ impl Platform {
         variantless
     }
 
-    /// The index entry to use.
-    pub fn choose_descriptor(self, entries: &[Descriptor]) -> Result<&Descriptor, UnsupportedPlatform> {
+    /// The index entry to use, or the entries of which only the config tells.
+    pub fn choose_descriptor(self, entries: &[Descriptor]) -> Choice<'_> {
         let chosen = self.choose(entries.iter().map(|entry| &entry.platform)).and_then(|index| entries.get(index));
-        chosen.ok_or_else(|| {
-            let images = entries.iter().filter(|entry| !entry.platform.is_attestation());
-            let mut available: Vec<String> = images.map(|entry| entry.platform.to_string()).collect();
-            available.sort();
-            available.dedup();
-            available.truncate(MAX_SHOWN);
-            UnsupportedPlatform { wanted: self.to_string(), available }
-        })
+        if let Some(chosen) = chosen {
+            return Choice::One(chosen);
+        }
+        let unnamed = entries.iter().filter(|entry| entry.platform.is_missing()).take(MAX_UNNAMED).collect();
+        let named = entries.iter().filter(|entry| !entry.platform.is_missing() && !entry.platform.is_attestation());
+        Choice::Unnamed(unnamed, named.map(|entry| entry.platform.to_string()).collect())
+    }
+
+    /// The error for an index that offers these and nothing that fits.
+    pub fn unsupported(self, mut available: Vec<String>) -> UnsupportedPlatform {
+        available.sort();
+        available.dedup();
+        available.truncate(MAX_SHOWN);
+        UnsupportedPlatform { wanted: self.to_string(), available }
     }
 
     /// Checks an image's config. An image without an index is what its config says. One from an index was chosen by the
@@ -113,6 +122,15 @@ impl Platform {
         }
         Err(UnsupportedPlatform { wanted: self.to_string(), available: vec![offered.to_string()] })
     }
+}
+
+/// What an index offers for a platform.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice<'a> {
+    /// This entry.
+    One(&'a Descriptor),
+    /// No entry says that it fits. These say nothing, so that their configs must be read; the platforms of the others.
+    Unnamed(Vec<&'a Descriptor>, Vec<String>),
 }
 
 /// Nothing an image offers can run here.
@@ -158,6 +176,11 @@ pub struct OfferedPlatform {
 }
 
 impl OfferedPlatform {
+    /// Nothing is said, as in indexes that were put together by hand.
+    fn is_missing(&self) -> bool {
+        *self == OfferedPlatform::default()
+    }
+
     /// BuildKit's attestation manifests carry this platform so that no client takes them for an image.
     pub(crate) fn is_attestation(&self) -> bool {
         self.os == "unknown" && self.architecture == "unknown"

@@ -52,7 +52,9 @@ fn main() -> Outcome<()> {
             let (sink, writing) = begin(image, mib)?;
             let spool = Path::new(image).parent().map(Path::to_owned);
             let imported: Outcome<_> = runtime.block_on(async {
-                let registry = Registry::new(RegistryConfig::default())?;
+                // The registry of a measurement is on loopback.
+                let private_registries = vec!["127.0.0.1".parse()?];
+                let registry = Registry::new(RegistryConfig { private_registries, ..RegistryConfig::default() })?;
                 let repository = registry.repository(&reference.parse()?, Credentials::Anonymous)?;
                 let resolved = repository.resolve(platform).await?;
                 let options = ImportOptions { spool_directory: spool, ..ImportOptions::default() };

@@ -25,7 +25,9 @@ pub struct Written {
 /// Starts writing an image into `file`, which must be empty. `held` is dropped when the writer's thread ends, which it does
 /// last: whatever must outlive the file's use goes in there.
 pub fn begin<H: Send + 'static>(file: File, options: Options, held: H) -> Result<(Sink, Writing), Error> {
-    let image = ImageWriter::create(file, options)?;
+    let mut image = ImageWriter::create(file, options)?;
+    // Read to its end, an image that does not fit has one error, with the size that it needs.
+    image.count_what_does_not_fit();
     let (ops, queue) = sync_channel(QUEUED);
     let thread = Builder::new().name("image-writer".to_owned()).spawn(move || {
         let _held = held;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::budget::BufferLimits;
 use crate::limits::RequestRate;
 
 /// Limits of requests.
@@ -19,10 +20,21 @@ pub struct ServerConfig {
     pub heartbeat: Duration,
     /// How fast one tenant may ask; more is 429.
     pub rate: RequestRate,
+    /// Requests of one tenant that are under way at a time, followers and WebSockets among them; more are 429.
+    pub requests_at_once: usize,
+    /// Logs that one tenant follows at a time; more are 429.
+    pub followers: usize,
+    /// Time between two looks whether the keys of requests under way are still in force.
+    pub key_check: Duration,
+    /// What requests may hold in memory.
+    pub buffers: BufferLimits,
     /// WebSockets.
     pub sockets: SocketLimits,
     /// Who may read `/metrics`: whoever shows this, and without it only this host itself.
     pub metrics_token: Option<SecretString>,
+    /// Guests reach this host's loopback, so that a connection from there may be a guest's: then nothing is open to "this
+    /// host", and `/metrics` needs the token.
+    pub guests_on_loopback: bool,
 }
 
 impl Default for ServerConfig {
@@ -33,8 +45,13 @@ impl Default for ServerConfig {
             max_head: 32 << 10,
             heartbeat: Duration::from_secs(10),
             rate: RequestRate { per_second: 200, burst: 1_000 },
+            requests_at_once: 1024,
+            followers: 256,
+            key_check: Duration::from_secs(2),
+            buffers: BufferLimits { per_tenant: 128 << 20, total: 512 << 20 },
             sockets: SocketLimits::default(),
             metrics_token: None,
+            guests_on_loopback: false,
         }
     }
 }
@@ -64,7 +81,7 @@ impl Default for SocketLimits {
             per_sandbox: 16,
             per_tenant: 256,
             commands: 16,
-            max_message: 1 << 20,
+            max_message: 256 << 10,
             ping: Duration::from_secs(20),
             patience: Duration::from_secs(60),
             idle: Duration::from_secs(600),
@@ -77,8 +94,16 @@ impl Default for SocketLimits {
 pub struct ConnectionLimits {
     /// How long a request's head may take, and how long a connection may be idle between requests.
     pub header_timeout: Duration,
-    /// Connections served at once; more wait in the kernel's queue.
+    /// Connections at once. At the limit the longest idle one makes room for a new one.
     pub max_connections: usize,
+    /// Connections at once from one address (of IPv6, from one /64 network). At the limit the longest idle one of them
+    /// makes room.
+    pub per_peer: usize,
+    /// Connections beyond `max_connections`, on which operators' routes are answered and everything else is refused.
+    pub reserve: usize,
+    /// Largest part of a request that is kept for one connection before anybody looks at it, bytes; at least 8192. A head
+    /// that does not fit is refused with a bare 431.
+    pub buffer: usize,
     /// How long a peer may leave sent bytes unacknowledged before its connection is dropped.
     pub stalled_peer_timeout: Duration,
     /// How long running requests may take to end after the shutdown.
@@ -89,7 +114,10 @@ impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
             header_timeout: Duration::from_secs(30),
-            max_connections: 1024,
+            max_connections: 4096,
+            per_peer: 1024,
+            reserve: 32,
+            buffer: 64 << 10,
             stalled_peer_timeout: Duration::from_secs(60),
             shutdown_grace: Duration::from_secs(10),
         }

@@ -1,16 +1,19 @@
 //! What handlers take from a request, with every refusal as a [`ServiceError`].
 
 use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::body::HttpBody;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{StreamExt, stream};
 use nullspace_api::ErrorResponseCode;
 use serde::de::DeserializeOwned;
 
+use crate::budget::Room;
 use crate::config::ServerConfig;
 use crate::edge::{self, RequestId};
 use crate::routes::AppState;
@@ -33,6 +36,13 @@ pub(crate) struct PathParam(pub(crate) String);
 
 /// The two parameters of the path, decoded.
 pub(crate) struct PathParams(pub(crate) String, pub(crate) String);
+
+/// The one parameter of the path of a sandbox's route with a body: the caller's own sandbox, which runs. Asked before
+/// anything of the body is read.
+pub(crate) struct OwnSandbox(pub(crate) String);
+
+/// The same with the second parameter of the path.
+pub(crate) struct OwnSandboxAnd(pub(crate) String, pub(crate) String);
 
 /// A body of raw bytes as it arrives. A client that sends nothing for longer than the body's time ends it.
 pub(crate) struct RawBody(pub(crate) ByteStream);
@@ -70,18 +80,35 @@ impl FromRequest<AppState> for RawBody {
     }
 }
 
-/// A body of any media type, piece by piece. A client that sends nothing for longer than the body's time ends it with
-/// [`io::ErrorKind::TimedOut`].
+/// Of a body that is passed on as it arrives, so much must come in each of the body's times, bytes. Time that is spent
+/// passing it on does not count.
+const PROGRESS: usize = 16 << 10;
+
+/// A body of any media type, piece by piece. A client that sends nothing for longer than the body's time, or next to
+/// nothing in it, ends it with [`io::ErrorKind::TimedOut`].
 pub(crate) fn as_it_arrives(request: Request, config: &ServerConfig) -> ByteStream {
     let patience = config.body_timeout;
     let chunks = request.into_body().into_data_stream();
-    let chunks = stream::unfold(Some(chunks), move |chunks| async move {
-        let mut chunks = chunks?;
+    let begun = Some((chunks, Duration::ZERO, 0_usize));
+    let chunks = stream::unfold(begun, move |state| async move {
+        let (mut chunks, mut waited, mut came) = state?;
+        let late = || Some((Err(io::Error::from(io::ErrorKind::TimedOut)), None));
+        let asked = Instant::now();
         match tokio::time::timeout(patience, chunks.next()).await {
-            Ok(Some(Ok(chunk))) => Some((Ok(chunk), Some(chunks))),
+            Ok(Some(Ok(chunk))) => {
+                waited += asked.elapsed();
+                came = came.saturating_add(chunk.len());
+                if waited >= patience {
+                    if came < PROGRESS {
+                        return late();
+                    }
+                    (waited, came) = (Duration::ZERO, 0);
+                }
+                Some((Ok(chunk), Some((chunks, waited, came))))
+            }
             Ok(Some(Err(error))) => Some((Err(io::Error::other(error)), None)),
             Ok(None) => None,
-            Err(_) => Some((Err(io::Error::from(io::ErrorKind::TimedOut)), None)),
+            Err(_) => late(),
         }
     });
     chunks.boxed()
@@ -91,7 +118,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
     type Rejection = ServiceError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ServiceError> {
-        let bytes = read_json(request, &state.config).await?;
+        let bytes = read_json(request, state).await?;
         parse(&bytes).map(Self)
     }
 }
@@ -104,7 +131,7 @@ impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJsonBody<T
         if request.body().is_end_stream() {
             return Ok(Self(T::default()));
         }
-        let bytes = read_json(request, &state.config).await?;
+        let bytes = read_json(request, state).await?;
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
@@ -112,7 +139,14 @@ impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJsonBody<T
     }
 }
 
-async fn read_json(request: Request, config: &ServerConfig) -> Result<Bytes, ServiceError> {
+/// What a parsed value takes beside its text, bytes for each of its parts: an estimate, above what most values take.
+const PART: usize = 64;
+
+/// A JSON body, whole, charged to its request while it arrives, and with what parsing makes of it.
+async fn read_json(request: Request, state: &AppState) -> Result<Bytes, ServiceError> {
+    let config = &state.config;
+    let room = request.extensions().get::<Arc<Room>>().cloned();
+    let room = room.ok_or_else(|| ServiceError::internal("route without authentication"))?;
     if !is_json(request.headers()) {
         edge::drain(request).await;
         return Err(ServiceError::new(
@@ -135,24 +169,44 @@ async fn read_json(request: Request, config: &ServerConfig) -> Result<Bytes, Ser
         edge::drain(request).await;
         return Err(too_large());
     }
+    let mut chunks = request.into_body().into_data_stream();
     let read = async {
-        // The announced length is within the limit, but only what arrives is paid for.
-        let mut body = BytesMut::with_capacity(announced.min(64 << 10));
-        let mut chunks = request.into_body().into_data_stream();
+        // The announced length is within the limit, but only what arrives takes memory, and is charged.
+        let mut body = Vec::new();
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|error| ServiceError::invalid("The body ended early.").with_source(error))?;
-            if body.len().saturating_add(chunk.len()) > max {
+            let len = body.len().saturating_add(chunk.len());
+            if len > max {
                 return Err(too_large());
+            }
+            if len > body.capacity() {
+                let capacity = len.max(2 * body.capacity()).min(max);
+                room.grow(capacity - body.capacity())?;
+                body.reserve_exact(capacity - body.len());
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(body.freeze())
+        room.grow(PART.saturating_mul(parts(&body)))?;
+        Ok(Bytes::from(body))
     };
-    tokio::time::timeout(config.body_timeout, read).await.unwrap_or_else(|_| {
-        let seconds = config.body_timeout.as_secs();
-        let message = format!("The body did not arrive within {seconds} s.");
-        Err(ServiceError::new(ErrorKind::RequestTimeout, ErrorResponseCode::InvalidRequest, message))
-    })
+    let outcome = tokio::time::timeout(config.body_timeout, read).await;
+    match outcome {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(refused)) => {
+            edge::drain_rest(&mut chunks).await;
+            Err(refused)
+        }
+        Err(_) => {
+            let seconds = config.body_timeout.as_secs();
+            let message = format!("The body did not arrive within {seconds} s.");
+            Err(ServiceError::new(ErrorKind::RequestTimeout, ErrorResponseCode::InvalidRequest, message))
+        }
+    }
+}
+
+/// At most how many values a JSON text is made of: each but the first has one of these characters before it.
+fn parts(text: &[u8]) -> usize {
+    text.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{' | b':')).count()
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -222,6 +276,28 @@ impl FromRequestParts<AppState> for PathParam {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ServiceError> {
         let Path(value) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| wrong_path())?;
         Ok(Self(value))
+    }
+}
+
+impl FromRequestParts<AppState> for OwnSandbox {
+    type Rejection = ServiceError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ServiceError> {
+        let PathParam(id) = PathParam::from_request_parts(parts, state).await?;
+        let caller = Caller::from_request_parts(parts, state).await?;
+        state.service.check_running(&caller, &id).await?;
+        Ok(Self(id))
+    }
+}
+
+impl FromRequestParts<AppState> for OwnSandboxAnd {
+    type Rejection = ServiceError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ServiceError> {
+        let PathParams(id, second) = PathParams::from_request_parts(parts, state).await?;
+        let caller = Caller::from_request_parts(parts, state).await?;
+        state.service.check_running(&caller, &id).await?;
+        Ok(Self(id, second))
     }
 }
 

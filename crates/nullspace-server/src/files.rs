@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use nullspace_api::{FileInfo, ProcessLogs};
 
+use crate::budget::Room;
 use crate::service::{Caller, ServiceError};
 
 /// Bytes piece by piece. Nothing follows an error.
@@ -41,8 +42,15 @@ pub trait FileService: Send + Sync + 'static {
     /// Make or replace a file's content, with the directories above it.
     async fn write_file(&self, caller: &Caller, at: FileAt, content: FileContent) -> Result<FileInfo, ServiceError>;
 
-    /// The entries of a directory, so many levels deep (1 and more).
-    async fn list_files(&self, caller: &Caller, at: FileAt, depth: u32) -> Result<Vec<FileInfo>, ServiceError>;
+    /// The entries of a directory, so many levels deep (1 and more). `room` is charged with what they take; when it has no
+    /// more, its [`Exhausted`](crate::Exhausted) is the error.
+    async fn list_files(
+        &self,
+        caller: &Caller,
+        at: FileAt,
+        depth: u32,
+        room: &Room,
+    ) -> Result<Vec<FileInfo>, ServiceError>;
 
     /// One entry; a link itself.
     async fn file_info(&self, caller: &Caller, at: FileAt) -> Result<FileInfo, ServiceError>;

@@ -1,10 +1,10 @@
 //! HTTP: routes, authentication, server-sent events, errors as status codes.
 //!
 //! ```text
-//!   TCP ── serve ──> edge ──────────> authenticate ──> route ──> handler ──> dyn Service (the engine)
-//!          limits    request id        Bearer key      path,     a few lines
-//!                    error bodies      -> Caller       query,
-//!                    panics, log                       body
+//!   TCP ── serve ──> edge ──────────> admit ──────────> route ──> handler ──> dyn Service (the engine)
+//!          limits    request id        Bearer key        path,     a few lines
+//!                    error bodies      -> Caller         query,
+//!                    panics, log       rate, places      body
 //! ```
 //!
 //! - [`Service`] is all that this crate knows of the domain: calls in wire types, [`ServiceError`] without HTTP.
@@ -14,29 +14,37 @@
 //!   the published contract.
 //! - Operations of the contract that are not served yet stand in `contract/not-served.txt` and answer 501.
 
+mod admit;
+mod budget;
 mod commands;
 mod config;
+mod connections;
 mod edge;
 mod error;
 mod extract;
 mod fields;
 mod files;
+mod form;
 mod limits;
+mod long;
 mod metrics;
 mod not_served;
 mod openapi;
+mod places;
 mod routes;
 mod serve;
 mod service;
 mod socket;
 mod sse;
+mod standing;
 
+pub use budget::{BufferLimits, Exhausted, Room};
 pub use commands::{CommandEvent, CommandService, FollowedCommand};
 pub use config::{ConnectionLimits, ServerConfig, SocketLimits};
 pub use files::{FileAt, FileContent, FileDownload, FileService};
 pub use limits::RequestRate;
 pub use openapi::openapi;
-pub use routes::router;
+pub use routes::{Routers, router, routers};
 pub use serve::{serve, serve_with_limits};
 pub use service::{
     BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError, Warned,

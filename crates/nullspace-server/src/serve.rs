@@ -1,28 +1,31 @@
 //! Listening, within limits, until told to stop.
 //!
 //! ```text
-//!   accept (while below max_connections) ──> one task a connection ──> router
+//!   accept ──> a place (`connections`) ──> one task a connection ──> router
 //!   shutdown: stop accepting ──> event streams end, running requests finish ──> grace over: the rest is dropped
 //! ```
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ConnectionLimits;
+use crate::connections::{Connections, Seat};
 
 /// How long to wait after the kernel could not hand out a connection (out of file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a connection of the reserve may take to say what it wants.
+const RESERVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Tells handlers that answer without end that the service is stopping.
 #[derive(Clone)]
@@ -73,11 +76,16 @@ async fn accept(
     router: &Router,
     limits: &ConnectionLimits,
     stopping: &CancellationToken,
-    connections: &mut JoinSet<()>,
+    tasks: &mut JoinSet<()>,
 ) -> io::Result<()> {
-    let slots = Arc::new(Semaphore::new(limits.max_connections));
+    let connections = Connections::new(limits);
+    // Those that were told to make room are gone a moment later; more than a moment's worth must not gather.
+    let most = limits.max_connections.saturating_add(2 * limits.reserve).saturating_add(64);
     loop {
-        let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
+        while tasks.try_join_next().is_some() {}
+        while tasks.len() >= most {
+            tasks.join_next().await;
+        }
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
@@ -95,14 +103,11 @@ async fn accept(
             tracing::debug!(%error, "prepare a connection");
             continue;
         }
-        let connection =
-            connection(stream, router.clone().layer(Extension(Peer(peer))), limits.header_timeout, stopping.clone());
-        connections.spawn(async move {
-            connection.await;
-            drop(slot);
-        });
-        // Forget what has ended.
-        while connections.try_join_next().is_some() {}
+        let Some(seat) = connections.enter(peer.ip()) else {
+            tracing::debug!(%peer, "all connections are in use, the reserve's too: one is closed unheard");
+            continue;
+        };
+        tasks.spawn(connection(stream, peer, seat, router.clone(), limits.clone(), stopping.clone()));
     }
 }
 
@@ -115,14 +120,35 @@ fn prepare(stream: &TcpStream, limits: &ConnectionLimits) -> io::Result<()> {
     Ok(())
 }
 
-async fn connection(stream: TcpStream, router: Router, header_timeout: Duration, stopping: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    seat: Seat,
+    router: Router,
+    limits: ConnectionLimits,
+    stopping: CancellationToken,
+) {
+    let reserved = seat.reserved().is_some();
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(header_timeout);
-    let service = TowerToHyperService::new(router);
+    builder.timer(TokioTimer::new()).max_buf_size(limits.buffer.max(8192)).keep_alive(!reserved);
+    builder.header_read_timeout(if reserved {
+        limits.header_timeout.min(RESERVE_TIMEOUT)
+    } else {
+        limits.header_timeout
+    });
+    let router = TowerToHyperService::new(router);
+    // Not layers of the router: those would be built anew for every connection.
+    let taken = seat.clone();
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(taken.clone());
+        router.call(request)
+    });
     let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = seat.closed() => return,
         () = stopping.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await

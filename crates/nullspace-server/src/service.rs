@@ -28,6 +28,7 @@ use nullspace_api::{
 };
 use secrecy::SecretString;
 
+use crate::budget::Room;
 use crate::commands::CommandService;
 use crate::files::FileService;
 
@@ -110,11 +111,18 @@ pub trait Service: FileService + CommandService {
     /// Whether requests can be served now.
     async fn ready(&self) -> Result<(), ServiceError>;
 
+    /// What an operator asks of a host that serves: lines of text, each `name: what there is`.
+    async fn details(&self) -> Result<Vec<String>, ServiceError>;
+
     /// What the domain counts, in Prometheus' text form.
     async fn metrics(&self) -> Result<String, ServiceError>;
 
     /// Whose key it is; `None` when it is nobody's.
     async fn authenticate(&self, key: &SecretString) -> Result<Option<Caller>, ServiceError>;
+
+    /// Which of these keys, by [`Caller::key_id`], still open something. Asked every few seconds while requests are under
+    /// way; those of other keys are ended.
+    async fn keys_in_force(&self, key_ids: &[String]) -> Result<Vec<String>, ServiceError>;
 
     /// Accept a build. Once this returns `Ok`, the build reaches a terminal state whatever happens.
     async fn start_build(
@@ -271,8 +279,15 @@ pub trait Service: FileService + CommandService {
     /// End a sandbox.
     async fn destroy_sandbox(&self, caller: &Caller, id: &str) -> Result<DestroySandboxResponse, ServiceError>;
 
-    /// Run a command in a sandbox.
-    async fn exec(&self, caller: &Caller, id: &str, request: ExecRequest) -> Result<ExecResponse, ServiceError>;
+    /// Run a command in a sandbox. `room` is charged with what is kept of its output; when it has no more, the rest of the
+    /// output is dropped, and the answer says so: a command that has run must not be tried again for that.
+    async fn exec(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: ExecRequest,
+        room: &Room,
+    ) -> Result<ExecResponse, ServiceError>;
 
     /// The processes of a sandbox.
     async fn list_processes(&self, caller: &Caller, id: &str) -> Result<Vec<ProcessInfo>, ServiceError>;

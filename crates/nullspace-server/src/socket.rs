@@ -8,10 +8,9 @@
 //! A client that is slow fills the queue, and so holds its commands back: nothing is dropped. One that takes nothing at
 //! all, or says nothing and answers no ping, is let go after [`SocketLimits::patience`]; its commands run on.
 
-mod places;
 mod text;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
@@ -22,11 +21,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::places::{Place, Sockets};
 use self::text::Text;
+use crate::admit::Stay;
 use crate::commands::{CommandEvent, FollowedCommand};
 use crate::config::SocketLimits;
 use crate::extract::without_value;
+use crate::places::Place;
 use crate::routes::AppState;
 use crate::service::{Caller, ServiceError};
 
@@ -43,6 +43,8 @@ pub(crate) struct Session {
     pub(crate) stopping: CancellationToken,
     /// Given back when the socket is done.
     pub(crate) place: Place,
+    /// What the request that became the socket holds: its key must stay in force.
+    pub(crate) stay: Option<Arc<Stay>>,
 }
 
 /// When the client last showed that it is there: it sent something, or took something.
@@ -65,10 +67,14 @@ impl Session {
         let (mut sink, mut stream) = socket.split();
         let (queue, queued) = mpsc::channel(QUEUE);
         let alive = Alive(Mutex::new(Instant::now()));
+        let revoked = self.stay.as_ref().map(|stay| stay.ended().clone()).unwrap_or_default();
         let farewell = {
             let reader = self.read(&mut stream, queue, &alive, &limits);
             let writer = write(&mut sink, queued, &alive, &limits);
             tokio::select! {
+                biased;
+                // Also while a client that takes nothing holds the reader up.
+                () = revoked.cancelled() => Some((close_code::POLICY, "the key was revoked")),
                 farewell = reader => farewell,
                 () = writer => None,
             }
@@ -81,7 +87,7 @@ impl Session {
         };
         // A client that is gone need not hear it.
         let _ = tokio::time::timeout(FAREWELL, close).await;
-        drop(self.place);
+        drop((self.place, self.stay));
     }
 
     /// Takes messages until the socket ends; with what to part, when it is us who end it.

@@ -23,26 +23,52 @@ use nullspace_api::TemplateBuildLogEntry;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Room;
 use crate::edge::chain;
-use crate::service::{LogStream, ServiceError};
+use crate::places::Place;
+use crate::routes::AppState;
+use crate::service::{Caller, LogStream, ServiceError};
 
 const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 
 /// Entries that are ready together go out together: a replay is a few writes, not thousands.
-const BATCH: usize = 64;
+const BATCH: usize = 16;
+
+/// What a follower may keep in memory, bytes: entries on their way, some of which may be 8 KiB long.
+const FOLLOWER: usize = 256 << 10;
+
+/// What a stream of entries holds until it ends.
+pub(crate) struct Following {
+    _place: Place,
+    _room: Room,
+}
+
+/// Makes room for one more follower, or refuses.
+pub(crate) fn follow(state: &AppState, caller: &Caller) -> Result<Following, ServiceError> {
+    let place = state.places.follower(&caller.tenant_id, &state.config)?;
+    let room = state.budget.room(&caller.tenant_id);
+    room.grow(FOLLOWER)?;
+    Ok(Following { _place: place, _room: room })
+}
 
 /// An answer that streams `entries`.
-pub(crate) fn response(entries: LogStream, heartbeat: Duration, stopping: CancellationToken) -> Response {
+pub(crate) fn response(
+    entries: LogStream,
+    following: Following,
+    heartbeat: Duration,
+    stopping: CancellationToken,
+) -> Response {
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         // nginx would otherwise hold entries back until its buffer is full.
         (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
-    (headers, Body::from_stream(frames(entries, heartbeat, stopping))).into_response()
+    (headers, Body::from_stream(frames(entries, following, heartbeat, stopping))).into_response()
 }
 
 struct State {
+    _following: Following,
     entries: Pin<Box<ReadyChunks<LogStream>>>,
     heartbeat: Interval,
     stopping: CancellationToken,
@@ -58,12 +84,14 @@ enum Next {
 
 fn frames(
     entries: LogStream,
+    following: Following,
     heartbeat: Duration,
     stopping: CancellationToken,
 ) -> impl Stream<Item = Result<Bytes, io::Error>> {
     let mut heartbeat = tokio::time::interval_at(Instant::now() + heartbeat, heartbeat);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let state = State { entries: Box::pin(entries.ready_chunks(BATCH)), heartbeat, stopping, next: Next::Read };
+    let entries = Box::pin(entries.ready_chunks(BATCH));
+    let state = State { _following: following, entries, heartbeat, stopping, next: Next::Read };
     stream::unfold(state, |mut state| async move {
         loop {
             match std::mem::replace(&mut state.next, Next::Read) {

@@ -12,7 +12,9 @@ use serde_json::{Map, Value};
 ///
 /// - Prose of the contract: exec takes a user; `fields=` has a code of its own.
 /// - Added to an answer where published clients ignore it: a create that differs from what was asked says so.
-const EXTRA_PROPERTIES: &[&str] = &["ExecRequest.user", "CreateSandboxResponse.warnings"];
+/// - Added to a request, optional: what a template's sandboxes run when they are resumed.
+const EXTRA_PROPERTIES: &[&str] =
+    &["ExecRequest.user", "CreateSandboxResponse.warnings", "CreateTemplateRequest.resume_cmd"];
 const EXTRA_ENUM_VALUES: &[(&str, &str)] = &[("ErrorResponseCode", "invalid_fields")];
 /// The contract's generator could not say "event stream"; its prose does.
 const EVENT_STREAMS: &[&str] = &["stream_template_build_logs", "build_template"];

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <data>/lock                              held by one process (flock)
+//!        host                              who this is among the owners of leases and sandboxes
 //!        work/<random>/                    scratch; nothing here outlives the process
 //!        artifacts/tmpl_….<nonce>/         one build's snapshot: memory, machine state, disk overlay
 //!        chunks/                           root images that artifacts share, see `images`
@@ -27,15 +28,16 @@ use std::{
     sync::Arc,
 };
 
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
 
 use crate::images::{CHUNKS, Images};
+use crate::space::Promised;
 use crate::{ArtifactId, KnownFiles, Result, StoreError};
 
 const LOCK: &str = "lock";
 pub(crate) const WORK: &str = "work";
-const ARTIFACTS: &str = "artifacts";
+pub(crate) const ARTIFACTS: &str = "artifacts";
 pub(crate) const ROOTFS: &str = "rootfs";
 pub(crate) const BLOBS: &str = "blobs";
 /// What raw files of root images may take together, bytes, unless something else is said.
@@ -55,6 +57,8 @@ pub struct ArtifactStore {
 struct Inner {
     root: PathBuf,
     images: Images,
+    /// Bytes that work under way has been promised, see `space`.
+    promised: Arc<Promised>,
     /// Locked as long as it is open.
     _lock: File,
 }
@@ -73,8 +77,7 @@ pub struct PublishedArtifact {
 pub struct SweepReport {
     /// Names removed, relative to the data directory.
     pub removed: Vec<String>,
-    /// What the database knows and the disk lacks: lost by something other than this service. To be given to
-    /// [`Metadata::forget_lost`](crate::Metadata::forget_lost).
+    /// What the database knows and the disk lacks: lost by something other than this service.
     pub missing: KnownFiles,
 }
 
@@ -154,7 +157,7 @@ impl ArtifactStore {
         }
         let images = Images::open(&root, cache_bytes)?;
         sync_dir(&root)?;
-        Ok(Self { inner: Arc::new(Inner { root, images, _lock: lock }) })
+        Ok(Self { inner: Arc::new(Inner { root, images, promised: Arc::default(), _lock: lock }) })
     }
 
     /// The data directory, absolute and without symbolic links.
@@ -222,6 +225,10 @@ impl ArtifactStore {
         Ok(format!("{key}.{}.ext4", Uuid::new_v4().as_simple()))
     }
 
+    pub(crate) fn promised(&self) -> &Arc<Promised> {
+        &self.inner.promised
+    }
+
     pub(crate) fn images(&self) -> &Images {
         &self.inner.images
     }
@@ -236,8 +243,9 @@ impl ArtifactStore {
     }
 
     /// Removes from `artifacts/` and `rootfs/` what `known` lacks. For the start of the service, before any build runs:
-    /// what is published but not yet named by a transaction looks the same as what a crash left. A root image without a
-    /// raw file is not missing while its chunks are there.
+    /// what is published but not yet named by a transaction looks the same as what a crash left. Only after a
+    /// [`survey`](fn@crate::survey) that has no refusal: what belongs to another database looks the same, too. A root image
+    /// without a raw file is not missing while its chunks are there.
     pub async fn sweep(&self, known: KnownFiles) -> Result<SweepReport> {
         let store = self.clone();
         self.blocking(move |root| {
@@ -274,30 +282,6 @@ impl ArtifactStore {
         .await
     }
 
-    /// Bytes that can still be written to the data directory's file system.
-    pub fn free_bytes(&self) -> Result<u64> {
-        let root = &self.inner.root;
-        let stat = statvfs(root).map_err(|errno| io_error("measure", root)(errno.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
-
-    /// Refuses work that would not fit: `needed` bytes and a reserve must be free.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] with [`io::ErrorKind::StorageFull`].
-    pub fn ensure_free(&self, needed: u64, reserve: u64) -> Result<()> {
-        let free = self.free_bytes()?;
-        if free >= needed.saturating_add(reserve) {
-            return Ok(());
-        }
-        let context = format!(
-            "the disk under the data directory has {} MiB free, {} MiB are needed",
-            free >> 20,
-            needed.saturating_add(reserve) >> 20,
-        );
-        Err(StoreError::Io { context, source: io::ErrorKind::StorageFull.into() })
-    }
-
     pub(crate) fn bin(&self) -> PathBuf {
         let name = format!("removed-{}", Uuid::new_v4().as_simple());
         self.inner.root.join(WORK).join(name)
@@ -326,7 +310,13 @@ fn is_nonce(text: &str) -> bool {
 }
 
 fn is_artifact_folder(folder: &str) -> bool {
-    folder.split_once('.').is_some_and(|(id, nonce)| id.parse::<ArtifactId>().is_ok() && is_nonce(nonce))
+    artifact_of(folder).is_some()
+}
+
+/// The artifact whose folder has this name.
+pub(crate) fn artifact_of(folder: &str) -> Option<ArtifactId> {
+    let (id, nonce) = folder.split_once('.')?;
+    id.parse().ok().filter(|_| is_nonce(nonce))
 }
 
 fn is_rootfs_file(file: &str) -> bool {

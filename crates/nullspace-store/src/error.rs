@@ -57,6 +57,12 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// Database and folders do not belong together: part of what is stored cannot be seen. Nothing was changed.
+    #[error("{what}")]
+    NotWhole {
+        /// What is missing, and what the operator can do.
+        what: String,
+    },
     /// Another process uses this data directory.
     #[error("the data directory {path} is in use by another nullspace process")]
     DataDirInUse {
@@ -68,12 +74,17 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same call may succeed later without anything being changed.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::LimitReached { .. })
+        matches!(self, Self::Unavailable(_) | Self::LimitReached { .. }) || self.is_storage_full()
     }
 
-    /// Whether the disk has no room left.
+    /// Whether the disk under the data directory has no room left. What failed may succeed once there is room.
     pub fn is_storage_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
+        use std::io::ErrorKind;
+        match self {
+            Self::Io { source, .. } => matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
+            Self::Unavailable(error) | Self::Database(error) => crate::sqlite::is_full(error),
+            _ => false,
+        }
     }
 
     pub(crate) fn conflict(what: impl Into<String>) -> Self {

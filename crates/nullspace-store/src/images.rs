@@ -201,7 +201,7 @@ impl Images {
     }
 
     /// The manifest of this name, if it is stored.
-    fn stored(&self, id: &str) -> Option<ManifestId> {
+    pub(crate) fn stored(&self, id: &str) -> Option<ManifestId> {
         id.parse().ok().filter(|id| self.chunks.contains(id))
     }
 
@@ -410,6 +410,12 @@ impl ArtifactStore {
     pub async fn trim_rootfs(&self) -> Result<()> {
         let store = self.clone();
         self.blocking(move |root| store.images().evict(root, store.images().limit)).await
+    }
+
+    /// Removes every raw file that is not in use and can be made again: for a disk that has no room.
+    pub async fn drop_raw_rootfs(&self) -> Result<()> {
+        let store = self.clone();
+        self.blocking(move |root| store.images().evict(root, 0)).await
     }
 
     fn pin(&self, rootfs: &Rootfs, path: &Path) -> Option<RootfsPin> {

@@ -50,6 +50,9 @@ pub trait Metadata: Send + Sync + 'static {
     /// Whose key this is; [`StoreError::NotFound`] when it is unknown or revoked.
     async fn authenticate(&self, key: &KeyHash, now: Timestamp) -> Result<Caller>;
 
+    /// Which of these keys [`Metadata::authenticate`] would still know: neither revoked nor their tenant gone.
+    async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>>;
+
     /// A namespace that the caller can see: its own, the system's, the deployment's, or one with a public template.
     async fn get_namespace(&self, caller: &Caller, slug: &str) -> Result<Namespace>;
 
@@ -83,6 +86,10 @@ pub trait Metadata: Send + Sync + 'static {
     /// Holds the build until `now + ttl`. [`StoreError::LeaseLost`] when another has it; an overdue lease that nobody has
     /// taken yet is held again.
     async fn heartbeat(&self, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<Heartbeat>;
+
+    /// Frees the builds that `owner` holds, for an owner that is known to be gone: they can be leased at once, and
+    /// whatever it has left behind finds its leases lost. Returns them.
+    async fn take_over(&self, owner: &str, now: Timestamp) -> Result<Vec<BuildId>>;
 
     /// Records what the source turned out to be: an image's digest, a parent's build.
     async fn set_source_digest(&self, lease: &Lease, digest: &str, now: Timestamp) -> Result<()>;
@@ -308,8 +315,12 @@ pub trait Metadata: Send + Sync + 'static {
     /// Every artifact and root image that is supposed to be on disk.
     async fn known_files(&self) -> Result<KnownFiles>;
 
-    /// Stops offering what is gone from the disk ([`SweepReport::missing`](crate::SweepReport::missing)): those artifacts,
-    /// and those whose root image is lost, can be used no more, and a lost root image is made anew when next needed.
+    /// Those of these artifacts that a build of this database, of whatever state, has made or may have made.
+    async fn allotted(&self, artifacts: &BTreeSet<ArtifactId>) -> Result<BTreeSet<ArtifactId>>;
+
+    /// Stops offering what is gone from the disk ([`Survey::lost`](crate::Survey::lost)): those artifacts, and those whose
+    /// root image is lost, can be used no more, and a lost root image is made anew when next needed. Only an operator can
+    /// know that something will not come back: never called by the service itself.
     async fn forget_lost(&self, lost: &KnownFiles, now: Timestamp) -> Result<()>;
 
     // ---- the rest ----
@@ -326,8 +337,8 @@ pub trait Metadata: Send + Sync + 'static {
     /// How full the service is.
     async fn counters(&self) -> Result<Counters>;
 
-    /// Whether the database answers.
-    async fn ping(&self) -> Result<()>;
+    /// Whether the database answers and takes writes: it stores `now`.
+    async fn ping(&self, now: Timestamp) -> Result<()>;
 
     /// Ends every connection; calls after it fail.
     async fn close(&self);

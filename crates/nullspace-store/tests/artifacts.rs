@@ -305,11 +305,9 @@ async fn removing_is_complete_and_repeatable() {
 async fn work_that_would_not_fit_is_refused_before_it_begins() {
     let dir = TempDir::new().unwrap();
     let store = ArtifactStore::open(dir.path()).unwrap();
-    let free = store.free_bytes().unwrap();
-    assert!(free > 0);
-    store.ensure_free(1, 0).unwrap();
+    store.promise(1, 0).unwrap();
     for (needed, reserve) in [(u64::MAX, 0), (0, u64::MAX), (u64::MAX, u64::MAX)] {
-        let refused = store.ensure_free(needed, reserve);
+        let refused = store.promise(needed, reserve);
         let Err(StoreError::Io { source, context }) = refused else { panic!("{refused:?}") };
         assert_eq!(source.kind(), std::io::ErrorKind::StorageFull);
         assert!(context.contains("MiB free"), "{context}");

@@ -106,6 +106,7 @@ async fn run(vmm: &Qemu, root: &Path, folder: &Path, runs: usize) -> Outcome<()>
             entropy: "AAECAwQFBgcICQoLDA0ODwABAgMEBQYHCAkKCwwNDg8=".into(),
             unix_time_ns: now(),
             network: machine.guest_network(),
+            resume: None,
         };
         let open = || async { machine.agent().await.map_err(Box::<dyn std::error::Error>::from) };
         let (agent, _) = Agent::connect_restored(open, restored, limit).await?;

@@ -16,6 +16,7 @@
 //! snapshot's folder. Nothing here knows of templates or tenants, and nothing named by a guest or a caller becomes a
 //! path or an argument: ids, folders and numbers come from the service.
 
+mod cgroups;
 mod changes;
 pub mod firecracker;
 mod memory;
@@ -28,6 +29,7 @@ mod sparse;
 pub mod spec;
 mod tail;
 mod uids;
+mod walls;
 
 pub use changes::{DiskChanges, Extent};
 pub use spec::*;
@@ -50,6 +52,22 @@ pub trait Vmm: Send + Sync {
 
     /// What snapshots of this driver on this host need to be restored: recorded with each, compared at restore.
     fn compatibility(&self) -> &Compatibility;
+
+    /// Memory that a machine takes on the host besides its guest's own, MiB: the VMM itself, and what it keeps of guest code.
+    fn overhead_mib(&self, vcpus: u32) -> u32;
+
+    /// Memory that the driver holds for templates, MiB, beside what machines are charged for: it is shared by a template's
+    /// machines, or kept for the next one.
+    fn template_memory_mib(&self) -> u64;
+
+    /// Lets go of templates' memory that no machine uses.
+    fn trim_templates(&self);
+
+    /// What stands between a guest and this host, for people.
+    fn walls(&self) -> String;
+
+    /// True when guests reach this host's loopback, so that a connection from there may be a guest's.
+    fn guests_reach_loopback(&self) -> bool;
 
     /// Boots a machine from a raw root image with the service's kernel and initramfs. Returns when the VMM process runs;
     /// the guest is ready once [`Vm::agent`] has answered. On error nothing is left.
@@ -99,8 +117,15 @@ pub trait Vm: Send + Sync {
     /// caller's. With [`BootSpec`]'s machine this may move files out of its working folder, so that afterwards it can only be killed.
     async fn snapshot(&self, dir: &Path) -> Result<SnapshotSummary, VmmError>;
 
-    /// Resolves when the VMM process has ended, with a sentence on how. For a machine that lives on it never resolves.
-    async fn exited(&self) -> String;
+    /// Resolves when the VMM process has ended, with how. For a machine that lives on it never resolves.
+    async fn exited(&self) -> Ended;
+
+    /// Whether a write of the guest's disk has failed because the host's disk was full. What the guest holds for written is
+    /// then not all there, and neither a capture nor a snapshot of it is worth keeping. True once the guest's flush or a
+    /// [`Vm::pause`] after that write has been answered. Firecracker does not tell: always false there.
+    fn has_lost_writes(&self) -> bool {
+        false
+    }
 
     /// The guest console's last lines, for the log when a boot fails. Not for users: the guest writes it.
     fn console_tail(&self) -> String;

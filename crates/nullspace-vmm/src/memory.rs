@@ -145,13 +145,23 @@ impl TemplateMemory {
         slot.cell.clone()
     }
 
+    /// Memory that is held now, bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.lock().slots.values().filter_map(|slot| slot.cell.get()).map(|sealed| sealed.bytes).sum()
+    }
+
     /// Lets unused memory go, the longest unused first, until the limit holds.
     fn trim(&self) {
+        self.trim_to(self.limit_bytes);
+    }
+
+    /// The same with another limit.
+    pub(crate) fn trim_to(&self, limit_bytes: u64) {
         let mut inner = self.lock();
         // A slot that someone is loading has a second owner of its cell; a failed load leaves an empty cell.
         inner.slots.retain(|_, slot| slot.cell.initialized() || Arc::strong_count(&slot.cell) > 1);
         let mut total: u64 = inner.slots.values().filter_map(|slot| slot.cell.get()).map(|sealed| sealed.bytes).sum();
-        while total > self.limit_bytes {
+        while total > limit_bytes {
             let unused = |slot: &Slot| slot.cell.get().is_some_and(|sealed| Arc::strong_count(sealed) == 1);
             let oldest = inner.slots.iter().filter(|(_, slot)| unused(slot)).min_by_key(|(_, slot)| slot.last_use);
             let Some(origin) = oldest.map(|(origin, _)| *origin) else { break };

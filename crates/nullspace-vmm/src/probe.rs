@@ -37,6 +37,10 @@ pub struct ProbeReport {
     pub vmm_version: String,
     /// KVM first.
     pub accelerators: Vec<AcceleratorReport>,
+    /// What stands between a guest and this host.
+    pub walls: String,
+    /// What could stand there and does not, each with why.
+    pub missing_walls: Vec<String>,
 }
 
 /// What was found about one accelerator.
@@ -128,7 +132,7 @@ async fn try_boot(driver: &Arc<Driver>, limit: Duration) -> Result<String, Strin
     };
     let outcome = tokio::select! {
         outcome = greeting => outcome,
-        how = machine.exited() => Err(how),
+        ended = machine.exited() => Err(ended.how),
     };
     if let Err(error) = machine.kill().await {
         tracing::error!(%error, "end the guest of a probe");

@@ -1,7 +1,7 @@
 //! Child processes that own nothing, and that never outlive this one.
 //!
 //! ```text
-//!   launch() -> [thread vmm-spawner] fork --- child: session, limits, namespace, uid, no_new_privs, death signal, exec
+//!   launch() -> [thread vmm-spawner] fork --- child: session, groups, namespaces, limits, uid, Landlock, death signal, exec
 //!                                      |
 //!   Process <- [task] pidfd readable: reap, then drop what the child's life held (uid slot, network, memory)
 //! ```
@@ -26,6 +26,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use crate::VmmError;
+use crate::walls::{Around, RawAround};
 
 /// How long a process may take to vanish after SIGKILL: it may have to free gigabytes, or hang in a dying disk.
 const REAP_LIMIT: Duration = Duration::from_secs(20);
@@ -48,8 +49,13 @@ pub(crate) struct Launch {
     pub(crate) inherit: Vec<OwnedFd>,
     /// stdout and stderr.
     pub(crate) output: OwnedFd,
-    /// Network namespace to enter first.
+    /// Network namespace to enter.
     pub(crate) namespace: Option<OwnedFd>,
+    /// Other namespaces and Landlock.
+    pub(crate) around: Around,
+    /// Control groups to enter, by their `cgroup.procs`. Without one the child is made nice instead, so that the service
+    /// gets the processors before it.
+    pub(crate) groups: Vec<OwnedFd>,
     /// Needs root. `None`: it runs as us.
     pub(crate) identity: Option<Identity>,
     /// Longest file that it may write, bytes.
@@ -102,21 +108,47 @@ impl Drop for Child {
     }
 }
 
+/// A new PID namespace for the children of the calling thread, until it is dropped.
+struct ChildNamespace(OwnedFd);
+
+impl ChildNamespace {
+    fn make() -> io::Result<Self> {
+        let own = std::fs::File::open("/proc/self/ns/pid")?;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID)?;
+        Ok(Self(own.into()))
+    }
+}
+
+impl Drop for ChildNamespace {
+    fn drop(&mut self) {
+        if let Err(error) = nix::sched::setns(&self.0, nix::sched::CloneFlags::CLONE_NEWPID) {
+            // The next unshare is refused then, and every launch that wants one says so.
+            tracing::error!(%error, "the thread that starts virtual machines is left in a PID namespace");
+        }
+    }
+}
+
 fn spawn(launch: Launch) -> io::Result<Child> {
+    let parent = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
     let setup = Setup {
         keep: launch.inherit.iter().map(AsRawFd::as_raw_fd).collect(),
         namespace: launch.namespace.as_ref().map(AsRawFd::as_raw_fd),
         identity: launch.identity,
+        around: launch.around.raw(),
+        groups: launch.groups.iter().map(AsRawFd::as_raw_fd).collect(),
         file_limit: launch.file_limit,
-        parent: rustix::process::getpid().as_raw_nonzero().get(),
+        parent: parent.as_raw_fd(),
     };
+    let namespace = launch.around.namespaces.then(ChildNamespace::make).transpose()?;
     let mut command = Command::new(&launch.program);
     command.args(&launch.args).env_clear().current_dir("/");
     command.stdin(Stdio::null()).stdout(launch.output.try_clone()?).stderr(launch.output);
     // SAFETY: `apply` only makes system calls on numbers and memory that exist before the fork: it neither allocates
     // nor takes a lock.
     unsafe { command.pre_exec(move || setup.apply()) };
-    let child = command.spawn()?;
+    let child = command.spawn();
+    drop(namespace);
+    let child = child?;
     let raw = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pid = raw.ok_or_else(|| io::Error::other("the child has an impossible pid"))?;
     // The child is ours and not reaped: the number cannot mean another process.
@@ -136,9 +168,15 @@ struct Setup {
     keep: Vec<RawFd>,
     namespace: Option<RawFd>,
     identity: Option<Identity>,
+    around: RawAround,
+    groups: Vec<RawFd>,
     file_limit: u64,
-    parent: i32,
+    /// A pidfd of the service: its pid means nothing in another PID namespace.
+    parent: RawFd,
 }
+
+/// Niceness of a child that no control group weighs.
+const NICE: libc::c_int = 10;
 
 impl Setup {
     fn apply(&self) -> io::Result<()> {
@@ -153,9 +191,24 @@ impl Setup {
                 libc::write(score, b"500".as_ptr().cast(), 3);
                 libc::close(score);
             }
+            for group in &self.groups {
+                let entered = libc::write(*group, b"0".as_ptr().cast(), 1);
+                check(entered as libc::c_int)?;
+            }
+            if self.groups.is_empty() {
+                // On top of the service's own. Its result says nothing: -1 is a niceness too.
+                libc::nice(NICE);
+                // Where the scheduler groups by session, niceness counts within the session, and this file between them.
+                let autogroup = libc::open(c"/proc/self/autogroup".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+                if autogroup >= 0 {
+                    libc::write(autogroup, b"10".as_ptr().cast(), 2);
+                    libc::close(autogroup);
+                }
+            }
             if let Some(namespace) = self.namespace {
                 check(libc::setns(namespace, libc::CLONE_NEWNET))?;
             }
+            self.around.enter()?;
             limit(libc::RLIMIT_CORE, 0)?;
             limit(libc::RLIMIT_FSIZE, self.file_limit)?;
             limit(libc::RLIMIT_NOFILE, 1024)?;
@@ -171,9 +224,12 @@ impl Setup {
                 check(libc::syscall(libc::SYS_setresuid, id, id, id) as libc::c_int)?;
             }
             check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            self.around.restrict()?;
             // After the change of uid, which clears it.
             check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-            if libc::getppid() != self.parent {
+            let mut service = libc::pollfd { fd: self.parent, events: libc::POLLIN, revents: 0 };
+            if libc::poll(&raw mut service, 1, 0) != 0 {
+                // It has ended, before the line above.
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
         }
@@ -215,7 +271,8 @@ impl Process {
         let (sender, exit) = watch::channel(None);
         tokio::spawn(async move {
             let status = reap(&watched).await;
-            drop(held);
+            // Removing control groups and giving memory back takes the kernel a moment.
+            let _ = tokio::task::spawn_blocking(move || drop(held)).await;
             let _ = sender.send(Some(status));
         });
         Ok(Self { pidfd, pid, exit })
@@ -293,9 +350,12 @@ async fn reap(pidfd: &AsyncFd<OwnedFd>) -> ExitStatus {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use std::path::Path;
+
     use tokio::io::AsyncReadExt;
 
     use super::*;
+    use crate::walls::Walls;
 
     struct Flag(Arc<AtomicBool>);
     impl Drop for Flag {
@@ -312,6 +372,8 @@ mod tests {
             inherit,
             output: writer,
             namespace: None,
+            around: Around::default(),
+            groups: Vec::new(),
             identity: None,
             file_limit: 4096,
         };
@@ -382,5 +444,70 @@ mod tests {
         assert_eq!(field("Groups:"), ["12345"]);
         assert_eq!(field("NoNewPrivs:"), ["1"]);
         assert_eq!(field("CapEff:"), ["0000000000000000"]);
+    }
+
+    #[tokio::test]
+    async fn without_control_groups_a_child_is_nice() {
+        let (launch_it, reader) = shell("cut -d' ' -f19 /proc/self/stat", vec![]);
+        let (_, text) = output_of(launch_it, reader).await;
+        assert!(text.trim().parse::<i32>().unwrap() >= NICE, "{text}");
+    }
+
+    #[tokio::test]
+    async fn as_root_a_child_is_alone_in_namespaces_that_show_it_programs_and_nothing_else() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let walls = Walls::new(Path::new("/bin/sh"));
+        let here = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(here.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let secret = here.path().join("secret");
+        std::fs::write(&secret, "secret").unwrap();
+        for namespace_of in ["pid", "ipc", "uts", "mnt"] {
+            let (mut launch_it, reader) = shell(&format!("readlink /proc/self/ns/{namespace_of}"), vec![]);
+            launch_it.around = walls.around(&[], false).unwrap();
+            let (status, text) = output_of(launch_it, reader).await;
+            assert!(status.success(), "{namespace_of}: {text}");
+            let ours = std::fs::read_link(format!("/proc/self/ns/{namespace_of}")).unwrap();
+            assert_ne!(Path::new(text.trim()), ours, "{namespace_of}");
+        }
+        let script = format!("echo pid $$; echo /*; cat {} 2>&1; echo x >/tmp/x", secret.display());
+        let (mut launch_it, reader) = shell(&script, vec![]);
+        launch_it.around = walls.around(&[], false).unwrap();
+        launch_it.identity = Some(Identity { id: 7_654_321, group: None });
+        let (_, text) = output_of(launch_it, reader).await;
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("pid 1"), "{text}");
+        let root = lines.next().unwrap();
+        assert!(root.contains("/usr") && !root.contains("/home") && !root.contains("/tmp"), "{root}");
+        assert!(text.contains("No such file") && !text.contains("secret\n"), "{text}");
+        assert!(walls.missing().is_empty(), "{:?}", walls.missing());
+    }
+
+    #[tokio::test]
+    async fn landlock_keeps_a_child_without_a_tree_of_its_own_from_files_it_was_not_given() {
+        let walls = Walls::new(Path::new("/bin/sh"));
+        if !walls.describe().contains("Landlock") {
+            return; // this kernel has none: doctor says so
+        }
+        let here = tempfile::tempdir().unwrap();
+        let paths = ["given", "other"].map(|name| here.path().join(name));
+        for path in &paths {
+            std::fs::write(path, path.file_name().unwrap().as_encoded_bytes()).unwrap();
+        }
+        let given: OwnedFd = std::fs::File::open(&paths[0]).unwrap().into();
+        let script = format!(
+            "cat /proc/self/fd/{}; cat {} 2>&1; echo x >{} ; ls {} 2>&1",
+            given.as_raw_fd(),
+            paths[1].display(),
+            here.path().join("new").display(),
+            here.path().display()
+        );
+        let around = walls.around(std::slice::from_ref(&given), true).unwrap();
+        let (mut launch_it, reader) = shell(&script, vec![given]);
+        launch_it.around = Around { namespaces: false, tree: None, ..around };
+        let (_, text) = output_of(launch_it, reader).await;
+        assert!(text.starts_with("given") && text.matches("Permission denied").count() == 3, "{text}");
+        assert!(!here.path().join("new").exists());
     }
 }

@@ -59,6 +59,22 @@ pub enum Disk {
     },
 }
 
+/// What one machine may ask of the disk that it shares with others; more waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskLimits {
+    /// Read and written together, MiB in a second.
+    pub mib_per_second: u32,
+    /// Requests in a second.
+    pub operations_per_second: u32,
+}
+
+impl Default for DiskLimits {
+    /// A good disk's; what a guest reads twice comes from its own memory.
+    fn default() -> Self {
+        Self { mib_per_second: 1_024, operations_per_second: 50_000 }
+    }
+}
+
 /// A machine's network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Network {
@@ -121,6 +137,11 @@ pub struct Compatibility {
 }
 
 impl Compatibility {
+    /// Whether machines here are emulated in software, and so slower by a multiple.
+    pub fn is_emulated(&self) -> bool {
+        self.accelerator == "tcg"
+    }
+
     /// The first field in which `self` (a snapshot's) differs from `host`, as a sentence for the user; `None` when it runs there.
     pub fn conflict_with(&self, host: &Compatibility) -> Option<String> {
         let pairs = [
@@ -136,6 +157,47 @@ impl Compatibility {
             .into_iter()
             .find(|(_, ours, theirs)| ours != theirs)
             .map(|(what, ours, theirs)| format!("the snapshot's {what} is {ours}, this host's is {theirs}"))
+    }
+}
+
+impl VmmError {
+    /// Whether the host's disk had no room. What failed may succeed once there is room.
+    pub fn is_storage_full(&self) -> bool {
+        use std::io::ErrorKind;
+        match self {
+            VmmError::Io { source, .. } => matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
+            // A VMM passes the system's words on.
+            VmmError::Refused { message, .. } => {
+                message.contains("No space left on device") || message.contains("Disk quota exceeded")
+            }
+            _ => false,
+        }
+    }
+}
+
+/// How a machine's VMM process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Whose doing it was.
+    pub cause: EndCause,
+    /// A sentence, for the log.
+    pub how: String,
+}
+
+/// Who ended a machine. Only the guest's own doing is its owner's business; the rest are faults of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndCause {
+    /// The guest powered off, rebooted, or its kernel stopped.
+    Guest,
+    /// A signal from outside, or one that the VMM's own fault brought on: the number of `signal(7)`.
+    Signal(i32),
+    /// The VMM ended by itself, with an error or for reasons that it did not tell.
+    Vmm,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.how)
     }
 }
 

@@ -140,7 +140,7 @@ fn a_started_machine_is_jailed_and_leaves_nothing() {
         assert!(matches!(machine.snapshot(stage.dir.path()).await, Err(VmmError::Refused { .. })), "it is not paused");
         machine.kill().await.unwrap();
         machine.kill().await.unwrap();
-        assert_eq!(machine.exited().await, "killed by signal 9");
+        assert_eq!(machine.exited().await.cause, nullspace_vmm::EndCause::Signal(9));
         assert!(matches!(machine.agent().await.map(drop), Err(VmmError::Exited(_))));
         assert!(stage.vmm_pid("jailed-1").is_none());
         drop(machine);
@@ -161,7 +161,7 @@ fn a_vmm_that_is_killed_from_outside_is_noticed_and_cleaned_up() {
         let pid = stage.vmm_pid("murdered").unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
         let how = tokio::time::timeout(Duration::from_secs(10), machine.exited()).await.unwrap();
-        assert_eq!(how, "killed by signal 9");
+        assert_eq!(how.cause, nullspace_vmm::EndCause::Signal(9));
         assert!(matches!(machine.pause().await, Err(VmmError::Exited(_))));
         stage.settles_to(&before);
         machine.kill().await.unwrap();
@@ -424,6 +424,8 @@ impl Stage {
                 vmlinux: Some(self.kernel.clone()),
                 initramfs: self.initramfs.clone(),
             },
+            unjailed: !jailed,
+            disk_limits: nullspace_vmm::DiskLimits::default(),
             uids: FirecrackerConfig::UIDS,
             net: Some(Arc::clone(&self.net)),
             copy_up_to: FirecrackerConfig::COPY_UP_TO,

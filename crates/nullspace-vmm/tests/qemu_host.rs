@@ -226,14 +226,16 @@ async fn the_end_of_a_machine_is_told_in_a_sentence() {
         let agent = greet(&*machine).await;
         let _session = agent.exec(exec(script)).await;
         let how = tokio::time::timeout(BOOT, machine.exited()).await.unwrap();
-        assert_eq!(how, expected);
+        assert_eq!((how.cause, how.how.as_str()), (nullspace_vmm::EndCause::Guest, expected));
         assert!(matches!(machine.agent().await.map(drop), Err(VmmError::Exited(text)) if text == expected));
         machine.kill().await.unwrap();
     }
     let machine = stage.boot("killed", stage.overlay(), Network::Isolated, 1).await;
     let pid = i32::try_from(stage.only_qemu()).unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
-    assert_eq!(machine.exited().await, "QEMU ended with signal: 9 (SIGKILL)");
+    let ended = machine.exited().await;
+    assert_eq!(ended.cause, nullspace_vmm::EndCause::Signal(9));
+    assert_eq!(ended.how, "QEMU ended with signal: 9 (SIGKILL)");
     assert!(matches!(machine.resume().await, Err(VmmError::Exited(_))));
     stage.assert_no_qemu();
 }

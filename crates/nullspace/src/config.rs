@@ -12,6 +12,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use nullspace_vmm::DiskLimits;
+use nullspace_vmm::net::NetLimits;
 use secrecy::SecretString;
 use serde::Deserialize;
 
@@ -23,6 +25,18 @@ pub(crate) use variables::unread;
 pub(crate) struct Config {
     /// Address of the HTTP API.
     pub(crate) listen: SocketAddr,
+    /// Address that has `/healthz`, `/readyz` and `/metrics` alone, besides the API's; default: none.
+    pub(crate) admin_listen: Option<SocketAddr>,
+    /// Connections at once; at the limit the longest idle one makes room.
+    pub(crate) max_connections: usize,
+    /// Connections at once from one address.
+    pub(crate) connections_per_address: usize,
+    /// Requests of one tenant under way at once, log followers and WebSockets among them; more are refused with 429.
+    pub(crate) connections_per_tenant: usize,
+    /// What all requests may hold in memory together, MiB: bodies that are read whole and answers that are kept.
+    pub(crate) request_memory_mib: u32,
+    /// What one tenant's requests may hold of it, MiB.
+    pub(crate) request_memory_mib_per_tenant: u32,
     /// Database, artifacts and scratch space. One service at a time uses it.
     pub(crate) data_dir: PathBuf,
     /// Folder with `vmlinuz`, `initramfs.cpio` and, for Firecracker, `vmlinux`.
@@ -33,6 +47,10 @@ pub(crate) struct Config {
     pub(crate) vmm: VmmChoice,
     /// How QEMU runs guests.
     pub(crate) accel: AccelChoice,
+    /// Refuse to start where guests would run in software.
+    pub(crate) require_kvm: bool,
+    /// Let Firecracker run without its jailer where that cannot be used.
+    pub(crate) unjailed: bool,
     /// The QEMU program.
     pub(crate) qemu: PathBuf,
     /// The Firecracker program.
@@ -41,8 +59,10 @@ pub(crate) struct Config {
     pub(crate) jailer: PathBuf,
     /// Registry host -> base URLs asked instead of it.
     pub(crate) registry_mirrors: BTreeMap<String, String>,
-    /// Registries, besides those on loopback, that are spoken to in plain HTTP.
+    /// Registries that are spoken to in plain HTTP, wherever they are.
     pub(crate) plain_http_registries: Vec<String>,
+    /// Registries that are asked although they are not on the internet: `127.0.0.1`, `10.0.0.0/8`, `registry.corp:5000`.
+    pub(crate) private_registries: Vec<String>,
     /// Docker config file whose logins serve every build that brings no credentials.
     pub(crate) docker_config: Option<PathBuf>,
     /// Where ECR logins are asked for instead of the region's own API.
@@ -80,12 +100,33 @@ pub(crate) struct Config {
     pub(crate) upload_mib_per_tenant: u64,
     /// Raw files of root images, from which machines run, are kept up to so many MiB together; more only while in use.
     pub(crate) rootfs_cache_mib: u64,
+    /// With less than so many MiB free on the disk under `data_dir` nothing new begins; default: 512, or a sixteenth of a
+    /// disk under 8 GiB.
+    pub(crate) disk_reserve_mib: Option<u64>,
     /// A worker that is silent for so many seconds has lost its build.
     pub(crate) lease_secs: u64,
-    /// Guest memory of all machines together, MiB; default: 3/4 of the host's.
+    /// Memory of all machines together, guests' and VMMs', MiB; default: 3/4 of the host's.
     pub(crate) memory_mib: Option<u64>,
     /// Virtual CPUs of all machines together; default: 16 for each of the host's.
     pub(crate) vcpus: Option<u64>,
+    /// Sandboxes of one tenant that start or run at a time; more are refused with 429.
+    pub(crate) sandboxes_per_tenant: Option<u64>,
+    /// Virtual CPUs of one tenant's machines, builds' included.
+    pub(crate) vcpus_per_tenant: Option<u64>,
+    /// Memory of one tenant's machines, builds' included, as `memory_mib` counts it.
+    pub(crate) memory_mib_per_tenant: Option<u64>,
+    /// What one machine may read from and write to its disk, MiB in a second.
+    pub(crate) disk_mib_per_second: u32,
+    /// Requests of one machine to its disk in a second.
+    pub(crate) disk_operations_per_second: u32,
+    /// Connections of one machine at a time.
+    pub(crate) network_connections: u32,
+    /// Connections that one machine may begin in a second.
+    pub(crate) network_connections_per_second: u32,
+    /// Packets that one machine may send in a second.
+    pub(crate) network_packets_per_second: u32,
+    /// What one machine may send and receive together, MiB in a second.
+    pub(crate) network_mib_per_second: u32,
     /// How machines reach the internet.
     pub(crate) network: NetworkChoice,
     /// First letters of this service's network interfaces and of its nftables table; unlike any other service's here.
@@ -152,16 +193,25 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
+            admin_listen: None,
+            max_connections: 4096,
+            connections_per_address: 1024,
+            connections_per_tenant: 1024,
+            request_memory_mib: 512,
+            request_memory_mib_per_tenant: 128,
             data_dir: PathBuf::from("data"),
             guest_dir: None,
             base_tar: None,
             vmm: VmmChoice::Auto,
             accel: AccelChoice::Auto,
+            require_kvm: false,
+            unjailed: false,
             qemu: PathBuf::from("qemu-system-x86_64"),
             firecracker: PathBuf::from("firecracker"),
             jailer: PathBuf::from("jailer"),
             registry_mirrors: BTreeMap::new(),
             plain_http_registries: Vec::new(),
+            private_registries: Vec::new(),
             docker_config: None,
             ecr_endpoint: None,
             gcp_token_url: None,
@@ -180,9 +230,19 @@ impl Default for Config {
             metrics_token: None,
             upload_mib_per_tenant: 10_240,
             rootfs_cache_mib: nullspace_store::DEFAULT_CACHE >> 20,
+            disk_reserve_mib: None,
             lease_secs: 30,
             memory_mib: None,
             vcpus: None,
+            sandboxes_per_tenant: None,
+            vcpus_per_tenant: None,
+            memory_mib_per_tenant: None,
+            disk_mib_per_second: DiskLimits::default().mib_per_second,
+            disk_operations_per_second: DiskLimits::default().operations_per_second,
+            network_connections: NetLimits::default().connections,
+            network_connections_per_second: NetLimits::default().new_connections_per_second,
+            network_packets_per_second: NetLimits::default().packets_per_second,
+            network_mib_per_second: NetLimits::default().mib_per_second,
             network: NetworkChoice::Auto,
             network_prefix: String::from("nsv"),
             network_pool: String::from("100.96.0.0/16"),
@@ -199,6 +259,8 @@ impl Default for Config {
 enum Kind {
     Text,
     Number,
+    /// `true` or `false`
+    Flag,
     /// `a,b`
     List,
     /// `key=value,key=value`
@@ -208,16 +270,25 @@ enum Kind {
 /// Every key with the kind of its value.
 const KEYS: &[(&str, Kind)] = &[
     ("listen", Kind::Text),
+    ("admin_listen", Kind::Text),
+    ("max_connections", Kind::Number),
+    ("connections_per_address", Kind::Number),
+    ("connections_per_tenant", Kind::Number),
+    ("request_memory_mib", Kind::Number),
+    ("request_memory_mib_per_tenant", Kind::Number),
     ("data_dir", Kind::Text),
     ("guest_dir", Kind::Text),
     ("base_tar", Kind::Text),
     ("vmm", Kind::Text),
     ("accel", Kind::Text),
+    ("require_kvm", Kind::Flag),
+    ("unjailed", Kind::Flag),
     ("qemu", Kind::Text),
     ("firecracker", Kind::Text),
     ("jailer", Kind::Text),
     ("registry_mirrors", Kind::Map),
     ("plain_http_registries", Kind::List),
+    ("private_registries", Kind::List),
     ("docker_config", Kind::Text),
     ("ecr_endpoint", Kind::Text),
     ("gcp_token_url", Kind::Text),
@@ -236,9 +307,19 @@ const KEYS: &[(&str, Kind)] = &[
     ("metrics_token", Kind::Text),
     ("upload_mib_per_tenant", Kind::Number),
     ("rootfs_cache_mib", Kind::Number),
+    ("disk_reserve_mib", Kind::Number),
     ("lease_secs", Kind::Number),
     ("memory_mib", Kind::Number),
     ("vcpus", Kind::Number),
+    ("sandboxes_per_tenant", Kind::Number),
+    ("vcpus_per_tenant", Kind::Number),
+    ("memory_mib_per_tenant", Kind::Number),
+    ("disk_mib_per_second", Kind::Number),
+    ("disk_operations_per_second", Kind::Number),
+    ("network_connections", Kind::Number),
+    ("network_connections_per_second", Kind::Number),
+    ("network_packets_per_second", Kind::Number),
+    ("network_mib_per_second", Kind::Number),
     ("network", Kind::Text),
     ("network_prefix", Kind::Text),
     ("network_pool", Kind::Text),
@@ -280,6 +361,9 @@ fn parse(kind: Kind, text: &str) -> anyhow::Result<toml::Value> {
     Ok(match kind {
         Kind::Text => toml::Value::String(text.to_owned()),
         Kind::Number => toml::Value::Integer(text.trim().parse().with_context(|| format!("'{text}' is not a number"))?),
+        Kind::Flag => {
+            toml::Value::Boolean(text.trim().parse().with_context(|| format!("'{text}' is neither true nor false"))?)
+        }
         Kind::List => toml::Value::Array(parts().map(|part| toml::Value::String(part.to_owned())).collect()),
         Kind::Map => {
             let mut map = toml::Table::new();

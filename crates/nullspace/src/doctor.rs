@@ -163,6 +163,15 @@ async fn qemu(config: &Config, dir: &Path) -> Vec<Finding> {
         Err(error) => return vec![Finding::fails(NEED, error.to_string(), "apt-get install qemu-system-x86")],
     };
     let mut findings = vec![Finding::works(NEED, report.vmm_version)];
+    const WALLS: &str = "walls around QEMU";
+    findings.push(match report.missing_walls.is_empty() {
+        true => Finding::works(WALLS, report.walls),
+        false => Finding::without(
+            WALLS,
+            format!("{}; without {}", report.walls, report.missing_walls.join(", ")),
+            "run as root on Linux 6.2 or newer with Landlock (boot parameter lsm=landlock,…)",
+        ),
+    });
     for accelerator in report.accelerators {
         let kvm = accelerator.accelerator == "kvm";
         let need = if kvm { "KVM (booting a guest)" } else { "software emulation (booting a guest)" };

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use nullspace_api::{FileInfo, ProcessLogs};
-use nullspace_server::{Caller, FileAt, FileContent, FileDownload, FileService, ServiceError};
+use nullspace_server::{Caller, FileAt, FileContent, FileDownload, FileService, Room, ServiceError};
 
 use crate::service::{EngineService, domain, error};
 
@@ -40,8 +40,20 @@ impl FileService for EngineService {
         upload.finish().await.map_err(error)
     }
 
-    async fn list_files(&self, caller: &Caller, at: FileAt, depth: u32) -> Result<Vec<FileInfo>, ServiceError> {
-        self.0.list_files(&domain(caller)?, engine_at(at), depth).await.map_err(error)
+    async fn list_files(
+        &self,
+        caller: &Caller,
+        at: FileAt,
+        depth: u32,
+        room: &Room,
+    ) -> Result<Vec<FileInfo>, ServiceError> {
+        let mut exhausted = None;
+        let may_keep = |bytes| room.grow(bytes).map_err(|refused| exhausted = Some(refused)).is_ok();
+        let listed = self.0.list_files(&domain(caller)?, engine_at(at), depth, may_keep).await;
+        match exhausted {
+            Some(exhausted) => Err(exhausted.into()),
+            None => listed.map_err(error),
+        }
     }
 
     async fn file_info(&self, caller: &Caller, at: FileAt) -> Result<FileInfo, ServiceError> {

@@ -99,6 +99,15 @@ enum StoreCommand {
         #[command(flatten)]
         settings: Settings,
     },
+    /// Say what is lost for good, and with --yes give it up: templates that need it can be used no more, and files that
+    /// another database names are removed. Stop the service before.
+    AcceptLoss {
+        /// Do it.
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        settings: Settings,
+    },
     /// Read everything and say what is missing or damaged (the service may be running). Exits with 1 if anything is.
     Verify {
         #[command(flatten)]
@@ -185,6 +194,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             match command {
                 StoreCommand::Stats { settings } => store::stats(&settings.load()?).await,
                 StoreCommand::Gc { settings } => store::gc(&settings.load()?).await,
+                StoreCommand::AcceptLoss { yes, settings } => store::accept_loss(&settings.load()?, yes).await,
                 StoreCommand::Verify { settings } => store::verify(&settings.load()?).await,
             }
         }),

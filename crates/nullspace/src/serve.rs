@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use nullspace_engine::{Capacity, Engine, EngineConfig};
+use nullspace_engine::{Capacity, Engine, EngineConfig, TenantQuota};
 use nullspace_oci::registry::{DockerConfig, Registry, RegistryConfig};
-use nullspace_server::{RequestRate, ServerConfig};
+use nullspace_server::{BufferLimits, ConnectionLimits, RequestRate, ServerConfig};
 use nullspace_store::{ArtifactStore, Metadata, QueueLimits, SqliteStore};
+use nullspace_vmm::Vmm;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -27,29 +28,54 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let files = open_files(&config)?;
     let metadata: Arc<dyn Metadata> = Arc::new(open_metadata(&config).await?);
     let machines = vmm::choose(&config).await?;
+    let server_config = server_config(&config, machines.as_ref());
     let registry = registry(&config)?;
     let buildkits = buildkit::all(&config)?;
     for kit in &buildkits {
         tracing::info!("Dockerfiles are built by BuildKit at {}: their steps run as its containers", kit.endpoint());
     }
 
+    raise_descriptor_limit(&config);
     let listener = tokio::net::TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("listen on {} (another service? give --listen)", config.listen))?;
-    let engine = Engine::new(engine_config(&config)?, metadata, files, machines, registry, buildkits);
+    let operators_listener = match config.admin_listen {
+        None => None,
+        Some(address) => {
+            let bound = tokio::net::TcpListener::bind(address).await;
+            Some(bound.with_context(|| format!("listen on {address} (admin_listen)"))?)
+        }
+    };
+    let host = files.host(&hostname()).context("read whose data folder this is")?;
+    let engine = Engine::new(engine_config(&config, host)?, metadata, files, machines, registry, buildkits);
     engine.start().await.context("start the engine")?;
 
     let address = listener.local_addr().context("read the address listened on")?;
     tracing::info!("listening on http://{address}");
     let stop = CancellationToken::new();
-    let router = nullspace_server::router(Arc::new(EngineService(engine.clone())), server_config(&config));
-    let server = tokio::spawn(nullspace_server::serve(listener, router, stop.clone().cancelled_owned()));
+    let routers = nullspace_server::routers(Arc::new(EngineService(engine.clone())), server_config);
+    let limits = connection_limits(&config);
+    let serving = nullspace_server::serve_with_limits(listener, routers.api, limits, stop.clone().cancelled_owned());
+    let server = tokio::spawn(serving);
+    let operators = match operators_listener {
+        None => None,
+        Some(listener) => {
+            let address = listener.local_addr().context("read the address listened on")?;
+            tracing::info!("operators' routes also on http://{address}");
+            let (limits, stopped) = (operators_limits(), stop.clone().cancelled_owned());
+            let serving = nullspace_server::serve_with_limits(listener, routers.operators, limits, stopped);
+            Some(tokio::spawn(serving))
+        }
+    };
 
     signals.arrived().await;
     tracing::info!("stopping: running builds go back to the queue, sandboxes end");
     stop.cancel();
     engine.stop().await;
     server.await.context("join the server")?.context("serve HTTP")?;
+    if let Some(operators) = operators {
+        operators.await.context("join the operators' server")?.context("serve operators")?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -76,11 +102,24 @@ impl Signals {
     }
 }
 
-/// Opens the database of the data folder, made and migrated if needed.
+/// Opens the database of the data folder, made and migrated if needed. None is made beside files that belonged to another.
 pub(crate) async fn open_metadata(config: &Config) -> anyhow::Result<SqliteStore> {
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("make the data folder {}", config.data_dir.display()))?;
     let path = config.data_dir.join(DATABASE);
+    // One that is empty was made by something that died at once, or is what a failed copy left.
+    let is_there = std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > 0);
+    if !is_there {
+        let stored = nullspace_store::stored_without_database(&config.data_dir).context("look at the data folder")?;
+        if !stored.is_empty() {
+            bail!(
+                "the database {} is missing, and the files that it names are there: {}. Nothing was changed. Restore the \
+                 database (or mount what holds it) and start again; or, to give those files up, move them away",
+                path.display(),
+                stored.join(", ")
+            );
+        }
+    }
     SqliteStore::open(&path).await.with_context(|| format!("open the database {}", path.display()))
 }
 
@@ -99,19 +138,67 @@ pub(crate) fn open_files(config: &Config) -> anyhow::Result<ArtifactStore> {
     ArtifactStore::open_with(&config.data_dir, cache).context("open the data folder")
 }
 
-fn server_config(config: &Config) -> ServerConfig {
+fn server_config(config: &Config, machines: &dyn Vmm) -> ServerConfig {
     let per_second = config.requests_per_second;
     ServerConfig {
         // Five seconds of quiet may be spent at once.
         rate: RequestRate { per_second, burst: per_second.saturating_mul(5) },
         metrics_token: config.metrics_token.clone(),
+        requests_at_once: config.connections_per_tenant,
+        buffers: BufferLimits {
+            per_tenant: mib(config.request_memory_mib_per_tenant),
+            total: mib(config.request_memory_mib),
+        },
+        guests_on_loopback: machines.guests_reach_loopback(),
         ..ServerConfig::default()
     }
 }
 
-fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
+fn mib(mib: u32) -> usize {
+    usize::try_from(mib).unwrap_or(usize::MAX).saturating_mul(1 << 20)
+}
+
+fn connection_limits(config: &Config) -> ConnectionLimits {
+    ConnectionLimits {
+        max_connections: config.max_connections,
+        per_peer: config.connections_per_address,
+        ..ConnectionLimits::default()
+    }
+}
+
+/// Of the listener that only operators reach.
+fn operators_limits() -> ConnectionLimits {
+    let header_timeout = Duration::from_secs(10);
+    ConnectionLimits { max_connections: 64, per_peer: 64, reserve: 8, header_timeout, ..ConnectionLimits::default() }
+}
+
+/// Descriptors that the service needs besides one for each connection: files, machines, registries.
+const DESCRIPTORS: u64 = 4096;
+
+/// A connection is a descriptor: as many as the settings allow must be possible, or accepting fails before they are reached.
+fn raise_descriptor_limit(config: &Config) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let wanted = u64::try_from(config.max_connections).unwrap_or(u64::MAX).saturating_add(DESCRIPTORS);
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    limit.current = Some(raised);
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    } else if raised < wanted {
+        tracing::warn!(
+            limit = raised,
+            wanted,
+            "the limit of open files (ulimit -Hn) is lower than max_connections needs: raise it, or lower the setting"
+        );
+    }
+}
+
+fn engine_config(config: &Config, host: String) -> anyhow::Result<EngineConfig> {
     Ok(EngineConfig {
-        host: hostname(),
+        host,
         build_concurrency: config.build_concurrency,
         build_timeout: Duration::from_secs(config.build_timeout_secs),
         step_timeout: Duration::from_secs(config.step_timeout_secs),
@@ -119,10 +206,16 @@ fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
         lease_ttl: Duration::from_secs(config.lease_secs),
         max_attempts: 3,
         capacity: capacity(config)?,
+        quota: TenantQuota {
+            sandboxes: config.sandboxes_per_tenant,
+            vcpus: config.vcpus_per_tenant,
+            memory_mib: config.memory_mib_per_tenant,
+        },
         queue: QueueLimits { per_tenant: config.builds_per_tenant, total: 10_000 },
         running_per_tenant: config.running_builds_per_tenant,
         untagged_retention: Duration::from_secs(config.untagged_retention_secs),
         blob_bytes_per_tenant: config.upload_mib_per_tenant.saturating_mul(1 << 20),
+        disk_reserve: config.disk_reserve_mib.map(|mib| mib.saturating_mul(1 << 20)),
         base_tar: guest::base_tar(config),
     })
 }
@@ -156,8 +249,10 @@ fn registry(config: &Config) -> anyhow::Result<Registry> {
     let url = |name: &str, text: &Option<String>| {
         text.as_ref().map(|text| text.parse().with_context(|| format!("{name}: '{text}' is not a URL"))).transpose()
     };
+    let listed = config.private_registries.iter().map(|text| text.parse().context("private_registries"));
     let registry = RegistryConfig {
         mirrors,
+        private_registries: listed.collect::<anyhow::Result<_>>()?,
         docker_config: config.docker_config.as_deref().map(docker_config).transpose()?,
         ecr_endpoint: url("ecr_endpoint", &config.ecr_endpoint)?,
         gcp_token_url: url("gcp_token_url", &config.gcp_token_url)?,

@@ -12,7 +12,8 @@ use nullspace_api::{
 };
 use nullspace_engine::{Engine, UnknownFiles};
 use nullspace_server::{
-    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError, Warned,
+    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, Room, SandboxQuery, Service, ServiceError,
+    Warned,
 };
 use nullspace_store as store;
 use secrecy::{ExposeSecret, SecretString};
@@ -26,6 +27,10 @@ impl Service for EngineService {
         self.0.ready().await.map_err(error)
     }
 
+    async fn details(&self) -> Result<Vec<String>, ServiceError> {
+        Ok(self.0.details())
+    }
+
     async fn metrics(&self) -> Result<String, ServiceError> {
         self.0.metrics().await.map_err(error)
     }
@@ -37,6 +42,12 @@ impl Service for EngineService {
             namespace: caller.namespace,
             key_id: caller.key.map(|key| key.to_string()).unwrap_or_default(),
         }))
+    }
+
+    async fn keys_in_force(&self, key_ids: &[String]) -> Result<Vec<String>, ServiceError> {
+        let ids: Vec<store::KeyId> = key_ids.iter().filter_map(|id| id.parse().ok()).collect();
+        let in_force = self.0.keys_in_force(&ids).await.map_err(error)?;
+        Ok(in_force.iter().map(ToString::to_string).collect())
     }
 
     async fn start_build(
@@ -239,8 +250,15 @@ impl Service for EngineService {
         self.0.destroy_sandbox(&domain(caller)?, id).await.map_err(error)
     }
 
-    async fn exec(&self, caller: &Caller, id: &str, request: ExecRequest) -> Result<ExecResponse, ServiceError> {
-        self.0.exec(&domain(caller)?, id, request).await.map_err(error)
+    async fn exec(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: ExecRequest,
+        room: &Room,
+    ) -> Result<ExecResponse, ServiceError> {
+        let may_keep = |bytes| room.grow(bytes).is_ok();
+        self.0.exec(&domain(caller)?, id, request, may_keep).await.map_err(error)
     }
 
     async fn list_processes(&self, caller: &Caller, id: &str) -> Result<Vec<ProcessInfo>, ServiceError> {
@@ -280,7 +298,7 @@ pub(crate) fn error(error: nullspace_engine::Error) -> ServiceError {
         | Code::IncompatibleSnapshot => ErrorKind::Conflict,
         Code::FileError if error.forbidden => ErrorKind::Forbidden,
         Code::FileError => ErrorKind::Conflict,
-        Code::RateLimitExceeded => ErrorKind::RateLimited,
+        Code::RateLimitExceeded | Code::QuotaExceeded => ErrorKind::RateLimited,
         Code::NotImplemented => ErrorKind::NotImplemented,
         Code::FeatureUnavailable | Code::DatabaseError | Code::CapacityExceeded | Code::NoEligibleRuntimeHost => {
             ErrorKind::Unavailable

@@ -1,14 +1,15 @@
 //! Root images in the data folder, for the operator.
 //!
-//! `stats` and `verify` change nothing and work beside a running service, which collects nothing meanwhile. `gc` needs the
-//! data folder for itself: a running service collects on its own.
+//! `accept-loss` is how an operator gives up what is missing. `stats` and `verify` change nothing and work beside a running service, which collects nothing meanwhile. `gc` and `accept-loss` need the
+//! data folder for themselves: a running service collects on its own.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use nullspace_store::{ManifestId, Metadata, StoreError, look_at_chunks};
+use jiff::Timestamp;
+use nullspace_store::{ArtifactStore, ManifestId, Metadata, StoreError, Survey, look_at_chunks};
 
 use crate::config::Config;
 use crate::serve;
@@ -46,6 +47,10 @@ pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
         opened => opened?,
     };
     let began = Instant::now();
+    let found = nullspace_store::survey(&files, &metadata).await.context("compare database and folders")?;
+    if let Some(refusal) = found.refusal() {
+        bail!("{refusal}");
+    }
     let swept = files.sweep(metadata.known_files().await.context("list what is known")?).await.context("sweep")?;
     for name in &swept.removed {
         println!("removed {name}, which nothing names");
@@ -67,6 +72,51 @@ pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
         bail!("something that is known is missing: `nullspace store verify` says what");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives up what will not come back: the only way in which anything is forgotten because it cannot be seen.
+pub(crate) async fn accept_loss(config: &Config, yes: bool) -> anyhow::Result<ExitCode> {
+    let metadata = serve::open_existing_metadata(config).await?;
+    let files = open_files(config)?;
+    let found = nullspace_store::survey(&files, &metadata).await.context("compare database and folders")?;
+    let Survey { lost, lost_blobs, foreign, .. } = &found;
+    for folder in &lost.artifacts {
+        println!("lost     the snapshot artifacts/{folder}: its template can be used no more");
+    }
+    for file in lost.rootfs.keys() {
+        println!("lost     the root image {file}: templates on it can be used no more");
+    }
+    for blob in lost_blobs {
+        println!("lost     the uploaded file blobs/{}/{}", blob.tenant, blob.id.sha256());
+    }
+    for name in foreign {
+        println!("foreign  {name}: no build or tenant of this database made it");
+    }
+    if found.is_clean() {
+        println!("nothing is lost");
+    } else if yes {
+        let now = Timestamp::now();
+        metadata.forget_lost(lost, now).await.context("forget what is lost")?;
+        for blob in lost_blobs {
+            metadata.purge_blob(blob, Timestamp::MAX).await.context("forget a lost file")?;
+        }
+        files.remove_foreign(foreign).await.context("remove what another database named")?;
+        println!("given up");
+    } else {
+        println!("Nothing was changed. With --yes the lost is forgotten, and the foreign removed.");
+    }
+    metadata.close().await;
+    Ok(if found.is_clean() || yes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The data folder's files, which no service may have.
+fn open_files(config: &Config) -> anyhow::Result<ArtifactStore> {
+    match serve::open_files(config) {
+        Err(error) if matches!(error.downcast_ref(), Some(StoreError::DataDirInUse { .. })) => {
+            bail!("a service uses {}: stop it first", config.data_dir.display())
+        }
+        opened => opened,
+    }
 }
 
 pub(crate) async fn verify(config: &Config) -> anyhow::Result<ExitCode> {

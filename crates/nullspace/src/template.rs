@@ -79,6 +79,9 @@ pub(crate) struct Build {
     /// Command to start before the snapshot.
     #[arg(long)]
     start_cmd: Option<String>,
+    /// Command to run in every sandbox when it is resumed, before anything else.
+    #[arg(long)]
+    resume_cmd: Option<String>,
     /// When it is ready: `tcp:PORT`, `http:PORT/PATH`, `command:LINE` or `wait:MS`.
     #[arg(long, value_parser = readiness)]
     ready: Option<TemplateReadinessProbe>,
@@ -176,6 +179,7 @@ async fn start(build: Build) -> anyhow::Result<ExitCode> {
         base_image: build.from,
         tags: (!build.tags.is_empty()).then_some(build.tags),
         start_cmd: build.start_cmd,
+        resume_cmd: build.resume_cmd,
         build_config: Some(config),
         runtime_config: Some(runtime),
         ..CreateTemplateRequest::default()

@@ -3,18 +3,19 @@
 //! ```text
 //!  vmm = qemu          QEMU, with KVM when a guest truly boots in it, else in software
 //!  vmm = firecracker   Firecracker, or an error
-//!  vmm = auto          Firecracker when its program is here and a guest boots with it, else QEMU
+//!  vmm = auto          Firecracker when its program is here, its jailer can be used, and a guest boots with it; else QEMU
 //! ```
+//! `require_kvm` refuses what would run guests in software, `accel = kvm` a KVM in which no guest boots.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use nullspace_vmm::Vmm;
 use nullspace_vmm::firecracker::{Firecracker, FirecrackerConfig};
-use nullspace_vmm::net::{NetConfig, NetPool};
+use nullspace_vmm::net::{NetConfig, NetLimits, NetPool};
 use nullspace_vmm::qemu::{Accelerator, Qemu, QemuConfig};
+use nullspace_vmm::{DiskLimits, Vmm};
 
 use crate::config::{AccelChoice, Config, NetworkChoice, VmmChoice};
 use crate::guest;
@@ -40,8 +41,27 @@ pub(crate) async fn choose(config: &Config) -> anyhow::Result<Arc<dyn Vmm>> {
         },
     };
     let what = vmm.compatibility();
-    tracing::info!(vmm = ?what.vmm, version = what.vmm_version, accelerator = what.accelerator, "machines run under");
+    tracing::info!(
+        vmm = ?what.vmm,
+        version = what.vmm_version,
+        accelerator = what.accelerator,
+        walls = vmm.walls(),
+        "machines run under"
+    );
+    if what.accelerator != "kvm" {
+        if config.require_kvm {
+            bail!(
+                "require_kvm is set, and guests would run in software: no guest boots in this host's KVM; `nullspace \
+                 doctor` says why"
+            );
+        }
+        tracing::warn!("guests run in software emulation: slow, and not made to be a wall; require_kvm refuses that");
+    }
     Ok(vmm)
+}
+
+fn disk_limits(config: &Config) -> DiskLimits {
+    DiskLimits { mib_per_second: config.disk_mib_per_second, operations_per_second: config.disk_operations_per_second }
 }
 
 /// Settings of the QEMU driver, networks left out.
@@ -54,6 +74,7 @@ pub(crate) fn qemu_config(config: &Config, dir: &Path) -> QemuConfig {
             AccelChoice::Tcg => Some(Accelerator::Tcg),
         },
         cache_dir: config.data_dir.is_dir().then(|| config.data_dir.clone()),
+        disk_limits: disk_limits(config),
         ..QemuConfig::new(guest::image(dir))
     }
 }
@@ -69,17 +90,15 @@ pub(crate) async fn firecracker(config: &Config, dir: &Path, net: Option<Arc<Net
     let settings = FirecrackerConfig {
         binary,
         jailer: find(&config.jailer),
+        unjailed: config.unjailed,
+        disk_limits: disk_limits(config),
         guest: guest::image(dir),
         uids: FirecrackerConfig::UIDS,
         net,
         copy_up_to: FirecrackerConfig::COPY_UP_TO,
         kernel_arguments: String::new(),
     };
-    let firecracker = Firecracker::new(settings).await.context("set up Firecracker")?;
-    if !firecracker.is_jailed() {
-        tracing::warn!("Firecracker runs without its jailer: that needs root and the program `jailer`");
-    }
-    Ok(firecracker)
+    Firecracker::new(settings).await.context("set up Firecracker")
 }
 
 /// Firecracker, where its program is here and a guest truly boots with it.
@@ -87,6 +106,10 @@ async fn working_firecracker(config: &Config, dir: &Path, net: Option<Arc<NetPoo
     find(&config.firecracker)?;
     let tried = async {
         let firecracker = firecracker(config, dir, net).await?;
+        if !firecracker.is_jailed() {
+            // Behind KVM alone is not what "auto" is to choose, whatever else is allowed.
+            bail!("its jailer cannot be used: that needs root and the program `jailer`");
+        }
         try_guest(config, &firecracker).await?;
         anyhow::Ok(firecracker)
     };
@@ -123,6 +146,12 @@ async fn network(config: &Config) -> anyhow::Result<Option<NetPool>> {
         pool: config.network_pool.parse().context("network_pool")?,
         allow: parse_all(&config.network_allow).context("network_allow")?,
         resolvers: parse_all(&config.dns).context("dns")?,
+        limits: NetLimits {
+            connections: config.network_connections,
+            new_connections_per_second: config.network_connections_per_second,
+            packets_per_second: config.network_packets_per_second,
+            mib_per_second: config.network_mib_per_second,
+        },
         ..NetConfig::default()
     };
     match NetPool::new(settings).await {

@@ -8,7 +8,7 @@
 use libfuzzer_sys::fuzz_target;
 use nullspace_oci::config::ImageConfig;
 use nullspace_oci::manifest::{Document, layers, media_type};
-use nullspace_oci::platform::Platform;
+use nullspace_oci::platform::{Choice, Platform};
 use nullspace_oci::reference::Reference;
 
 const TYPES: [Option<&str>; 8] = [
@@ -33,10 +33,11 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(Document::Index(entries)) => {
             for platform in [Platform::LinuxAmd64, Platform::LinuxArm64] {
                 match platform.choose_descriptor(&entries) {
-                    Ok(chosen) => assert!(platform.accepts(&chosen.platform) && entries.contains(chosen)),
-                    Err(none) => {
+                    Choice::One(chosen) => assert!(platform.accepts(&chosen.platform) && entries.contains(chosen)),
+                    Choice::Unnamed(unnamed, named) => {
                         assert!(entries.iter().all(|entry| !platform.accepts(&entry.platform)));
-                        assert!(none.available.len() <= 50);
+                        assert!(unnamed.iter().all(|entry| entry.platform.os.is_empty()));
+                        assert!(platform.unsupported(named).available.len() <= 50);
                     }
                 }
             }

@@ -99,6 +99,7 @@ async fn failures_are_told_apart() {
         ("FROM scratch\nRUM x\n".to_owned(), Cause::Syntax { line: Some(2) }),
         ("FROM scratch\nCOPY nothing /x\n".to_owned(), Cause::MissingFile),
         ("FROM 127.0.0.1:1/none:1\n".to_owned(), Cause::RegistryUnavailable),
+        ("FROM scratch\nENV A=b\n".to_owned(), Cause::NoLayers),
     ] {
         let (failed, events) = Fixture::new(&text).build(&kit).await;
         let Err(Error::Failed(failure)) = failed else { panic!("{text}: {failed:?}") };
@@ -110,6 +111,8 @@ async fn failures_are_told_apart() {
             assert!(events.iter().any(said), "{events:?}");
         }
     }
+    // The engine is there after it has refused an export.
+    Fixture::new("FROM scratch\nCOPY busybox /bin/busybox\n").build(&kit).await.0.unwrap();
     let nowhere = BuildKit::new(Endpoint::Docker("/nonexistent/docker.sock".into()), None);
     assert!(matches!(nowhere.about().await, Err(Error::Unavailable { .. })));
     let (failed, _) = Fixture::new("FROM scratch\n").build(&nowhere).await;

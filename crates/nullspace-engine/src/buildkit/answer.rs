@@ -22,6 +22,11 @@ pub(super) fn failure(error: &Error, log: &Writer) -> BuildFailure {
             let message = "BuildKit is out of reach or went away";
             BuildFailure::infrastructure(Phase::Prepare, reason::BUILDKIT_UNAVAILABLE, message)
         }
+        Error::NotExported { .. } => {
+            tracing::error!(%error, "a BuildKit does not hand over an image");
+            let message = "BuildKit built the image and could not hand it over";
+            BuildFailure::infrastructure(Phase::Prepare, reason::EXPORT_FAILED, message)
+        }
         Error::Io { .. } => BuildFailure::internal(Phase::Prepare, error),
     }
 }
@@ -90,6 +95,12 @@ fn failed(failure: &Failure, log: &Writer) -> BuildFailure {
             reason::CONTEXT_FILE_MISSING,
             format!("the Dockerfile's build failed{at}: {said}"),
             "Check that build_context has the file and that .dockerignore does not leave it out.",
+        ),
+        Cause::NoLayers => user(
+            Phase::Prepare,
+            reason::INVALID_IMAGE,
+            "the image that the Dockerfile makes has no files at all: no instruction adds a layer".to_owned(),
+            "Start FROM an image with files, or COPY some.",
         ),
         Cause::Other => user(
             Phase::BuildStep,

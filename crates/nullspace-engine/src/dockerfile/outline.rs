@@ -54,7 +54,7 @@ pub(super) fn outline(
 }
 
 /// The frontend that a text names: in a directive, or as other languages do, in a comment with `//` or in JSON.
-fn syntax(text: &str) -> Option<String> {
+pub(super) fn syntax(text: &str) -> Option<String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let directive =
         parser::directives(text).find(|(_, name, _)| name == "syntax").map(|(_, _, value)| value.to_owned());
@@ -81,12 +81,12 @@ fn repository(reference: &str) -> &str {
     }
 }
 
-struct Reading<'p> {
-    parsed: &'p Parsed,
+pub(super) struct Reading<'p> {
+    pub(super) parsed: &'p Parsed,
     args: &'p BTreeMap<String, String>,
-    budget: Budget,
+    pub(super) budget: Budget,
     /// Variables that FROM may use: `ARG` before the first FROM with build arguments over their defaults, and the platform's.
-    global: BTreeMap<String, String>,
+    pub(super) global: BTreeMap<String, String>,
     stages: Vec<StageOf<'p>>,
     /// Stages by their names, in small letters; of two with one name the later one.
     names: BTreeMap<String, usize>,
@@ -95,7 +95,7 @@ struct Reading<'p> {
 }
 
 impl<'p> Reading<'p> {
-    fn new(parsed: &'p Parsed, args: &'p BTreeMap<String, String>) -> Self {
+    pub(super) fn new(parsed: &'p Parsed, args: &'p BTreeMap<String, String>) -> Self {
         let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         let mut global = BTreeMap::new();
         for side in ["TARGET", "BUILD"] {
@@ -139,14 +139,14 @@ impl<'p> Reading<'p> {
     }
 
     /// A word of FROM, or of an ARG before it; `None` when BuildKit alone can say what it is.
-    fn global_word(&self, text: &str) -> Option<String> {
+    pub(super) fn global_word(&self, text: &str) -> Option<String> {
         let value = |name: &str| self.global.get(name).cloned();
         let variables =
             Variables { value: &value, unset: Unset::Empty, escape: self.parsed.escape, budget: &self.budget };
         words::expand(text, &variables).ok()
     }
 
-    fn global_arg(&mut self, arg: &Instruction) {
+    pub(super) fn global_arg(&mut self, arg: &Instruction) {
         for (name, default) in self.pairs(&arg.rest) {
             let value = self.args.get(&name).cloned();
             let default = || default.as_deref().and_then(|text| self.global_word(text));
@@ -157,7 +157,7 @@ impl<'p> Reading<'p> {
     }
 
     /// `A=1 B="two words" C`, split and otherwise as it is.
-    fn pairs(&self, text: &str) -> Vec<(String, Option<String>)> {
+    pub(super) fn pairs(&self, text: &str) -> Vec<(String, Option<String>)> {
         let fields = words::fields(text, self.parsed.escape).into_iter();
         let pair = |field: String| match field.split_once('=') {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
@@ -314,7 +314,7 @@ impl<'p> Reading<'p> {
     }
 
     /// What an ENV sets: `A=1 B="two words"`, or the old `A two words`.
-    fn assignments(
+    pub(super) fn assignments(
         &self,
         text: &str,
         env: &BTreeMap<String, String>,
@@ -333,7 +333,7 @@ impl<'p> Reading<'p> {
 }
 
 /// What an instruction takes from elsewhere: `--from` of COPY and ADD, and `from` of RUN's mounts.
-fn other_sources(instruction: &Instruction) -> Vec<String> {
+pub(super) fn other_sources(instruction: &Instruction) -> Vec<String> {
     match instruction.keyword.as_str() {
         "COPY" | "ADD" => instruction.flag("from").map(str::to_owned).collect(),
         "RUN" => instruction.flag("mount").filter_map(mounted).collect(),

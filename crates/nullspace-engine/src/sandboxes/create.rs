@@ -12,6 +12,7 @@
 //!   the machine could be used, and ends it; who ended it waits for that.
 //! - A killed service takes its machines along, and the next start ends the rows that it left.
 
+use std::collections::BTreeMap;
 use std::future::ready;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,7 +21,10 @@ use futures::future::Either;
 use jiff::{SignedDuration, Timestamp};
 use nullspace_api::{
     CreateSandboxRequest, CreateSandboxResponse, ErrorResponseCode, LifecycleConfigOnTimeout, SandboxTimeoutAction,
+    TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase,
 };
+use nullspace_guest::host::AgentError;
+use nullspace_guest::message::{Exec, FailureKind};
 use nullspace_store::{
     Caller, Idempotency, Inserted, NewSandbox, Resolved, RootfsPin, SandboxId, SandboxStatus, Scratch, StoreError,
 };
@@ -32,8 +36,10 @@ use tokio_util::sync::CancellationToken;
 use super::answers::created;
 use super::commands::MAX_FOLLOWED;
 use super::{Config, Live, joined};
-use crate::admission::Permit;
+use crate::admission::{Permit, Refused, Wanted};
+use crate::disk;
 use crate::error::{Error, Result};
+use crate::failure::{chain, reason};
 use crate::machine::{Machine, MachineError};
 use crate::plan::Runtime;
 use crate::records::column;
@@ -92,9 +98,14 @@ impl Engine {
             internet_access: request.internet_access.unwrap_or(true),
         };
         fits(&request, &config)?;
-        let permit = inner.admission.admit(config.memory_mb, config.vcpus).map_err(|full| Error {
-            retry_after: Some(Duration::from_secs(5)),
-            ..Error::new(ErrorResponseCode::CapacityExceeded, full.to_string())
+        let _room = inner.ensure_room(0, None)?;
+        let wanted = Wanted { tenant: caller.tenant, memory_mib: config.memory_mb, vcpus: config.vcpus, sandbox: true };
+        let permit = inner.admission.admit(wanted).map_err(|refused| {
+            let code = match refused {
+                Refused::Full { .. } => ErrorResponseCode::CapacityExceeded,
+                Refused::Quota { .. } => ErrorResponseCode::QuotaExceeded,
+            };
+            Error { retry_after: Some(Duration::from_secs(5)), ..Error::new(code, refused.to_string()) }
         })?;
 
         let id = SandboxId::new();
@@ -138,7 +149,8 @@ impl Engine {
             }
             Ok(inner.metadata.set_sandbox_status(id, SandboxStatus::Running, None, Timestamp::now()).await)
         };
-        let restore = inner.restore(id, &resolved, summary, &config, permit, resumed);
+        let resume = resume(&runtime, &envs, &config.cwd);
+        let restore = inner.restore(id, &resolved, summary, resume, &config, permit, resumed);
         let (sandbox, machine, (scratch, root)) = match tokio::join!(record, restore) {
             (Ok(Ok(sandbox)), Ok((machine, had))) => (sandbox, machine, had),
             (Ok(Err(error)), Ok((machine, had))) => {
@@ -147,7 +159,8 @@ impl Engine {
                 return Err(error.into());
             }
             (Ok(_), Err(error)) => {
-                inner.give_up(id, "the snapshot could not be resumed").await;
+                let failed = error.detail.is_some().then(|| error.message.clone());
+                inner.give_up(id, failed.as_deref().unwrap_or("the snapshot could not be resumed")).await;
                 return Err(error);
             }
             (Err(error), restored) => {
@@ -164,6 +177,7 @@ impl Engine {
             envs,
             cwd: config.cwd.clone(),
             ended: CancellationToken::new(),
+            writing: inner.disk.enter(scratch.path(), CancellationToken::new()),
             scratch: Mutex::new(Some(scratch)),
             _root: root,
             followed: Arc::new(Semaphore::new(MAX_FOLLOWED)),
@@ -187,11 +201,13 @@ impl Inner {
     }
 
     /// Resumes the snapshot for a sandbox. `resumed` is told when the machine runs, and dropped when it never will.
+    #[allow(clippy::too_many_arguments, reason = "each is another thing of a sandbox's start, used once")]
     async fn restore(
         &self,
         id: SandboxId,
         resolved: &Resolved,
         summary: SnapshotSummary,
+        resume: Option<Exec>,
         config: &Config,
         permit: Permit,
         resumed: oneshot::Sender<()>,
@@ -204,22 +220,66 @@ impl Inner {
             }
             other => other.into(),
         })?;
+        let snapshot_dir = self.files.artifact_dir(&resolved.artifact.folder)?;
+        if !snapshot_dir.is_dir() {
+            tracing::error!(artifact = %resolved.artifact.id, "a template's snapshot is missing: see `nullspace store verify`");
+            let message = "the stored snapshot of this template is missing: build the template again";
+            return Err(Error::new(ErrorResponseCode::RebuildRequired, message));
+        }
         let scratch = self.files.scratch()?;
         let spec = RestoreSpec {
             id: format!("sb-{}", id.uuid().as_simple()),
             base: Some(root.path().to_owned()),
-            snapshot_dir: self.files.artifact_dir(&resolved.artifact.folder)?,
+            snapshot_dir,
             summary,
             network: if config.internet_access { Network::Internet } else { Network::Isolated },
             work_dir: scratch.path().to_owned(),
         };
-        match Machine::restore(self.vmm.as_ref(), spec, permit, resumed).await {
+        match Machine::restore(self.vmm.as_ref(), spec, resume, permit, resumed).await {
             Ok(machine) => Ok((machine, (scratch, root))),
+            Err(MachineError::Agent(AgentError::Failed(failure))) if failure.kind == FailureKind::Resume => {
+                tracing::warn!(sandbox_id = %id, %failure, "a sandbox's resume hooks failed");
+                Err(resume_failed(failure.message))
+            }
+            Err(MachineError::Agent(AgentError::Timeout { what: "resume hooks", .. })) => {
+                Err(resume_failed("The resume hooks did not end in time, and could not be stopped.".to_owned()))
+            }
             Err(MachineError::Vmm(VmmError::Incompatible(why))) => {
                 Err(Error::new(ErrorResponseCode::IncompatibleSnapshot, format!("{why}; build the template again")))
             }
+            Err(MachineError::Vmm(error)) if error.is_storage_full() => {
+                tracing::error!(error = %chain(&error), "no room on the disk for a sandbox");
+                Err(disk::full(None))
+            }
             Err(error) => Err(Error::internal("resume a snapshot", &error)),
         }
+    }
+}
+
+/// What the template runs at every resume: as its start command, in the sandbox's folder and with its variables.
+fn resume(runtime: &Runtime, envs: &BTreeMap<String, String>, cwd: &str) -> Option<Exec> {
+    let line = runtime.resume.as_ref()?;
+    let mut all = runtime.envs.clone();
+    all.extend(envs.clone());
+    Some(Exec {
+        argv: ["sh", "-c", line].map(str::to_owned).to_vec(),
+        envs: all,
+        cwd: Some(cwd.to_owned()),
+        make_cwd: true,
+        user: runtime.user.clone(),
+        ..Exec::default()
+    })
+}
+
+/// A sandbox that its own hooks refuse: the template's fault, not the host's.
+fn resume_failed(message: String) -> Error {
+    let advice =
+        "Correct the template's resume_cmd, or the hooks in /etc/nullspace/resume.d of its image, and build it again.";
+    let (code, phase) = (TemplateFailureDetailCode::BuildError, TemplateFailurePhase::Interrupted);
+    let detail = TemplateFailureDetail::new(code, phase, false, message.clone(), advice.to_owned());
+    Error {
+        detail: Some(Box::new(detail.with_reason(reason::RESUME_FAILED))),
+        ..Error::new(ErrorResponseCode::ExecFailed, message)
     }
 }
 

@@ -89,13 +89,20 @@ impl Engine {
         Ok(FileUpload { writer, live, sandbox_id: at.sandbox_id })
     }
 
-    /// The entries of a directory, with `depth` above 1 also those of its directories.
-    pub async fn list_files(&self, caller: &Caller, at: FileAt, depth: u32) -> Result<Vec<FileInfo>> {
+    /// The entries of a directory, with `depth` above 1 also those of its directories. `may_keep` is asked with how many
+    /// bytes more they will take in memory; when it says no, the listing is given up.
+    pub async fn list_files(
+        &self,
+        caller: &Caller,
+        at: FileAt,
+        depth: u32,
+        may_keep: impl FnMut(usize) -> bool + Send,
+    ) -> Result<Vec<FileInfo>> {
         if !(1..=MAX_DEPTH).contains(&depth) {
             return Err(Error::invalid(format!("depth is {depth}: it must be 1 to {MAX_DEPTH}")));
         }
         let live = self.live(caller, &at.sandbox_id).await?;
-        let list = live.machine.agent.list_files(live.user(at.user), &live.cwd, &at.path, depth);
+        let list = live.machine.agent.list_files_while(live.user(at.user), &live.cwd, &at.path, depth, may_keep);
         Ok(list.await.map_err(failed)?.into_iter().map(shown).collect())
     }
 

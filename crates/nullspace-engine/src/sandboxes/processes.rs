@@ -1,15 +1,18 @@
 //! Processes of a sandbox, beyond those that an exec waits for.
 
-use nullspace_api::{ProcessInfo, ProcessLogs};
+use nullspace_api::{ErrorResponseCode, ProcessInfo, ProcessLogs};
 use nullspace_guest::host::ExecEvent;
 use nullspace_store::Caller;
 
 use super::exec_error;
 use crate::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// `SIGKILL`, in every Linux guest.
 const KILL: i32 = 9;
+
+/// What the agent keeps of a process's output at most: 256 KiB of each stream, and what comes while that is sent.
+const MAX_KEPT: usize = 2 << 20;
 
 impl Engine {
     /// The processes in a sandbox.
@@ -37,7 +40,14 @@ impl Engine {
         let failed = |error| exec_error(error, "logs");
         let mut session = live.machine.agent.output_so_far(pid).await.map_err(failed)?;
         let (mut stdout, mut stderr, mut output, mut exit_code) = (Vec::new(), Vec::new(), Vec::new(), None);
+        let mut left = MAX_KEPT;
         while let Some(event) = session.next().await.map_err(failed)? {
+            if let ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) = &event {
+                // An honest agent has no more; one that goes on for ever must not be kept.
+                left = left.checked_sub(bytes.len()).ok_or_else(|| {
+                    Error::new(ErrorResponseCode::ExecFailed, "the sandbox sends more output than it can have kept")
+                })?;
+            }
             match event {
                 ExecEvent::Stdout(bytes) => {
                     stdout.extend_from_slice(&bytes);

@@ -234,7 +234,7 @@ fn every_input_of_an_artifact_counts() {
     let of = |runtime: &Runtime, size: MachineSize, host: &Compatibility| {
         artifact(tenant, "root", runtime, &none, &size, 1, host)
     };
-    let wish = |wish: RuntimeWish| runtime.clone().with(None, &wish);
+    let wish = |wish: RuntimeWish| runtime.clone().with(None, None, &wish);
     let ready = |port| Some(Readiness::Tcp { port, timing: Timing::default() });
     let one = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
     let mut keys = vec![

@@ -12,7 +12,7 @@ use nullspace_guest::file::FileOp;
 use nullspace_guest::host::{Agent, AgentError};
 use nullspace_guest::message::{Exec, Exit, Failure, FailureKind};
 use nullspace_store::TenantId;
-use nullspace_vmm::Vm;
+use nullspace_vmm::{Ended, Vm};
 
 use super::commands::{self, Command};
 use super::trust::Trust;
@@ -120,14 +120,14 @@ impl Runner<'_> {
         let done: Result<(), Undone> = tokio::select! {
             biased;
             done = done => done,
-            how = vm.exited() => Err(machine_ended(&how, unit).into()),
+            ended = vm.exited() => Err(machine_ended(&ended, unit).into()),
         };
         match done {
             Ok(()) => Ok(()),
             Err(Undone::Other(error)) => Err(error),
             Err(Undone::Agent(AgentError::Closed)) => {
                 let failure = match machine::ended(vm).await {
-                    Some(how) => machine_ended(&how, unit),
+                    Some(ended) => machine_ended(&ended, unit),
                     None => BuildFailure::agent(Phase::BuildStep, &AgentError::Closed),
                 };
                 Err(failure.at_step(unit.index).into())
@@ -224,7 +224,7 @@ impl Runner<'_> {
                 cwd: Some(unit.at.workdir.clone()),
                 user: user.map(str::to_owned),
                 timeout_ms: Some(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
-                stdin: false,
+                ..Exec::default()
             };
             let mut session = match self.agent.exec(exec).await {
                 Ok(session) => session,
@@ -267,14 +267,17 @@ impl Runner<'_> {
                 None => format!("exited with code {}", exit.code),
             };
             let advice = match exit.code {
+                _ if exit.out_of_memory => "The machine's memory ran out: raise build_config.memory_mib.",
                 137 => {
                     "Read the step's last output lines in this log; if it ran out of memory, raise build_config.memory_mib."
                 }
                 127 => "A program of the step was not found: read its last output lines in this log.",
                 _ => "Read the step's last output lines in this log and correct the step.",
             };
-            let message = format!("step {index} of {total} {how}");
-            BuildFailure::user(Phase::BuildStep, reason::BUILD_STEP_NONZERO_EXIT, message, advice)
+            let memory = if exit.out_of_memory { ": the machine's memory ran out" } else { "" };
+            let message = format!("step {index} of {total} {how}{memory}");
+            let failure = BuildFailure::user(Phase::BuildStep, reason::BUILD_STEP_NONZERO_EXIT, message, advice);
+            if exit.out_of_memory { failure.with("out_of_memory", true) } else { failure }
         };
         failure.with("exit_code", exit.code).with("last_output", last).at_step(index)
     }
@@ -352,14 +355,7 @@ impl Runner<'_> {
     }
 }
 
-/// The user's doing, or the memory's that they gave it.
-fn machine_ended(how: &str, unit: &Unit<'_>) -> BuildFailure {
-    tracing::warn!(how, step = unit.index, "machine ended while a step ran");
-    BuildFailure::user(
-        Phase::BuildStep,
-        reason::MACHINE_FAILED,
-        format!("the machine ended while step {} ran (shut down, crashed or out of memory)", unit.index),
-        "Check that the step does not power the machine off, and give it more memory_mib.",
-    )
-    .at_step(unit.index)
+fn machine_ended(ended: &Ended, unit: &Unit<'_>) -> BuildFailure {
+    let advice = "Check that the step does not power the machine off, and give it more memory_mib.";
+    BuildFailure::machine_ended(Phase::BuildStep, ended, &format!("step {}", unit.index), advice).at_step(unit.index)
 }

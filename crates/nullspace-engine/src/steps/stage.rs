@@ -27,7 +27,7 @@ use crate::failure::BuildFailure;
 use crate::layers;
 use crate::logs::{BuildLog, Place};
 use crate::machine::Machine;
-use crate::pipeline::Error;
+use crate::pipeline::{Error, whole};
 use crate::plan::{BuildPlan, Runtime};
 use crate::prepare::Prepared;
 
@@ -68,8 +68,12 @@ impl<'a> Stage<'a> {
         let begin = At { user: prepared.runtime.user.clone(), workdir: prepared.runtime.workdir.clone() };
         let laid = lay(&self.plan.steps, begin);
         let mut runtime = prepared.runtime.clone();
-        (runtime.user, runtime.workdir) = (laid.end.user.clone(), laid.end.workdir.clone());
-        let runtime = runtime.with(self.plan.start_cmd.as_deref(), &self.plan.runtime);
+        runtime.user = laid.end.user.clone();
+        if runtime.workdir != laid.end.workdir {
+            runtime.set_workdir(&laid.end.workdir);
+        }
+        let (start, resume) = (self.plan.start_cmd.as_deref(), self.plan.resume_cmd.as_deref());
+        let runtime = runtime.with(start, resume, &self.plan.runtime);
         let mut envs = runtime.envs.clone();
         envs.extend(self.plan.build_envs.clone());
         let held =
@@ -109,6 +113,14 @@ impl<'a> Stage<'a> {
         let found = match not_asked {
             None if staged.is_known() => self.inner.metadata.find_final(self.lease, &key).await?,
             _ => None,
+        };
+        // Something else may have removed its files: then it is made anew.
+        let found = match found {
+            Some(artifact) if !self.inner.files.artifact_dir(&artifact.folder)?.is_dir() => {
+                tracing::error!(artifact = %artifact.id, "the files of an artifact are missing");
+                None
+            }
+            found => found,
         };
         let cache = &mut prepared.cache;
         let (status, reason, message) = match (&found, not_asked) {
@@ -200,6 +212,7 @@ impl<'a> Stage<'a> {
         machine.agent.freeze().await.map_err(agent)?;
         let captured = machine.vm.capture().await;
         let changes = captured.map_err(|error| BuildFailure::machine(Phase::BuildStep, &error).at_step(unit.index))?;
+        whole(machine, Phase::BuildStep).map_err(|failure| failure.at_step(unit.index))?;
         machine.agent.thaw().await.map_err(agent)?;
         let image = keys::image(key, &self.build.id.to_string(), self.lease.epoch);
         let layer = layers::Layer { parent: &prepared.rootfs, key: &image, layer_key: key, changes };

@@ -84,6 +84,56 @@ fn attributes_live_in_the_inode_a_block_or_both() {
 }
 
 #[test]
+fn attributes_beyond_a_block_have_inodes_of_their_own() {
+    let large = |seed: u64, length| crate::support::noise(seed, length);
+    let sets: [(&str, Vec<(&[u8], Vec<u8>)>); 4] = [
+        ("just", vec![(b"user.a", large(1, 4041))]),
+        ("most", vec![(b"user.a", large(2, 64 << 10)), (b"security.capability", vec![1; 20]), (b"user.b", vec![])]),
+        ("several", vec![(b"user.a", large(3, 5000)), (b"user.b", large(4, 3000)), (b"trusted.c", large(5, 9000))]),
+        ("zeros", vec![(b"user.a", vec![0; 8192])]),
+    ];
+    let root = vec![(b"user.root".to_vec(), large(6, 6000))];
+    let mut tree = Tree::new(Meta { xattrs: root.clone(), ..meta(0o755) }).unwrap();
+    let (image, mut writer) = Image::writer(options(16 * MIB));
+    for (name, set) in &sets {
+        let xattrs = set.iter().map(|(name, value)| (name.to_vec(), value.clone())).collect();
+        let contents = data(&mut writer, b"x");
+        tree.add_file(Tree::ROOT, name.as_bytes(), Meta { xattrs, ..meta(0o755) }, contents).unwrap();
+    }
+    let link = vec![(b"trusted.of.link".to_vec(), large(7, 4500))];
+    tree.add_symlink(Tree::ROOT, b"link", Meta { xattrs: link.clone(), ..meta(0o777) }, b"x").unwrap();
+    let summary = writer.finish(tree).unwrap();
+    image.check();
+    assert!(image.dump().contains("ea_inode"));
+    for (name, set) in &sets {
+        let expected = set.iter().map(|(name, value)| (name.to_vec(), value.clone())).collect();
+        assert_eq!(found(&image, name).xattrs, expected, "{name}");
+    }
+    assert_eq!(found(&image, "").xattrs, root.into_iter().collect());
+    assert_eq!(found(&image, "link").xattrs, link.into_iter().collect());
+    assert!(image.debugfs("ea_get /most user.a").contains("user.a (65536)"));
+    assert_eq!(summary.inodes - summary.free_inodes, 10 + 1 + 5 + 8, "reserved, lost+found, nodes, values");
+
+    // Grown, they are still there.
+    nullspace_ext4::grow(&image.reopen(), 64 * MIB).unwrap();
+    image.check();
+    assert_eq!(found(&image, "most").xattrs[&b"user.a"[..]], large(2, 64 << 10));
+}
+
+#[test]
+fn large_attributes_of_a_whole_image_are_bounded() {
+    let mut tree = tree();
+    let xattrs = vec![(b"user.a".to_vec(), vec![1; 64 << 10])];
+    for number in 0..1024 {
+        let meta = Meta { xattrs: xattrs.clone(), ..meta(0o755) };
+        tree.add_dir(Tree::ROOT, number.to_string().as_bytes(), meta).unwrap();
+    }
+    let error = tree.add_dir(Tree::ROOT, b"more", Meta { xattrs, ..meta(0o755) }).unwrap_err();
+    assert!(matches!(error, Error::BadXattr { .. }), "{error}");
+    assert!(tree.lookup(Tree::ROOT, b"more").is_none());
+}
+
+#[test]
 fn access_control_lists_are_stored_as_ext4_has_them() {
     let entry = |tag: u16, permissions: u16, id: u32| {
         [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()

@@ -164,15 +164,49 @@ impl Reader {
         let inside = 128 + usize::from(u16_at(&inode.raw, 0x80));
         if u32_at(&inode.raw, inside) == 0xea02_0000 {
             let area = &inode.raw[inside + 4..];
-            read_entries(area, area, &mut xattrs);
+            self.read_entries(area, area, &mut xattrs);
         }
         let block = u64::from(u32_at(&inode.raw, 0x68)) | u64::from(u16_at(&inode.raw, 0x76)) << 32;
         if block != 0 {
             let block = self.block(block);
             assert_eq!(u32_at(&block, 0), 0xea02_0000, "attribute magic");
-            read_entries(&block[32..], &block, &mut xattrs);
+            self.read_entries(&block[32..], &block, &mut xattrs);
         }
         xattrs
+    }
+
+    /// A value that has an inode of its own.
+    fn outside(&self, number: u32, size: usize) -> Vec<u8> {
+        let inode = self.inode(number);
+        assert_eq!(inode.mode() & 0o170_000, 0o100_000);
+        assert!(u32_at(&inode.raw, 0x20) & 0x20_0000 != 0, "the inode of a value is marked as one");
+        assert_eq!((u16_at(&inode.raw, 0x1a), u32_at(&inode.raw, 0x24)), (1, 1), "links and users");
+        let value = self.contents(&inode);
+        assert_eq!(value.len(), size);
+        value
+    }
+
+    fn read_entries(&self, mut entries: &[u8], values: &[u8], into: &mut BTreeMap<Vec<u8>, Vec<u8>>) {
+        while u32_at(entries, 0) != 0 {
+            let (name_len, namespace) = (usize::from(entries[0]), entries[1]);
+            let (offset, size) = (usize::from(u16_at(entries, 2)), u32_at(entries, 8) as usize);
+            let value = match u32_at(entries, 4) {
+                0 => values[offset..offset + size].to_vec(),
+                inode => self.outside(inode, size),
+            };
+            let prefix: &[u8] = match namespace {
+                1 => b"user.",
+                2 => b"system.posix_acl_access",
+                3 => b"system.posix_acl_default",
+                4 => b"trusted.",
+                6 => b"security.",
+                other => panic!("namespace {other}"),
+            };
+            let value = if matches!(namespace, 2 | 3) { acl_attribute(&value) } else { value };
+            let name = [prefix, &entries[16..16 + name_len]].concat();
+            assert!(into.insert(name, value).is_none());
+            entries = &entries[(16 + name_len).next_multiple_of(4)..];
+        }
     }
 }
 
@@ -187,26 +221,6 @@ impl Inode {
 
     fn has_extents(&self) -> bool {
         u32_at(&self.raw, 0x20) & 0x8_0000 != 0
-    }
-}
-
-fn read_entries(mut entries: &[u8], values: &[u8], into: &mut BTreeMap<Vec<u8>, Vec<u8>>) {
-    while u32_at(entries, 0) != 0 {
-        let (name_len, namespace) = (usize::from(entries[0]), entries[1]);
-        let (offset, size) = (usize::from(u16_at(entries, 2)), u32_at(entries, 8) as usize);
-        let value = &values[offset..offset + size];
-        let prefix: &[u8] = match namespace {
-            1 => b"user.",
-            2 => b"system.posix_acl_access",
-            3 => b"system.posix_acl_default",
-            4 => b"trusted.",
-            6 => b"security.",
-            other => panic!("namespace {other}"),
-        };
-        let value = if matches!(namespace, 2 | 3) { acl_attribute(value) } else { value.to_vec() };
-        let name = [prefix, &entries[16..16 + name_len]].concat();
-        assert!(into.insert(name, value).is_none());
-        entries = &entries[(16 + name_len).next_multiple_of(4)..];
     }
 }
 

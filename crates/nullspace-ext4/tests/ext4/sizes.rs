@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use nullspace_ext4::{Error, ImageWriter, Meta, Superblock, Tree};
+use nullspace_ext4::{BLOCK_SIZE, Error, ImageWriter, Meta, Options, Superblock, Tree};
 
 use crate::support::{GIB, Image, MIB, data, meta, noise, options, tree};
 
@@ -82,6 +82,32 @@ fn contents_that_do_not_fit_are_told_a_size_that_suffices() {
     let Err(Error::TooSmall { size_bytes, needed_bytes }) = fill(32 * MIB) else { panic!("it fits") };
     assert_eq!(size_bytes, 32 * MIB);
     fill(needed_bytes).unwrap();
+}
+
+/// An importer that reads on knows all that is needed: one error, and its size holds the contents and what is to be spare.
+#[test]
+fn contents_that_are_counted_need_one_error_only() {
+    let spare = 8 * MIB;
+    let fill = |size: u64, files: u64| -> Result<u64, Error> {
+        let (image, mut writer) = Image::writer(Options { spare_bytes: spare, ..options(size) });
+        writer.count_what_does_not_fit();
+        let mut tree = tree();
+        for number in 0..files {
+            let mut file = writer.begin_file();
+            file.push(&noise(number, 10 * MIB as usize))?;
+            let contents = file.finish()?;
+            tree.add_file(Tree::ROOT, format!("file{number}").as_bytes(), meta(0o644), contents)?;
+        }
+        let summary = writer.finish(tree)?;
+        image.check();
+        Ok(summary.free_blocks * BLOCK_SIZE)
+    };
+    for files in [4, 11, 30] {
+        let Err(Error::TooSmall { needed_bytes, .. }) = fill(32 * MIB, files) else { panic!("{files} fit") };
+        assert!(needed_bytes >= files * 10 * MIB + spare, "{needed_bytes} for {files}");
+        assert!(needed_bytes < (files * 10 + 60) * MIB, "{needed_bytes} for {files}");
+        assert!(fill(needed_bytes, files).unwrap() >= spare, "{files}");
+    }
 }
 
 #[test]

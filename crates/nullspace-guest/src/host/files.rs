@@ -17,7 +17,9 @@ const DONE: Duration = Duration::from_secs(300);
 /// A guest whose disk gives or takes nothing for so long is given up.
 const STALLED: Duration = Duration::from_secs(120);
 /// A listing larger than this, bytes of JSON, is given up.
-const MAX_LISTING: usize = 64 << 20;
+const MAX_LISTING: usize = 16 << 20;
+/// What a listing takes in memory, times its JSON: that, its entries, and what is made of them.
+const LISTING_COST: usize = 4;
 
 /// A file that is being read. Dropping it ends the reading.
 #[derive(Debug)]
@@ -163,12 +165,28 @@ impl Agent {
         path: &str,
         depth: u32,
     ) -> Result<Vec<FileEntry>, AgentError> {
+        self.list_files_while(user, cwd, path, depth, |_| true).await
+    }
+
+    /// As [`Agent::list_files`]. `may_keep` is asked with how many bytes more the listing will take; when it says no, the
+    /// listing is given up with [`FailureKind::Limit`].
+    pub async fn list_files_while(
+        &self,
+        user: Option<String>,
+        cwd: &str,
+        path: &str,
+        depth: u32,
+        mut may_keep: impl FnMut(usize) -> bool,
+    ) -> Result<Vec<FileEntry>, AgentError> {
         let channel = self.file_channel(user, cwd, FileOp::List { path: path.to_owned(), depth })?;
         let mut lines = Vec::new();
         loop {
             match next(&channel, "list_files", STALLED).await? {
                 Item::Output(_, bytes) if lines.len() + bytes.len() > MAX_LISTING => {
                     return Err(refused(FailureKind::Limit, "The listing is too long: list a smaller directory."));
+                }
+                Item::Output(_, bytes) if !may_keep(LISTING_COST * bytes.len()) => {
+                    return Err(refused(FailureKind::Limit, "There is no memory for the listing: try again."));
                 }
                 Item::Output(_, bytes) => lines.extend_from_slice(&bytes),
                 Item::Reply(other) => return Err(AgentError::unexpected("list_files", &other)),

@@ -1,7 +1,7 @@
 //! One connection: the task that moves frames, and the table of channels.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +24,14 @@ const PAD_EVERY: u32 = 4;
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// Most bytes queued towards a guest. Credit keeps honest use far below; beyond it the guest does not read.
 const MAX_QUEUED: usize = 32 * 1024 * 1024;
+/// A connection on which nothing was heard for so long is asked for a sign of life.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
+/// So many signs of life that did not come, one after the other, end the connection: 30 s of silence. A guest under
+/// software emulation that gets a twentieth of a busy processor answers within one.
+const HEARTBEAT_MISSES: u32 = 5;
+/// What a guest may send, bytes, that belongs to no open channel: frames of channels that were just reset, of an older
+/// session, repeated acknowledgements. Each channel opened and each byte sent to the guest allows for more.
+const STRAY: u64 = 4 << 20;
 /// Consumed credit is given back in portions of at least this.
 const WINDOW_STEP: u32 = INITIAL_WINDOW / 4;
 
@@ -38,10 +46,16 @@ struct Link {
     session: u64,
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     queued: AtomicUsize,
+    /// Bytes ever queued towards the guest.
+    sent: AtomicU64,
+    /// Bytes that came and belonged to no open channel; see [`STRAY`].
+    stray: AtomicU64,
     table: Mutex<Table>,
     /// Held from the choice of a channel's number until its OPEN is queued: the agent takes an OPEN with a lower number
     /// than it has seen for a repetition, and does not answer it.
     opening: Mutex<()>,
+    /// Something of this session was heard since the heartbeat looked last.
+    heard: AtomicBool,
     /// What the agent said of itself, once it has.
     greeted: watch::Sender<Option<AgentInfo>>,
     /// Why the connection ended, once it has.
@@ -85,6 +99,7 @@ struct ChannelState {
 impl Link {
     fn send(&self, bytes: Vec<u8>) {
         let queued = self.queued.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
+        self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if queued > MAX_QUEUED {
             self.fail(AgentError::Protocol("it does not read what it is sent".to_owned()));
             self.stop.notify_one();
@@ -111,9 +126,13 @@ impl Link {
     /// Handles a frame of this session.
     fn take(&self, frame: Frame) -> Result<(), AgentError> {
         if frame.session != self.session {
-            return Ok(());
+            return self.stray(&frame);
         }
+        self.heard.store(true, Ordering::Relaxed);
         if frame.kind == Kind::HelloAck {
+            if self.greeted.borrow().is_some() {
+                return self.stray(&frame);
+            }
             let info: AgentInfo = parse(&frame)?;
             if info.abi != AGENT_ABI {
                 return Err(AgentError::Abi { expected: AGENT_ABI, found: info.abi });
@@ -126,7 +145,10 @@ impl Link {
             _ => lock(&self.table).open.get(&frame.channel).cloned(),
         };
         // Frames of a channel that was just reset are still under way: not an error.
-        let Some(channel) = channel else { return Ok(()) };
+        let Some(channel) = channel else { return self.stray(&frame) };
+        if frame.kind == Kind::Window {
+            self.stray(&frame)?;
+        }
         let taken = channel.take(&frame);
         if let Err(error) = &taken
             && frame.kind == Kind::End
@@ -135,6 +157,20 @@ impl Link {
             channel.finish(Err(error.clone()));
         }
         taken
+    }
+}
+
+impl Link {
+    /// Counts a frame that costs the host work and the guest nothing: a guest that floods its channel is dropped.
+    fn stray(&self, frame: &Frame) -> Result<(), AgentError> {
+        let cost = u64::from(frame::cost(frame.payload.len()));
+        let came = self.stray.fetch_add(cost, Ordering::Relaxed).saturating_add(cost);
+        let opened = u64::from(lock(&self.table).next).saturating_mul(INITIAL_WINDOW.into());
+        let allowed = STRAY.saturating_add(opened).saturating_add(self.sent.load(Ordering::Relaxed));
+        if came > allowed {
+            return Err(AgentError::Protocol(format!("{came} bytes that nobody asked for")));
+        }
+        Ok(())
     }
 }
 
@@ -358,8 +394,11 @@ impl Handle {
             session: rand::random(),
             outgoing,
             queued: AtomicUsize::new(0),
+            sent: AtomicU64::new(0),
+            stray: AtomicU64::new(0),
             table: Mutex::new(Table { next: 1, open: HashMap::new(), dead: None }),
             opening: Mutex::new(()),
+            heard: AtomicBool::new(false),
             greeted: watch::Sender::new(None),
             closed: watch::Sender::new(None),
             stop: Notify::new(),
@@ -477,6 +516,7 @@ where
     let reason = tokio::select! {
         reason = read_frames(&mut from_guest, &link) => reason,
         reason = write_batches(&mut to_guest, &mut queue, &link, &flush) => reason,
+        reason = heartbeat(&link) => reason,
         () = async {
             link.stop.notified().await;
             flush.notify_one();
@@ -491,6 +531,39 @@ where
     link.fail(reason.clone());
     let reason = lock(&link.table).dead.clone().unwrap_or(reason);
     link.closed.send_replace(Some(reason));
+}
+
+/// Ends the connection to a guest that no longer answers: halted, frozen, or without its agent. Once the guest was heard
+/// of, a HELLO is repeated whenever it has been silent for [`HEARTBEAT_EVERY`]; agents have always acknowledged that.
+async fn heartbeat(link: &Link) -> AgentError {
+    let mut greeted = link.greeted.subscribe();
+    if greeted.wait_for(Option::is_some).await.is_err() {
+        // The link is being dropped.
+        return std::future::pending().await;
+    }
+    let mut misses = 0u32;
+    loop {
+        let asked = Instant::now();
+        tokio::time::sleep(HEARTBEAT_EVERY).await;
+        if link.heard.swap(false, Ordering::Relaxed) {
+            misses = 0;
+            continue;
+        }
+        // When this process itself did not get to run, nothing is known of the guest.
+        if asked.elapsed() > 2 * HEARTBEAT_EVERY {
+            continue;
+        }
+        if misses >= HEARTBEAT_MISSES {
+            return AgentError::Silent { secs: HEARTBEAT_EVERY.as_secs().saturating_mul(u64::from(misses) + 1) };
+        }
+        misses += 1;
+        // Behind what a guest has not yet read, one more would be read no sooner.
+        if link.queued.load(Ordering::Relaxed) == 0 {
+            let mut hello = Vec::with_capacity(HEADER_LEN);
+            frame::encode(link.session, 0, Kind::Hello, &[], &mut hello);
+            link.send(hello);
+        }
+    }
 }
 
 async fn read_frames(from_guest: &mut (impl AsyncRead + Unpin), link: &Link) -> AgentError {

@@ -149,19 +149,39 @@ impl ExecSession {
     }
 
     /// Closes stdin and reads to the end; keeps the first `max_bytes` of each stream.
-    pub async fn collect(mut self, max_bytes: usize) -> Result<ExecOutput, AgentError> {
+    pub async fn collect(self, max_bytes: usize) -> Result<ExecOutput, AgentError> {
+        self.collect_while(max_bytes, |_| true).await
+    }
+
+    /// As [`ExecSession::collect`]. `may_keep` is asked before memory is taken for output, with how many bytes more; once it
+    /// says no, nothing more of that stream is kept.
+    pub async fn collect_while(
+        mut self,
+        max_bytes: usize,
+        mut may_keep: impl FnMut(usize) -> bool,
+    ) -> Result<ExecOutput, AgentError> {
         self.close_stdin();
         let mut output = ExecOutput { pid: self.pid, ..ExecOutput::default() };
+        let (mut max_stdout, mut max_stderr) = (max_bytes, max_bytes);
         while let Some(event) = self.next().await? {
-            let (kept, bytes) = match event {
-                ExecEvent::Stdout(bytes) => (&mut output.stdout, bytes),
-                ExecEvent::Stderr(bytes) => (&mut output.stderr, bytes),
+            let (kept, max, bytes) = match event {
+                ExecEvent::Stdout(bytes) => (&mut output.stdout, &mut max_stdout, bytes),
+                ExecEvent::Stderr(bytes) => (&mut output.stderr, &mut max_stderr, bytes),
                 ExecEvent::Exit(exit) => {
                     output.exit = exit;
                     continue;
                 }
             };
-            let room = max_bytes.saturating_sub(kept.len()).min(bytes.len());
+            let wanted = kept.len().saturating_add(bytes.len()).min(*max);
+            if wanted > kept.capacity() {
+                let capacity = wanted.max(2 * kept.capacity()).min(*max);
+                if may_keep(capacity - kept.capacity()) {
+                    kept.reserve_exact(capacity - kept.len());
+                } else {
+                    *max = kept.capacity();
+                }
+            }
+            let room = max.saturating_sub(kept.len()).min(bytes.len());
             kept.extend_from_slice(&bytes[..room]);
             output.truncated |= room < bytes.len();
         }

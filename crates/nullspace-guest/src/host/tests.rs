@@ -180,6 +180,7 @@ fn identity() -> Restored {
         entropy: String::new(),
         unix_time_ns: 1,
         network: None,
+        resume: None,
     }
 }
 
@@ -200,6 +201,36 @@ async fn restored_travels_with_hello() {
     let open = || std::future::ready(hosts.pop().ok_or(AgentError::Closed));
     let (connected, ()) = tokio::join!(Agent::connect_restored(open, identity(), SOON), serve);
     connected.unwrap();
+}
+
+/// Hooks have a time of their own, which begins when the guest has its identity.
+#[tokio::test(start_paused = true)]
+async fn resume_hooks_may_take_longer_than_the_identity() {
+    let slow = Duration::from_millis(RESUME_LIMIT_MS);
+    assert!(slow > SOON, "the case needs hooks that outlast the wait for the identity");
+    for (hooks, expected) in [
+        (Outcome::Done, Ok(())),
+        (
+            Outcome::Failed(Failure { kind: FailureKind::Resume, message: "The hook failed.".into() }),
+            Err(AgentError::Failed(Failure { kind: FailureKind::Resume, message: "The hook failed.".into() })),
+        ),
+    ] {
+        let (host, guest) = tokio::io::duplex(64 * 1024);
+        let mut fake = FakeAgent::new(guest);
+        let serve = async {
+            let hello = fake.frame().await.unwrap();
+            let open = fake.frame().await.unwrap();
+            fake.session = hello.session;
+            fake.send(0, Kind::HelloAck, &serde_json::to_vec(&info()).unwrap()).await;
+            fake.outcome(open.channel, Kind::Reply, &Outcome::Done).await;
+            tokio::time::sleep(slow).await;
+            fake.outcome(open.channel, Kind::End, &hooks).await;
+        };
+        let mut hosts = vec![host];
+        let open = || std::future::ready(hosts.pop().ok_or(AgentError::Closed));
+        let (connected, ()) = tokio::join!(Agent::connect_restored(open, identity(), SOON), serve);
+        assert_eq!(connected.map(drop), expected);
+    }
 }
 
 #[tokio::test]
@@ -396,5 +427,84 @@ async fn failures_and_limits_are_typed() {
     match agent.start_service(huge).await.unwrap_err() {
         AgentError::Failed(Failure { kind, .. }) => assert_eq!(kind, FailureKind::Invalid),
         other => panic!("{other}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_falls_silent_is_given_up_and_what_waits_ends() {
+    let (agent, mut fake) = pair().await;
+    let began = tokio::time::Instant::now();
+    // It reads and never answers: halted machines do not even read, which makes no difference.
+    let serve = async { while fake.frame().await.is_some() {} };
+    let (answer, closed, ()) = tokio::join!(agent.freeze(), agent.closed(), serve);
+    assert_eq!((answer, closed), (Err(AgentError::Silent { secs: 30 }), AgentError::Silent { secs: 30 }));
+    assert!(began.elapsed() <= Duration::from_secs(35), "{:?}", began.elapsed());
+    assert!(matches!(agent.thaw().await, Err(AgentError::Silent { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_guest_that_answers_now_and_then_is_kept() {
+    let (agent, mut fake) = pair().await;
+    let serve = async {
+        let mut heartbeats = 0;
+        while let Some(frame) = fake.frame().await {
+            assert_eq!(frame.kind, Kind::Hello);
+            heartbeats += 1;
+            // Four of five come to nothing.
+            if heartbeats % 5 == 0 {
+                fake.send(0, Kind::HelloAck, &serde_json::to_vec(&info()).unwrap()).await;
+            }
+        }
+        heartbeats
+    };
+    let hour = async {
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        agent.disconnect().await;
+        agent.closed().await
+    };
+    let (heartbeats, closed) = tokio::join!(serve, hour);
+    assert_eq!(closed, AgentError::Closed);
+    assert!((500..=720).contains(&heartbeats), "{heartbeats}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_talks_is_not_asked() {
+    let (agent, mut fake) = pair().await;
+    let serve = async {
+        let channel = fake.start(1).await;
+        for _ in 0..60 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            fake.send(channel, Kind::Stdout, b"tick").await;
+        }
+        fake.outcome(channel, Kind::End, &Outcome::Exit(Exit::default())).await;
+        // All that came meanwhile.
+        let more = tokio::time::timeout(Duration::from_secs(1), fake.frame()).await;
+        assert!(more.is_err(), "{more:?}");
+    };
+    let (output, ()) = tokio::join!(agent.exec_collect(shell(), 1000), serve);
+    assert_eq!(output.unwrap().stdout.len(), 240);
+}
+
+#[tokio::test]
+async fn frames_that_nobody_asked_for_end_the_connection() {
+    // Acknowledgements without end, another session's frames, and credit for a channel that sends nothing.
+    for kind in [Kind::HelloAck, Kind::Stdout, Kind::Window] {
+        let (agent, mut fake) = pair().await;
+        let (session, channel) = tokio::join!(agent.exec(shell()), fake.start(1));
+        let _session = session.unwrap();
+        let (session, channel) = match kind {
+            Kind::HelloAck => (fake.session, 0),
+            Kind::Stdout => (fake.session ^ 1, channel),
+            _ => (fake.session, channel),
+        };
+        let mut wire = Vec::new();
+        match kind {
+            Kind::Window => frame::encode_window(session, channel, 1, &mut wire),
+            _ => frame::encode(session, channel, kind, &[b' '; 1000], &mut wire),
+        }
+        let flood = async { while fake.stream.write_all(&wire).await.is_ok() {} };
+        let both = async { tokio::join!(agent.closed(), flood) };
+        let (error, ()) = tokio::time::timeout(SOON, both).await.unwrap();
+        assert!(matches!(&error, AgentError::Protocol(why) if why.contains("nobody asked")), "{kind:?}: {error}");
     }
 }

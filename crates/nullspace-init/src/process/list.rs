@@ -5,6 +5,8 @@ use std::io::Read;
 
 use nullspace_guest::message::Process;
 
+use super::namespace;
+
 /// Processes listed at most.
 const MAX_PROCESSES: usize = 4096;
 /// Bytes of a command line that are shown.
@@ -14,7 +16,8 @@ const MAX_COMMANDS: usize = 384 * 1024;
 /// PF_KTHREAD of the kernel's `include/linux/sched.h`.
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
-/// Ascending by pid; without kernel threads and this process.
+/// Ascending by pid; without kernel threads and this process. While a first process lives, those of its namespace, by the
+/// pids that they have there.
 pub(crate) fn processes(starts_of: impl Fn(u32) -> Option<u32>) -> std::io::Result<Vec<Process>> {
     let own = std::process::id();
     let mut pids: Vec<u32> = fs::read_dir("/proc")?
@@ -22,7 +25,7 @@ pub(crate) fn processes(starts_of: impl Fn(u32) -> Option<u32>) -> std::io::Resu
         .filter(|pid| *pid != own)
         .collect();
     pids.sort_unstable();
-    let mut room = MAX_COMMANDS;
+    let (mut room, within) = (MAX_COMMANDS, namespace::current());
     let mut found = Vec::new();
     for pid in pids {
         // It may end at any moment between the listing and here.
@@ -33,13 +36,19 @@ pub(crate) fn processes(starts_of: impl Fn(u32) -> Option<u32>) -> std::io::Resu
         if let Some(command) = command_line(pid) {
             process.command = command;
         }
-        process.starts = starts_of(pid);
+        if let Some(namespace) = &within {
+            let Some(inside) = namespace.inside(pid) else { continue };
+            // 0, as the kernel says it there, for a parent that is outside.
+            (process.pid, process.ppid) = (inside, namespace.inside(process.ppid).unwrap_or(0));
+        }
+        process.starts = starts_of(process.pid);
         room = match room.checked_sub(process.command.len()) {
             Some(room) if found.len() < MAX_PROCESSES => room,
             _ => break,
         };
         found.push(process);
     }
+    found.sort_unstable_by_key(|process| process.pid);
     Ok(found)
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct Plan {
     pub(crate) envp: Vec<CString>,
     pub(crate) cwd: CString,
     pub(crate) account: Account,
+    /// Whether it is to be the first process of a PID namespace of its own.
+    pub(crate) first: bool,
 }
 
 fn failure(kind: FailureKind, message: impl Into<String>) -> Failure {
@@ -45,7 +47,7 @@ pub(crate) fn prepare(exec: &Exec) -> Result<Plan, Failure> {
         _ => return Err(failure(FailureKind::Invalid, "No program is named.")),
     };
     let cwd = exec.cwd.as_deref().filter(|cwd| !cwd.is_empty()).unwrap_or("/");
-    check_cwd(cwd)?;
+    let cwd = enterable(cwd, exec.make_cwd)?;
     let path = envs.get("PATH").map_or(DEFAULT_PATH, String::as_str);
     let program = find_program(name, path, Path::new(cwd))?;
     Ok(Plan {
@@ -57,6 +59,7 @@ pub(crate) fn prepare(exec: &Exec) -> Result<Plan, Failure> {
             .collect::<Result<_, _>>()?,
         cwd: c_string("The working directory", cwd.to_owned())?,
         account,
+        first: exec.first,
     })
 }
 
@@ -98,24 +101,32 @@ fn environment(asked: &BTreeMap<String, String>, account: &Account) -> Result<BT
     Ok(envs)
 }
 
-fn check_cwd(cwd: &str) -> Result<(), Failure> {
+/// The directory to enter: `cwd`, made when it is missing and may be made, or `/` for a default that cannot be one.
+fn enterable(cwd: &str, make: bool) -> Result<&str, Failure> {
     if !cwd.starts_with('/') {
         return Err(failure(FailureKind::Invalid, format!("Working directory `{cwd}` is not an absolute path.")));
     }
     let mut found = fs::metadata(cwd);
-    if matches!(&found, Err(error) if error.kind() == io::ErrorKind::NotFound) && cwd == WORKSPACE {
-        found = fs::DirBuilder::new().mode(0o755).create(cwd).and_then(|()| fs::metadata(cwd));
+    let missing = matches!(&found, Err(error) if error.kind() == io::ErrorKind::NotFound);
+    if missing && (make || cwd == WORKSPACE) {
+        // As root, whoever is to run in it, and inside the root: the agent is confined to it.
+        let made = fs::DirBuilder::new().mode(0o755).recursive(make).create(cwd);
+        found = made.and_then(|()| fs::metadata(cwd));
     }
-    match found {
-        Ok(meta) if meta.is_dir() => Ok(()),
-        Ok(_) => Err(failure(FailureKind::WorkdirNotFound, format!("Working directory `{cwd}` is not a directory."))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(failure(FailureKind::WorkdirNotFound, format!("Working directory `{cwd}` does not exist.")))
+    let problem = match found {
+        Ok(meta) if meta.is_dir() => return Ok(cwd),
+        // Nobody chose it: the image has something else of that name.
+        _ if make && cwd == WORKSPACE => return Ok("/"),
+        Ok(_) => "is not a directory".to_owned(),
+        Err(error) if missing && !make && error.kind() == io::ErrorKind::NotFound => "does not exist".to_owned(),
+        Err(error) if missing => {
+            let link = fs::symlink_metadata(cwd).is_ok_and(|meta| meta.is_symlink());
+            let why = if link { "it is a link to nothing".to_owned() } else { error.to_string() };
+            format!("does not exist and cannot be made: {why}")
         }
-        Err(error) => {
-            Err(failure(FailureKind::WorkdirNotFound, format!("Working directory `{cwd}` cannot be entered: {error}.")))
-        }
-    }
+        Err(error) => format!("cannot be entered: {error}"),
+    };
+    Err(failure(FailureKind::WorkdirNotFound, format!("Working directory `{cwd}` {problem}.")))
 }
 
 /// The file to run. A name with a slash is taken relative to `cwd`; others are looked up in `path`, whose relative
@@ -128,7 +139,13 @@ fn find_program(name: &str, path: &str, cwd: &Path) -> Result<String, Failure> {
             Ok(meta) if meta.is_dir() => not_executable(name, "it is a directory"),
             Ok(meta) if meta.permissions().mode() & 0o111 == 0 => not_executable(name, "it is not marked executable"),
             Ok(_) => Ok(name.to_owned()),
-            Err(_) => Err(failure(FailureKind::ProgramNotFound, format!("Program `{name}` does not exist."))),
+            Err(_) if name.starts_with('/') => {
+                Err(failure(FailureKind::ProgramNotFound, format!("Program `{name}` does not exist.")))
+            }
+            Err(_) => {
+                let message = format!("Program `{name}` does not exist in the working directory `{}`.", cwd.display());
+                Err(failure(FailureKind::ProgramNotFound, message))
+            }
         };
     }
     let mut without_mode = None;
@@ -214,5 +231,52 @@ mod tests {
         assert_eq!(kind(in_folder("/does/not/exist")), Err(FailureKind::WorkdirNotFound));
         assert_eq!(kind(in_folder("/bin/sh")), Err(FailureKind::WorkdirNotFound));
         assert_eq!(kind(in_folder("/")), Ok(()));
+    }
+
+    #[test]
+    fn a_working_directory_is_made_where_that_is_asked() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name).display().to_string();
+        fs::write(at("file"), "").unwrap();
+        std::os::unix::fs::symlink("nowhere", at("dangling")).unwrap();
+        fs::create_dir(at("there")).unwrap();
+        std::os::unix::fs::symlink("there", at("link")).unwrap();
+        // path, whether it may be made, what is wrong with it
+        let cases = [
+            ("missing", false, Err("does not exist.")),
+            ("made", true, Ok(())),
+            ("parents/made/too", true, Ok(())),
+            ("there", true, Ok(())),
+            ("link", true, Ok(())),
+            ("link/below", true, Ok(())),
+            ("file", true, Err("is not a directory")),
+            ("file", false, Err("is not a directory")),
+            ("file/below", true, Err("cannot be entered")),
+            ("dangling", true, Err("it is a link to nothing")),
+            ("dangling", false, Err("does not exist.")),
+        ];
+        for (name, make, expected) in cases {
+            let path = at(name);
+            match (enterable(&path, make), expected) {
+                (Ok(entered), Ok(())) => {
+                    assert_eq!(entered, path);
+                    let mode = fs::metadata(&path).unwrap().permissions().mode();
+                    assert_eq!(mode & 0o022, 0, "{name}: {mode:o}");
+                }
+                (Err(failure), Err(part)) => {
+                    assert_eq!(failure.kind, FailureKind::WorkdirNotFound, "{name}");
+                    assert!(failure.message.contains(part) && failure.message.contains(&path), "{name}: {failure}");
+                }
+                (got, expected) => panic!("{name}: {got:?} instead of {expected:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_relative_program_that_is_missing_is_told_with_its_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let failure = find_program("./app", DEFAULT_PATH, root.path()).unwrap_err();
+        assert!(failure.message.contains("`./app`"), "{failure}");
+        assert!(failure.message.contains(root.path().to_str().unwrap()), "{failure}");
     }
 }

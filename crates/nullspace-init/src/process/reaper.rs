@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nullspace_guest::message::Exit;
@@ -12,13 +13,26 @@ use crate::wake::Wake;
 #[derive(Debug)]
 pub(crate) struct Watch {
     pid: i32,
+    /// What the process itself and the host know it by: its pid in its own namespace.
+    shown: AtomicI32,
     exit: OnceLock<Exit>,
     wake: Wake,
 }
 
 impl Watch {
+    /// The pid that this process, PID 1, knows it by.
     pub(crate) fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// The pid that it has itself, which the host is told.
+    pub(crate) fn shown(&self) -> u32 {
+        u32::try_from(self.shown.load(Ordering::Relaxed)).unwrap_or_default()
+    }
+
+    /// It has told its own pid.
+    pub(crate) fn show(&self, pid: i32) {
+        self.shown.store(pid, Ordering::Relaxed);
     }
 
     /// How it ended, once it has.
@@ -62,7 +76,7 @@ impl Reaper {
         let wake = Wake::new()?;
         let mut watched = self.lock();
         let pid = start()?;
-        let watch = Arc::new(Watch { pid, exit: OnceLock::new(), wake });
+        let watch = Arc::new(Watch { pid, shown: AtomicI32::new(pid), exit: OnceLock::new(), wake });
         watched.insert(pid, watch.clone());
         self.spawned.notify_all();
         Ok(watch)
@@ -110,7 +124,7 @@ impl Reaper {
         let Some(watch) = watched.remove(&pid) else { return };
         let exit = if libc::WIFSIGNALED(status) {
             let signal = libc::WTERMSIG(status);
-            Exit { code: 128 + signal, signal: Some(signal), timed_out: false }
+            Exit { code: 128 + signal, signal: Some(signal), ..Exit::default() }
         } else {
             Exit { code: libc::WEXITSTATUS(status), ..Exit::default() }
         };

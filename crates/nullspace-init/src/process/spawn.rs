@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!  parent                      child (same memory, own stack, own descriptors)
-//!   clone ------------------->  signals, setsid, dup2, chdir, ids
+//!   clone ------------------->  signals, setsid, namespaces, dup2, chdir, ids
 //!   waits at the error pipe     execve: old memory left, then the pipe closed
 //!         <-- end of file --    or 5 bytes (stage, errno), and exit
 //!   frees stack and strings
@@ -17,14 +17,18 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nullspace_guest::message::{Failure, FailureKind};
 
+use super::memory;
+use super::namespace::{self, Namespace};
 use super::prepare::Plan;
 use super::reaper::{Reaper, Watch};
+use crate::generation;
 
 /// How long a child may take from fork to exec: reading a program from a slow disk.
 const EXEC_LIMIT: Duration = Duration::from_secs(20);
@@ -38,6 +42,8 @@ pub(crate) struct Child {
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
+    /// When it was started, on the monotonic clock.
+    pub(crate) began: Duration,
 }
 
 /// Where a child failed, as it tells through the error pipe.
@@ -48,6 +54,7 @@ enum Stage {
     Cwd = 2,
     User = 3,
     Exec = 4,
+    Namespace = 5,
 }
 
 fn internal(what: &str, error: impl std::fmt::Display) -> Failure {
@@ -76,6 +83,18 @@ fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(moved) })
 }
 
+/// Gives a pipe to the command's user: `/dev/stdout` and the like are opened anew through /proc, where the pipe's owner and
+/// mode are asked. For everybody, since a program may take another user on later; who does not have it open cannot reach
+/// it. Container engines do the first half of that.
+fn give(pipe: &OwnedFd, plan: &Plan) {
+    // SAFETY: plain system calls on a pipe that is ours alone. An agent in a developer's tests may not give things away; the
+    // user is the same there.
+    unsafe {
+        libc::fchown(pipe.as_raw_fd(), plan.account.uid, plan.account.gid);
+        libc::fchmod(pipe.as_raw_fd(), 0o666);
+    }
+}
+
 fn nonblocking(fd: &OwnedFd) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
@@ -91,20 +110,36 @@ pub(crate) fn spawn(plan: &Plan, with_stdin: bool) -> Result<Child, Failure> {
     let (in_read, in_write) = if with_stdin {
         let (read, write) = pipe().map_err(system)?;
         nonblocking(&write).map_err(system)?;
+        give(&read, plan);
         (read, Some(write))
     } else {
         let null = std::fs::File::open("/dev/null").map_err(|error| internal("/dev/null cannot be opened", error))?;
         (above_stdio(null.into()).map_err(system)?, None)
     };
     nonblocking(&out_read).and_then(|()| nonblocking(&err_read)).map_err(system)?;
+    give(&out_write, plan);
+    give(&err_write, plan);
 
+    let began = memory::now();
     let stdio = [in_read.as_raw_fd(), out_write.as_raw_fd(), err_write.as_raw_fd()];
-    let mut image = Box::new(Image::new(plan, stdio, status_write.as_raw_fd()));
+    let place = if plan.first {
+        namespace::share_mounts().map_err(|error| internal("Mounts cannot be shared", error))?;
+        Place::First
+    } else {
+        namespace::current().map_or(Place::Machine, Place::Joins)
+    };
+    let mut image = Box::new(Image::new(plan, stdio, status_write.as_raw_fd(), place));
     let watch = Reaper::get().spawn(|| image.clone_it()).map_err(system)?;
     drop((in_read, out_write, err_write, status_write));
 
     match await_exec(status_read.as_fd(), EXEC_LIMIT) {
-        Ok(None) => Ok(Child { watch, stdin: in_write, stdout: out_read, stderr: err_read }),
+        Ok(None) => {
+            watch.show(image.own_pid.load(Ordering::Relaxed));
+            if plan.first {
+                namespace::adopt(&watch);
+            }
+            Ok(Child { watch, stdin: in_write, stdout: out_read, stderr: err_read, began })
+        }
         Ok(Some((stage, errno))) => Err(explain(plan, stage, errno)),
         Err(error) => {
             // SAFETY: a plain system call. The child hangs before exec; were it reaped this instant, its number would
@@ -156,6 +191,9 @@ fn explain(plan: &Plan, stage: u8, errno: i32) -> Failure {
             let (uid, gid) = (plan.account.uid, plan.account.gid);
             (FailureKind::Internal, format!("The process cannot become uid {uid}, gid {gid}: {error}."))
         }
+        (s, _) if s == Stage::Namespace as u8 => {
+            (FailureKind::Internal, format!("`{program}` cannot have a PID namespace of its own: {error}."))
+        }
         (s, libc::ENOENT) if s == Stage::Exec as u8 => {
             // The file itself was there a moment ago.
             let message = format!("`{program}` cannot be run: its interpreter or dynamic loader is not in the image.");
@@ -180,6 +218,16 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
 }
 
+/// Which namespaces the child is in.
+enum Place {
+    /// The agent's own.
+    Machine,
+    /// Those of a first process that lives.
+    Joins(Arc<Namespace>),
+    /// New ones, of which it is the first process.
+    First,
+}
+
 /// All that the child needs. Its own copies: they may have to outlive the request.
 struct Image {
     stdio: [RawFd; 3],
@@ -195,13 +243,16 @@ struct Image {
     _strings: [Vec<CString>; 2],
     stack: Vec<u8>,
     root: bool,
+    place: Place,
+    /// The child's pid as it sees it, written by it.
+    own_pid: AtomicI32,
 }
 
 /// The child calls a dozen functions, none deep.
 const STACK: usize = 64 * 1024;
 
 impl Image {
-    fn new(plan: &Plan, stdio: [RawFd; 3], status: RawFd) -> Image {
+    fn new(plan: &Plan, stdio: [RawFd; 3], status: RawFd, place: Place) -> Image {
         // Moving a CString moves no bytes of it, so the pointers stay good.
         let strings = [plan.argv.clone(), plan.envp.clone()];
         // PID 1 is root. An agent in a developer's tests may not be, and then is the user already or may not become it.
@@ -220,11 +271,26 @@ impl Image {
             _strings: strings,
             stack: vec![0; STACK],
             root: own_uid == 0 || (own_uid, own_gid) != (plan.account.uid, plan.account.gid),
+            place,
+            own_pid: AtomicI32::new(0),
         }
     }
 
     /// Starts the child; answers its pid. `self` must stay until [`await_exec`] has seen it leave.
     fn clone_it(&mut self) -> io::Result<i32> {
+        let Place::Joins(namespace) = &self.place else { return self.clone_here() };
+        let namespace = Arc::clone(namespace);
+        match namespace.bear(|| self.clone_here()) {
+            // Its first process has just ended, and no other can be born in it.
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+                self.place = Place::Machine;
+                self.clone_here()
+            }
+            other => other,
+        }
+    }
+
+    fn clone_here(&mut self) -> io::Result<i32> {
         extern "C" fn child(image: *mut libc::c_void) -> libc::c_int {
             // SAFETY: `clone_it` passes itself, and its caller keeps it until the child has left this memory.
             unsafe { (*image.cast::<Image>()).become_it() }
@@ -240,7 +306,11 @@ impl Image {
             libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
             // The ABI wants 16 bytes of alignment.
             let top = top.sub(top.addr() % 16).cast();
-            let pid = libc::clone(child, top, libc::CLONE_VM | libc::SIGCHLD, image.cast());
+            let mut flags = libc::CLONE_VM | libc::SIGCHLD;
+            if matches!((*image).place, Place::First) {
+                flags |= libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+            }
+            let pid = libc::clone(child, top, flags, image.cast());
             let error = io::Error::last_os_error();
             libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
             if pid < 0 { Err(error) } else { Ok(pid) }
@@ -265,6 +335,15 @@ impl Image {
             }
             syscall(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, (&raw const none).addr(), 0, 8, 0]);
             syscall(libc::SYS_setsid, [0; 5]);
+            self.own_pid.store(syscall(libc::SYS_getpid, [0; 5]) as i32, Ordering::Relaxed);
+            match &self.place {
+                Place::Machine => {}
+                Place::Joins(namespace) => {
+                    let entered = [namespace.mounts() as usize, libc::CLONE_NEWNS as usize, 0, 0, 0];
+                    self.must(Stage::Namespace, syscall(libc::SYS_setns, entered));
+                }
+                Place::First => self.mount_proc(),
+            }
             for (at, fd) in self.stdio.iter().enumerate() {
                 self.must(Stage::Stdio, syscall(libc::SYS_dup3, [*fd as usize, at, 0, 0, 0]));
             }
@@ -288,6 +367,24 @@ impl Image {
             let (program, argv, envp) = (self.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr());
             self.must(Stage::Exec, syscall(libc::SYS_execve, [program.addr(), argv.addr(), envp.addr(), 0, 0]));
             exit()
+        }
+    }
+
+    /// Lays a /proc that shows the new PID namespace over the machine's, unseen from outside.
+    ///
+    /// # Safety
+    /// As [`Image::become_it`].
+    unsafe fn mount_proc(&self) {
+        let (proc, kind) = (c"/proc".as_ptr().addr(), c"proc".as_ptr().addr());
+        let plain = (libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC) as usize;
+        // SAFETY: the strings are constants.
+        unsafe {
+            let private = [0, proc, 0, libc::MS_PRIVATE as usize, 0];
+            self.must(Stage::Namespace, syscall(libc::SYS_mount, private));
+            self.must(Stage::Namespace, syscall(libc::SYS_mount, [kind, proc, kind, plain, 0]));
+            // As the machine's: without it the boot id is the same in all sandboxes, which is no reason not to start.
+            let (from, to) = (generation::BOOT_ID_FILE.as_ptr().addr(), generation::BOOT_ID.as_ptr().addr());
+            syscall(libc::SYS_mount, [from, to, 0, libc::MS_BIND as usize, 0]);
         }
     }
 

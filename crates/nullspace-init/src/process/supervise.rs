@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nullspace_guest::frame::Kind;
 use nullspace_guest::message::{Exit, KILL_AFTER_MS};
 
+use super::memory;
 use super::reaper::Reaper;
 use super::sink;
 use super::spawn::Child;
@@ -79,6 +80,7 @@ pub(crate) enum Unfinished {
 /// Follows a child to its end.
 pub(crate) fn supervise(child: Child, timeout: Option<Duration>, wiring: &mut dyn Wiring) -> Result<Exit, Unfinished> {
     let reaper = Reaper::get();
+    let began = child.began;
     let watch = child.watch;
     let mut feed = child.stdin.map(|pipe| Feed { pipe, piece: bytes::Bytes::new(), written: 0 });
     let mut outlets = [
@@ -110,7 +112,8 @@ pub(crate) fn supervise(child: Child, timeout: Option<Duration>, wiring: &mut dy
                     // What of the group outlived its leader's SIGTERM.
                     reaper.signal_group(&watch, libc::SIGKILL, true);
                 }
-                return Ok(Exit { timed_out, ..exit });
+                let out_of_memory = exit.code != 0 && !timed_out && memory::ran_out_since(began);
+                return Ok(Exit { timed_out, out_of_memory, ..exit });
             }
         } else if due(term_at) {
             timed_out = true;

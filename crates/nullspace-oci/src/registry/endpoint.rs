@@ -54,6 +54,7 @@ pub(super) fn endpoints(
         (Credentials::Anonymous, Some(host)) => host.credentials(reference),
         (given, _) => given,
     };
+    // One that is not listed is not asked at all.
     let may_downgrade = !plain && url.host_str().is_some_and(is_loopback_host);
     endpoints.push(Endpoint {
         base: Mutex::new(Base { url, may_downgrade }),

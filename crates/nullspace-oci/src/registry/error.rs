@@ -78,6 +78,16 @@ pub enum RegistryError {
         /// The `Retry-After` of the last answer.
         retry_after: Option<Duration>,
     },
+    /// It lies, or leads, where this client does not go. Nothing was sent there.
+    #[error("cannot get {at}: {source}")]
+    NotAllowed {
+        /// What was asked for, and of whom.
+        at: At,
+        /// Where that led.
+        source: NotAllowed,
+        /// It was a name: it may mean something else, or be found at all, later.
+        by_name: bool,
+    },
     /// No answer: name resolution, connection, TLS, a time-out.
     #[error("cannot reach {at}: {reason}")]
     Unreachable {
@@ -170,6 +180,15 @@ pub enum RegistryError {
     },
 }
 
+/// A host that is asked for nothing: it has no address on the internet (or none at all), and the operator does not list
+/// it. Says nothing of what is there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{host} has no public address, and is not among the operator's private_registries")]
+pub struct NotAllowed {
+    /// The host, with its port if the URL has one.
+    pub host: String,
+}
+
 impl From<UnsupportedPlatform> for RegistryError {
     fn from(error: UnsupportedPlatform) -> RegistryError {
         RegistryError::UnsupportedPlatform { wanted: error.wanted, available: error.available }
@@ -188,6 +207,7 @@ impl RegistryError {
             | RegistryError::Unreachable { .. }
             | RegistryError::Interrupted { .. }
             | RegistryError::DigestMismatch { .. } => true,
+            RegistryError::NotAllowed { by_name, .. } => *by_name,
             RegistryError::Status { status, .. } => *status >= 500 || *status == 408,
             RegistryError::AllFailed { origin, mirrors } => {
                 origin.is_retryable() || mirrors.iter().any(RegistryError::is_retryable)
@@ -208,7 +228,9 @@ impl RegistryError {
         match self {
             // A registry that cannot be reached says nothing; then the last mirror's answer is the best one there is.
             RegistryError::AllFailed { origin, mirrors } => match (origin.decisive(), mirrors.last()) {
-                (RegistryError::Unreachable { .. }, Some(mirror)) => mirror.decisive(),
+                (RegistryError::Unreachable { .. } | RegistryError::NotAllowed { .. }, Some(mirror)) => {
+                    mirror.decisive()
+                }
                 (origin, _) => origin,
             },
             other => other,

@@ -1,14 +1,18 @@
 //! Requests that end: timeouts, retries, redirects, and answers turned into errors.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use backon::{ExponentialBuilder, Retryable};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Client, Response, StatusCode, Url};
 
-use super::error::{At, RegistryError};
+use super::error::{At, NotAllowed, RegistryError};
+use super::reach::{self, Lookup, Reach, Resolver, SystemLookup, Unresolved, is_local_name};
 use super::settings::RegistryConfig;
 
 const MAX_REDIRECTS: usize = 5;
@@ -21,8 +25,11 @@ const MAX_MESSAGE: usize = 300;
 #[derive(Debug)]
 pub(super) struct Http {
     pub(super) config: RegistryConfig,
-    /// Goes through the proxy of the environment, if there is one.
-    outside: Client,
+    reach: Arc<Reach>,
+    lookup: Arc<dyn Lookup>,
+    /// By port, for those that the operator lists one by one, and for all others. They go through the proxy of the
+    /// environment, if there is one.
+    outside: BTreeMap<Option<u16>, Client>,
     /// For loopback hosts, which no proxy reaches.
     loopback: Client,
 }
@@ -57,6 +64,11 @@ pub(super) struct Post {
 
 impl Http {
     pub(super) fn new(config: RegistryConfig) -> Result<Http, RegistryError> {
+        Http::with_lookup(config, Arc::new(SystemLookup))
+    }
+
+    /// One whose names are looked up elsewhere than with the host's resolver.
+    pub(super) fn with_lookup(config: RegistryConfig, lookup: Arc<dyn Lookup>) -> Result<Http, RegistryError> {
         let setup = |reason: String| RegistryError::Setup(reason);
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             return Err(setup("the process has no default TLS crypto provider".to_owned()));
@@ -80,17 +92,26 @@ impl Http {
                 .read_timeout(config.timeouts.idle)
                 .pool_idle_timeout(Duration::from_secs(60))
         };
-        let build = |proxy: bool| {
-            let with_proxy = |builder: reqwest::ClientBuilder| if proxy { builder } else { builder.no_proxy() };
-            with_proxy(base().tls_certs_merge(extra.iter().cloned())).build().or_else(|error| {
+        let build = |resolver: Option<Resolver>| {
+            let reaching = |builder: reqwest::ClientBuilder| match &resolver {
+                Some(resolver) => builder.dns_resolver(Arc::new(resolver.clone())),
+                None => builder.dns_resolver(Arc::new(Local)).no_proxy(),
+            };
+            let built = reaching(base().tls_certs_merge(extra.iter().cloned())).build().or_else(|error| {
                 // A bare machine has no CA certificates at all; plain HTTP and private CAs must work there too.
                 tracing::warn!(error = %reason(error), "system CA certificates unusable, trusting the extra ones only");
-                with_proxy(base().tls_certs_only(extra.iter().cloned())).build()
-            })
+                reaching(base().tls_certs_only(extra.iter().cloned())).build()
+            });
+            built.map_err(|error| setup(reason(error)))
         };
-        let outside = build(true).map_err(|error| setup(reason(error)))?;
-        let loopback = build(false).map_err(|error| setup(reason(error)))?;
-        Ok(Http { config, outside, loopback })
+        let reach = Arc::new(Reach::new(&config)?);
+        let mut outside = BTreeMap::new();
+        for port in reach.ports().into_iter().map(Some).chain([None]) {
+            let (reach, lookup) = (Arc::clone(&reach), Arc::clone(&lookup));
+            outside.insert(port, build(Some(Resolver { reach, lookup, port }))?);
+        }
+        let loopback = build(None)?;
+        Ok(Http { config, reach, lookup, outside, loopback })
     }
 
     /// Sends a GET until it is answered, retrying what may pass, and following redirects.
@@ -102,9 +123,9 @@ impl Http {
     pub(super) async fn post(&self, post: &Post, limit: u64, at: &At) -> Result<Vec<u8>, RegistryError> {
         let too_long = || RegistryError::Protocol { at: at.clone(), reason: "the answer is too long".to_owned() };
         let once = || async {
-            let client = self.client(&post.url);
+            let client = self.client(&post.url, at)?;
             let request = client.post(post.url.clone()).headers(post.headers.clone()).body(post.body.clone());
-            let response = self.answered(request, at).await?;
+            let response = self.answered(request, &post.url, at).await?;
             if !response.status().is_success() {
                 return Err(self.refusal(response, at).await);
             }
@@ -177,18 +198,45 @@ impl Http {
         {
             headers.insert(RANGE, range);
         }
-        self.answered(self.client(url).get(url.clone()).headers(headers), at).await
+        self.answered(self.client(url, at)?.get(url.clone()).headers(headers), url, at).await
     }
 
-    fn client(&self, url: &Url) -> &Client {
-        if is_loopback(url) { &self.loopback } else { &self.outside }
+    /// The client for a URL, if it may be gone to as far as the URL tells; see [`reach`](super::reach).
+    fn client(&self, url: &Url, at: &At) -> Result<&Client, RegistryError> {
+        self.reach.judge(url).map_err(|_| not_allowed(url, at))?;
+        if is_loopback(url) {
+            return Ok(&self.loopback);
+        }
+        let of_port = self.outside.get(&url.port_or_known_default()).or_else(|| self.outside.get(&None));
+        of_port.ok_or_else(|| RegistryError::Setup("there is no HTTP client".to_owned()))
+    }
+
+    /// Whether a program elsewhere may be sent to a URL's host. It chooses among a name's addresses itself: all of them
+    /// must be open. A name that does not resolve here is left to that program.
+    pub(super) async fn admit(&self, url: &Url) -> Result<(), NotAllowed> {
+        let refused = NotAllowed { host: host_port(url) };
+        if self.reach.judge(url).is_err() {
+            return Err(refused);
+        }
+        let host = url.host_str().unwrap_or_default();
+        if reach::literal(host).is_some() || is_local_name(host) {
+            return Ok(());
+        }
+        let port = url.port_or_known_default().filter(|port| self.outside.contains_key(&Some(*port)));
+        let resolver = Resolver { reach: Arc::clone(&self.reach), lookup: Arc::clone(&self.lookup), port };
+        match tokio::time::timeout(self.config.timeouts.connect, resolver.resolve(host)).await {
+            Ok(Ok((_, closed))) if closed > 0 => Err(refused),
+            Ok(Err(Unresolved::Closed { found })) if found > 0 => Err(refused),
+            _ => Ok(()),
+        }
     }
 
     /// Sends a request and waits for the head of its answer.
-    async fn answered(&self, request: reqwest::RequestBuilder, at: &At) -> Result<Response, RegistryError> {
+    async fn answered(&self, request: reqwest::RequestBuilder, url: &Url, at: &At) -> Result<Response, RegistryError> {
         let unreachable = |reason| RegistryError::Unreachable { at: at.clone(), reason };
         match tokio::time::timeout(self.config.timeouts.response, request.send()).await {
             Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) if reach::is_closed(&error) => Err(not_allowed(url, at)),
             Ok(Err(error)) => Err(unreachable(reason(error))),
             Err(_) => Err(unreachable(format!("no answer within {} s", self.config.timeouts.response.as_secs_f32()))),
         }
@@ -198,7 +246,8 @@ impl Http {
     /// answers 400; that is no yes.
     pub(super) async fn speaks(&self, base: &Url) -> bool {
         let Ok(url) = base.join("/v2/") else { return false };
-        let request = self.client(&url).get(url);
+        let Ok(client) = self.client(&url, &At::new(host_port(&url), "", "")) else { return false };
+        let request = client.get(url);
         let answer = tokio::time::timeout(self.config.timeouts.connect, request.send()).await;
         matches!(answer, Ok(Ok(response)) if response.status() != StatusCode::BAD_REQUEST)
     }
@@ -301,14 +350,21 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 
 /// `localhost`, `127.…`, `[::1]`.
 pub(super) fn is_loopback_host(host: &str) -> bool {
-    if host == "localhost" || host.ends_with(".localhost") {
-        return true;
-    }
-    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    match address.parse::<IpAddr>() {
-        Ok(IpAddr::V6(v6)) => v6.is_loopback() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback()),
-        Ok(IpAddr::V4(v4)) => v4.is_loopback(),
-        Err(_) => false,
+    is_local_name(host) || reach::literal(host).is_some_and(|address| address.to_canonical().is_loopback())
+}
+
+fn not_allowed(url: &Url, at: &At) -> RegistryError {
+    let by_name = url.host_str().is_some_and(|host| reach::literal(host).is_none() && !is_local_name(host));
+    RegistryError::NotAllowed { at: at.clone(), source: NotAllowed { host: host_port(url) }, by_name }
+}
+
+/// This machine's own names mean its loopback address, whatever the host's resolver makes of them.
+struct Local;
+
+impl Resolve for Local {
+    fn resolve(&self, _name: Name) -> Resolving {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Box::pin(std::future::ready(Ok(Box::new(std::iter::once(address)) as Addrs)))
     }
 }
 

@@ -12,13 +12,16 @@
 //! lead, and sends a registry's password to whatever token server it names, over plain HTTP as well.
 //!
 //! # What goes where
-//! - Plain HTTP only to hosts in [`RegistryConfig::plain_http`] and, as with Docker, to loopback registries that do not
-//!   speak TLS.
+//! - Only to the internet and to what the operator lists, by the address that is dialled (see `reach`): whoever named
+//!   it, a caller, a redirect, a token realm or a cloud's endpoint.
+//! - Plain HTTP only to hosts in [`RegistryConfig::plain_http`] and, as with Docker, to loopback registries that are
+//!   listed and do not speak TLS.
 //! - The caller's credentials go to the reference's own registry and the token server it names, never to a mirror, and
 //!   never along a redirect to another host. A mirror's credentials stand in its URL.
 //! - A registry cannot lead the client from a public host to a loopback one, nor from HTTPS to HTTP.
 //! - Every request has timeouts, every document a size limit, every retry an end. `Retry-After` is honoured within bounds.
 
+mod address;
 mod auth;
 mod blob;
 mod credentials;
@@ -27,13 +30,16 @@ mod endpoint;
 mod error;
 mod exchange;
 mod http;
+mod private;
+mod reach;
 mod repository;
 mod settings;
 
 pub use blob::BlobReader;
 pub use credentials::Credentials;
 pub use docker_config::{DockerConfig, DockerConfigError};
-pub use error::{At, RegistryError};
+pub use error::{At, NotAllowed, RegistryError};
+pub use private::{InvalidPrivateRegistry, PrivateRegistry};
 pub use repository::{Repository, ResolvedImage};
 
 pub use crate::manifest::Layer;
@@ -41,9 +47,10 @@ pub use settings::{RegistryConfig, Timeouts};
 
 use std::sync::Arc;
 
+use reqwest::Url;
 use secrecy::SecretString;
 
-use crate::reference::Reference;
+use crate::reference::{DEFAULT_REGISTRY, Reference};
 
 /// The way to all registries. Cheap to clone; keep one for the life of the program, it pools connections.
 #[derive(Clone, Debug)]
@@ -61,6 +68,32 @@ impl Registry {
     /// the host's, if [`RegistryConfig::docker_config`] has some. Nothing is sent yet.
     pub fn repository(&self, reference: &Reference, credentials: Credentials) -> Result<Repository, RegistryError> {
         Repository::new(self.http.clone(), reference.clone(), credentials)
+    }
+
+    /// Whether another program may be sent to a registry (a host, perhaps with a port), as it will be when it builds a
+    /// Dockerfile that names an image there.
+    ///
+    /// # Errors
+    /// The registry is neither on the internet nor listed. A name that does not resolve here is no error.
+    pub async fn admits_registry(&self, registry: &str) -> Result<(), NotAllowed> {
+        // The operator's own choice, and a name that is nobody's to bend.
+        if self.http.config.mirrors.contains_key(registry) || registry == DEFAULT_REGISTRY {
+            return Ok(());
+        }
+        let scheme = if self.http.config.plain_http.contains(registry) { "http" } else { "https" };
+        self.admits(&format!("{scheme}://{registry}/")).await
+    }
+
+    /// Whether another program may be sent to a URL's host; as [`Registry::admits_registry`]. Of the URL only scheme,
+    /// host and port count.
+    ///
+    /// # Errors
+    /// Likewise; and for a URL whose host cannot be read.
+    pub async fn admits(&self, url: &str) -> Result<(), NotAllowed> {
+        match Url::parse(url) {
+            Ok(url) if url.host_str().is_some() => self.http.admit(&url).await,
+            _ => Err(NotAllowed { host: http::clean(url) }),
+        }
     }
 
     /// The host's own logins, if [`RegistryConfig::docker_config`] has some: registry, name and password, for others that

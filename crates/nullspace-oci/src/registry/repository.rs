@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::config::ImageConfig;
 use crate::digest::Digest;
-use crate::manifest::{self, Document, FormatError, Layer, MAX_DOCUMENT, MAX_INDEX_DEPTH, Manifest, media_type};
-use crate::platform::Platform;
+use crate::manifest::{
+    self, Descriptor, Document, FormatError, Layer, MAX_DOCUMENT, MAX_INDEX_DEPTH, Manifest, media_type,
+};
+use crate::platform::{Choice, Platform};
 use crate::reference::Reference;
 
 use super::blob::BlobReader;
@@ -54,6 +56,18 @@ impl ResolvedImage {
     }
 }
 
+/// Where a resolution stands.
+#[derive(Clone)]
+struct Descent {
+    /// Of what the reference named.
+    digest: Digest,
+    platform: Platform,
+    /// An index said that this is for the platform.
+    via_index: bool,
+    /// Indexes that were entered.
+    depth: usize,
+}
+
 struct Fetched {
     bytes: Vec<u8>,
     digest: Digest,
@@ -77,26 +91,53 @@ impl Repository {
 
     /// Resolves the reference to the image for `platform`. Fetches documents only, no layers.
     pub async fn resolve(&self, platform: Platform) -> Result<ResolvedImage, RegistryError> {
-        let selector = self.inner.reference.selector();
-        let mut fetched = self.manifest(selector, None).await?;
+        let fetched = self.manifest(self.inner.reference.selector(), None).await?;
         let digest = fetched.digest.clone();
-        let mut via_index = false;
-        for _ in 0..=MAX_INDEX_DEPTH {
+        self.descend(fetched, Descent { digest, platform, via_index: false, depth: 0 }).await
+    }
+
+    /// Follows a document down to the image for the platform.
+    async fn descend(&self, mut fetched: Fetched, mut way: Descent) -> Result<ResolvedImage, RegistryError> {
+        while way.depth <= MAX_INDEX_DEPTH {
             let what = format!("manifest {}", fetched.digest);
             let format = |source| RegistryError::Format { at: self.at(&what), source };
             match Document::parse(&fetched.bytes, fetched.content_type.as_deref()).map_err(format)? {
-                Document::Manifest(manifest) => {
-                    return self.image(digest, fetched.digest, manifest, platform, via_index).await;
-                }
+                Document::Manifest(manifest) => return self.image(fetched.digest, manifest, way).await,
                 Document::Index(entries) => {
-                    via_index = true;
-                    let chosen = platform.choose_descriptor(&entries)?;
-                    fetched = self.manifest(chosen.digest.as_str(), Some(chosen.size)).await?;
+                    way.depth += 1;
+                    match way.platform.choose_descriptor(&entries) {
+                        Choice::One(chosen) => {
+                            way.via_index = true;
+                            fetched = self.manifest(chosen.digest.as_str(), Some(chosen.size)).await?;
+                        }
+                        Choice::Unnamed(unnamed, named) => return self.first_that_fits(&unnamed, named, way).await,
+                    }
                 }
             }
         }
         let source = FormatError::NestedTooDeep(MAX_INDEX_DEPTH);
-        Err(RegistryError::Format { at: self.at(&format!("manifest {digest}")), source })
+        Err(RegistryError::Format { at: self.at(&format!("manifest {}", way.digest)), source })
+    }
+
+    /// The first of index entries without a platform whose config fits, as containerd has it.
+    async fn first_that_fits(
+        &self,
+        unnamed: &[&Descriptor],
+        mut available: Vec<String>,
+        way: Descent,
+    ) -> Result<ResolvedImage, RegistryError> {
+        for entry in unnamed {
+            let fetched = self.manifest(entry.digest.as_str(), Some(entry.size)).await?;
+            let way = Descent { via_index: false, ..way.clone() };
+            // Boxed: it leads back here, for an index inside an index; each level is counted.
+            match Box::pin(self.descend(fetched, way)).await {
+                Err(RegistryError::UnsupportedPlatform { available: other, .. }) => available.extend(other),
+                // A signature or another artifact among the images.
+                Err(RegistryError::Format { source: FormatError::UnsupportedMediaType { .. }, .. }) => {}
+                found => return found,
+            }
+        }
+        Err(way.platform.unsupported(available).into())
     }
 
     /// A blob from `offset` on, streamed. Read from 0, its digest and size are checked before the stream ends well.
@@ -221,11 +262,9 @@ impl Repository {
 
     async fn image(
         &self,
-        digest: Digest,
         manifest_digest: Digest,
         manifest: Manifest,
-        platform: Platform,
-        via_index: bool,
+        way: Descent,
     ) -> Result<ResolvedImage, RegistryError> {
         let at = self.at(&format!("manifest {manifest_digest}"));
         let format = |source| RegistryError::Format { at: at.clone(), source };
@@ -237,11 +276,11 @@ impl Repository {
             .await?;
         let config = ImageConfig::parse(&fetched.bytes)
             .map_err(|source| RegistryError::Format { at: self.at(&what), source })?;
-        platform.check(&config.platform, via_index)?;
+        way.platform.check(&config.platform, way.via_index)?;
         let layers = manifest::layers(manifest, &config, self.http().config.max_layers).map_err(format)?;
         Ok(ResolvedImage {
             reference: self.inner.reference.clone(),
-            digest,
+            digest: way.digest,
             manifest_digest,
             config_digest: descriptor.digest,
             config,

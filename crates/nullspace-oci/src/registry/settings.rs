@@ -7,6 +7,7 @@ use std::time::Duration;
 use reqwest::Url;
 
 use super::docker_config::DockerConfig;
+use super::private::PrivateRegistry;
 
 /// Settings for all registries.
 #[derive(Clone)]
@@ -18,8 +19,10 @@ pub struct RegistryConfig {
     pub extra_ca_pem: Option<Vec<u8>>,
     /// The host's own logins, for everyone who brings none: whoever may name an image then pulls what the host may pull.
     pub docker_config: Option<DockerConfig>,
-    /// Registry hosts (with port, if not 80) that are spoken to over plain HTTP.
+    /// Registry hosts (with port, if not 80) that are spoken to over plain HTTP. Each may be asked wherever it lies.
     pub plain_http: BTreeSet<String>,
+    /// Registries outside the internet that may be asked. Mirrors and `plain_http` need not be in it.
+    pub private_registries: Vec<PrivateRegistry>,
     /// Waiting times.
     pub timeouts: Timeouts,
     /// How often a request is tried, first try included.
@@ -47,6 +50,7 @@ impl Default for RegistryConfig {
             extra_ca_pem: None,
             docker_config: None,
             plain_http: BTreeSet::new(),
+            private_registries: Vec::new(),
             timeouts: Timeouts::default(),
             attempts: 5,
             backoff: Duration::from_millis(300),
@@ -66,6 +70,7 @@ impl fmt::Debug for RegistryConfig {
             .field("mirrors", &self.mirrors.keys().collect::<Vec<_>>())
             .field("docker_config", &self.docker_config)
             .field("plain_http", &self.plain_http)
+            .field("private_registries", &self.private_registries)
             .field("timeouts", &self.timeouts)
             .field("attempts", &self.attempts)
             .finish_non_exhaustive()

@@ -19,6 +19,7 @@ pub(crate) fn config() -> RegistryConfig {
     RegistryConfig {
         backoff: Duration::from_millis(5),
         max_backoff: Duration::from_secs(2),
+        private_registries: vec!["127.0.0.1".parse().unwrap()],
         ..RegistryConfig::default()
     }
 }

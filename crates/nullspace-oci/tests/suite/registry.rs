@@ -384,6 +384,59 @@ async fn image_is_chosen_from_an_index() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn index_entries_without_a_platform_are_what_their_configs_say() {
+    let ours = small();
+    let theirs = image_for(&[(archive(&[]), Compression::None)], "linux", "s390x");
+    let chart = Blob::new(
+        json!({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [],
+            "config": {"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": ours.config.digest.as_str(), "size": 1}})
+        .to_string()
+        .into_bytes(),
+        MANIFEST,
+    );
+    let arm = Blob::new(b"not fetched".to_vec(), MANIFEST);
+    let mut for_arm = arm.descriptor();
+    for_arm["platform"] = json!({"os": "linux", "architecture": "arm64"});
+    let index = |entries: Vec<serde_json::Value>| {
+        Blob::new(json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).to_string().into_bytes(), INDEX)
+    };
+    let nested = index(vec![ours.manifest.descriptor()]);
+    let serve = |entries: Vec<serde_json::Value>| {
+        let top = index(entries);
+        let documents = [top, nested.clone(), ours.manifest.clone(), theirs.manifest.clone(), chart.clone()];
+        let blobs = [ours.config.clone(), ours.layers[0].clone(), theirs.config.clone()];
+        Server::start(move |request| {
+            let is = |blob: &&Blob| request.target.ends_with(blob.digest.as_str());
+            if request.target == "/v2/" {
+                return Answer::new(200, "{}");
+            }
+            match documents.iter().chain(&blobs).find(is).or(documents.first()) {
+                Some(found) => Answer::new(200, found.bytes.clone()).header("Content-Type", found.media_type),
+                None => Answer::new(404, ""),
+            }
+        })
+    };
+    let unnamed = ours.manifest.descriptor();
+    for entries in [
+        vec![unnamed.clone()],
+        vec![for_arm.clone(), unnamed.clone()],
+        vec![chart.descriptor(), theirs.manifest.descriptor(), unnamed.clone()],
+        vec![for_arm.clone(), nested.descriptor()],
+    ] {
+        let server = serve(entries);
+        let repository = repository(config(), &format!("{}/app:1", server.host()), Credentials::Anonymous);
+        let (resolved, _) = pull(&repository, ImportOptions::default()).await.unwrap();
+        assert_eq!(resolved.manifest_digest, ours.manifest.digest);
+    }
+    let server = serve(vec![for_arm, theirs.manifest.descriptor()]);
+    let error = failure(&server, config(), Credentials::Anonymous).await;
+    let ImportError::Registry(RegistryError::UnsupportedPlatform { available, .. }) = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(available, ["linux/arm64", "linux/s390x"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn single_image_for_another_platform_is_refused_by_its_config() {
     for (os, architecture) in [("linux", "arm64"), ("windows", "amd64"), ("", "")] {
         let layers = [(archive(&[]), Compression::None)];

@@ -70,11 +70,13 @@ pub(super) async fn build_template(
     stopping: Option<Extension<Stopping>>,
     JsonBody(request): JsonBody<CreateTemplateRequest>,
 ) -> Result<Response, ServiceError> {
+    // Before anything is begun that nobody would hear of.
+    let following = sse::follow(&state, &caller)?;
     let context = RequestContext { refuse_unknown_files: true, ..context };
     let Warned { value: build, warnings } = state.service.start_build(&caller, request, &context).await?;
     let entries = state.service.build_logs(&caller, &build.build_id, 0, true).await?;
     let stopping = stopping.map(|Extension(Stopping(token))| token).unwrap_or_default();
-    Ok(with_warnings(sse::response(entries, state.config.heartbeat, stopping), &warnings))
+    Ok(with_warnings(sse::response(entries, following, state.config.heartbeat, stopping), &warnings))
 }
 
 /// Start a build and wait for its end
@@ -263,10 +265,11 @@ pub(super) async fn stream_template_build_logs(
     QueryParams(query): QueryParams<LogsQuery>,
 ) -> Result<Response, ServiceError> {
     let offset = query.offset.or(query.cursor).or_else(|| after_last_event(&headers)).unwrap_or(0);
+    let following = sse::follow(&state, &caller)?;
     let entries = state.service.build_logs(&caller, &build_id, offset, query.follow.unwrap_or(false)).await?;
     // Without a server around the router there is nothing that stops.
     let stopping = stopping.map(|Extension(Stopping(token))| token).unwrap_or_default();
-    Ok(sse::response(entries, state.config.heartbeat, stopping))
+    Ok(sse::response(entries, following, state.config.heartbeat, stopping))
 }
 
 /// What a browser's EventSource asks for when it comes back by itself.

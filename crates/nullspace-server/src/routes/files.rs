@@ -4,7 +4,7 @@ use std::io;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,18 +16,20 @@ use nullspace_api::{
     WriteFileRequestEncoding,
 };
 use serde::Deserialize;
+use serde_json::json as object;
 use utoipa::{IntoParams, ToSchema};
 
 use super::blobs::RawBytes;
 use super::{AppState, json};
-use crate::extract::{JsonBody, PathParam, QueryParams, as_it_arrives};
+use crate::budget::Exhausted;
+use crate::extract::{JsonBody, OwnSandbox, PathParam, QueryParams, as_it_arrives};
 use crate::files::{FileAt, FileContent};
+use crate::form;
+use crate::long::{self, Long};
 use crate::service::{Caller, ErrorKind, ServiceError};
 
 /// Largest file that is read into a JSON answer, bytes.
 const MAX_JSON_FILE: usize = 16 << 20;
-/// Largest content of a multipart field's head, bytes; the file itself is not bounded by it.
-const MAX_BOUNDARY: usize = 70;
 
 fn at(sandbox_id: String, path: String, user: Option<String>) -> FileAt {
     FileAt { sandbox_id, path, user }
@@ -51,26 +53,43 @@ fn at(sandbox_id: String, path: String, user: Option<String>) -> FileAt {
 pub(super) async fn read_file(
     State(state): State<AppState>,
     caller: Caller,
-    PathParam(id): PathParam,
+    OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<ReadFileRequest>,
 ) -> Result<Response, ServiceError> {
+    let room = state.budget.room(&caller.tenant_id);
     let mut file = state.service.read_file(&caller, at(id, request.path, request.user)).await?;
     let mut content = Vec::new();
     while let Some(piece) = file.content.next().await {
         let piece = piece?;
-        if content.len().saturating_add(piece.len()) > MAX_JSON_FILE {
+        let len = content.len().saturating_add(piece.len());
+        if len > MAX_JSON_FILE {
             let message =
                 format!("The file is larger than {MAX_JSON_FILE} bytes: use `GET /v1/sandboxes/{{id}}/file`.");
             return Err(ServiceError::new(ErrorKind::TooLarge, ErrorResponseCode::FileError, message));
         }
+        if len > content.capacity() {
+            let capacity = len.max(2 * content.capacity()).min(MAX_JSON_FILE);
+            room.grow(capacity - content.capacity())?;
+            content.reserve_exact(capacity - content.len());
+        }
         content.extend_from_slice(&piece);
     }
+    drop(file);
     let size = content.len() as u64;
     let (content, encoding) = match request.encoding.unwrap_or_default() {
-        ReadFileRequestEncoding::Utf8 => (String::from_utf8_lossy(&content).into_owned(), "utf8"),
-        ReadFileRequestEncoding::Base64 => (STANDARD.encode(&content), "base64"),
+        ReadFileRequestEncoding::Utf8 => {
+            let text = String::from_utf8(content).or_else(|error| {
+                let bytes = error.into_bytes();
+                // Three bytes stand for each that is no text.
+                room.grow(2 * bytes.len())?;
+                Ok::<_, Exhausted>(String::from_utf8_lossy(&bytes).into_owned())
+            })?;
+            (Long::Text(text), "utf8")
+        }
+        ReadFileRequestEncoding::Base64 => (Long::Base64(content), "base64"),
     };
-    json(StatusCode::OK, &ReadFileResponse { content, encoding: encoding.into(), size })
+    let answer = object!(ReadFileResponse { content: String::new(), encoding: encoding.into(), size });
+    long::without(answer, &["content"]).and_then(|fields| long::object(fields, vec![("content", content)], room))
 }
 
 /// Write a file
@@ -93,15 +112,19 @@ pub(super) async fn read_file(
 pub(super) async fn write_file(
     State(state): State<AppState>,
     caller: Caller,
-    PathParam(id): PathParam,
+    OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<WriteFileRequest>,
 ) -> Result<Response, ServiceError> {
+    let room = state.budget.room(&caller.tenant_id);
     let content = match request.encoding.unwrap_or_default() {
         WriteFileRequestEncoding::Utf8 => Bytes::from(request.content),
-        WriteFileRequestEncoding::Base64 => STANDARD
-            .decode(request.content)
-            .map(Bytes::from)
-            .map_err(|error| ServiceError::invalid(format!("`content` is not base64: {error}.")))?,
+        WriteFileRequestEncoding::Base64 => {
+            room.grow(request.content.len() / 4 * 3)?;
+            STANDARD
+                .decode(request.content)
+                .map(Bytes::from)
+                .map_err(|error| ServiceError::invalid(format!("`content` is not base64: {error}.")))?
+        }
     };
     let content = stream::once(async move { Ok(content) }).boxed();
     json(StatusCode::OK, &state.service.write_file(&caller, at(id, request.path, request.user), content).await?)
@@ -179,7 +202,7 @@ pub(super) enum FormOrBytes {
 pub(super) async fn upload_file_raw(
     State(state): State<AppState>,
     caller: Caller,
-    PathParam(id): PathParam,
+    OwnSandbox(id): OwnSandbox,
     QueryParams(query): QueryParams<FileQuery>,
     request: Request,
 ) -> Result<Response, ServiceError> {
@@ -207,42 +230,21 @@ pub(super) async fn upload_file_raw(
 pub(super) async fn upload_file_multipart(
     State(state): State<AppState>,
     caller: Caller,
-    PathParam(id): PathParam,
+    OwnSandbox(id): OwnSandbox,
     QueryParams(query): QueryParams<FileQuery>,
     request: Request,
 ) -> Result<Response, ServiceError> {
-    let boundary = boundary(request.headers())?;
+    let boundary = form::boundary(request.headers())?;
     let content = body(&state, request);
     let at = at(id, query.path, query.user);
     match boundary {
         None => state.service.write_file(&caller, at, content).await?,
         Some(boundary) => {
-            let wrong = |error: multer::Error| ServiceError::invalid(format!("The form is wrong: {error}."));
-            let mut form = multer::Multipart::new(content, boundary);
-            let field = loop {
-                match form.next_field().await.map_err(wrong)? {
-                    Some(field) if field.name() == Some("file") => break field,
-                    Some(_) => {}
-                    None => return Err(ServiceError::invalid("The form has no field `file`.")),
-                }
-            };
-            let content = field.map(move |piece| piece.map_err(wrong)).boxed();
+            let content = form::file(content, boundary, "file").await?;
             state.service.write_file(&caller, at, content).await?
         }
     };
     Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-/// The boundary of a form; `None` when the body is no form.
-fn boundary(headers: &HeaderMap) -> Result<Option<String>, ServiceError> {
-    let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else { return Ok(None) };
-    if !kind.trim_start().to_ascii_lowercase().starts_with("multipart/") {
-        return Ok(None);
-    }
-    match multer::parse_boundary(kind) {
-        Ok(boundary) if boundary.len() <= MAX_BOUNDARY => Ok(Some(boundary)),
-        _ => Err(ServiceError::invalid("The form is wrong: `Content-Type` has no boundary.")),
-    }
 }
 
 /// The body as it arrives, with faults in words for the caller.
@@ -289,7 +291,8 @@ pub(super) async fn list_dir(
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Response, ServiceError> {
     let at = at(id, query.path.unwrap_or_else(|| ".".into()), query.user);
-    json(StatusCode::OK, &state.service.list_files(&caller, at, query.depth.unwrap_or(1)).await?)
+    let room = state.budget.room(&caller.tenant_id);
+    json(StatusCode::OK, &state.service.list_files(&caller, at, query.depth.unwrap_or(1), &room).await?)
 }
 
 /// Look at a file
@@ -308,7 +311,7 @@ pub(super) async fn list_dir(
 pub(super) async fn file_info(
     State(state): State<AppState>,
     caller: Caller,
-    PathParam(id): PathParam,
+    OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<PathRequest>,
 ) -> Result<Response, ServiceError> {
     json(StatusCode::OK, &state.service.file_info(&caller, at(id, request.path, request.user)).await?)
@@ -330,7 +333,7 @@ pub(super) async fn file_info(
 pub(super) async fn file_exists(
     State(state): State<AppState>,
     caller: Caller,
-    PathParam(id): PathParam,
+    OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<PathRequest>,
 ) -> Result<Response, ServiceError> {
     let exists = state.service.file_exists(&caller, at(id, request.path, request.user)).await?;
@@ -354,7 +357,7 @@ pub(super) async fn file_exists(
 pub(super) async fn make_dir(
     State(state): State<AppState>,
     caller: Caller,
-    PathParam(id): PathParam,
+    OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<PathRequest>,
 ) -> Result<Response, ServiceError> {
     state.service.make_dir(&caller, at(id, request.path, request.user)).await?;
@@ -377,7 +380,7 @@ pub(super) async fn make_dir(
 pub(super) async fn remove_file(
     State(state): State<AppState>,
     caller: Caller,
-    PathParam(id): PathParam,
+    OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<PathRequest>,
 ) -> Result<Response, ServiceError> {
     state.service.remove_file(&caller, at(id, request.path, request.user)).await?;
@@ -401,7 +404,7 @@ pub(super) async fn remove_file(
 pub(super) async fn rename_file(
     State(state): State<AppState>,
     caller: Caller,
-    PathParam(id): PathParam,
+    OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<RenameRequest>,
 ) -> Result<Response, ServiceError> {
     let at = at(id, request.old_path, request.user);
@@ -425,7 +428,7 @@ pub(super) async fn rename_file(
 pub(super) async fn set_file_permissions(
     State(state): State<AppState>,
     caller: Caller,
-    PathParam(id): PathParam,
+    OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<SetPermissionsRequest>,
 ) -> Result<Response, ServiceError> {
     let at = at(id, request.path, request.user);

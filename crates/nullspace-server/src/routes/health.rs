@@ -2,7 +2,7 @@
 //! routes, so no key opens them and the OpenAPI document, which is for tenants, has only the first.
 
 use axum::Extension;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use nullspace_api::{ErrorResponseCode, HealthCheckResponse200};
@@ -28,10 +28,48 @@ pub(super) async fn health_check() -> Result<Response, ServiceError> {
     super::json(StatusCode::OK, &HealthCheckResponse200 { status: "ok".to_owned() })
 }
 
-/// Can requests be served now? A load balancer asks this, a supervisor asks `/healthz`.
-pub(super) async fn readiness(State(state): State<AppState>) -> Result<Response, ServiceError> {
+/// Can requests be served now? A load balancer asks this, a supervisor asks `/healthz`. `?verbose` answers with lines of
+/// text on what there is: for whoever may read the metrics.
+pub(super) async fn readiness(
+    State(state): State<AppState>,
+    RawQuery(query): RawQuery,
+    peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
+) -> Result<Response, ServiceError> {
     state.service.ready().await?;
-    super::json(StatusCode::OK, &HealthCheckResponse200 { status: "ok".to_owned() })
+    let verbose =
+        query.as_deref().is_some_and(|query| query.split('&').any(|part| matches!(part, "verbose" | "verbose=")));
+    if !verbose {
+        return super::json(StatusCode::OK, &HealthCheckResponse200 { status: "ok".to_owned() });
+    }
+    for_operators(&state, peer.as_deref(), &headers)?;
+    let mut page = String::from("ok\n");
+    for line in state.service.details().await? {
+        page.push_str(&line);
+        page.push('\n');
+    }
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], page).into_response())
+}
+
+/// Refuses whoever shows no token, and without one in the settings whoever is not on this host.
+fn for_operators(state: &AppState, peer: Option<&Peer>, headers: &HeaderMap) -> Result<(), ServiceError> {
+    let config = &state.config;
+    let allowed = match &config.metrics_token {
+        Some(token) => edge::bearer(headers).is_some_and(|shown| same(shown.expose_secret(), token.expose_secret())),
+        None => {
+            !config.guests_on_loopback && peer.is_some_and(|Peer(address)| address.ip().to_canonical().is_loopback())
+        }
+    };
+    if allowed {
+        return Ok(());
+    }
+    let message = match config.metrics_token.is_none() && config.guests_on_loopback {
+        true => {
+            "This page needs a metrics_token in the settings: guests reach this host's loopback, as it does itself."
+        }
+        false => "This page is for this host, or for whoever shows the metrics_token of the settings.",
+    };
+    Err(ServiceError::new(ErrorKind::Unauthorized, ErrorResponseCode::Unauthorized, message))
 }
 
 /// Counters in Prometheus' text form.
@@ -40,15 +78,9 @@ pub(super) async fn metrics(
     peer: Option<Extension<Peer>>,
     headers: HeaderMap,
 ) -> Result<Response, ServiceError> {
-    let allowed = match &state.config.metrics_token {
-        Some(token) => edge::bearer(&headers).is_some_and(|shown| same(shown.expose_secret(), token.expose_secret())),
-        None => peer.is_some_and(|Extension(Peer(address))| address.ip().to_canonical().is_loopback()),
-    };
-    if !allowed {
-        let message = "Metrics are for this host, or for whoever shows the metrics_token of the settings.";
-        return Err(ServiceError::new(ErrorKind::Unauthorized, ErrorResponseCode::Unauthorized, message));
-    }
-    let page = state.metrics.page(&state.service.metrics().await?).map_err(ServiceError::internal)?;
+    for_operators(&state, peer.as_deref(), &headers)?;
+    let page = state.service.metrics().await?;
+    let page = state.metrics.page(&page, state.budget.held()).map_err(ServiceError::internal)?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], page).into_response())
 }

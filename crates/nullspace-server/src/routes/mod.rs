@@ -25,12 +25,14 @@ use serde::Serialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::budget::Budget;
 use crate::config::ServerConfig;
 use crate::limits::Limiter;
 use crate::metrics::HttpMetrics;
+use crate::places::Places;
 use crate::service::{Service, ServiceError, Warned};
-use crate::socket::Sockets;
-use crate::{edge, not_served};
+use crate::standing::Standings;
+use crate::{admit, edge, not_served};
 
 /// What every handler can reach.
 #[derive(Clone)]
@@ -38,7 +40,9 @@ pub(crate) struct AppState {
     pub(crate) service: Arc<dyn Service>,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) limiter: Arc<Limiter>,
-    pub(crate) sockets: Arc<Sockets>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) standings: Arc<Standings>,
     pub(crate) metrics: Arc<HttpMetrics>,
 }
 
@@ -88,22 +92,57 @@ pub(crate) fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(files::set_file_permissions))
 }
 
+/// The service's HTTP interface in two parts that share their counters.
+#[derive(Debug)]
+pub struct Routers {
+    /// Everything, for everybody.
+    pub api: Router,
+    /// `/healthz`, `/readyz` and `/metrics` alone, for a listener that tenants do not reach.
+    pub operators: Router,
+}
+
 /// The service's HTTP interface, ready to be served.
 pub fn router(service: Arc<dyn Service>, config: ServerConfig) -> Router {
-    let limiter = Arc::new(Limiter::new(config.rate));
-    let state =
-        AppState { service, config: Arc::new(config), limiter, sockets: Arc::default(), metrics: Arc::default() };
+    routers(service, config).api
+}
+
+/// The same, with the operators' part of it on its own besides.
+pub fn routers(service: Arc<dyn Service>, config: ServerConfig) -> Routers {
+    let state = AppState {
+        limiter: Arc::new(Limiter::new(config.rate)),
+        places: Arc::default(),
+        budget: Budget::new(config.buffers),
+        standings: Standings::new(Arc::clone(&service), config.key_check),
+        metrics: Arc::default(),
+        config: Arc::new(config),
+        service,
+    };
     let (routes, _) = documented().split_for_parts();
-    routes
+    let api = routes
         .route(refs::ROUTE, any(refs::dispatch))
         .route(sockets::ROUTE, get(sockets::connect))
         .route("/readyz", get(health::readiness))
         .route("/metrics", get(health::metrics))
         .fallback(fallback)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn_with_state(state.clone(), edge::authenticate))
+        .layer(middleware::from_fn_with_state(state.clone(), admit::authenticate))
+        .layer(middleware::from_fn(admit::reserve))
         .layer(middleware::from_fn_with_state(state.clone(), edge::edge))
-        .with_state(state)
+        .with_state(state.clone());
+    let operators = Router::new()
+        .route("/healthz", get(health::health_check))
+        .route("/readyz", get(health::readiness))
+        .route("/metrics", get(health::metrics))
+        .fallback(no_operators_route)
+        .layer(middleware::from_fn(admit::reserve))
+        .layer(middleware::from_fn_with_state(state.clone(), edge::edge))
+        .with_state(state);
+    Routers { api, operators }
+}
+
+async fn no_operators_route() -> ServiceError {
+    let message = "There is no such route here: this address has /healthz, /readyz and /metrics.";
+    ServiceError::not_found(nullspace_api::ErrorResponseCode::NotFound, message)
 }
 
 async fn fallback(method: Method, uri: Uri) -> ServiceError {

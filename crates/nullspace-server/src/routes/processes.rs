@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use nullspace_api::{ErrorResponse, ProcessInfo, ProcessLogs, SendStdinRequest};
 
 use super::{AppState, json};
-use crate::extract::{JsonBody, PathParam, PathParams};
+use crate::extract::{JsonBody, OwnSandboxAnd, PathParam, PathParams};
 use crate::service::{Caller, ServiceError};
 
 /// List a sandbox's processes
@@ -98,7 +98,7 @@ pub(super) async fn get_process_logs(
 pub(super) async fn send_stdin(
     State(state): State<AppState>,
     caller: Caller,
-    PathParams(id, pid): PathParams,
+    OwnSandboxAnd(id, pid): OwnSandboxAnd,
     JsonBody(request): JsonBody<SendStdinRequest>,
 ) -> Result<Response, ServiceError> {
     state.service.send_stdin(&caller, &id, number(&pid)?, request.data.as_bytes()).await?;

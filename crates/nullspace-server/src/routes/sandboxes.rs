@@ -12,12 +12,16 @@ use serde_json::{Value, json as object};
 use utoipa::IntoParams;
 
 use super::{AppState, json};
-use crate::extract::{JsonBody, PathParam, QueryParams};
+use crate::extract::{JsonBody, OwnSandbox, PathParam, QueryParams};
 use crate::fields::{self, Fields};
+use crate::long::{self, Long};
 use crate::service::{Caller, RequestContext, SandboxQuery, ServiceError};
 
 /// Largest page of sandboxes; a larger `limit` gets this many.
 const MAX_PAGE: u32 = 1000;
+
+/// What a command is charged with before it has written anything, bytes.
+const EXEC: usize = 16 << 10;
 
 /// Create a sandbox
 ///
@@ -198,8 +202,14 @@ pub(super) async fn destroy_sandbox(
 pub(super) async fn exec_command(
     State(state): State<AppState>,
     caller: Caller,
-    PathParam(id): PathParam,
+    OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<ExecRequest>,
 ) -> Result<Response, ServiceError> {
-    json(StatusCode::OK, &state.service.exec(&caller, &id, request).await?)
+    let room = state.budget.room(&caller.tenant_id);
+    // Nothing has run yet, so a client may try again; what runs and finds no room loses output, and says so.
+    room.grow(EXEC)?;
+    let mut answer = state.service.exec(&caller, &id, request, &room).await?;
+    let (stdout, stderr) = (std::mem::take(&mut answer.stdout), std::mem::take(&mut answer.stderr));
+    let fields = long::without(object!(answer), &["stdout", "stderr"])?;
+    long::object(fields, vec![("stdout", Long::Text(stdout)), ("stderr", Long::Text(stderr))], room)
 }

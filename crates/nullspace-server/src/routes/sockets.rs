@@ -1,5 +1,7 @@
 //! The WebSocket of a sandbox. It is in no OpenAPI document, as that has no words for it.
 
+use std::sync::Arc;
+
 use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
@@ -10,6 +12,7 @@ use serde::Deserialize;
 use tracing::Instrument;
 
 use super::AppState;
+use crate::admit::Stay;
 use crate::extract::{PathParam, QueryParams};
 use crate::serve::Stopping;
 use crate::service::{Caller, ErrorKind, ServiceError};
@@ -28,6 +31,7 @@ pub(super) async fn connect(
     State(state): State<AppState>,
     caller: Caller,
     stopping: Option<Extension<Stopping>>,
+    stay: Option<Extension<Arc<Stay>>>,
     PathParam(id): PathParam,
     QueryParams(query): QueryParams<SocketQuery>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
@@ -42,11 +46,10 @@ pub(super) async fn connect(
     }
     state.service.check_running(&caller, &id).await?;
     let upgrade = upgrade.map_err(|_| ServiceError::invalid("This route speaks WebSocket: ask for an upgrade."))?;
-    let limits = &state.config.sockets;
-    let place = state.sockets.take(&caller.tenant_id, &id, limits)?;
-    let max = limits.max_message;
+    let place = state.places.socket(&caller.tenant_id, &id, &state.config)?;
+    let max = state.config.sockets.max_message;
     let stopping = stopping.map(|Extension(Stopping(token))| token).unwrap_or_default();
-    let session = Session { state, caller, sandbox: id, stopping, place };
+    let session = Session { state, caller, sandbox: id, stopping, place, stay: stay.map(|Extension(stay)| stay) };
     let span = tracing::Span::current();
     let upgrade = upgrade.max_message_size(max).max_frame_size(max).read_buffer_size(16 << 10);
     Ok(upgrade.on_upgrade(move |socket| session.serve(socket).instrument(span)))

@@ -4,6 +4,8 @@
 mod answers;
 mod connections;
 mod files;
+mod floods;
+mod keys;
 mod operators;
 mod refusals;
 mod sockets;

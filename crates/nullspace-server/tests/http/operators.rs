@@ -110,3 +110,43 @@ async fn one_tenant_that_asks_too_fast_is_told_when_to_come_back_and_others_are_
         assert_eq!(router.clone().oneshot(get("/healthz", None)).await.unwrap().status(), StatusCode::OK);
     }
 }
+
+/// One answer to a request without a key from this host's loopback, by a server of its own.
+async fn asked_from_here(config: ServerConfig, path: &str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let router = Fake::new().router(config);
+    let server = tokio::spawn(nullspace_server::serve(listener, router, async { drop(stopped.await) }));
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer).await.unwrap();
+    drop(stop);
+    server.await.unwrap().unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn where_guests_reach_this_hosts_loopback_it_opens_nothing() {
+    for path in ["/metrics", "/readyz?verbose"] {
+        let open = asked_from_here(ServerConfig::default(), path).await;
+        assert!(open.starts_with("HTTP/1.1 200"), "{path}: {open}");
+        let config = ServerConfig { guests_on_loopback: true, ..ServerConfig::default() };
+        let closed = asked_from_here(config, path).await;
+        assert!(closed.starts_with("HTTP/1.1 401") && closed.contains("metrics_token"), "{path}: {closed}");
+    }
+    let config = ServerConfig { guests_on_loopback: true, ..ServerConfig::default() };
+    assert!(asked_from_here(config, "/readyz").await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_verbose_readiness_says_what_machines_run_under_to_operators_only() {
+    let router =
+        Fake::new().router(ServerConfig { metrics_token: Some("open-sesame".into()), ..ServerConfig::default() });
+    let refused = router.clone().oneshot(get("/readyz?verbose", None)).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    let told = router.oneshot(get("/readyz?verbose", Some("open-sesame"))).await.unwrap();
+    assert_eq!((told.status(), text(told).await.as_str()), (StatusCode::OK, "ok\nmachines: imaginary\n"));
+}

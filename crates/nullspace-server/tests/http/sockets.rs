@@ -21,7 +21,7 @@ use crate::support::{KEY, OTHER_KEY};
 const SOON: Duration = Duration::from_secs(10);
 const WS: &str = "/v1/sandboxes/sb_1/ws?channel=exec";
 
-struct Socket(WebSocketStream<TcpStream>);
+pub(crate) struct Socket(WebSocketStream<TcpStream>);
 
 async fn server(sockets: SocketLimits) -> Server {
     start_with(ServerConfig { sockets, ..ServerConfig::default() }, ConnectionLimits::default()).await
@@ -35,7 +35,7 @@ impl Server {
         tokio_tungstenite::client_async(request, stream).await.map(|(socket, _)| Socket(socket))
     }
 
-    async fn socket(&self) -> Socket {
+    pub(crate) async fn socket(&self) -> Socket {
         self.open(WS, KEY).await.unwrap()
     }
 
@@ -50,12 +50,12 @@ impl Server {
 }
 
 impl Socket {
-    async fn say(&mut self, message: Value) {
+    pub(crate) async fn say(&mut self, message: Value) {
         self.0.send(Message::text(message.to_string())).await.unwrap();
     }
 
     /// The next message; `None` when the other side has closed, with its code.
-    async fn next(&mut self) -> Result<Value, Option<CloseCode>> {
+    pub(crate) async fn next(&mut self) -> Result<Value, Option<CloseCode>> {
         loop {
             match tokio::time::timeout(SOON, self.0.next()).await.expect("nothing comes") {
                 Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).unwrap()),
@@ -66,7 +66,7 @@ impl Socket {
         }
     }
 
-    async fn heard(&mut self, count: usize) -> Vec<Value> {
+    pub(crate) async fn heard(&mut self, count: usize) -> Vec<Value> {
         let mut heard = Vec::new();
         for _ in 0..count {
             heard.push(self.next().await.unwrap());

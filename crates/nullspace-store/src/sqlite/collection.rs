@@ -3,6 +3,8 @@
 //! Collection is by reference: each rule below is a question about rows, asked again inside the transaction that gives
 //! the thing up. Files are removed only after that transaction.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use sqlx::Row;
 
@@ -220,6 +222,19 @@ pub(super) async fn known_files(store: &SqliteStore) -> Result<KnownFiles> {
             .map(|row| Ok((Reader(row).text("file")?, Reader(row).optional_text("manifest")?)))
             .collect::<Result<_>>()?,
     })
+}
+
+pub(super) async fn allotted(store: &SqliteStore, artifacts: &BTreeSet<ArtifactId>) -> Result<BTreeSet<ArtifactId>> {
+    let mut tx = store.read().await?;
+    let mut found = BTreeSet::new();
+    for artifact in artifacts {
+        let known = sqlx::query("SELECT 1 FROM builds WHERE artifact_id = ?")
+            .bind(artifact.to_string())
+            .fetch_optional(&mut *tx)
+            .await?;
+        found.extend(known.map(|_| *artifact));
+    }
+    Ok(found)
 }
 
 pub(super) async fn forget_lost(store: &SqliteStore, lost: &KnownFiles, now: Timestamp) -> Result<()> {

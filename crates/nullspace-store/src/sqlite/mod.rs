@@ -9,6 +9,7 @@ mod blobs;
 mod builds;
 mod claims;
 mod collection;
+mod connections;
 mod finish;
 mod names;
 mod queue;
@@ -32,7 +33,7 @@ use jiff::Timestamp;
 use sqlx::{
     SqlStr, Sqlite, SqlitePool, Transaction,
     migrate::{Migration, MigrationType, Migrator},
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
 use crate::{
@@ -82,10 +83,9 @@ impl SqliteStore {
             .busy_timeout(WAIT)
             // A burst of log lines must not leave a huge journal for ever.
             .pragma("journal_size_limit", "67108864");
-        let pool = |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(WAIT);
-        let writer = pool(1).connect_with(options.clone()).await?;
+        let writer = connections::pool(1).connect_with(options.clone()).await?;
         migrate(&writer, path).await?;
-        let readers = pool(READERS).connect_with(options.read_only(true)).await?;
+        let readers = connections::pool(READERS).connect_with(options.read_only(true)).await?;
         Ok(Self { writer, readers, noting: Arc::default() })
     }
 
@@ -149,6 +149,21 @@ fn migrator() -> Migrator {
     ])
 }
 
+/// `SQLITE_FULL`: the disk under the database, or the database itself, has no room.
+const FULL: u32 = 13;
+
+/// What SQLite answered; 0 for an error that is not SQLite's. <https://www.sqlite.org/rescode.html>: the low byte is the
+/// primary code.
+fn primary_code(error: &sqlx::Error) -> u32 {
+    let sqlx::Error::Database(database) = error else { return 0 };
+    database.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or_default() & 0xff
+}
+
+/// Whether SQLite had no room on the disk.
+pub(crate) fn is_full(error: &sqlx::Error) -> bool {
+    primary_code(error) == FULL
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
@@ -156,17 +171,13 @@ impl From<sqlx::Error> for StoreError {
                 Self::Unavailable(error)
             }
             sqlx::Error::ColumnDecode { index, .. } => Self::corrupt(format!("column {index}")),
-            sqlx::Error::Database(database) => {
-                // https://www.sqlite.org/rescode.html: the low byte is the primary code.
-                let code = database.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or_default() & 0xff;
-                match code {
-                    // BUSY, LOCKED, IOERR, FULL, CANTOPEN
-                    5 | 6 | 10 | 13 | 14 => Self::Unavailable(error),
-                    // CORRUPT, NOTADB
-                    11 | 26 => Self::corrupt("the database file"),
-                    _ => Self::Database(error),
-                }
-            }
+            sqlx::Error::Database(_) => match primary_code(&error) {
+                // BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN
+                5 | 6 | 7 | 10 | FULL | 14 => Self::Unavailable(error),
+                // CORRUPT, NOTADB
+                11 | 26 => Self::corrupt("the database file"),
+                _ => Self::Database(error),
+            },
             _ => Self::Database(error),
         }
     }
@@ -198,6 +209,10 @@ impl Metadata for SqliteStore {
         tenants::authenticate(self, key, now).await
     }
 
+    async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>> {
+        tenants::keys_in_force(self, keys).await
+    }
+
     async fn get_namespace(&self, caller: &Caller, slug: &str) -> Result<Namespace> {
         tenants::get_namespace(self, caller, slug).await
     }
@@ -225,6 +240,10 @@ impl Metadata for SqliteStore {
 
     async fn heartbeat(&self, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<Heartbeat> {
         queue::heartbeat(self, lease, ttl, now).await
+    }
+
+    async fn take_over(&self, owner: &str, now: Timestamp) -> Result<Vec<BuildId>> {
+        queue::take_over(self, owner, now).await
     }
 
     async fn set_source_digest(&self, lease: &Lease, digest: &str, now: Timestamp) -> Result<()> {
@@ -479,6 +498,10 @@ impl Metadata for SqliteStore {
         collection::known_files(self).await
     }
 
+    async fn allotted(&self, artifacts: &BTreeSet<ArtifactId>) -> Result<BTreeSet<ArtifactId>> {
+        collection::allotted(self, artifacts).await
+    }
+
     async fn forget_lost(&self, lost: &KnownFiles, now: Timestamp) -> Result<()> {
         collection::forget_lost(self, lost, now).await
     }
@@ -514,9 +537,9 @@ impl Metadata for SqliteStore {
         collection::counters(self).await
     }
 
-    async fn ping(&self) -> Result<()> {
+    async fn ping(&self, now: Timestamp) -> Result<()> {
         sqlx::query("SELECT 1").execute(&self.readers).await?;
-        Ok(())
+        self.put_setting("last_ping", &serde_json::json!(now.as_second()), now).await
     }
 
     async fn close(&self) {

@@ -189,6 +189,23 @@ pub(super) async fn lease(
     Ok(Some(if next.spent { Leased::Spent { lease, build } } else { Leased::Run { lease, build } }))
 }
 
+/// The builds of an owner that is known to be gone become free at once. Their epoch rises here already, so that a write
+/// which that owner left behind finds its lease lost, even before another worker comes.
+pub(super) async fn take_over(store: &SqliteStore, owner: &str, now: Timestamp) -> Result<Vec<BuildId>> {
+    let mut tx = store.write().await?;
+    let found = sqlx::query(
+        "UPDATE builds SET lease_expires_at = min(lease_expires_at, ?1), lease_epoch = lease_epoch + 1
+         WHERE status = 'building' AND lease_owner = ?2 RETURNING id",
+    )
+    .bind(now.as_microsecond())
+    .bind(owner)
+    .fetch_all(&mut *tx)
+    .await?;
+    let builds = found.iter().map(|row| Reader(row).parsed("id")).collect::<Result<_>>()?;
+    tx.commit().await?;
+    Ok(builds)
+}
+
 struct Next {
     id: BuildId,
     spent: bool,

@@ -189,6 +189,18 @@ pub(super) async fn authenticate(store: &SqliteStore, key: &KeyHash, now: Timest
     Ok(Caller { tenant: row.parsed("tenant_id")?, namespace: row.text("slug")?, key: Some(id) })
 }
 
+pub(super) async fn keys_in_force(store: &SqliteStore, keys: &[KeyId]) -> Result<Vec<KeyId>> {
+    let ids: Vec<String> = keys.iter().map(ToString::to_string).collect();
+    let rows = sqlx::query(
+        "SELECT k.id AS id FROM api_keys k JOIN namespaces n ON n.tenant_id = k.tenant_id AND n.is_default = 1
+         WHERE k.revoked_at IS NULL AND k.id IN (SELECT value FROM json_each(?))",
+    )
+    .bind(serde_json::Value::from(ids).to_string())
+    .fetch_all(&store.readers)
+    .await?;
+    rows.iter().map(|row| Reader(row).parsed("id")).collect()
+}
+
 pub(super) async fn get_namespace(store: &SqliteStore, caller: &Caller, slug: &str) -> Result<Namespace> {
     let row = sqlx::query(
         "SELECT n.slug AS slug, n.kind AS kind, n.tenant_id AS tenant_id FROM namespaces n

@@ -12,5 +12,6 @@ mod names;
 mod queue;
 mod sandboxes;
 mod steps;
+mod survey;
 mod templates;
 mod tenants;

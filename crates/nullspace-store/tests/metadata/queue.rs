@@ -110,6 +110,31 @@ async fn a_worker_that_lost_its_lease_cannot_write_anything() {
 }
 
 #[tokio::test]
+async fn what_a_worker_held_that_is_gone_is_taken_at_once() {
+    let f = Fixture::new().await;
+    let caller = f.tenant("acme").await;
+    for name in ["a", "b", "c"] {
+        f.accept(&caller, name).await;
+    }
+    let (old, _) = f.run("host", at(0)).await;
+    let (another, _) = f.run("another host", at(0)).await;
+    assert_eq!(f.store.take_over("nobody", at(1)).await.unwrap(), []);
+    assert_eq!(f.store.take_over("host", at(1)).await.unwrap(), [old.build]);
+    // What the dead one left under way is fenced off before anybody has the build again.
+    assert!(is_lease_lost(&f.store.heartbeat(&old, TTL, at(1)).await));
+    assert!(is_lease_lost(&f.store.append_log(&old, vec![entry("stale")]).await));
+    let (new, build) = f.run("host", at(1)).await;
+    assert_eq!((new.build, build.attempt), (old.build, 2), "an attempt that died is counted");
+    assert!(new.epoch > old.epoch);
+    assert_eq!(f.store.append_log(&new, vec![entry("fresh")]).await.unwrap(), 1);
+    // Another host's builds, and what waits, are left alone.
+    f.store.heartbeat(&another, TTL, at(1)).await.unwrap();
+    let (waiting, build) = f.run("host", at(1)).await;
+    assert_eq!(build.attempt, 1);
+    assert!(waiting.build != another.build);
+}
+
+#[tokio::test]
 async fn a_tenant_at_its_limit_is_passed_over_until_one_of_its_builds_ends() {
     let f = Fixture::new().await;
     let (one, two) = (f.tenant("one").await, f.tenant("two").await);

@@ -41,8 +41,15 @@ async fn a_key_opens_its_tenant_until_it_is_revoked() {
     for wrong in ["", "ns_live_", &key.expose()[..47], &key.expose().to_lowercase(), NewKey::generate().expose()] {
         assert!(is_not_found(&f.store.authenticate(&KeyHash::of(wrong), at(5)).await));
     }
+    let other = f.store.create_key(&tenant, "phone", &NewKey::generate(), at(1)).await.unwrap();
+    let unknown = nullspace_store::KeyId::new();
+    let mut in_force = f.store.keys_in_force(&[kept.id, unknown, other.id]).await.unwrap();
+    in_force.sort_by_key(|id| *id != kept.id);
+    assert_eq!(in_force, [kept.id, other.id]);
+    assert_eq!(f.store.keys_in_force(&[]).await.unwrap(), []);
     f.store.revoke_key(kept.id, at(6)).await.unwrap();
     f.store.revoke_key(kept.id, at(7)).await.unwrap();
+    assert_eq!(f.store.keys_in_force(&[kept.id, other.id]).await.unwrap(), [other.id]);
     assert!(is_not_found(&f.store.authenticate(&key.hash(), at(8)).await));
     let keys = f.store.list_keys(&tenant).await.unwrap();
     assert_eq!((keys[0].revoked_at, keys[0].last_used_at), (Some(at(6)), Some(at(5))));
@@ -112,7 +119,7 @@ async fn settings_are_kept() {
     f.store.put_setting("a", &json!({ "n": 1 }), at(1)).await.unwrap();
     f.store.put_setting("a", &json!([2]), at(2)).await.unwrap();
     assert_eq!(f.store.get_setting("a").await.unwrap(), Some(json!([2])));
-    f.store.ping().await.unwrap();
+    f.store.ping(at(0)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

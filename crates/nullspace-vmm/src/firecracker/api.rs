@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::folder::Folder;
 use super::http;
 use super::version::Version;
-use crate::VmmError;
+use crate::{DiskLimits, VmmError};
 
 /// Configuration calls only fill a struct.
 const QUICK: Duration = Duration::from_secs(10);
@@ -42,6 +42,35 @@ pub(super) struct Drive<'a> {
     pub(super) is_read_only: bool,
     /// `Writeback`: the guest's flushes reach the file, which a snapshot's disk needs.
     pub(super) cache_type: &'a str,
+    pub(super) rate_limiter: RateLimiter,
+}
+
+/// What a machine may ask of a drive.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct RateLimiter {
+    bandwidth: TokenBucket,
+    ops: TokenBucket,
+}
+
+/// `size` in `refill_time` milliseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct TokenBucket {
+    size: u64,
+    refill_time: u64,
+}
+
+impl From<DiskLimits> for RateLimiter {
+    fn from(limits: DiskLimits) -> Self {
+        let bucket = |size| TokenBucket { size, refill_time: 1_000 };
+        let DiskLimits { mib_per_second, operations_per_second } = limits;
+        Self { bandwidth: bucket(u64::from(mib_per_second) << 20), ops: bucket(operations_per_second.into()) }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct DriveUpdate<'a> {
+    drive_id: &'a str,
+    rate_limiter: RateLimiter,
 }
 
 #[derive(Debug, Serialize)]
@@ -149,6 +178,12 @@ impl Api {
 
     pub(super) async fn drive(&self, drive: &Drive<'_>) -> Result<(), VmmError> {
         self.put(&format!("/drives/{}", drive.drive_id), drive, QUICK).await
+    }
+
+    /// Limits a drive of a machine that was restored: its snapshot has the limits of when it was made.
+    pub(super) async fn limit_drive(&self, drive_id: &str, limits: DiskLimits) -> Result<(), VmmError> {
+        let update = DriveUpdate { drive_id, rate_limiter: limits.into() };
+        self.send("PATCH", &format!("/drives/{drive_id}"), &update, QUICK).await
     }
 
     pub(super) async fn vsock(&self, vsock: &Vsock<'_>) -> Result<(), VmmError> {

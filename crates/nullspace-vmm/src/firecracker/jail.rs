@@ -19,10 +19,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use super::cgroups::Cgroups;
 use super::folder::Folder;
 use super::launch::Launch;
 use crate::VmmError;
+use crate::cgroups::{Cgroups, Limits};
 
 pub(super) const API_SOCKET: &str = "api.sock";
 pub(super) const VSOCK: &str = "v.sock";
@@ -154,7 +154,7 @@ impl Jail {
         binary: &Path,
         jailer: Option<(&Path, Option<&Cgroups>)>,
         id: &str,
-        machine: (u32, u32),
+        limits: Limits,
         largest_file: u64,
         output: OwnedFd,
     ) -> io::Result<Launch> {
@@ -176,7 +176,7 @@ impl Jail {
         args.extend(["--chroot-base-dir".into(), text(base)?]);
         args.extend(["--resource-limit".into(), format!("fsize={largest_file}")]);
         if let Some(cgroups) = cgroups {
-            args.extend(cgroups.jailer_args(machine.0, machine.1));
+            args.extend(cgroups.jailer_args(limits));
         }
         args.push("--".into());
         // The jailer hands the id on itself.

@@ -29,6 +29,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use tokio::io::unix::AsyncFd;
 
+use crate::{EndCause, Ended};
+
 /// Everything the child needs; made before the clone, because afterwards it may not allocate.
 pub(super) struct Launch {
     argv: Vec<CString>,
@@ -128,7 +130,7 @@ impl Process {
     }
 
     /// Waits for the end, reaps, and says how it ended. With a PID namespace, nothing is left in it then.
-    pub(super) async fn wait(&self) -> String {
+    pub(super) async fn wait(&self) -> Ended {
         let readable = async {
             let pidfd = self.pidfd.try_clone()?;
             // SAFETY: the `AsyncFd` owns the descriptor, which stays open and the same as long as it is registered.
@@ -137,27 +139,46 @@ impl Process {
         };
         if let Err(error) = readable.await {
             // No reactor any more: the service is ending, and the kernel ends the process with it.
-            return format!("its end cannot be watched: {error}");
+            return Ended { cause: EndCause::Vmm, how: format!("its end cannot be watched: {error}") };
         }
         match self.reap(WaitIdOptions::NOHANG) {
-            Ok(Some(how)) => how,
-            Ok(None) => "it ended".into(),
-            Err(error) => format!("its end is unknown: {error}"),
+            Ok(Some(ended)) => ended,
+            Ok(None) => Ended { cause: EndCause::Vmm, how: "it ended".into() },
+            Err(error) => Ended { cause: EndCause::Vmm, how: format!("its end is unknown: {error}") },
         }
     }
 
-    fn reap(&self, options: WaitIdOptions) -> io::Result<Option<String>> {
+    fn reap(&self, options: WaitIdOptions) -> io::Result<Option<Ended>> {
         let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | options)?;
         if status.is_some() {
             self.reaped.store(true, Ordering::Release);
         }
-        Ok(status.map(|status| match (status.exit_status(), status.terminating_signal()) {
-            // The holding shell passes a signal on as 128 + its number.
-            (Some(code @ 129..=192), _) => format!("killed by signal {}", code - 128),
-            (Some(code), _) => format!("exit status {code}"),
-            (None, Some(signal)) => format!("killed by signal {signal}"),
-            (None, None) => "it ended".into(),
-        }))
+        Ok(status.map(|status| ended(status.exit_status(), status.terminating_signal())))
+    }
+}
+
+/// What a status says. Firecracker ends with 0 when its guest reboots, and has numbers of its own for the signals that it
+/// catches (`FcExitCode`); the holding shell passes others on as 128 and their number.
+fn ended(code: Option<i32>, signal: Option<i32>) -> Ended {
+    let signal = signal.or(match code {
+        Some(148) => Some(libc::SIGSYS),
+        Some(149) => Some(libc::SIGBUS),
+        Some(150) => Some(libc::SIGSEGV),
+        Some(151) => Some(libc::SIGXFSZ),
+        // Its settings or arguments.
+        Some(152 | 153) => None,
+        Some(154) => Some(libc::SIGXCPU),
+        Some(155) => Some(libc::SIGPIPE),
+        Some(156) => Some(libc::SIGHUP),
+        Some(157) => Some(libc::SIGILL),
+        Some(code @ 129..=192) => Some(code - 128),
+        _ => None,
+    });
+    match (signal, code) {
+        (Some(signal), _) => Ended { cause: EndCause::Signal(signal), how: format!("killed by signal {signal}") },
+        (None, Some(0)) => Ended { cause: EndCause::Guest, how: "exit status 0".into() },
+        (None, Some(code)) => Ended { cause: EndCause::Vmm, how: format!("exit status {code}") },
+        (None, None) => Ended { cause: EndCause::Vmm, how: "it ended".into() },
     }
 }
 
@@ -315,7 +336,24 @@ mod tests {
 
     async fn run(launch: Launch) -> String {
         let process = Process::start(launch).unwrap();
-        tokio::time::timeout(Duration::from_secs(20), process.wait()).await.unwrap()
+        tokio::time::timeout(Duration::from_secs(20), process.wait()).await.unwrap().how
+    }
+
+    #[test]
+    fn a_status_says_whose_doing_it_was() {
+        for (code, signal, cause) in [
+            (Some(0), None, EndCause::Guest),
+            (Some(1), None, EndCause::Vmm),
+            (Some(137), None, EndCause::Signal(libc::SIGKILL)),
+            (Some(143), None, EndCause::Signal(libc::SIGTERM)),
+            (Some(148), None, EndCause::Signal(libc::SIGSYS)),
+            (Some(150), None, EndCause::Signal(libc::SIGSEGV)),
+            (Some(153), None, EndCause::Vmm),
+            (Some(157), None, EndCause::Signal(libc::SIGILL)),
+            (None, Some(9), EndCause::Signal(libc::SIGKILL)),
+        ] {
+            assert_eq!(ended(code, signal).cause, cause, "{code:?} {signal:?}");
+        }
     }
 
     #[tokio::test]
@@ -358,7 +396,8 @@ mod tests {
         let mut output = output;
         output.read_exact(&mut [0; 3]).unwrap();
         process.kill();
-        assert_eq!(tokio::time::timeout(Duration::from_secs(20), process.wait()).await.unwrap(), "killed by signal 9");
+        let ended = tokio::time::timeout(Duration::from_secs(20), process.wait()).await.unwrap();
+        assert_eq!(ended.how, "killed by signal 9");
         // The sleeper had the pipe's other end.
         assert_eq!(said(output), "");
     }

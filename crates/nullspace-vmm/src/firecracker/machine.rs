@@ -32,7 +32,7 @@ use super::folder::Folder;
 use super::jail::{DISK, VSOCK};
 use super::launch::Process;
 use crate::tail::Tail;
-use crate::{AgentStream, Compatibility, DiskChanges, SnapshotSummary, Vm, VmmError};
+use crate::{AgentStream, Compatibility, DiskChanges, EndCause, Ended, SnapshotSummary, Vm, VmmError};
 
 pub(super) const STATE: &str = "state";
 pub(super) const MEMORY: &str = "memory";
@@ -78,7 +78,7 @@ pub(super) struct Machine {
     pub(super) process: Arc<Process>,
     pub(super) console: Tail,
     /// How the VMM ended, once it has.
-    pub(super) exit: watch::Receiver<Option<String>>,
+    pub(super) exit: watch::Receiver<Option<Ended>>,
     /// True once everything that it had is removed.
     pub(super) removed: watch::Receiver<bool>,
     pub(super) disk: Mutex<DiskPlace>,
@@ -104,7 +104,7 @@ impl Machine {
         };
         let mut exit = self.exit.clone();
         match tokio::time::timeout(LAST_WORDS, exit.wait_for(Option::is_some)).await {
-            Ok(Ok(how)) => Err(VmmError::Exited(how.clone().unwrap_or_default())),
+            Ok(Ok(ended)) => Err(VmmError::Exited(ended.as_ref().map(Ended::to_string).unwrap_or_default())),
             _ => Err(error),
         }
     }
@@ -155,6 +155,11 @@ impl Machine {
     }
 }
 
+/// The task that watches the process is gone: the service is ending.
+fn unknown_end() -> Ended {
+    Ended { cause: EndCause::Vmm, how: "the service is ending".into() }
+}
+
 /// The [`Vm`] that callers hold: dropping it ends the machine.
 pub(super) struct Running(pub(super) Arc<Machine>);
 
@@ -190,8 +195,8 @@ impl Vm for Running {
                 }
             })?,
             ended = exit.wait_for(Option::is_some) => {
-                let how = ended.ok().and_then(|how| how.clone()).unwrap_or_default();
-                return Err(VmmError::Exited(how));
+                let how = ended.ok().and_then(|ended| ended.as_ref().map(Ended::to_string));
+                return Err(VmmError::Exited(how.unwrap_or_default()));
             }
             () = token.cancelled() => {
                 return Err(VmmError::Refused {
@@ -273,11 +278,11 @@ impl Vm for Running {
         })
     }
 
-    async fn exited(&self) -> String {
+    async fn exited(&self) -> Ended {
         let mut exit = self.0.exit.clone();
         match exit.wait_for(Option::is_some).await {
-            Ok(how) => how.clone().unwrap_or_default(),
-            Err(_) => "the service is ending".into(),
+            Ok(ended) => ended.clone().unwrap_or_else(unknown_end),
+            Err(_) => unknown_end(),
         }
     }
 

@@ -23,7 +23,6 @@
 mod agent;
 mod api;
 mod capture;
-mod cgroups;
 mod compatibility;
 mod disk;
 mod files;
@@ -48,18 +47,18 @@ use tokio_util::sync::CancellationToken;
 
 use self::api::{Api, BootSource, Drive, MachineConfig, MemoryBackend, NetworkInterface, SnapshotLoad, Vsock};
 use self::capture::Tracked;
-use self::cgroups::Cgroups;
 use self::jail::{API_SOCKET, DISK, Jail, Lent, VSOCK};
 use self::launch::Process;
 use self::machine::{DESCRIPTION, DISK_FILE, Description, DiskPlace, MEMORY, Machine, Running, STATE};
 use self::overlay::Overlay;
 pub use self::setup::FirecrackerConfig;
 pub use self::version::{OLDEST, Version};
+use crate::cgroups::{Cgroups, Limits};
 use crate::net::{GUEST_MAC, NetLease, NetPool, TAP_NAME};
 use crate::tail::Tail;
 pub use crate::uids::RunAs;
 use crate::uids::{Uid, Uids};
-use crate::{BootSpec, Compatibility, Disk, Network, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
+use crate::{BootSpec, Compatibility, Disk, DiskLimits, Ended, Network, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
 
 /// From exec to a listening API socket: milliseconds, or seconds where everything is emulated.
 const API_LIMIT: Duration = Duration::from_secs(20);
@@ -70,6 +69,11 @@ const LAST_LINES: usize = 4;
 /// Every guest's vsock address; the host's end is a socket of the machine's own, so they need not differ.
 const GUEST_CID: u32 = 3;
 const CARD: &str = "eth0";
+const DRIVE: &str = "root";
+/// Firecracker's own memory, MiB: about 5 by its specification, and room for its buffers.
+const OWN_MIB: u32 = 32;
+/// Threads of a VMM besides its vCPUs are three; the rest is room.
+const MORE_THREADS: u32 = 32;
 /// Room in a VMM's file size limit beyond its largest file.
 const FILE_SLACK: u64 = 64 << 20;
 /// The driver.
@@ -82,9 +86,11 @@ pub struct Firecracker {
     boot_args: String,
     version: Version,
     compatibility: Compatibility,
-    uids: Arc<Uids>,
+    /// There exactly when machines are jailed.
+    uids: Option<Arc<Uids>>,
     cgroups: Option<Arc<Cgroups>>,
     net: Option<Arc<NetPool>>,
+    disk_limits: DiskLimits,
     /// How restored machines get their disks.
     disks: disk::Choice,
 }
@@ -166,7 +172,14 @@ impl Firecracker {
         let prepared = console().and_then(|(console, output)| {
             let largest = disk_bytes.max(u64::from(memory_mib) << 20).saturating_add(FILE_SLACK);
             let jailer = self.jailer.as_deref().map(|jailer| (jailer, self.cgroups.as_deref()));
-            let mut launch = jail.launch(&self.binary, jailer, &id, (vcpus, memory_mib), largest, output)?;
+            let limits = Limits {
+                vcpus,
+                // The guest's memory once as memory and once as page cache of the snapshot that is being written of it,
+                // and the VMM itself.
+                memory_mib: u64::from(memory_mib) * 2 + 256,
+                more_threads: MORE_THREADS,
+            };
+            let mut launch = jail.launch(&self.binary, jailer, &id, limits, largest, output)?;
             if let Some(lease) = lease {
                 launch.network(lease.namespace())?;
             }
@@ -249,12 +262,13 @@ impl Firecracker {
         })
         .await?;
         api.drive(&Drive {
-            drive_id: "root",
+            drive_id: DRIVE,
             path_on_host: DISK,
             // The initramfs mounts it; nothing goes onto the command line.
             is_root_device: false,
             is_read_only: false,
             cache_type: "Writeback",
+            rate_limiter: self.disk_limits.into(),
         })
         .await?;
         if machine.description.card {
@@ -273,7 +287,8 @@ impl Firecracker {
             resume_vm: true,
             clock_realtime: self.version.sets_clock_at_load().then_some(true),
         };
-        machine.api.load_snapshot(&load).await
+        machine.api.load_snapshot(&load).await?;
+        machine.api.limit_drive(DRIVE, self.disk_limits).await
     }
 
     /// Reads and checks what a snapshot says of itself.
@@ -357,12 +372,9 @@ impl Firecracker {
     }
 
     fn take_uid(&self) -> Result<Option<Uid>, VmmError> {
-        if self.jailer.is_none() {
-            return Ok(None);
-        }
         let none_left =
             || VmmError::Unavailable("all user ids for virtual machines are in use; widen their range".into());
-        self.uids.take().ok_or_else(none_left).map(Some)
+        self.uids.as_ref().map(|uids| uids.take()?.ok_or_else(none_left)).transpose()
     }
 }
 
@@ -374,6 +386,32 @@ impl Vmm for Firecracker {
 
     fn compatibility(&self) -> &Compatibility {
         &self.compatibility
+    }
+
+    fn overhead_mib(&self, _vcpus: u32) -> u32 {
+        OWN_MIB
+    }
+
+    fn template_memory_mib(&self) -> u64 {
+        // Machines map the snapshot's file privately: what they share is page cache, which the kernel takes back.
+        0
+    }
+
+    fn trim_templates(&self) {}
+
+    fn walls(&self) -> String {
+        let jailed = match self.is_jailed() {
+            true => "own uid; seccomp; jailer (chroot; PID, mount and network namespaces)",
+            false => "seccomp; NOT jailed",
+        };
+        match &self.cgroups {
+            Some(cgroups) => format!("{jailed}; control groups ({})", cgroups.describe()),
+            None => format!("{jailed}; no control groups"),
+        }
+    }
+
+    fn guests_reach_loopback(&self) -> bool {
+        false
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Vm>, VmmError> {
@@ -408,13 +446,13 @@ impl Vmm for Firecracker {
 }
 
 /// The task that outlives every handle: waits for the end, tells it, removes what is left.
-fn watch_over(process: Arc<Process>, holdings: Holdings) -> (watch::Receiver<Option<String>>, watch::Receiver<bool>) {
+fn watch_over(process: Arc<Process>, holdings: Holdings) -> (watch::Receiver<Option<Ended>>, watch::Receiver<bool>) {
     let (exit_sender, exit) = watch::channel(None);
     let (removed_sender, removed) = watch::channel(false);
     tokio::spawn(async move {
-        let how = process.wait().await;
-        tracing::debug!(machine = %holdings.id, how, "a VMM has ended");
-        exit_sender.send_replace(Some(how));
+        let ended = process.wait().await;
+        tracing::debug!(machine = %holdings.id, how = %ended, "a VMM has ended");
+        exit_sender.send_replace(Some(ended));
         let _ = tokio::task::spawn_blocking(move || drop(holdings)).await;
         removed_sender.send_replace(true);
     });

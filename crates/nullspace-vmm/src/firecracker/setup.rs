@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::cgroups::Cgroups;
 use super::version::{OLDEST, Version};
 use super::{Firecracker, blocking, compatibility, disk, disk_error, overlay};
+use crate::cgroups::Cgroups;
 use crate::net::NetPool;
 use crate::uids::{RunAs, Uids};
-use crate::{BootSpec, Disk, GuestImage, Network, Vmm, VmmError};
+use crate::{BootSpec, Disk, DiskLimits, GuestImage, Network, Vmm, VmmError};
 
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 /// Memory of a guest that only shows that it boots.
@@ -27,12 +27,16 @@ pub struct FirecrackerConfig {
     pub binary: PathBuf,
     /// Its jailer; used when the service is root.
     pub jailer: Option<PathBuf>,
+    /// Run machines without the jailer where it cannot be used; else that is an error.
+    pub unjailed: bool,
     /// Kernel and initramfs. Versions before 1.17 need the uncompressed kernel.
     pub guest: GuestImage,
     /// User ids for jailed VMMs, one for each that runs; no other account's.
     pub uids: RunAs,
     /// Networks; `None`: machines have no card, and [`Network::Internet`] is refused.
     pub net: Option<Arc<NetPool>>,
+    /// What a machine may ask of its disk.
+    pub disk_limits: DiskLimits,
     /// Images with more data than this, bytes, get a device-mapper snapshot where files cannot share blocks;
     /// [`Self::COPY_UP_TO`] suits.
     pub copy_up_to: u64,
@@ -80,14 +84,24 @@ impl Firecracker {
                 }
                 Some(jailer)
             }
-            _ => {
-                tracing::warn!("Firecracker runs without its jailer: that needs root and the jailer's binary");
+            _ if config.unjailed => {
+                tracing::warn!(
+                    "Firecracker runs without its jailer, as the settings allow: its guests are behind KVM alone"
+                );
                 None
+            }
+            _ => {
+                return Err(unavailable(
+                    "Firecracker's jailer cannot be used: it needs root and the program `jailer`; `unjailed = true` in \
+                     the settings runs machines without it, behind KVM and seccomp alone"
+                        .into(),
+                ));
             }
         };
         let initramfs = config.guest.initramfs;
         let (k, i) = (kernel.clone(), initramfs.clone());
         let compatibility = blocking(move || compatibility::of_host(version, &k, &i)).await?;
+        let uids = jailer.is_some().then(|| Uids::new(config.uids)).transpose()?;
         let cgroups = if jailer.is_some() { blocking(|| Ok(Cgroups::set_up())).await? } else { None };
         let disks = match jailer.is_some() && blocking(|| Ok(overlay::available())).await? {
             true => disk::Choice::MapAbove(config.copy_up_to),
@@ -103,8 +117,9 @@ impl Firecracker {
             boot_args: format!("{KERNEL_ARGUMENTS} {}", config.kernel_arguments).trim_end().to_owned(),
             version,
             compatibility,
-            uids: Uids::new(config.uids),
+            uids,
             cgroups: cgroups.map(Arc::new),
+            disk_limits: config.disk_limits,
             disks,
         })
     }

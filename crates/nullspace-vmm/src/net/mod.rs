@@ -78,6 +78,29 @@ pub struct NetConfig {
     pub enable_forwarding: bool,
     /// How many namespaces with a way out are made ahead.
     pub spare: usize,
+    /// What one machine may do to the network.
+    pub limits: NetLimits,
+}
+
+/// What one machine may do to the network that it shares with others; more is dropped. The rules are in its namespace,
+/// which its guest cannot reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetLimits {
+    /// Connections and flows at a time: the host's table of them has room for some hundred thousand.
+    pub connections: u32,
+    /// New ones in a second; as many again may come at once.
+    pub new_connections_per_second: u32,
+    /// Packets from the guest in a second, segments that a tap hands over in one piece counted once.
+    pub packets_per_second: u32,
+    /// Both ways together, MiB in a second.
+    pub mib_per_second: u32,
+}
+
+impl Default for NetLimits {
+    /// More than a build with a package manager or a busy server needs.
+    fn default() -> Self {
+        Self { connections: 4_096, new_connections_per_second: 500, packets_per_second: 100_000, mib_per_second: 256 }
+    }
 }
 
 impl Default for NetConfig {
@@ -90,6 +113,7 @@ impl Default for NetConfig {
             resolvers: Vec::new(),
             enable_forwarding: true,
             spare: 2,
+            limits: NetLimits::default(),
         }
     }
 }

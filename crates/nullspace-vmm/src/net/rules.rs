@@ -3,14 +3,16 @@
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
-use super::{Allowed, GATEWAY, GUEST_ADDRESS, NetConfig, SECOND_RESOLVER, TAP_MAC, TAP_NAME};
+use super::{Allowed, GATEWAY, GUEST_ADDRESS, NetConfig, NetLimits, SECOND_RESOLVER, TAP_MAC, TAP_NAME};
 
 /// The namespace's end of the link to the host.
 const UPLINK: &str = "up0";
 
 /// Destinations that are closed unless allowed: "this" network, private (RFC 1918), shared (RFC 6598), loopback,
-/// link-local, IETF and documentation ranges (RFC 6890), benchmarking, multicast, reserved, broadcast.
-const CLOSED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
+/// link-local, IETF and documentation ranges (RFC 6890), benchmarking, multicast, reserved, broadcast; and the one public
+/// address from which a cloud's host agent gives a machine its certificates and settings (Azure: "What is IP address
+/// 168.63.129.16?"). As a name server it stays open on port 53, where the host has it for one.
+const CLOSED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 172.16.0.0/12, \
 192.0.0.0/24, 192.0.2.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3";
 
 /// The host's whole table, replacing the one before in the same transaction.
@@ -103,8 +105,9 @@ pub(super) fn host_end(name: &str, host: Ipv4Addr) -> String {
     format!("addr add {host}/31 dev {name}\nlink set dev {name} up\n")
 }
 
-/// Inside a namespace: only the guest's address passes, answers come back, name servers are rewritten.
-pub(super) fn namespace_table(resolvers: &[Ipv4Addr]) -> String {
+/// Inside a namespace: only the guest's address passes, within its limits, answers come back, name servers are rewritten.
+pub(super) fn namespace_table(resolvers: &[Ipv4Addr], limits: &NetLimits) -> String {
+    let NetLimits { connections, new_connections_per_second, packets_per_second, mib_per_second } = *limits;
     let guest = GUEST_ADDRESS.split('/').next().unwrap_or(GUEST_ADDRESS);
     let mut rewrites = String::new();
     if let Some(first) = resolvers.first() {
@@ -134,8 +137,15 @@ table ip filter {{
   }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
+    iifname \"{TAP_NAME}\" limit rate over {packets_per_second}/second burst {packets_per_second} packets drop
+    limit rate over {mib_per_second} mbytes/second burst {mib_per_second} mbytes drop
+    iifname \"{TAP_NAME}\" ip saddr {guest} ct state new jump begin
     iifname \"{TAP_NAME}\" oifname \"{UPLINK}\" ip saddr {guest} accept
     iifname \"{UPLINK}\" oifname \"{TAP_NAME}\" ct state established,related accept
+  }}
+  chain begin {{
+    limit rate over {new_connections_per_second}/second burst {new_connections_per_second} packets drop
+    ct count over {connections} drop
   }}
 }}
 "
@@ -175,9 +185,37 @@ mod tests {
     }
 
     #[test]
+    fn what_clouds_tell_their_machines_is_closed_to_guests() {
+        let azure = Ipv4Addr::new(168, 63, 129, 16);
+        let table = host_table(&NetConfig::default(), &[azure], false);
+        let egress = &table[table.find("chain egress").unwrap()..];
+        let closed = egress.lines().find(|line| line.contains("reject") && line.contains("ip daddr {")).unwrap();
+        for address in ["168.63.129.16", "169.254.0.0/16", "100.64.0.0/10", "192.0.0.0/24"] {
+            assert!(closed.contains(address), "{address}: {closed}");
+        }
+        // The name server alone, and before the rest is closed.
+        let resolver = "ip daddr 168.63.129.16 meta l4proto { tcp, udp } th dport 53 accept";
+        assert!(egress.find(resolver).unwrap() < egress.find(closed).unwrap());
+    }
+
+    #[test]
     fn a_host_that_forwarded_nothing_forwards_only_for_machines() {
         let table = host_table(&NetConfig::default(), &[], true);
         assert!(table.contains("forwarding_was_off"));
         assert!(table.contains("oifname \"nsv*\" drop\n    drop\n  }"));
+    }
+
+    #[test]
+    fn a_machines_limits_come_before_what_lets_its_packets_pass() {
+        let limits =
+            NetLimits { connections: 7, new_connections_per_second: 8, packets_per_second: 9, mib_per_second: 10 };
+        let table = namespace_table(&[], &limits);
+        let forward = &table[table.find("chain forward").unwrap()..];
+        let at = |text: &str| forward.find(text).unwrap_or_else(|| panic!("{text}: {forward}"));
+        let passes = at("oifname \"up0\" ip saddr 172.30.255.2 accept");
+        assert!(at("limit rate over 9/second burst 9 packets drop") < passes);
+        assert!(at("limit rate over 10 mbytes/second burst 10 mbytes drop") < passes);
+        assert!(at("ct state new jump begin") < passes);
+        assert!(forward.contains("limit rate over 8/second burst 8 packets drop\n    ct count over 7 drop"));
     }
 }

@@ -307,7 +307,7 @@ impl<'a> Worker<'a> {
                 .map_err(io_error("turn on forwarding in a namespace"))?;
             let path = format!("/proc/{}/fd/{}", std::process::id(), self.host.as_raw_fd());
             links.push_str(&rules::uplink_links(name, &path, host, inner));
-            rules::namespace_table(&self.resolvers)
+            rules::namespace_table(&self.resolvers, &self.config.limits)
         } else {
             rules::isolated_table()
         };

@@ -14,10 +14,13 @@ use crate::net::{GATEWAY, GUEST_MAC, SECOND_RESOLVER};
 
 /// Most of the translated code that a guest may make QEMU keep under TCG, MiB. QEMU's own default, an eighth of the
 /// host's memory up to a gigabyte, would be memory that no admission counted. Taken as the guest's code runs.
-const TRANSLATION_CACHE_MIB: u32 = 256;
+pub(super) const TRANSLATION_CACHE_MIB: u32 = 256;
 
 /// Id of the card's backend.
 pub(super) const CARD: &str = "net0";
+
+/// Id of the disk's device, by which it is throttled.
+pub(super) const DISK: &str = "disk";
 
 /// The devices of a machine.
 #[derive(Debug, Clone)]
@@ -196,7 +199,7 @@ impl CommandLine {
         }
         if let Some(top) = below {
             // A full host disk is the guest's I/O error, and not a machine that stands still without a word.
-            self.option("-device", format!("virtio-blk-device,drive={top},werror=report,rerror=report"));
+            self.option("-device", format!("virtio-blk-device,id={DISK},drive={top},werror=report,rerror=report"));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,15 +19,24 @@ use super::qmp::timed_out;
 use super::snapshot::{self, CardKind, FORMAT, MEMORY, Manifest, STATE};
 use super::version::{self, Version};
 use super::{Accelerator, QemuConfig, host};
+use crate::cgroups::{Cgroups, Group, Limits};
 use crate::memory::{self, TemplateMemory};
 use crate::net::{NetLease, NetPool};
 use crate::process::Identity;
 use crate::uids::{Uid, Uids};
-use crate::{BootSpec, Compatibility, Network, RestoreSpec, Vm, VmmError, VmmKind};
+use crate::walls::Walls;
+use crate::{BootSpec, Compatibility, DiskLimits, Network, RestoreSpec, Vm, VmmError, VmmKind};
 
 /// Bounds of a machine's shape: what `microvm` takes, and no more than anybody has.
 const MAX_VCPUS: u32 = 64;
 const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=1 << 20;
+
+/// An allowance for QEMU's own heap, stacks and tables, MiB. Not measured.
+const OWN_MIB: u32 = 64;
+/// Room in a machine's group for the page cache of its disk; the kernel takes it back under pressure.
+const PAGE_CACHE_MIB: u32 = 256;
+/// Threads of a QEMU besides its vCPUs: main loop, RCU, and up to 64 that do its disk's work.
+const MORE_THREADS: u32 = 96;
 
 /// Disk of a machine that is only booted to see whether it boots, bytes.
 const TRIAL_DISK: u64 = 1 << 20;
@@ -39,6 +48,17 @@ pub(crate) struct Parts {
     version: Version,
     guest: Arc<GuestFiles>,
     uids: Option<Arc<Uids>>,
+    /// `None`: machines are made nice instead.
+    cgroups: Option<Arc<Cgroups>>,
+    walls: Walls,
+}
+
+/// What one machine's process stands on, besides its command line.
+struct Needs<'a> {
+    shape: &'a args::Machine<'a>,
+    lease: Option<NetLease>,
+    user_network: bool,
+    disk_bytes: u64,
 }
 
 impl Parts {
@@ -57,7 +77,36 @@ impl Parts {
         }
         let image = config.guest.clone();
         let guest = tokio::task::spawn_blocking(move || GuestFiles::open(&image)).await.map_err(broken)??;
-        Ok(Self { binary, version, guest: Arc::new(guest), uids: config.run_as.map(Uids::new) })
+        let uids = config.run_as.map(Uids::new).transpose()?;
+        let cgroups = match rustix::process::geteuid().is_root() {
+            true => tokio::task::spawn_blocking(Cgroups::set_up).await.map_err(broken)?.map(Arc::new),
+            false => None,
+        };
+        let walls = walls(&binary, uids.as_ref()).await?;
+        Ok(Self { binary, version, guest: Arc::new(guest), uids, cgroups, walls })
+    }
+
+    /// The walls around a machine, for people. `network`: whether it has a namespace of its own for that, where it is known.
+    pub(super) fn walls_text(&self, network: Option<bool>) -> String {
+        let mut parts = vec![match self.uids {
+            Some(_) => "own uid".to_owned(),
+            None => "the service's own user".to_owned(),
+        }];
+        parts.push("seccomp".into());
+        if let Some(own) = network {
+            parts.push(if own { "own network namespace" } else { "QEMU's user network" }.into());
+        }
+        parts.push(self.walls.describe());
+        parts.push(match &self.cgroups {
+            Some(cgroups) => format!("control groups ({})", cgroups.describe()),
+            None => "no control groups (niceness instead)".into(),
+        });
+        parts.join("; ")
+    }
+
+    /// What there is not, each with why.
+    pub(super) fn missing_walls(&self) -> &[String] {
+        self.walls.missing()
     }
 
     /// True when machines run as uids of their own.
@@ -75,6 +124,23 @@ impl Parts {
     }
 }
 
+/// The walls within which this QEMU starts.
+async fn walls(binary: &Path, uids: Option<&Arc<Uids>>) -> Result<Walls, VmmError> {
+    let program = binary.to_owned();
+    let mut walls = tokio::task::spawn_blocking(move || Walls::new(&program)).await.map_err(broken)?;
+    loop {
+        let uid = uids.map(|uids| uids.take()).transpose()?.flatten();
+        let Err(error) = launch::try_walls(binary, &walls, uid).await else { break };
+        let Some(fewer) = walls.fewer(&error.to_string()) else { break };
+        tracing::warn!(%error, left = fewer.describe(), "QEMU does not start within all walls");
+        walls = fewer;
+    }
+    for missing in walls.missing() {
+        tracing::warn!("machines run without {missing}");
+    }
+    Ok(walls)
+}
+
 /// A driver with its accelerator chosen.
 #[derive(Debug)]
 pub(crate) struct Driver {
@@ -85,6 +151,9 @@ pub(crate) struct Driver {
     tsc_khz: Option<u64>,
     network: Option<NetPoolHandle>,
     start_limit: Duration,
+    disk_limits: DiskLimits,
+    /// Counts control groups.
+    groups: AtomicU32,
 }
 
 /// A pool that can be shown.
@@ -131,6 +200,8 @@ impl Driver {
             tsc_khz,
             network: config.network.clone().map(NetPoolHandle),
             start_limit: config.start_limit,
+            disk_limits: config.disk_limits,
+            groups: AtomicU32::new(0),
         }
     }
 
@@ -176,9 +247,17 @@ impl Driver {
         let start = Start::Boot { kernel, initramfs, command_line };
         let shape = self.shape(&id, vcpus, memory_mib);
         let manifest = self.manifest(&card.netdev);
+        let user_network = matches!(card.netdev, Netdev::User);
         let line = CommandLine::new(&shape, shared, disk.layers, card.netdev, start);
-        let (running, hello) = self.start(line, card.lease, disk.size, ()).await?;
-        let running = self.settle(running, hello.answer()).await?;
+        let needs = Needs { shape: &shape, lease: card.lease, user_network, disk_bytes: disk.size };
+        let (running, hello) = self.start(line, needs, ()).await?;
+        let limit = async {
+            let throttled = self.throttle(&running.monitor).await?;
+            hello.answer().await?;
+            throttled.answer().await
+        };
+        let outcome = tokio::time::timeout(self.start_limit, limit).await;
+        let running = self.settled(running, outcome).await?;
         tracing::debug!(id, pid = running.process.pid(), "machine booting");
         Ok(Machine {
             id,
@@ -231,11 +310,13 @@ impl Driver {
         };
         let shape = self.shape(&id, summary.vcpus, summary.memory_mib);
         let disk = files.disk;
+        let user_network = matches!(card.netdev, Netdev::User);
         let mut line = CommandLine::new(&shape, Memory::Private(memory), disk.layers, card.netdev, Start::Incoming);
         let state = files.state.as_raw_fd();
         line.inherit.push(files.state.into());
         let prepared = begun.elapsed();
-        let (running, hello) = self.start(line, card.lease, disk.size, lease).await?;
+        let needs = Needs { shape: &shape, lease: card.lease, user_network, disk_bytes: disk.size };
+        let (running, hello) = self.start(line, needs, lease).await?;
         let started = begun.elapsed();
         // All of it is in the socket before QEMU listens.
         let run = async {
@@ -246,8 +327,10 @@ impl Driver {
                 answer.answer().await?;
             }
             snapshot::ended(monitor, 0).await?;
+            let throttled = self.throttle(monitor).await?;
             let plug_in = monitor.send("set_link", json!({ "name": CARD, "up": true }), None).await?;
             let resume = monitor.send("cont", json!({}), None).await?;
+            throttled.answer().await?;
             plug_in.answer().await?;
             resume.answer().await
         };
@@ -288,10 +371,12 @@ impl Driver {
         let disk = OpenDisk::empty(machine.disk_bytes).map_err(failed)?;
         let id = "snapshot".to_owned();
         let shape = self.shape(&id, machine.vcpus, machine.memory_mib);
+        let user_network = matches!(card.netdev, Netdev::User);
         let mut line = CommandLine::new(&shape, shared, disk.layers, card.netdev, Start::Incoming);
         let number = inlet.as_raw_fd();
         line.inherit.push(inlet);
-        let (running, hello) = self.start(line, card.lease, machine.disk_bytes, ()).await?;
+        let needs = Needs { shape: &shape, lease: card.lease, user_network, disk_bytes: machine.disk_bytes };
+        let (running, hello) = self.start(line, needs, ()).await?;
         let outcome = tokio::time::timeout(self.start_limit, async {
             let monitor = &running.monitor;
             let capabilities = monitor.send("migrate-set-capabilities", snapshot::capabilities(false), None).await?;
@@ -325,12 +410,26 @@ impl Driver {
     async fn start<G: Send + 'static>(
         &self,
         line: CommandLine,
-        lease: Option<NetLease>,
-        disk_bytes: u64,
+        needs: Needs<'_>,
         held: G,
     ) -> Result<(Running, super::qmp::Pending), VmmError> {
+        let Needs { shape, lease, user_network, disk_bytes } = needs;
+        let group_of_machine = match &self.parts.cgroups {
+            Some(cgroups) => {
+                let failed = |source| VmmError::Io { context: "make a machine's control group".into(), source };
+                // Ids of trials and of snapshots' receivers are not unique.
+                let name = format!("{}.{}", shape.id, self.groups.fetch_add(1, Ordering::Relaxed));
+                let limits = Limits {
+                    vcpus: shape.vcpus,
+                    memory_mib: u64::from(shape.memory_mib.saturating_add(self.overhead_mib()) + PAGE_CACHE_MIB),
+                    more_threads: MORE_THREADS,
+                };
+                Some(cgroups.make(&name, limits).map_err(failed)?)
+            }
+            None => None,
+        };
         let uid = match &self.parts.uids {
-            Some(uids) => Some(uids.take().ok_or_else(|| {
+            Some(uids) => Some(uids.take()?.ok_or_else(|| {
                 VmmError::Unavailable("all uids for machines are in use; the setting run_as widens the range".into())
             })?),
             None => None,
@@ -342,27 +441,41 @@ impl Driver {
         let failed = |source| VmmError::Io { context: "enter a network namespace".into(), source };
         let namespace =
             lease.as_ref().map(|lease| lease.namespace().try_clone_to_owned()).transpose().map_err(failed)?;
+        let failed = |source| VmmError::Io { context: "open a machine's control group".into(), source };
+        let groups = group_of_machine.as_ref().map(Group::entrances).transpose().map_err(failed)?.unwrap_or_default();
         let parts = launch::Parts {
             binary: &self.parts.binary,
             line,
             namespace,
+            walls: &self.parts.walls,
+            user_network,
+            groups,
             identity: uid.as_ref().map(|uid: &Uid| Identity { id: uid.number(), group }),
             // The overlay's own tables take less than a hundredth; a gigabyte more for a disk that was rewritten oddly.
             file_limit: disk_bytes.saturating_add(disk_bytes / 64).saturating_add(1 << 30),
         };
-        start(parts, (uid, lease, held)).await
+        start(parts, (group_of_machine, uid, lease, held)).await
     }
 
-    /// Waits for the start to be done; on failure nothing is left.
-    async fn settle<T>(
-        &self,
-        running: Running,
-        done: impl Future<Output = Result<T, VmmError>>,
-    ) -> Result<Running, VmmError> {
-        let outcome = tokio::time::timeout(self.start_limit, done).await;
-        self.settled(running, outcome).await
+    /// Memory that a machine takes besides its guest's, MiB: QEMU's own, and under TCG all that its translations may take.
+    pub(super) fn overhead_mib(&self) -> u32 {
+        match self.accelerator {
+            Accelerator::Kvm => OWN_MIB,
+            Accelerator::Tcg => OWN_MIB + args::TRANSLATION_CACHE_MIB,
+        }
     }
 
+    /// True when QEMU's user network is what machines reach the internet by.
+    pub(super) fn has_user_network(&self) -> bool {
+        self.network.is_none()
+    }
+
+    /// The walls around its machines, for people.
+    pub(super) fn walls_text(&self) -> String {
+        self.parts.walls_text(Some(self.network.is_some()))
+    }
+
+    /// A started machine, or why it is none; on failure nothing is left.
     async fn settled<T>(
         &self,
         running: Running,
@@ -374,6 +487,16 @@ impl Driver {
             Err(_) => timed_out("starting", self.start_limit),
         };
         Err(running.fail(error).await)
+    }
+
+    /// Bounds what the machine asks of its disk; the answer is still to come.
+    async fn throttle(&self, monitor: &super::qmp::Qmp) -> Result<super::qmp::Pending, VmmError> {
+        let DiskLimits { mib_per_second, operations_per_second } = self.disk_limits;
+        let limits = json!({
+            "id": args::DISK, "bps": u64::from(mib_per_second) << 20, "bps_rd": 0, "bps_wr": 0,
+            "iops": operations_per_second, "iops_rd": 0, "iops_wr": 0,
+        });
+        monitor.send("block_set_io_throttle", limits, None).await
     }
 
     async fn card(&self, network: &Network) -> Result<Card, VmmError> {

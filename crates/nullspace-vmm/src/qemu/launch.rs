@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,14 +14,18 @@ use tokio::net::unix::pipe;
 use super::agent::AgentPort;
 use super::args::CommandLine;
 use super::qmp::{Pending, Qmp};
-use crate::VmmError;
 use crate::process::{Identity, Launch, Process, launch};
 use crate::tail::Tail;
+use crate::uids::Uid;
+use crate::walls::Walls;
+use crate::{EndCause, Ended, VmmError};
 
 /// How much of the guest's console is kept.
 const CONSOLE: usize = 64 * 1024;
 /// How much of what QEMU itself prints is kept.
 const LOG: usize = 8 * 1024;
+/// Bound of `--version`, on a host that is busy.
+const TRIAL: Duration = Duration::from_secs(20);
 /// How long a QEMU that closed its monitor may take to end.
 const ENDING: Duration = Duration::from_secs(5);
 
@@ -30,6 +35,12 @@ pub(super) struct Parts<'a> {
     pub(super) line: CommandLine,
     /// Network namespace to run in.
     pub(super) namespace: Option<OwnedFd>,
+    /// Other namespaces and Landlock.
+    pub(super) walls: &'a Walls,
+    /// QEMU itself opens sockets of this host.
+    pub(super) user_network: bool,
+    /// The files by which it enters the machine's control group.
+    pub(super) groups: Vec<OwnedFd>,
     pub(super) identity: Option<Identity>,
     /// Longest file that QEMU may write, bytes.
     pub(super) file_limit: u64,
@@ -48,7 +59,7 @@ pub(super) struct Running {
 /// Starts it. Commands may be sent to the monitor at once; the handshake's answer is still to come. `held` lives as long
 /// as the process.
 pub(super) async fn start<G: Send + 'static>(parts: Parts<'_>, held: G) -> Result<(Running, Pending), VmmError> {
-    let Parts { binary, mut line, namespace, identity, file_limit } = parts;
+    let Parts { binary, mut line, namespace, walls, user_network, groups, identity, file_limit } = parts;
     let failed = |source| VmmError::Io { context: "make sockets for QEMU".into(), source };
     let (monitor, monitor_end) = StdUnixStream::pair().map_err(failed)?;
     let (agent, agent_end) = StdUnixStream::pair().map_err(failed)?;
@@ -59,18 +70,51 @@ pub(super) async fn start<G: Send + 'static>(parts: Parts<'_>, held: G) -> Resul
     let tails = follow(console, log).map_err(failed)?;
     let agent = AgentPort::new(agent).map_err(failed)?;
     let (monitor, hello) = Qmp::begin(monitor).await?;
+    let failed = |source| VmmError::Io { context: "set up walls around QEMU".into(), source };
+    let around = walls.around(&line.inherit, user_network).map_err(failed)?;
     let launched = Launch {
         program: binary.to_path_buf(),
         args: line.args.into_iter().map(Into::into).collect(),
         inherit: line.inherit,
         output: log_end,
         namespace,
+        around,
+        groups,
         identity,
         file_limit,
     };
     let process = launch(launched, held).await?;
     let (console, log) = tails;
     Ok((Running { process, monitor, agent, console, log }, hello))
+}
+
+/// Runs `--version` within the walls: whether the program starts in them.
+pub(super) async fn try_walls(binary: &Path, walls: &Walls, uid: Option<Uid>) -> io::Result<()> {
+    let (output, output_end) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let log = Tail::new(LOG);
+    rustix::fs::fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
+    log.follow(pipe::Receiver::from_owned_fd(output)?);
+    let launched = Launch {
+        program: binary.to_path_buf(),
+        args: vec!["--version".into()],
+        inherit: Vec::new(),
+        output: output_end,
+        namespace: None,
+        around: walls.around(&[], false)?,
+        groups: Vec::new(),
+        identity: uid.as_ref().map(|uid| Identity { id: uid.number(), group: None }),
+        file_limit: 0,
+    };
+    let process = launch(launched, uid).await.map_err(|error| {
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        io::Error::other(cause.unwrap_or_else(|| error.to_string()))
+    })?;
+    let ended = tokio::time::timeout(TRIAL, process.exited()).await;
+    match ended {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(io::Error::other(format!("--version ended with {status}: {}", log.text().trim()))),
+        Err(_) => Err(io::Error::other(format!("--version did not end within {} s", TRIAL.as_secs()))),
+    }
 }
 
 fn follow(console: StdUnixStream, log: OwnedFd) -> io::Result<(Tail, Tail)> {
@@ -92,28 +136,30 @@ impl Running {
         if let Err(error) = self.process.kill().await {
             tracing::error!(%error, "end a QEMU that could not be started");
         }
-        if by_itself { VmmError::Exited(self.how_it_ended().await) } else { error }
+        if by_itself { VmmError::Exited(self.how_it_ended().await.how) } else { error }
     }
 
     /// How QEMU ended; waits until it has.
-    pub(super) async fn how_it_ended(&self) -> String {
+    pub(super) async fn how_it_ended(&self) -> Ended {
         let status = self.process.exited().await;
         // What it said last may still be on its way through our readers. Bounded: a forked child of QEMU, which its
         // sandbox denies, would keep the socket open.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.monitor.closed()).await;
-        let mut text = match self.monitor.observed().shutdown.as_deref() {
-            Some("guest-shutdown") => "the guest powered off".into(),
-            Some("guest-reset" | "subsystem-reset") => match self.panicked() {
-                Some(panic) => format!("the guest's kernel stopped ({panic})"),
-                None => "the guest rebooted".into(),
+        let (cause, mut how) = match (self.monitor.observed().shutdown.as_deref(), status.signal()) {
+            // A killed QEMU says nothing more, whatever it said before.
+            (_, Some(signal)) => (EndCause::Signal(signal), format!("QEMU ended with {status}")),
+            (Some("guest-shutdown"), _) => (EndCause::Guest, "the guest powered off".into()),
+            (Some("guest-reset" | "subsystem-reset"), _) => match self.panicked() {
+                Some(panic) => (EndCause::Guest, format!("the guest's kernel stopped ({panic})")),
+                None => (EndCause::Guest, "the guest rebooted".into()),
             },
-            _ => format!("QEMU ended with {status}"),
+            _ => (EndCause::Vmm, format!("QEMU ended with {status}")),
         };
         let last_words = self.last_words();
         if !status.success() && !last_words.is_empty() {
-            text = format!("{text}: {last_words}");
+            how = format!("{how}: {last_words}");
         }
-        text
+        Ended { cause, how }
     }
 
     /// The last lines that QEMU itself printed.

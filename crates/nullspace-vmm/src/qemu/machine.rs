@@ -14,7 +14,7 @@ use super::Driver;
 use super::disk::Written;
 use super::launch::Running;
 use super::snapshot::{self, Manifest};
-use crate::{AgentStream, DiskChanges, Network, SnapshotSummary, Vm, VmmError};
+use crate::{AgentStream, DiskChanges, Ended, Network, SnapshotSummary, Vm, VmmError};
 
 /// Bound of a monitor command that takes microseconds, on a host that is busy. `stop` flushes the disk's metadata.
 const COMMAND: Duration = Duration::from_secs(30);
@@ -61,7 +61,7 @@ impl Machine {
     /// Replaces "the monitor closed" by how QEMU ended.
     pub(super) async fn explain<T>(&self, result: Result<T, VmmError>) -> Result<T, VmmError> {
         match result {
-            Err(VmmError::Exited(_)) => Err(VmmError::Exited(self.running.how_it_ended().await)),
+            Err(VmmError::Exited(_)) => Err(VmmError::Exited(self.running.how_it_ended().await.how)),
             other => other,
         }
     }
@@ -129,7 +129,7 @@ impl Vm for Machine {
 
     async fn agent(&self) -> Result<Box<dyn AgentStream>, VmmError> {
         if self.running.process.has_exited() {
-            return Err(VmmError::Exited(self.running.how_it_ended().await));
+            return Err(VmmError::Exited(self.running.how_it_ended().await.how));
         }
         let failed = |source| VmmError::Io { context: "open the agent's stream".into(), source };
         Ok(Box::new(self.running.agent.connect().map_err(failed)?))
@@ -157,13 +157,17 @@ impl Vm for Machine {
         taken
     }
 
-    async fn exited(&self) -> String {
+    async fn exited(&self) -> Ended {
         let how = self.running.how_it_ended().await;
         if self.snapshotted.load(Ordering::SeqCst) {
             // It was ended by the snapshot, which is no event of its own.
             std::future::pending::<()>().await;
         }
         how
+    }
+
+    fn has_lost_writes(&self) -> bool {
+        self.running.monitor.observed().no_room
     }
 
     fn console_tail(&self) -> String {

@@ -1,7 +1,7 @@
 //! Machines under QEMU's `microvm`: with KVM where it truly works, else in software.
 //!
 //! ```text
-//!  this process                                         QEMU: own uid, own session, own network namespace, seccomp
+//!  this process                                         QEMU: own uid, session, namespaces, control group; seccomp, Landlock
 //!    Machine ── monitor ───────── socketpair ────────── -mon                        it owns no file, opens no path but
 //!            ── agent ─────────── socketpair ────────── virtserialport              /proc/self/fd and /dev/fdset, and
 //!            ── console, 64 KiB ─ socketpair ────────── ttyS0                       dies with the thread that forked it
@@ -62,7 +62,7 @@ pub(crate) use self::host::{boot_id, kvm_device};
 use crate::net::NetPool;
 use crate::probe::{AcceleratorReport, ProbeReport};
 pub use crate::uids::RunAs;
-use crate::{BootSpec, Compatibility, GuestImage, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
+use crate::{BootSpec, Compatibility, DiskLimits, GuestImage, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
 
 /// How guest code runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,6 +96,8 @@ pub struct QemuConfig {
     pub run_as: Option<RunAs>,
     /// Namespaces and taps, which need root. `None`: QEMU's user network, with the hole described in [`self`](crate::qemu).
     pub network: Option<Arc<NetPool>>,
+    /// What a machine may ask of its disk.
+    pub disk_limits: DiskLimits,
     /// How much memory of templates that no machine uses at the moment is kept, bytes.
     pub template_memory_bytes: u64,
     /// How long QEMU may take to start, the guest's boot not counted.
@@ -116,6 +118,7 @@ impl QemuConfig {
             accelerator: None,
             run_as: rustix::process::geteuid().is_root().then(RunAs::default),
             network: None,
+            disk_limits: DiskLimits::default(),
             template_memory_bytes: 4 << 30,
             start_limit: Duration::from_secs(20),
             probe_limit: Duration::from_secs(20),
@@ -136,7 +139,18 @@ impl Qemu {
     pub async fn new(config: QemuConfig) -> Result<Self, VmmError> {
         let parts = Parts::open(&config).await?;
         let accelerator = match config.accelerator {
-            Some(accelerator) => accelerator,
+            Some(Accelerator::Kvm) => {
+                let kvm = crate::probe::kvm(&config, &parts).await;
+                if !kvm.works {
+                    return Err(VmmError::Unavailable(format!(
+                        "KVM is asked for and cannot run guests on this host: {}; accel = \"auto\" or \"tcg\" runs them in \
+                         software",
+                        kvm.detail
+                    )));
+                }
+                Accelerator::Kvm
+            }
+            Some(Accelerator::Tcg) => Accelerator::Tcg,
             None => {
                 let kvm = crate::probe::kvm(&config, &parts).await;
                 tracing::info!(works = kvm.works, detail = %kvm.detail, "KVM");
@@ -151,7 +165,12 @@ impl Qemu {
         let parts = Parts::open(config).await?;
         let tcg: AcceleratorReport = crate::probe::boot(config, &parts, Accelerator::Tcg).await;
         let kvm = crate::probe::kvm(config, &parts).await;
-        Ok(ProbeReport { vmm_version: parts.version_text().to_owned(), accelerators: vec![kvm, tcg] })
+        Ok(ProbeReport {
+            vmm_version: parts.version_text().to_owned(),
+            accelerators: vec![kvm, tcg],
+            walls: parts.walls_text(None),
+            missing_walls: parts.missing_walls().to_vec(),
+        })
     }
 
     /// The accelerator that machines of this driver run with.
@@ -168,6 +187,26 @@ impl Vmm for Qemu {
 
     fn compatibility(&self) -> &Compatibility {
         &self.driver.compatibility
+    }
+
+    fn overhead_mib(&self, _vcpus: u32) -> u32 {
+        self.driver.overhead_mib()
+    }
+
+    fn template_memory_mib(&self) -> u64 {
+        self.driver.templates.bytes().div_ceil(1 << 20)
+    }
+
+    fn trim_templates(&self) {
+        self.driver.templates.trim_to(0);
+    }
+
+    fn walls(&self) -> String {
+        self.driver.walls_text()
+    }
+
+    fn guests_reach_loopback(&self) -> bool {
+        self.driver.has_user_network()
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Vm>, VmmError> {

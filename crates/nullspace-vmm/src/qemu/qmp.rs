@@ -38,6 +38,8 @@ pub(super) struct Observed {
     pub(super) migrated: bool,
     /// Reason of the `SHUTDOWN` event: `guest-reset`, `guest-shutdown`, `host-qmp-quit`…
     pub(super) shutdown: Option<String>,
+    /// True when a write of a disk has failed for want of room on the host.
+    pub(super) no_room: bool,
     /// True when the socket ended: QEMU is gone, or broke the protocol.
     pub(super) closed: bool,
 }
@@ -233,6 +235,14 @@ fn note_event(event: &str, data: &Value, observed: &watch::Sender<Observed>) {
                 });
             }
         }
+        // Disks report errors to their guests (`werror=report`); which of them are for want of room is told here.
+        "BLOCK_IO_ERROR" if data["nospace"] == true => {
+            tracing::warn!(
+                device = text("qom-path").or_else(|| text("device")),
+                "a machine's disk has no room on the host"
+            );
+            observed.send_modify(|observed| observed.no_room = true);
+        }
         "SHUTDOWN" => observed.send_modify(|observed| observed.shutdown = text("reason")),
         _ => tracing::trace!(event, "QEMU event"),
     }
@@ -282,6 +292,23 @@ mod tests {
         assert_eq!((seen.migrations, seen.migrated), (1, true));
         let sent: Vec<String> = StdBufReader::new(theirs).lines().take(2).map(Result::unwrap).collect();
         assert_eq!(sent, ["{\"execute\":\"qmp_capabilities\"}", "{\"execute\":\"stop\"}"]);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_had_no_room_is_noted_and_no_other_fault_is() {
+        let (qmp, hello, mut theirs) = pair().await;
+        let event = |nospace| {
+            let data = json!({"device": "", "node-name": "top", "operation": "write", "action": "report",
+                "nospace": nospace, "reason": "…"});
+            format!("{}\n", json!({"event": "BLOCK_IO_ERROR", "data": data}))
+        };
+        theirs.write_all((event(false) + "{\"return\": {}}\n").as_bytes()).unwrap();
+        hello.answer().await.unwrap();
+        assert!(!qmp.observed().no_room);
+        let stop = qmp.send("stop", Value::Null, None).await.unwrap();
+        theirs.write_all((event(true) + &event(false) + "{\"return\": {}}\n").as_bytes()).unwrap();
+        stop.answer().await.unwrap();
+        assert!(qmp.observed().no_room, "what came before an answer is known with it");
     }
 
     #[tokio::test]

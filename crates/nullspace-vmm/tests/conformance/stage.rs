@@ -86,6 +86,8 @@ pub(crate) async fn driver(guest: GuestImage, net: Option<Arc<NetPool>>) -> Arc<
                 binary: binaries.join("firecracker"),
                 jailer: Some(binaries.join("jailer")).filter(|_| !plain()),
                 guest,
+                unjailed: plain(),
+                disk_limits: nullspace_vmm::DiskLimits::default(),
                 uids: FirecrackerConfig::UIDS,
                 net: net.filter(|_| !plain()),
                 // The guest runs two emulations deep where this is tested.
@@ -215,6 +217,7 @@ impl Stage {
             entropy: base64(&[random.as_bytes().as_slice(), uuid::Uuid::new_v4().as_bytes()].concat()),
             unix_time_ns: now_ns(),
             network: machine.guest_network(),
+            resume: None,
         };
         let open = || async { machine.agent().await.map_err(Box::<dyn std::error::Error>::from) };
         match Agent::connect_restored(open, restored, RESTORE).await {

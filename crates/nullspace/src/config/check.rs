@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use anyhow::{Context, bail, ensure};
 use nullspace_vmm::net::{Allowed, GATEWAY, Ipv4Cidr};
 
-use super::Config;
+use super::{AccelChoice, Config, VmmChoice};
 
 /// Largest amount of MiB: a pebibyte.
 const MAX_MIB: u64 = 1 << 30;
@@ -35,11 +35,29 @@ pub(super) fn numbers(config: &Config) -> Vec<(&'static str, Option<u64>, RangeI
         ("untagged_retention_secs", Some(config.untagged_retention_secs), 0..=3_155_760_000),
         ("requests_per_second", Some(config.requests_per_second.into()), 1..=1_000_000),
         ("upload_mib_per_tenant", Some(config.upload_mib_per_tenant), 1..=MAX_MIB),
+        ("max_connections", Some(config.max_connections as u64), 1..=1_000_000),
+        ("connections_per_address", Some(config.connections_per_address as u64), 1..=1_000_000),
+        ("connections_per_tenant", Some(config.connections_per_tenant as u64), 1..=1_000_000),
+        // One JSON body of the largest size, twice over while its buffer grows.
+        ("request_memory_mib", Some(config.request_memory_mib as u64), 64..=1_048_576),
+        ("request_memory_mib_per_tenant", Some(config.request_memory_mib_per_tenant as u64), 64..=1_048_576),
         ("rootfs_cache_mib", Some(config.rootfs_cache_mib), 0..=MAX_MIB),
+        ("disk_reserve_mib", config.disk_reserve_mib, 0..=MAX_MIB),
         ("lease_secs", Some(config.lease_secs), 1..=3600),
         // Less runs no machine at all.
         ("memory_mib", config.memory_mib, 128..=MAX_MIB),
         ("vcpus", config.vcpus, 1..=65_536),
+        // With 0 nobody could run anything.
+        ("sandboxes_per_tenant", config.sandboxes_per_tenant, 1..=1_000_000),
+        ("vcpus_per_tenant", config.vcpus_per_tenant, 1..=1_000_000),
+        ("memory_mib_per_tenant", config.memory_mib_per_tenant, 1..=MAX_MIB),
+        // nftables and QEMU take larger ones; nobody has a disk or network that reaches these.
+        ("disk_mib_per_second", Some(config.disk_mib_per_second.into()), 1..=1_000_000),
+        ("disk_operations_per_second", Some(config.disk_operations_per_second.into()), 1..=100_000_000),
+        ("network_connections", Some(config.network_connections.into()), 1..=1_000_000),
+        ("network_connections_per_second", Some(config.network_connections_per_second.into()), 1..=1_000_000),
+        ("network_packets_per_second", Some(config.network_packets_per_second.into()), 1..=100_000_000),
+        ("network_mib_per_second", Some(config.network_mib_per_second.into()), 1..=4_000),
     ]
 }
 
@@ -49,6 +67,9 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
         if let Some(value) = value.filter(|value| !range.contains(value)) {
             bail!("{name} is {value}: it must be {} to {}", range.start(), range.end());
         }
+    }
+    if config.require_kvm && config.accel == AccelChoice::Tcg && config.vmm != VmmChoice::Firecracker {
+        bail!("require_kvm is set and accel is \"tcg\": machines would run in software");
     }
     paths(config)?;
     urls(config)?;

@@ -45,7 +45,8 @@ async fn every_accepted_build_ends_however_often_the_service_is_killed() {
     for tag in ["0", "1", "2"] {
         registry.push("box", tag, &Image::busybox_variant(tag)).await;
     }
-    let settings = [("NULLSPACE_LEASE_SECS", "3".to_owned()), ("NULLSPACE_BUILD_CONCURRENCY", "2".to_owned())];
+    // No lease runs out while this lasts: a start takes over what the killed service held.
+    let settings = [("NULLSPACE_LEASE_SECS", "3600".to_owned()), ("NULLSPACE_BUILD_CONCURRENCY", "2".to_owned())];
     let mut service = Service::with(settings).await;
 
     let mut seen = Seen::new();

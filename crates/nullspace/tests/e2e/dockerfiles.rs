@@ -162,6 +162,18 @@ async fn failures_say_which_step_and_why() {
     let missing = format!("FROM {}\n", registry.reference("library/box:none"));
     let detail = api.failed(request(&missing), "image_not_found").await;
     assert_eq!((detail.phase, detail.retryable), (Phase::Prepare, false), "{detail:?}");
+    // What BuildKit would have to be asked for, and is not.
+    for (line, text) in [
+        (1, "FROM 10.1.2.3:5000/box:1\n"),
+        (1, "# syntax=169.254.169.254/frontend\nFROM box:1\n"),
+        (2, "FROM box:1\nCOPY --from=192.168.9.9:1/box /x /y\n"),
+        (2, "FROM box:1\nADD http://169.254.169.254/latest/meta-data /x\n"),
+    ] {
+        let detail = api.failed(request(text), "address_not_allowed").await;
+        assert_eq!(detail.details.as_ref().unwrap()["line"], line, "{detail:?}");
+    }
+    let detail = api.failed(request("FROM scratch\nENV A=b\n"), "invalid_image").await;
+    assert!(!detail.retryable && detail.message.contains("no files at all"), "{detail:?}");
     assert_eq!(images(&docker), "");
 
     // Without a network a step reaches nobody; with one it reaches this host.

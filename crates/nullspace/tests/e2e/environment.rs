@@ -98,8 +98,14 @@ async fn the_request_overrides_user_and_folder_of_the_image() {
         assert_eq!(sandbox.sh("cat /tmp/user; id -u; id -g; pwd").await, format!("{expected}\n{expected}"), "{user}");
         sandbox.delete().await;
     }
-    // An account or a folder that the image does not have is the definition's fault.
-    for (user, folder, named) in [("nobody-here", "/", "nobody-here"), ("root", "/no/such/folder", "/no/such/folder")] {
+    // A folder that the image does not have is made by root, as container engines do.
+    let built = api.ready(request("1000:2000", "/no/such/folder")).await;
+    let sandbox = api.sandbox(built.template()).await;
+    let made = "cat /tmp/user; pwd; stat -c %a:%u /no /no/such/folder";
+    assert_eq!(sandbox.sh(made).await, "1000\n2000\n/no/such/folder\n/no/such/folder\n755:0\n755:0");
+    sandbox.delete().await;
+    // An account that the image does not have, or a file in the folder's place, is the definition's fault.
+    for (user, folder, named) in [("nobody-here", "/", "nobody-here"), ("root", "/etc/passwd", "/etc/passwd")] {
         let detail = api.failed(request(user, folder), "start_cmd_not_started").await;
         assert!(!detail.retryable && detail.message.contains(named), "{detail:?}");
     }

@@ -73,6 +73,72 @@ async fn what_a_registry_does_not_have_or_cannot_give_is_told_apart() {
 }
 
 #[tokio::test]
+async fn a_digest_that_is_claimed_gives_nobody_another_tenants_image() {
+    const PASSWORD: &str = "canary-registry-password";
+    let private = Registry::start_with_password("puller", PASSWORD);
+    let claimed = Registry::start();
+    let image = Image::busybox();
+    for registry in [&private, &claimed] {
+        registry.push("box", "1", &image).await;
+    }
+    let layer = image::digest(&image.layers[0].bytes);
+    claimed.lose(&layer);
+    // A registry of its own: variants of an image share layers.
+    let public = Registry::start();
+    let open = Image::busybox_variant("for everybody");
+    public.push("open", "1", &open).await;
+    let mut service = Service::start().await;
+    let (owner, other) = (service.api(), service.api_of("second"));
+    let mut with_password = request(&private.reference("box:1"));
+    with_password["base_image_auth"] = json!({"kind": "basic", "username": "puller", "password": PASSWORD});
+    owner.ready(with_password.clone()).await;
+
+    // Manifest and config are there, and the layer is not: the owner's import of the very same digest must not stand in.
+    other.failed(request(&claimed.reference("box:1")), "image_not_found").await;
+    other.failed(request(&private.reference("box:1")), "registry_unauthorized").await;
+    // Who has had the layers needs them of nobody any more: the tenant that did, and no other.
+    let own = owner.ready(request(&claimed.reference("box:1"))).await;
+    assert!(own.says("imported before"), "{own:?}");
+    let honest = other.ready(with_password).await;
+    assert!(honest.says("Imported") && !honest.says("imported before"), "{honest:?}");
+
+    // What a repository gives to everybody is fetched once.
+    owner.ready(request(&public.reference("open:1"))).await;
+    public.lose(&image::digest(&open.layers[0].bytes));
+    let shared = other.ready(request(&public.reference("open:1"))).await;
+    assert!(shared.says("imported before"), "{shared:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn registries_that_nobody_has_listed_are_not_asked() {
+    let registry = Registry::start();
+    registry.push("box", "1", &Image::busybox()).await;
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = registry.address().rsplit_once(':').unwrap().1;
+    let mut service = Service::with([("NULLSPACE_PRIVATE_REGISTRIES", "192.168.7.7,registry.test".to_owned())]).await;
+    let api = service.api();
+    let mut said = std::collections::BTreeSet::new();
+    for reference in [registry.reference("box:1"), format!("{closed}/box:1"), format!("localhost:{port}/box:1")] {
+        let detail = api.failed(request(&reference), "address_not_allowed").await;
+        assert_eq!((detail.phase, detail.retryable), (Phase::Prepare, false), "{detail:?}");
+        let host = reference.split('/').next().unwrap();
+        said.insert(detail.message.replace(host, "HOST"));
+    }
+    assert_eq!(said.len(), 1, "what listens and what does not is told alike: {said:?}");
+    service.stop().await;
+
+    // A mirror counts as listed.
+    let mut service = Service::with([
+        ("NULLSPACE_PRIVATE_REGISTRIES", "192.168.7.7".to_owned()),
+        ("NULLSPACE_REGISTRY_MIRRORS", format!("r.test=http://{}", registry.address())),
+    ])
+    .await;
+    service.api().ready(request("r.test/box:1")).await;
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_slow_registry_is_waited_for() {
     let registry = Registry::start();
     registry.push("box", "1", &Image::busybox()).await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nullspace_api::{ExecResponse, ExecServerMessage, ProcessLogs};
+use reqwest::Method;
 use serde_json::json;
 
 use crate::fixture::{Image, Registry, Service};
@@ -116,6 +117,26 @@ async fn commands_are_followed_left_and_found_again() {
     assert_eq!(api.post(&format!("/v1/sandboxes/{id}/processes/{pid}/kill"), json!({})).await.status, 204);
     assert_eq!(socket.end(now).await.code, 137);
     assert_eq!(sandbox.sh("ps | grep -c '[5]555'; true").await, "0");
+
+    // What was begun with a key ends with it, a command that is waited for too; what others began goes on.
+    let second = service.api_of("first");
+    let revoked_key = second.key().to_owned();
+    let mut revoked = second.socket(&id).await.expect("a socket");
+    revoked.started(json!({"type": "exec_start", "id": "r", "command": "sleep", "args": ["600"]})).await;
+    let request = second.request(Method::POST, &format!("/v1/sandboxes/{id}/exec"));
+    let request = request.json(&json!({"command": "sleep", "args": ["6666"], "timeout_secs": 600}));
+    let waited = tokio::spawn(async move { second.send(request).await });
+    crate::fixture::until("the command runs", Duration::from_secs(30), async || {
+        sandbox.sh("ps | grep -c '[6]666'; true").await == "1"
+    })
+    .await;
+    service.revoke(&revoked_key);
+    waited.await.expect("an answer").refused(401, "unauthorized");
+    assert_eq!(revoked.closed().await, Some(1008));
+    crate::fixture::until("the command ends", Duration::from_secs(30), async || {
+        sandbox.sh("ps | grep -c '[6]666'; true").await == "0"
+    })
+    .await;
 
     // The sandbox's end is told.
     socket.started(json!({"type": "exec_start", "id": "h", "command": "sleep", "args": ["600"]})).await;

@@ -74,6 +74,31 @@ async fn what_something_else_removed_is_found_and_named() {
     service.settles().await;
     service.stop().await;
     service.verify_store();
+
+    // What is not mounted is no reason to forget, nor a database that is missing one to remove.
+    let folders = ["artifacts", "rootfs"];
+    let stored = |service: &Service| folders.map(|folder| entries(&service.data().join(folder)));
+    let before = stored(&service);
+    assert!(before.iter().all(|names| !names.is_empty()), "{before:?}");
+    for (hidden, said) in [("artifacts", "and none of them is in"), ("nullspace.db", "is missing, and the files that")]
+    {
+        let (path, elsewhere) = (service.data().join(hidden), service.data().join("elsewhere"));
+        std::fs::rename(&path, &elsewhere).unwrap();
+        for command in [&["serve", "--listen", "127.0.0.1:0"][..], &["store", "gc"]] {
+            let output = service.command(command).output().unwrap();
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert!(!output.status.success() && text.contains(said), "{command:?} without {hidden}: {text}");
+        }
+        if path.is_dir() {
+            // An empty folder, as where a volume is mounted; what it then hides was not touched.
+            std::fs::remove_dir(&path).unwrap();
+        }
+        std::fs::rename(&elsewhere, &path).unwrap();
+        assert_eq!(stored(&service), before, "without {hidden}");
+    }
+    let lost = service.command(&["store", "accept-loss"]).output().unwrap();
+    assert!(lost.status.success() && lost.stdout == b"nothing is lost\n", "{lost:?}");
+
     let packs = service.data().join("chunks/packs");
     let pack = std::fs::read_dir(&packs).unwrap().next().unwrap().unwrap().path();
     std::fs::rename(&pack, service.data().join("elsewhere")).unwrap();
@@ -82,4 +107,25 @@ async fn what_something_else_removed_is_found_and_named() {
     assert!(verified.status.code() == Some(1) && text.contains("is missing"), "{text}");
     std::fs::rename(service.data().join("elsewhere"), &pack).unwrap();
     service.verify_store();
+
+    // A snapshot that is lost for good is forgotten when the operator says so, and not before.
+    let artifact = service.data().join("artifacts").join(&before[0][0]);
+    std::fs::remove_dir_all(&artifact).unwrap();
+    let asked = service.command(&["store", "accept-loss"]).output().unwrap();
+    let text = String::from_utf8(asked.stdout).unwrap();
+    assert!(asked.status.code() == Some(1) && text.contains(&before[0][0]), "{text}");
+    let done = service.command(&["store", "accept-loss", "--yes"]).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    service.verify_store();
+    service.restart().await;
+    let left: Vec<TemplateInfo> = service.api().get("/v1/templates").await.ok(200);
+    assert!(left.is_empty(), "{left:?}");
+    service.stop().await;
+}
+
+fn entries(folder: &std::path::Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
 }

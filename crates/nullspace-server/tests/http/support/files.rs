@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use nullspace_api::*;
-use nullspace_server::{Caller, ErrorKind, FileAt, FileContent, FileDownload, FileService, ServiceError};
+use nullspace_server::{Caller, ErrorKind, FileAt, FileContent, FileDownload, FileService, Room, ServiceError};
 
 use super::{Fake, SANDBOX};
 
@@ -36,7 +36,7 @@ impl FileService for Fake {
         Ok(info)
     }
 
-    async fn list_files(&self, _: &Caller, at: FileAt, depth: u32) -> Result<Vec<FileInfo>, ServiceError> {
+    async fn list_files(&self, _: &Caller, at: FileAt, depth: u32, _: &Room) -> Result<Vec<FileInfo>, ServiceError> {
         self.call(format!("list_files {at:?} {depth}"));
         Ok(vec![file("/a", 1), file("/b", 2)])
     }

@@ -6,7 +6,7 @@ pub(crate) mod commands;
 mod files;
 mod service;
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use nullspace_api::*;
@@ -19,6 +19,8 @@ pub(crate) const KEY: &str = "ns_live_canary-key";
 pub(crate) const OTHER_KEY: &str = "ns_live_other";
 pub(crate) const BUILD: &str = "tb_1";
 pub(crate) const TEMPLATE: &str = "tmpl_1";
+/// Bytes that the command `much` of an exec writes.
+pub(crate) const MUCH: usize = 4 << 20;
 pub(crate) const SANDBOX: &str = "sb_1";
 
 /// A cause that only the log may see.
@@ -35,6 +37,10 @@ pub(crate) struct Fake {
     file: Mutex<Option<Vec<u8>>>,
     /// A backend is down.
     pub(crate) down: Mutex<bool>,
+    /// No key opens anything any more.
+    pub(crate) revoked: AtomicBool,
+    /// How often it was asked which keys are in force.
+    pub(crate) looks: AtomicUsize,
     /// Commands that are followed.
     pub(crate) followed: Arc<AtomicUsize>,
     /// Pieces of output that the command `much` has made.
@@ -50,6 +56,8 @@ impl Fake {
             break_after: Mutex::new(None),
             file: Mutex::new(None),
             down: Mutex::new(false),
+            revoked: AtomicBool::new(false),
+            looks: AtomicUsize::new(0),
             followed: Arc::default(),
             made: Arc::default(),
         })

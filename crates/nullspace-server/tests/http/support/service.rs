@@ -1,16 +1,18 @@
 //! The fake service's builds, templates and sandboxes.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use nullspace_api::*;
 use nullspace_server::{
-    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError, Warned,
+    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, Room, SandboxQuery, Service, ServiceError,
+    Warned,
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{BUILD, Cause, Fake, KEY, OTHER_KEY, SANDBOX, TEMPLATE, build, sandbox, template};
+use super::{BUILD, Cause, Fake, KEY, MUCH, OTHER_KEY, SANDBOX, TEMPLATE, build, sandbox, template};
 
 #[async_trait]
 impl Service for Fake {
@@ -22,12 +24,17 @@ impl Service for Fake {
         Ok(())
     }
 
+    async fn details(&self) -> Result<Vec<String>, ServiceError> {
+        Ok(vec!["machines: imaginary".to_owned()])
+    }
+
     async fn metrics(&self) -> Result<String, ServiceError> {
         Ok("# TYPE fake gauge\nfake 1\n# EOF\n".to_owned())
     }
 
     async fn authenticate(&self, key: &SecretString) -> Result<Option<Caller>, ServiceError> {
         let tenant_id = match key.expose_secret() {
+            KEY | OTHER_KEY if self.revoked.load(Ordering::SeqCst) => return Ok(None),
             KEY => "a",
             OTHER_KEY => "b",
             "ns_live_store-is-down" => {
@@ -37,6 +44,15 @@ impl Service for Fake {
             _ => return Ok(None),
         };
         Ok(Some(Caller { tenant_id: tenant_id.into(), namespace: "ns".into(), key_id: "key_1".into() }))
+    }
+
+    async fn keys_in_force(&self, key_ids: &[String]) -> Result<Vec<String>, ServiceError> {
+        self.looks.fetch_add(1, Ordering::SeqCst);
+        if *self.down.lock().unwrap() {
+            return Err(ServiceError::internal(Cause));
+        }
+        let revoked = self.revoked.load(Ordering::SeqCst);
+        Ok(key_ids.iter().filter(|id| !revoked && *id == "key_1").cloned().collect())
     }
 
     async fn start_build(
@@ -328,7 +344,13 @@ impl Service for Fake {
         Ok(DestroySandboxResponse { id: id.into(), status: SandboxStatus::Destroyed })
     }
 
-    async fn exec(&self, caller: &Caller, id: &str, request: ExecRequest) -> Result<ExecResponse, ServiceError> {
+    async fn exec(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: ExecRequest,
+        room: &Room,
+    ) -> Result<ExecResponse, ServiceError> {
         Self::own(caller, id, SANDBOX, ErrorResponseCode::SandboxNotFound)?;
         self.call(format!("{request:?}"));
         match request.command.as_str() {
@@ -345,6 +367,10 @@ impl Service for Fake {
                 Ok(ExecResponse { exit_code: 0, stdout: "slept".into(), stderr: String::new(), pid: Some(8) })
             }
             "hang" => std::future::pending().await,
+            "much" => {
+                room.grow(MUCH)?;
+                Ok(ExecResponse { exit_code: 0, stdout: "\0".repeat(MUCH), stderr: String::new(), pid: Some(9) })
+            }
             _ => Ok(ExecResponse { exit_code: 0, stdout: "out\n".into(), stderr: String::new(), pid: Some(7) }),
         }
     }

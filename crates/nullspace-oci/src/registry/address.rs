@@ -1,0 +1,155 @@
+//! Which addresses are on the internet, and which belong to a host or a network behind it.
+//!
+//! Closed are the special-purpose ranges of IANA's registries (RFC 6890), multicast, reserved space, and one public
+//! address that clouds answer their guests' hosts from. An IPv6 address that carries an IPv4 one is judged by what it
+//! carries: a NAT64 gateway or the kernel's own mapping leads there. A NAT64 prefix that a network chose for itself
+//! (RFC 6052, 2.2) looks like any other address and cannot be told.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
+}
+
+const fn v6(first: u16, second: u16, third: u16, prefix: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(first, second, third, 0, 0, 0, 0, 0), prefix)
+}
+
+const CLOSED_V4: [Ipv4Net; 15] = [
+    v4(0, 0, 0, 0, 8),        // "this" network; Linux takes 0.0.0.0 for loopback
+    v4(10, 0, 0, 0, 8),       // private (RFC 1918)
+    v4(100, 64, 0, 0, 10),    // shared by carriers (RFC 6598)
+    v4(127, 0, 0, 0, 8),      // loopback
+    v4(168, 63, 129, 16, 32), // Azure's host agent
+    v4(169, 254, 0, 0, 16),   // link-local, and the metadata services of clouds
+    v4(172, 16, 0, 0, 12),    // private
+    v4(192, 0, 0, 0, 24),     // IETF protocols
+    v4(192, 0, 2, 0, 24),     // documentation
+    v4(192, 88, 99, 0, 24),   // 6to4 relays, withdrawn
+    v4(192, 168, 0, 0, 16),   // private
+    v4(198, 18, 0, 0, 15),    // benchmarking
+    v4(198, 51, 100, 0, 24),  // documentation
+    v4(203, 0, 113, 0, 24),   // documentation
+    v4(224, 0, 0, 0, 3),      // multicast, reserved, broadcast
+];
+
+/// All that is global unicast; what is outside is loopback, link-local, unique local, multicast or unassigned.
+const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
+const CLOSED_V6: [Ipv6Net; 3] = [
+    v6(0x2001, 0, 0, 23),     // IETF protocols, Teredo among them
+    v6(0x2001, 0xdb8, 0, 32), // documentation
+    v6(0x3fff, 0, 0, 20),     // documentation
+];
+/// IPv4 in the last 32 bits: mapped (RFC 4291), and NAT64's well-known prefix (RFC 6052).
+const CARRIES_LAST: [Ipv6Net; 2] = [
+    Ipv6Net::new_assert(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96),
+    Ipv6Net::new_assert(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96),
+];
+/// 6to4: IPv4 behind the first 16 bits (RFC 3056).
+const SIX_TO_FOUR: Ipv6Net = v6(0x2002, 0, 0, 16);
+
+/// Whether an address is one of the internet's.
+pub(super) fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => match carried(address) {
+            Some(inner) => is_public_v4(inner),
+            None => GLOBAL_V6.contains(&address) && !CLOSED_V6.iter().any(|net| net.contains(&address)),
+        },
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    !CLOSED_V4.iter().any(|net| net.contains(&address))
+}
+
+fn carried(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let bits = address.to_bits();
+    let at = |shift: u32| Ipv4Addr::from_bits((bits >> shift) as u32);
+    if CARRIES_LAST.iter().any(|net| net.contains(&address)) {
+        return Some(at(0));
+    }
+    SIX_TO_FOUR.contains(&address).then(|| at(80))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_hosts_and_networks_behind_them_are_not_public() {
+        for closed in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.1",
+            "100.64.0.1",
+            "100.100.100.200",
+            "100.127.255.255",
+            "127.0.0.1",
+            "127.255.255.254",
+            "168.63.129.16",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.192",
+            "192.168.1.1",
+            "198.19.0.1",
+            "203.0.113.9",
+            "224.0.0.1",
+            "239.255.255.255",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.1.2.3",
+            "::ffff:0:10.1.2.3",
+            "64:ff9b::127.0.0.1",
+            "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::10.0.0.1",
+            "100::1",
+            "2001::1",
+            "2001:db8::1",
+            "2002:7f00:1::",
+            "2002:a9fe:a9fe::1",
+            "3fff::1",
+            "5f00::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+        ] {
+            assert!(!is_public(closed.parse().unwrap()), "{closed}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_the_internet_are_public() {
+        for open in [
+            "1.1.1.1",
+            "9.255.255.255",
+            "11.0.0.0",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.1",
+            "168.63.129.15",
+            "169.253.255.255",
+            "172.15.255.255",
+            "172.32.0.0",
+            "192.167.255.255",
+            "223.255.255.255",
+            "::ffff:1.1.1.1",
+            "64:ff9b::1.1.1.1",
+            "2002:101:101::1",
+            "2606:4700::1111",
+            "2a00:1450::1",
+        ] {
+            assert!(is_public(open.parse().unwrap()), "{open}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Who calls, before anything of the request's body is read; and what a request holds from there to its answer's last byte.
+//!
+//! ```text
+//!   key ──> caller ──> rate ──> requests at once ──> handler ──> answer's body
+//!                                  └────────── Stay: place, busy connection, key in force ──────────┘
+//! ```
+//! A request whose key ends while it is under way is dropped: its handler at the next await, its answer where it is.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::{Body, HttpBody};
+use axum::extract::{Request, State};
+use axum::http::Method;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+use nullspace_api::ErrorResponseCode;
+use secrecy::SecretString;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tracing::Span;
+
+use crate::connections::{Busy, Seat};
+use crate::edge::{bearer, drain};
+use crate::places::Place;
+use crate::routes::AppState;
+use crate::service::{Caller, ErrorKind, ServiceError};
+use crate::standing::{Standing, revoked};
+
+/// Answers up to this size are not charged, bytes.
+const SMALL_ANSWER: u64 = 64 << 10;
+
+/// What a request of a known caller holds while it lasts.
+pub(crate) struct Stay {
+    standing: Standing,
+    _place: Place,
+    _busy: Option<Busy>,
+}
+
+impl Stay {
+    /// Cancelled when the request's key is not in force any more.
+    pub(crate) fn ended(&self) -> &CancellationToken {
+        self.standing.ended()
+    }
+}
+
+/// See the module's documentation. Only `/v1/…` needs a key.
+pub(crate) async fn authenticate(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    if !request.uri().path().starts_with("/v1/") {
+        return next.run(request).await;
+    }
+    // Read before the wait: a request's body cannot be shared between threads.
+    let (key, seat) = (bearer(request.headers()), request.extensions().get::<Seat>().cloned());
+    let (caller, stay) = match enter(&state, key, seat).await {
+        Ok(entered) => entered,
+        Err(refusal) => {
+            drain(request).await;
+            return refusal.into_response();
+        }
+    };
+    // Charged by the extractors; given back when the handler is done.
+    let room = Arc::new(state.budget.room(&caller.tenant_id));
+    let ended = stay.ended().clone();
+    let method = request.method().clone();
+    request.extensions_mut().insert(caller.clone());
+    request.extensions_mut().insert(Arc::clone(&room));
+    request.extensions_mut().insert(Arc::clone(&stay));
+    let response = tokio::select! {
+        biased;
+        () = ended.cancelled() => return revoked().into_response(),
+        response = next.run(request) => response,
+    };
+    drop(room);
+    hold(&state, &caller, &method, response, stay)
+}
+
+async fn enter(
+    state: &AppState,
+    key: Option<SecretString>,
+    seat: Option<Seat>,
+) -> Result<(Caller, Arc<Stay>), ServiceError> {
+    let key = key.ok_or_else(|| unauthorized("The Authorization header must be `Bearer <key>`."))?;
+    let caller = state.service.authenticate(&key).await?.ok_or_else(|| unauthorized("The API key is not valid."))?;
+    Span::current().record("tenant", caller.tenant_id.as_str());
+    state.limiter.take(&caller.tenant_id, Instant::now()).map_err(|wait| {
+        let message = "Too many requests at once: wait for as long as Retry-After says.";
+        ServiceError::new(ErrorKind::RateLimited, ErrorResponseCode::RateLimitExceeded, message).with_retry_after(wait)
+    })?;
+    let place = state.places.request(&caller.tenant_id, &state.config)?;
+    let busy = seat.as_ref().map(Seat::busy);
+    let standing = state.standings.begin(&caller.key_id);
+    Ok((caller, Arc::new(Stay { standing, _place: place, _busy: busy })))
+}
+
+fn unauthorized(message: &str) -> ServiceError {
+    ServiceError::new(ErrorKind::Unauthorized, ErrorResponseCode::Unauthorized, message)
+}
+
+/// The answer, holding what it holds until it is sent.
+fn hold(state: &AppState, caller: &Caller, method: &Method, response: Response, stay: Arc<Stay>) -> Response {
+    let room = state.budget.room(&caller.tenant_id);
+    let size = response.body().size_hint().exact().filter(|size| *size > SMALL_ANSWER).unwrap_or(0);
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    if let Err(exhausted) = room.grow(size) {
+        if *method == Method::GET {
+            return ServiceError::from(exhausted).into_response();
+        }
+        // What was done is done, and the answer says so.
+        room.force(size);
+    }
+    let ended = Box::pin(stay.ended().clone().cancelled_owned());
+    response.map(|body| Body::new(Answer { body, ended, _held: (stay, room) }))
+}
+
+/// A body that breaks off when the key that asked for it ends.
+struct Answer<H> {
+    body: Body,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    _held: H,
+}
+
+impl<H: Unpin> HttpBody for Answer<H> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.ended.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Some(Err(axum::Error::new("the key of the request was revoked"))));
+        }
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Whether a path is for operators: answered without a key, also on connections of the reserve.
+pub(crate) fn is_for_operators(path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz" | "/metrics")
+}
+
+/// Refuses what a connection of the reserve may not ask; keeps the connection while operators are answered.
+pub(crate) async fn reserve(request: Request, next: Next) -> Response {
+    let seat = request.extensions().get::<Seat>().cloned();
+    if is_for_operators(request.uri().path()) {
+        let _busy = seat.as_ref().map(Seat::busy);
+        return next.run(request).await;
+    }
+    match seat.as_ref().and_then(Seat::reserved) {
+        None => next.run(request).await,
+        Some(full) => {
+            drain(request).await;
+            ServiceError::from(full).into_response()
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! How many bytes requests may hold in memory: each tenant, and all of them together.
+//!
+//! Charged is what a caller can make grow: JSON bodies while they arrive and are handled (with what parsing makes of
+//! them), output of commands and files that are kept for an answer, listings, large answers until they are sent, and a
+//! flat amount for each follower of a log. Bodies that are passed on piece by piece cost nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nullspace_api::ErrorResponseCode;
+
+use crate::service::{ErrorKind, ServiceError};
+
+/// Bounds of what requests hold in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BufferLimits {
+    /// Bytes of one tenant's requests together; more is 429.
+    pub per_tenant: usize,
+    /// Bytes of all requests together; more is 503.
+    pub total: usize,
+}
+
+/// What is held by whom.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limits: BufferLimits,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    total: usize,
+    tenants: HashMap<String, usize>,
+}
+
+/// What one request holds. Dropping it gives everything back.
+#[derive(Debug)]
+pub struct Room {
+    budget: Arc<Budget>,
+    tenant: String,
+    /// Changed under the budget's lock only.
+    bytes: Mutex<usize>,
+}
+
+/// There is no room for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Exhausted {
+    /// The tenant's requests hold as much as they may.
+    #[error("this tenant's requests hold as much memory as they may")]
+    Tenant,
+    /// All requests together do.
+    #[error("all requests together hold as much memory as they may")]
+    Service,
+}
+
+impl From<Exhausted> for ServiceError {
+    fn from(exhausted: Exhausted) -> Self {
+        let (kind, code, message) = match exhausted {
+            Exhausted::Tenant => (
+                ErrorKind::RateLimited,
+                ErrorResponseCode::RateLimitExceeded,
+                "Too many large requests and answers at once: wait for some to end.",
+            ),
+            Exhausted::Service => (
+                ErrorKind::Unavailable,
+                ErrorResponseCode::FeatureUnavailable,
+                "The service has no memory left for large requests and answers: try again.",
+            ),
+        };
+        ServiceError::new(kind, code, message).with_retry_after(Duration::from_secs(1))
+    }
+}
+
+impl Budget {
+    pub(crate) fn new(limits: BufferLimits) -> Arc<Self> {
+        Arc::new(Self { limits, held: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An empty account of one of this tenant's requests.
+    pub(crate) fn room(self: &Arc<Self>, tenant: &str) -> Room {
+        Room { budget: Arc::clone(self), tenant: tenant.to_owned(), bytes: Mutex::new(0) }
+    }
+
+    /// What all requests hold now, bytes.
+    pub(crate) fn held(&self) -> usize {
+        self.lock().total
+    }
+}
+
+impl Room {
+    fn bytes(&self) -> MutexGuard<'_, usize> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes so many bytes more.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when there are not so many; nothing is taken then.
+    pub fn grow(&self, bytes: usize) -> Result<(), Exhausted> {
+        self.take(bytes, false)
+    }
+
+    /// Takes so many bytes more, also beyond the limits: for what is there already and small or short-lived.
+    pub(crate) fn force(&self, bytes: usize) {
+        // With force it cannot fail.
+        let _ = self.take(bytes, true);
+    }
+
+    fn take(&self, bytes: usize, force: bool) -> Result<(), Exhausted> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let mut own = self.bytes();
+        let mut held = self.budget.lock();
+        let limits = self.budget.limits;
+        let tenant = held.tenants.get(&self.tenant).copied().unwrap_or(0).saturating_add(bytes);
+        let total = held.total.saturating_add(bytes);
+        if !force && tenant > limits.per_tenant {
+            return Err(Exhausted::Tenant);
+        }
+        if !force && total > limits.total {
+            return Err(Exhausted::Service);
+        }
+        held.total = total;
+        held.tenants.insert(self.tenant.clone(), tenant);
+        *own = own.saturating_add(bytes);
+        Ok(())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let bytes = *self.bytes();
+        if bytes == 0 {
+            return;
+        }
+        let mut held = self.budget.lock();
+        held.total = held.total.saturating_sub(bytes);
+        if let Some(tenant) = held.tenants.get_mut(&self.tenant) {
+            *tenant = tenant.saturating_sub(bytes);
+            if *tenant == 0 {
+                held.tenants.remove(&self.tenant);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_tenant_cannot_take_what_all_share_and_all_together_have_a_bound() {
+        let budget = Budget::new(BufferLimits { per_tenant: 100, total: 150 });
+        let (one, two, other) = (budget.room("a"), budget.room("a"), budget.room("b"));
+        one.grow(60).unwrap();
+        two.grow(40).unwrap();
+        assert_eq!(two.grow(1), Err(Exhausted::Tenant));
+        other.grow(50).unwrap();
+        assert_eq!(other.grow(1), Err(Exhausted::Service));
+        drop(one);
+        other.grow(50).unwrap();
+        assert_eq!(budget.held(), 140);
+        two.force(1000);
+        assert_eq!(budget.held(), 1140);
+        drop((two, other));
+        let held = budget.lock();
+        assert!(held.total == 0 && held.tenants.is_empty());
+    }
+
+    #[test]
+    fn what_is_refused_says_when_to_try_again() {
+        for (exhausted, kind) in
+            [(Exhausted::Tenant, ErrorKind::RateLimited), (Exhausted::Service, ErrorKind::Unavailable)]
+        {
+            let error = ServiceError::from(exhausted);
+            assert_eq!((error.kind(), error.retry_after()), (kind, Some(Duration::from_secs(1))));
+        }
+    }
+}

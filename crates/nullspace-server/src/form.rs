@@ -1,0 +1,160 @@
+//! The file in a form (`multipart/form-data`), streamed. What stands before it is bounded; what follows it is not read.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use axum::http::{HeaderMap, header};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+
+use crate::files::FileContent;
+use crate::service::{ErrorKind, ServiceError};
+
+/// Longest boundary, bytes (RFC 2046).
+const MAX_BOUNDARY: usize = 70;
+/// Bytes of a form before its file's content: other fields, and the heads of all. A form's head has no end of its own
+/// until a line is empty, so without a bound a parser would keep whatever is sent.
+const MAX_BEFORE: usize = 64 << 10;
+/// Fields before the file.
+const MAX_FIELDS: usize = 32;
+
+/// The boundary of a form; `None` when the body is no form.
+pub(crate) fn boundary(headers: &HeaderMap) -> Result<Option<String>, ServiceError> {
+    let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else { return Ok(None) };
+    if !kind.trim_start().to_ascii_lowercase().starts_with("multipart/") {
+        return Ok(None);
+    }
+    match multer::parse_boundary(kind) {
+        Ok(boundary) if boundary.len() <= MAX_BOUNDARY => Ok(Some(boundary)),
+        _ => Err(ServiceError::invalid("The form is wrong: `Content-Type` has no boundary.")),
+    }
+}
+
+/// The content of the form's field `name`.
+pub(crate) async fn file(content: FileContent, boundary: String, name: &str) -> Result<FileContent, ServiceError> {
+    let before = Arc::new(AtomicUsize::new(0));
+    let mut form = multer::Multipart::new(Feed { content, before: Arc::clone(&before), given: false }, boundary);
+    let mut fields = 0;
+    let field = loop {
+        match form.next_field().await.map_err(wrong)? {
+            Some(field) if field.name() == Some(name) => break field,
+            Some(_) if fields == MAX_FIELDS => {
+                let message = format!("The form is wrong: more than {MAX_FIELDS} fields stand before `{name}`.");
+                return Err(ServiceError::invalid(message));
+            }
+            Some(_) => fields += 1,
+            None => return Err(ServiceError::invalid(format!("The form has no field `{name}`."))),
+        }
+    };
+    before.store(FOUND, Ordering::Relaxed);
+    Ok(field.map(|piece| piece.map_err(wrong)).boxed())
+}
+
+/// The count when the file was found: nothing is counted any more.
+const FOUND: usize = usize::MAX;
+
+/// The body on its way to the parser, which takes in all that is ready before it looks: one piece at a time.
+struct Feed {
+    content: FileContent,
+    /// Bytes given so far, or [`FOUND`].
+    before: Arc<AtomicUsize>,
+    given: bool,
+}
+
+impl Stream for Feed {
+    type Item = Result<Bytes, ServiceError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if std::mem::take(&mut self.given) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = self.before.load(Ordering::Relaxed);
+        if before != FOUND && before > MAX_BEFORE {
+            let message = format!("The form is wrong: its file must begin within the first {MAX_BEFORE} bytes.");
+            return Poll::Ready(Some(Err(ServiceError::invalid(message))));
+        }
+        let piece = std::task::ready!(self.content.poll_next_unpin(context));
+        if let Some(Ok(piece)) = &piece {
+            if before != FOUND {
+                self.before.store(before.saturating_add(piece.len()), Ordering::Relaxed);
+            }
+            self.given = true;
+        }
+        Poll::Ready(piece)
+    }
+}
+
+/// A fault of the form, or of the body that it came in.
+fn wrong(error: multer::Error) -> ServiceError {
+    match error {
+        multer::Error::StreamReadFailed(error) => match error.downcast::<ServiceError>() {
+            Ok(error) => *error,
+            Err(error) => ServiceError::invalid("The body ended early.").with_source(error),
+        },
+        error => ServiceError::new(
+            ErrorKind::Invalid,
+            nullspace_api::ErrorResponseCode::InvalidRequest,
+            format!("The form is wrong: {error}."),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use futures::stream;
+
+    use super::*;
+
+    /// A body of `head` and then endless pieces of `filler`, and how many bytes of it were taken.
+    fn endless(head: &'static [u8], filler: &'static [u8]) -> (FileContent, Arc<AtomicU64>) {
+        let taken = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&taken);
+        let pieces = stream::iter([head]).chain(stream::repeat(filler));
+        let content = pieces.map(move |piece| {
+            counted.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            Ok(Bytes::from_static(piece))
+        });
+        (content.boxed(), taken)
+    }
+
+    #[tokio::test]
+    async fn what_never_ends_before_the_file_is_refused_when_little_of_it_was_taken() {
+        const FILLER: &[u8] = &[b'a'; 4096];
+        for head in [
+            b"".as_slice(),
+            b"--XX\r\ncontent-disposition: form-data; name=\"file",
+            b"--XX\r\ncontent-disposition: form-data; name=\"file\"\r\nx-more: ",
+            b"--XX\r\ncontent-disposition: form-data; name=\"other\"\r\n\r\n",
+        ] {
+            let (content, taken) = endless(head, FILLER);
+            let refused = match file(content, "XX".to_owned(), "file").await {
+                Ok(_) => panic!("{}", head.escape_ascii()),
+                Err(refused) => refused,
+            };
+            assert_eq!(refused.kind(), ErrorKind::Invalid, "{}", head.escape_ascii());
+            let taken = taken.load(Ordering::Relaxed);
+            assert!(taken <= (MAX_BEFORE + 2 * FILLER.len()) as u64, "{taken} bytes of {}", head.escape_ascii());
+        }
+        let (content, _) = endless(b"", b"--XX\r\ncontent-disposition: form-data; name=\"o\"\r\n\r\n\r\n");
+        assert!(file(content, "XX".to_owned(), "file").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_long_file_is_passed_on_as_it_comes() {
+        const FILLER: &[u8] = &[b'a'; 4096];
+        let head = b"--XX\r\ncontent-disposition: form-data; name=\"file\"\r\n\r\n";
+        let (content, taken) = endless(head, FILLER);
+        let mut file = file(content, "XX".to_owned(), "file").await.unwrap();
+        let mut got = 0;
+        while got < 4 << 20 {
+            got += file.next().await.unwrap().unwrap().len() as u64;
+            let ahead = taken.load(Ordering::Relaxed) - got;
+            assert!(ahead <= (2 * FILLER.len() + head.len()) as u64, "{ahead} bytes are kept");
+        }
+    }
+}

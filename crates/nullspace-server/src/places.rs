@@ -1,0 +1,117 @@
+//! How much may be under way at a time: requests, log followers and WebSockets of each tenant, WebSockets of each sandbox.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nullspace_api::ErrorResponseCode;
+
+use crate::config::ServerConfig;
+use crate::service::{ErrorKind, ServiceError};
+
+/// What is under way.
+#[derive(Debug, Default)]
+pub(crate) struct Places(Mutex<HashMap<Whose, usize>>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Whose {
+    /// Requests of a tenant, from the head to the answer's last byte, WebSockets among them.
+    Requests(String),
+    /// Logs that a tenant follows.
+    Followers(String),
+    /// WebSockets of a tenant.
+    Sockets(String),
+    /// WebSockets of a sandbox.
+    SandboxSockets(String),
+}
+
+/// Something under way. Dropping it makes room for another.
+#[derive(Debug)]
+pub(crate) struct Place {
+    places: Arc<Places>,
+    whose: Vec<Whose>,
+}
+
+impl Places {
+    /// Counts one more request, or refuses.
+    pub(crate) fn request(self: &Arc<Self>, tenant: &str, config: &ServerConfig) -> Result<Place, ServiceError> {
+        let most = config.requests_at_once;
+        self.take([(Whose::Requests(tenant.to_owned()), most, "requests of this tenant under way: let one end")])
+    }
+
+    /// Counts one more follower of a log, or refuses.
+    pub(crate) fn follower(self: &Arc<Self>, tenant: &str, config: &ServerConfig) -> Result<Place, ServiceError> {
+        let most = config.followers;
+        self.take([(Whose::Followers(tenant.to_owned()), most, "logs that this tenant follows: close one")])
+    }
+
+    /// Counts one more socket, or refuses.
+    pub(crate) fn socket(
+        self: &Arc<Self>,
+        tenant: &str,
+        sandbox: &str,
+        config: &ServerConfig,
+    ) -> Result<Place, ServiceError> {
+        let limits = &config.sockets;
+        self.take([
+            (Whose::Sockets(tenant.to_owned()), limits.per_tenant, "WebSockets of this tenant: close one"),
+            (Whose::SandboxSockets(sandbox.to_owned()), limits.per_sandbox, "WebSockets of this sandbox: close one"),
+        ])
+    }
+
+    fn take<const N: usize>(self: &Arc<Self>, wanted: [(Whose, usize, &str); N]) -> Result<Place, ServiceError> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (whose, most, what) in &wanted {
+            if counts.get(whose).copied().unwrap_or(0) >= *most {
+                let message = format!("There are {most} {what} first.");
+                return Err(ServiceError::new(ErrorKind::RateLimited, ErrorResponseCode::RateLimitExceeded, message));
+            }
+        }
+        let whose = wanted.map(|(whose, ..)| whose).to_vec();
+        for whose in &whose {
+            *counts.entry(whose.clone()).or_insert(0) += 1;
+        }
+        Ok(Place { places: Arc::clone(self), whose })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for whose in &self.whose {
+            if let Some(count) = counts.get_mut(whose) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    counts.remove(whose);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SocketLimits;
+
+    #[test]
+    fn each_sandbox_and_each_tenant_has_its_own_count() {
+        let places = Arc::new(Places::default());
+        let sockets = SocketLimits { per_sandbox: 2, per_tenant: 3, ..SocketLimits::default() };
+        let config = ServerConfig { sockets, requests_at_once: 2, followers: 1, ..ServerConfig::default() };
+        let take = |tenant, sandbox| places.socket(tenant, sandbox, &config);
+        let (first, _second) = (take("a", "1").unwrap(), take("a", "1").unwrap());
+        assert!(take("a", "1").is_err());
+        let _third = take("a", "2").unwrap();
+        assert!(take("a", "3").is_err());
+        drop(first);
+        let again = take("a", "1").unwrap();
+        let _other = take("b", "4").unwrap();
+        let requests = (places.request("a", &config).unwrap(), places.request("a", &config).unwrap());
+        let refused = places.request("a", &config).unwrap_err();
+        assert_eq!((refused.kind(), refused.code()), (ErrorKind::RateLimited, ErrorResponseCode::RateLimitExceeded));
+        let followers = (places.follower("a", &config).unwrap(), places.follower("b", &config).unwrap());
+        assert!(places.follower("a", &config).is_err());
+        drop((again, _second, _third, _other, requests, followers));
+        assert!(places.0.lock().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,139 @@
+//! Whether the keys of requests under way still open anything.
+//!
+//! A request shows its key once, and may then last for hours: a log that is followed, a WebSocket, a command that is
+//! waited for. While any request is under way, one task asks every [`ServerConfig::key_check`](crate::ServerConfig) which of
+//! the keys in use are still in force; requests whose key is not are ended. When the database does not answer, nothing is known and nothing is ended.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use nullspace_api::ErrorResponseCode;
+use tokio_util::sync::CancellationToken;
+
+use crate::edge::chain;
+use crate::service::{ErrorKind, Service, ServiceError};
+
+/// How long one look may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The keys in use.
+pub(crate) struct Standings {
+    service: Arc<dyn Service>,
+    every: Duration,
+    keys: Mutex<Keys>,
+}
+
+#[derive(Default)]
+struct Keys {
+    in_use: HashMap<String, Use>,
+    /// Whether the task that looks runs.
+    watched: bool,
+}
+
+struct Use {
+    requests: usize,
+    ended: CancellationToken,
+}
+
+/// A request's key, while the request lasts.
+pub(crate) struct Standing {
+    standings: Arc<Standings>,
+    key: String,
+    ended: CancellationToken,
+}
+
+impl Standings {
+    pub(crate) fn new(service: Arc<dyn Service>, every: Duration) -> Arc<Self> {
+        Arc::new(Self { service, every, keys: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Keys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request with this key begins.
+    pub(crate) fn begin(self: &Arc<Self>, key: &str) -> Standing {
+        let mut keys = self.lock();
+        let entry =
+            keys.in_use.entry(key.to_owned()).or_insert_with(|| Use { requests: 0, ended: CancellationToken::new() });
+        entry.requests += 1;
+        let ended = entry.ended.clone();
+        if !keys.watched {
+            keys.watched = true;
+            tokio::spawn(watch(Arc::downgrade(self), self.every));
+        }
+        drop(keys);
+        Standing { standings: Arc::clone(self), key: key.to_owned(), ended }
+    }
+
+    /// Ends the requests whose key is not in force any more.
+    async fn look(&self) {
+        let keys: Vec<String> = self.lock().in_use.keys().cloned().collect();
+        let in_force = match tokio::time::timeout(PATIENCE, self.service.keys_in_force(&keys)).await {
+            Ok(Ok(in_force)) => in_force.into_iter().collect::<HashSet<_>>(),
+            Ok(Err(error)) => {
+                tracing::warn!(cause = chain(&error), "cannot look whether keys are in force: nothing is ended");
+                return;
+            }
+            Err(_) => {
+                tracing::warn!("cannot look whether keys are in force: no answer in time, nothing is ended");
+                return;
+            }
+        };
+        for key in keys.iter().filter(|key| !in_force.contains(*key)) {
+            // Who comes with it now has shown a key that was valid a moment ago, and is looked at next time. Cancelled under
+            // the lock: see `Standing::drop`.
+            let mut keys = self.lock();
+            if let Some(ended) = keys.in_use.remove(key) {
+                ended.ended.cancel();
+                tracing::info!(key, requests = ended.requests, "a key is not in force any more: its requests end");
+            }
+        }
+    }
+}
+
+/// Looks until no request is under way.
+async fn watch(standings: Weak<Standings>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(standings) = standings.upgrade() else { return };
+        {
+            let mut keys = standings.lock();
+            if keys.in_use.is_empty() {
+                keys.watched = false;
+                return;
+            }
+        }
+        standings.look().await;
+    }
+}
+
+impl Standing {
+    /// Cancelled when the key is not in force any more.
+    pub(crate) fn ended(&self) -> &CancellationToken {
+        &self.ended
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        let mut keys = self.standings.lock();
+        if self.ended.is_cancelled() {
+            // Its entry is gone; one of the same name is another's.
+            return;
+        }
+        if let Some(entry) = keys.in_use.get_mut(&self.key) {
+            entry.requests = entry.requests.saturating_sub(1);
+            if entry.requests == 0 {
+                keys.in_use.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// What a request hears whose key ended while it was under way.
+pub(crate) fn revoked() -> ServiceError {
+    let message = "The API key was revoked while the request was under way.";
+    ServiceError::new(ErrorKind::Unauthorized, ErrorResponseCode::Unauthorized, message)
+}
