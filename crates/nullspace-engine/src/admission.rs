@@ -218,7 +218,7 @@ mod tests {
             self.0.load(Ordering::Relaxed)
         }
         fn trim(&self) {
-            self.0.store(50, Ordering::Relaxed);
+            self.0.fetch_min(50, Ordering::Relaxed);
         }
     }
 

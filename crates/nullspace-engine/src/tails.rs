@@ -236,7 +236,10 @@ impl<S: Source> Tail<S> {
                 Next::Alone => {
                     drop(turn);
                     let few = u64::try_from(limit.bytes / ENTRY).unwrap_or(u64::MAX).max(16);
-                    break source.entries(&row, from, u32::try_from(wanted.min(few)).unwrap_or(PAGE)).await?;
+                    let mut read = source.entries(&row, from, u32::try_from(wanted.min(few)).unwrap_or(PAGE)).await?;
+                    // How long they are is known only now.
+                    read.truncate(read.iter().take_while(fits_into::<S, _>(limit.bytes)).count());
+                    break read;
                 }
             }
         };
@@ -267,6 +270,16 @@ impl<S: Source> Tail<S> {
     }
 }
 
+/// Whether one entry more is taken for a page of so many bytes: the first always is, and the last may pass the bound.
+fn fits_into<S: Source, E: std::borrow::Borrow<S::Entry>>(bytes: usize) -> impl FnMut(&&E) -> bool {
+    let mut left = bytes.max(1);
+    move |entry| {
+        let fits = left > 0;
+        left = left.saturating_sub(S::size((**entry).borrow()));
+        fits
+    }
+}
+
 impl<S: Source> Known<S> {
     /// What to do for a reader that wants so many entries from `from` on, all of which the log has.
     fn next(&self, from: u64, wanted: u64, bytes: usize) -> Next<S::Entry> {
@@ -277,14 +290,10 @@ impl<S: Source> Known<S> {
         if from >= first && from < after {
             let skip = usize::try_from(from - first).unwrap_or(usize::MAX);
             let most = usize::try_from(wanted).unwrap_or(usize::MAX);
-            let mut left = bytes.max(1);
-            let fits = |entry: &&Arc<S::Entry>| {
-                let fits = left > 0;
-                left = left.saturating_sub(S::size(entry));
-                fits
-            };
+            let fits = fits_into::<S, _>(bytes);
             let page: Vec<_> = self.entries.iter().skip(skip).take(most).take_while(fits).cloned().collect();
-            if page.len() == most || left == 0 {
+            let taken = page.iter().map(|entry| S::size(entry)).fold(0, usize::saturating_add);
+            if page.len() == most || taken >= bytes.max(1) {
                 return Next::Have(page);
             }
         }

@@ -92,6 +92,17 @@ pub(crate) enum Body {
     Removed,
 }
 
+impl Body {
+    fn kind(&self) -> Option<NodeKind> {
+        match self {
+            Body::Directory(_) => Some(NodeKind::Directory),
+            Body::File(_) => Some(NodeKind::File),
+            Body::Symlink(_) => Some(NodeKind::Symlink),
+            Body::Removed => None,
+        }
+    }
+}
+
 impl NodeId {
     pub(crate) fn index(self) -> usize {
         self.0 as usize
@@ -196,12 +207,7 @@ impl Tree {
 
     /// What a node is; none if it was removed.
     pub fn kind(&self, node: NodeId) -> Option<NodeKind> {
-        match self.nodes.get(node.index())?.body {
-            Body::Directory(_) => Some(NodeKind::Directory),
-            Body::File(_) => Some(NodeKind::File),
-            Body::Symlink(_) => Some(NodeKind::Symlink),
-            Body::Removed => None,
-        }
+        self.nodes.get(node.index())?.body.kind()
     }
 
     /// Replaces the metadata of a node, for instance of a directory that was made before its own entry was read.
@@ -209,8 +215,8 @@ impl Tree {
     /// # Errors
     /// [`Error::BadXattr`].
     pub fn set_meta(&mut self, node: NodeId, meta: Meta) -> Result<(), Error> {
-        if let Some(directory) = self.nodes.get(node.index()).map(|node| matches!(node.body, Body::Directory(_))) {
-            let attributes = Attributes::new(&meta.xattrs, directory)?;
+        if let Some(kind) = self.kind(node) {
+            let attributes = Attributes::new(&meta.xattrs, kind)?;
             self.count(attributes.as_deref())?;
             let node = &mut self.nodes[node.index()];
             node.attributes = attributes;
@@ -273,7 +279,10 @@ impl Tree {
 
 impl Node {
     fn new(meta: Meta, body: Body) -> Result<Node, Error> {
-        let attributes = Attributes::new(&meta.xattrs, matches!(body, Body::Directory(_)))?;
+        let attributes = match body.kind() {
+            Some(kind) => Attributes::new(&meta.xattrs, kind)?,
+            None => None,
+        };
         let Meta { mode, uid, gid, mtime, .. } = meta;
         Ok(Node { mode, names: 1, uid, gid, mtime, attributes, body })
     }

@@ -13,6 +13,7 @@ use crate::error::{Error, XattrFault, readable};
 use crate::geometry::INODE_SIZE;
 use crate::inode::INODE_FIELDS;
 use crate::le::{put_u16, put_u32};
+use crate::tree::NodeKind;
 use crate::{BLOCK, acl};
 
 const MAGIC: u32 = 0xea02_0000;
@@ -52,13 +53,13 @@ pub(crate) struct Attributes {
 }
 
 impl Attributes {
-    /// Checks attributes as they come from an archive: names with their namespace, values in the kernel's formats.
-    /// None if there are none.
-    pub(crate) fn new(pairs: &[(Vec<u8>, Vec<u8>)], directory: bool) -> Result<Option<Box<Attributes>>, Error> {
+    /// Checks attributes of a node of this kind as they come from an archive: names with their namespace, values in the
+    /// kernel's formats. None if there are none.
+    pub(crate) fn new(pairs: &[(Vec<u8>, Vec<u8>)], kind: NodeKind) -> Result<Option<Box<Attributes>>, Error> {
         let mut all = Vec::with_capacity(pairs.len());
         for (name, value) in pairs {
             let fail = |fault| Error::BadXattr { attribute: readable(name), fault };
-            all.push(attribute(name, value, directory).map_err(fail)?);
+            all.push(attribute(name, value, kind == NodeKind::Directory).map_err(fail)?);
         }
         if all.is_empty() {
             return Ok(None);
@@ -76,7 +77,10 @@ impl Attributes {
         let (mut inode_room, mut block_room) = (IN_INODE - END_MARK, IN_BLOCK - END_MARK);
         let mut place = |attribute: Attribute| {
             let length = attribute.stored_len();
-            if length <= inode_room {
+            // A value outside counts among its file's blocks. From a symbolic link that has such and no attribute block,
+            // e2fsck concludes that its target is not in the inode (lib/ext2fs/valid_blk.c).
+            let beside = attribute.outside && kind == NodeKind::Symlink;
+            if length <= inode_room && !beside {
                 inode_room -= length;
                 placed.in_inode.push(attribute);
             } else if length <= block_room {
@@ -228,7 +232,7 @@ mod tests {
 
     fn check(pairs: &[(&[u8], &[u8])]) -> Result<Option<Box<Attributes>>, Error> {
         let pairs: Vec<_> = pairs.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
-        Attributes::new(&pairs, false)
+        Attributes::new(&pairs, NodeKind::File)
     }
 
     fn fault(pairs: &[(&[u8], &[u8])]) -> XattrFault {

@@ -443,8 +443,7 @@ async fn a_first_process_has_a_namespace_and_a_machine_its_modules() {
     let configure = Configure { hostname: "build-1".into(), unix_time_ns: now_ns(), ..Configure::default() };
     agent.configure(configure).await.unwrap();
 
-    let script =
-        "[ $$ = 1 ] || exit 100; sleep 1000 & echo $! > /child; mount -t tmpfs none /mnt && echo x > /mnt/seen; \
+    let script = "[ $$ = 1 ] || exit 100; sleep 1000 & echo $! > /child; mount -t tmpfs none /mnt && echo x > /mnt/seen; \
                   while :; do wait; sleep 1; done";
     shell(&agent, "busybox mkdir -p /mnt").await;
     let pid = agent.start_service(Exec { first: true, ..sh(script) }).await.unwrap();

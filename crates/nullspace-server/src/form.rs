@@ -35,7 +35,10 @@ pub(crate) fn boundary(headers: &HeaderMap) -> Result<Option<String>, ServiceErr
 /// The content of the form's field `name`.
 pub(crate) async fn file(content: FileContent, boundary: String, name: &str) -> Result<FileContent, ServiceError> {
     let before = Arc::new(AtomicUsize::new(0));
-    let mut form = multer::Multipart::new(Feed { content, before: Arc::clone(&before), given: false }, boundary);
+    let mut form = multer::Multipart::new(
+        Feed { content, rest: Bytes::new(), before: Arc::clone(&before), given: false },
+        boundary,
+    );
     let mut fields = 0;
     let field = loop {
         match form.next_field().await.map_err(wrong)? {
@@ -55,9 +58,15 @@ pub(crate) async fn file(content: FileContent, boundary: String, name: &str) -> 
 /// The count when the file was found: nothing is counted any more.
 const FOUND: usize = usize::MAX;
 
+/// Longest piece that the parser gets before the file is found, bytes: a connection's pieces may hold a form's fields and
+/// most of its file at once.
+const SLICE: usize = 4 << 10;
+
 /// The body on its way to the parser, which takes in all that is ready before it looks: one piece at a time.
 struct Feed {
     content: FileContent,
+    /// Of a piece that was sliced.
+    rest: Bytes,
     /// Bytes given so far, or [`FOUND`].
     before: Arc<AtomicUsize>,
     given: bool,
@@ -76,14 +85,21 @@ impl Stream for Feed {
             let message = format!("The form is wrong: its file must begin within the first {MAX_BEFORE} bytes.");
             return Poll::Ready(Some(Err(ServiceError::invalid(message))));
         }
-        let piece = std::task::ready!(self.content.poll_next_unpin(context));
-        if let Some(Ok(piece)) = &piece {
-            if before != FOUND {
-                self.before.store(before.saturating_add(piece.len()), Ordering::Relaxed);
-            }
-            self.given = true;
+        let mut piece = std::mem::take(&mut self.rest);
+        if piece.is_empty() {
+            piece = match std::task::ready!(self.content.poll_next_unpin(context)) {
+                Some(Ok(piece)) => piece,
+                end => return Poll::Ready(end),
+            };
         }
-        Poll::Ready(piece)
+        if before != FOUND {
+            if piece.len() > SLICE {
+                self.rest = piece.split_off(SLICE);
+            }
+            self.before.store(before.saturating_add(piece.len()), Ordering::Relaxed);
+        }
+        self.given = true;
+        Poll::Ready(Some(Ok(piece)))
     }
 }
 

@@ -126,7 +126,9 @@ pub(crate) async fn open_metadata(config: &Config) -> anyhow::Result<SqliteStore
 /// Opens the database of a data folder that a service has used; makes nothing.
 pub(crate) async fn open_existing_metadata(config: &Config) -> anyhow::Result<SqliteStore> {
     let path = config.data_dir.join(DATABASE);
-    if !path.is_file() {
+    // A database that is missing beside its files has an error of its own.
+    let stored = nullspace_store::stored_without_database(&config.data_dir).context("look at the data folder")?;
+    if !path.is_file() && stored.is_empty() {
         bail!("there is no data folder of a service at {}: give --data-dir", config.data_dir.display());
     }
     open_metadata(config).await

@@ -44,7 +44,9 @@ pub(crate) fn elsewhere(text: &str, args: &BTreeMap<String, String>) -> BTreeMap
                 staged = true;
                 variables = reading.global.clone();
                 let words = instruction.words();
-                if let Some(reference) = words.first().and_then(|word| reading.global_word(word)) {
+                if let Some(word) = words.first() {
+                    // What cannot be expanded, for want of the budget that other words have taken, may name a host all the same.
+                    let reference = reading.global_word(word).unwrap_or_else(|| word.to_string());
                     found.image(&reference, instruction.line);
                 }
                 if let Some(name) = words.get(2) {
@@ -62,11 +64,12 @@ pub(crate) fn elsewhere(text: &str, args: &BTreeMap<String, String>) -> BTreeMap
     found.hosts
 }
 
-/// A word of a stage as BuildKit reads it; one that this reading cannot expand names nothing here.
+/// A word of a stage as BuildKit reads it; one that this reading cannot expand as it is written.
 fn expand(text: &str, reading: &Reading<'_>, variables: &BTreeMap<String, String>) -> String {
     let value = |name: &str| variables.get(name).cloned();
     let (escape, budget) = (reading.parsed.escape, &reading.budget);
-    words::expand(text, &Variables { value: &value, unset: Unset::Empty, escape, budget }).unwrap_or_default()
+    words::expand(text, &Variables { value: &value, unset: Unset::Empty, escape, budget })
+        .unwrap_or_else(|_| text.to_owned())
 }
 
 #[derive(Default)]
@@ -216,6 +219,17 @@ mod tests {
         for host in ["z.example", "w.example", "http://y.example:8080/"] {
             assert!(found.contains(&host.to_owned()), "{host}: {found:?}");
         }
+    }
+
+    #[test]
+    fn hosts_are_found_behind_variables_that_take_all_that_reading_may_cost() {
+        let doubled: String = (1..40).map(|n| format!("ARG A{n}=$A{m}$A{m}\n", m = n - 1)).collect();
+        let text = format!(
+            "ARG A0={}\n{doubled}FROM a.example/x\n{doubled}COPY --from=b.example/x /x /y\nADD http://c.example/x /x\n",
+            "x".repeat(10_000)
+        );
+        let found: Vec<String> = hosts(&text, &[]).into_iter().map(|(host, _)| host).collect();
+        assert_eq!(found, ["a.example", "b.example", "http://c.example:80/"]);
     }
 
     #[test]
