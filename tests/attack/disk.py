@@ -172,6 +172,10 @@ class Attack:
         time.sleep(0.3)
         self.disk.fill()
         full.set()
+        # What the service makes room with is taken, too.
+        while sending.is_alive():
+            self.disk.fill()
+            time.sleep(0.01)
         sending.join(60)
         check(found.get("code") == 503, f"an upload without room: {found}")
         return "refused"

@@ -123,7 +123,7 @@ class Victim(Service):
         return (answer["exit_code"], answer["stdout"]) if code == 200 else (None, f"{code} {answer}")
 
     def sandbox(self, template):
-        code, answer = self.api("POST", "/v1/sandboxes", {"template": template})
+        code, answer = self.api("POST", "/v1/sandboxes", {"template": template, "timeout_ms": 3 * 3600 * 1000})
         check(code in (200, 201), f"no sandbox of {template}: {code} {answer}")
         return answer["id"]
 
