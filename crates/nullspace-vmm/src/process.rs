@@ -471,16 +471,33 @@ mod tests {
             let ours = std::fs::read_link(format!("/proc/self/ns/{namespace_of}")).unwrap();
             assert_ne!(Path::new(text.trim()), ours, "{namespace_of}");
         }
-        let script = format!("echo pid $$; echo /*; cat {} 2>&1; echo x >/tmp/x", secret.display());
-        let (mut launch_it, reader) = shell(&script, vec![]);
-        launch_it.around = walls.around(&[], false).unwrap();
-        launch_it.identity = Some(Identity { id: 7_654_321, group: None });
-        let (_, text) = output_of(launch_it, reader).await;
-        let mut lines = text.lines();
-        assert_eq!(lines.next(), Some("pid 1"), "{text}");
-        let root = lines.next().unwrap();
-        assert!(root.contains("/usr") && !root.contains("/home") && !root.contains("/tmp"), "{root}");
-        assert!(text.contains("No such file") && !text.contains("secret\n"), "{text}");
+        let script = format!(
+            "echo pid $$; echo /*; echo /proc/[0-9]*; cat /proc/1/status | grep ^Pid; cat {} 2>&1; echo x >/x; echo x >/usr/x; ls /usr >/dev/null && echo shown",
+            secret.display()
+        );
+        for landlock in [false, true] {
+            let (mut launch_it, reader) = shell(&script, vec![]);
+            let around = walls.around(&[], false).unwrap();
+            assert!(around.tree.is_some() && around.ruleset.is_some(), "{:?}", walls.missing());
+            launch_it.around = if landlock { around } else { Around { ruleset: None, ..around } };
+            // Without Landlock it stays root, so that only the tree can refuse it anything.
+            launch_it.identity = landlock.then_some(Identity { id: 7_654_321, group: None });
+            let (_, text) = output_of(launch_it, reader).await;
+            let lines: Vec<_> = text.lines().collect();
+            assert_eq!(lines[0], "pid 1", "{text}");
+            if landlock {
+                // No rule covers the new root folder and the new /proc.
+                assert_eq!(lines[1..3], ["/*", "/proc/[0-9]*"], "{text}");
+                assert!(text.contains("/proc/1/status: Permission denied"), "{text}");
+            } else {
+                let shown = ["/bin", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/sbin", "/usr"];
+                assert!(lines[1].contains("/usr") && lines[1].split(' ').all(|path| shown.contains(&path)), "{text}");
+                assert!(lines[2].starts_with("/proc/1") && text.contains("Pid:\t1\n"), "{text}");
+            }
+            assert!(text.contains("No such file") && !text.contains("secret\n"), "{text}");
+            assert_eq!(text.matches("Read-only file system").count(), 2, "{text}");
+            assert_eq!(lines.last(), Some(&"shown"), "the programs' folders can be read: {text}");
+        }
         assert!(walls.missing().is_empty(), "{:?}", walls.missing());
     }
 

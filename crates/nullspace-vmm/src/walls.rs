@@ -4,9 +4,12 @@
 //!   root   namespaces   PID, IPC and UTS of its own; a mount namespace whose root is a read-only tmpfs with
 //!                         /usr /lib* /bin /sbin   the host's, read-only      /dev/{null,urandom,kvm}
 //!                         /proc                   of its own PID namespace   nothing else
-//!          Landlock     reads that and the files it was given, writes nothing by name, no sockets by name, no signals
+//!          Landlock     reads those, writes only the files it was given, no sockets by name, no signals
 //!   user   Landlock     the same, over the host's own tree
 //! ```
+//! Landlock's rules are made from the host's files, so within the tree they cover neither its root folder nor its /proc: a
+//! VMM lists neither and reads nothing there, but still opens the files that it was given by `/proc/self/fd`.
+//!
 //! The mount namespace is made once ([`Tree`]) and copied by each VMM, which costs it no unmounting. With QEMU's user
 //! network a VMM keeps the host's tree, because the resolver's configuration may be replaced at any time; Landlock then
 //! lets it read /etc besides.
@@ -75,11 +78,6 @@ struct Tree {
 }
 
 impl Walls {
-    /// None at all.
-    pub(crate) fn none(why: impl Into<String>) -> Self {
-        Self { tree: None, namespaces: false, landlock: None, missing: vec![why.into()] }
-    }
-
     /// All that this kernel and this user can make for `program`. Blocks.
     pub(crate) fn new(program: &Path) -> Self {
         let mut missing = Vec::new();
