@@ -1,4 +1,4 @@
-//! The kernel's helper: `/proc/1/exe -q -- NAME` loads the modules that go by that name. See [`modules`](crate::modules).
+//! The kernel's helper: `/proc/1/exe -q -- NAME` loads the modules that go by that name. See `modules`.
 
 use std::fs::File;
 use std::io::{self, Read};

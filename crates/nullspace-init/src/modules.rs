@@ -111,7 +111,7 @@ fn device(line: &str) -> Option<(&str, SFlag, libc::dev_t)> {
     plain.then_some((name, kind, makedev(major.parse().ok()?, minor.parse().ok()?)))
 }
 
-/// Lets an image that has modprobe(8) find the modules: mounts them at /lib/modules/<release>, read-only. Done already is
+/// Lets an image that has modprobe(8) find the modules: mounts them at `/lib/modules/RELEASE`, read-only. Done already is
 /// done. Images without the program are left as they are.
 pub(crate) fn offer() {
     let programs = ["/sbin/modprobe", "/usr/sbin/modprobe", "/bin/kmod", "/usr/bin/kmod"];

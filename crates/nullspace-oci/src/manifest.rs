@@ -287,7 +287,8 @@ fn manifest(raw: Raw) -> Result<Manifest, FormatError> {
     let config = raw.config.ok_or_else(|| malformed("it names no config"))?;
     // An artifact (a signature, a chart) has the shape of a manifest; its config's type tells, or its own.
     let own = matches!(config.media_type.as_str(), media_type::OCI_CONFIG | media_type::DOCKER_CONFIG);
-    if !own && !(raw.artifact_type.is_empty() && MISTAKEN_CONFIGS.contains(&config.media_type.as_str())) {
+    let mistaken = raw.artifact_type.is_empty() && MISTAKEN_CONFIGS.contains(&config.media_type.as_str());
+    if !own && !mistaken {
         let media_type = if raw.artifact_type.is_empty() { config.media_type } else { raw.artifact_type };
         return Err(FormatError::UnsupportedMediaType { media_type: media_type.chars().take(200).collect() });
     }

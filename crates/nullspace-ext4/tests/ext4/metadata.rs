@@ -86,7 +86,8 @@ fn attributes_live_in_the_inode_a_block_or_both() {
 #[test]
 fn attributes_beyond_a_block_have_inodes_of_their_own() {
     let large = |seed: u64, length| crate::support::noise(seed, length);
-    let sets: [(&str, Vec<(&[u8], Vec<u8>)>); 4] = [
+    type Attributes = Vec<(&'static [u8], Vec<u8>)>;
+    let sets: [(&str, Attributes); 4] = [
         ("just", vec![(b"user.a", large(1, 4041))]),
         ("most", vec![(b"user.a", large(2, 64 << 10)), (b"security.capability", vec![1; 20]), (b"user.b", vec![])]),
         ("several", vec![(b"user.a", large(3, 5000)), (b"user.b", large(4, 3000)), (b"trusted.c", large(5, 9000))]),

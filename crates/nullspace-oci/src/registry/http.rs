@@ -201,7 +201,7 @@ impl Http {
         self.answered(self.client(url, at)?.get(url.clone()).headers(headers), url, at).await
     }
 
-    /// The client for a URL, if it may be gone to as far as the URL tells; see [`reach`](super::reach).
+    /// The client for a URL, if it may be gone to as far as the URL tells; see `reach`.
     fn client(&self, url: &Url, at: &At) -> Result<&Client, RegistryError> {
         self.reach.judge(url).map_err(|_| not_allowed(url, at))?;
         if is_loopback(url) {

@@ -57,7 +57,7 @@ async fn a_container_image_finds_what_it_expects_and_is_told_of_every_resume() {
     let path = format!("/v1/sandboxes/{}/processes", one.id);
     let listed: Value = api.get(&path).await.ok(200);
     let listed = listed["processes"].as_array().or(listed.as_array()).expect("processes").clone();
-    let of = |pid: &str| listed.iter().find(|process| process["pid"].to_string() == pid).cloned();
+    let of = |pid: &str| listed.iter().find(|process| process["pid"].as_u64() == pid.parse().ok()).cloned();
     assert!(of("1").is_some_and(|process| process["command"].as_str().unwrap().starts_with("httpd")), "{listed:?}");
     assert!(of(&child).is_some_and(|process| process["command"] == "sleep 100000"), "{child}: {listed:?}");
 
