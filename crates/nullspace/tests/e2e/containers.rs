@@ -75,7 +75,8 @@ async fn a_container_image_finds_what_it_expects_and_is_told_of_every_resume() {
     for sandbox in [&one, &two] {
         let generation = sandbox.sh("cat /run/nullspace/generation").await;
         let name = sandbox.sh("hostname").await;
-        assert_eq!(sandbox.sh(&format!("ping -c 1 -W 5 {learned} > /dev/null && echo found")).await, "found");
+        let ping = format!("ping -c 1 -W 5 {learned} > /dev/null && echo found");
+        assert_eq!(sandbox.sh_with(&ping, json!({"user": "root"})).await, "found");
         assert_eq!(sandbox.sh("cat /hooked").await, format!("0 {generation} {name}"), "the hook, as root, once");
         let resumed = sandbox.sh("cat /home/app/resumed").await;
         let greeting = if sandbox.id == one.id { "first" } else { "second" };
@@ -146,7 +147,9 @@ async fn failures_of_commands_in_machines_say_what_to_do() {
     assert_eq!(sandbox.sh_with("cat /cwd; pwd", json!({})).await, "/\n/");
 
     // More memory than there is.
-    let hungry = api.failed(request("box:1", Some("tail -n 1 /dev/zero"), None), "start_cmd_exited").await;
+    let mut hungry = request("box:1", Some("tail -n 1 /dev/zero"), None);
+    hungry["runtime_config"] = json!({"readiness": {"kind": "timeout", "timeout_ms": 60_000}});
+    let hungry = api.failed(hungry, "start_cmd_exited").await;
     assert!(hungry.message.contains("192 MiB of memory ran out"), "{hungry:?}");
     assert!(hungry.suggested_action.contains("memory_mib"), "{hungry:?}");
 

@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use crate::fixture::{Image, Registry, Service};
 
 /// A build that needs a machine: no two are alike, or the second would take what the first has made.
+/// MiB for two machines of [`request`] in software: 192 of each guest, 320 of each VMM, and the template's memory that they share.
+const ROOM_FOR_TWO: u32 = 1300;
+
 fn request(registry: &Registry) -> Value {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     json!({
@@ -61,7 +64,7 @@ async fn no_more_builds_run_than_the_setting_says_and_tenants_take_turns() {
 async fn a_host_that_is_full_says_so_and_builds_wait_for_room() {
     let registry = Registry::start();
     registry.push("box", "1", &Image::busybox()).await;
-    let mut service = Service::with([("NULLSPACE_MEMORY_MIB", "400".to_owned())]).await;
+    let mut service = Service::with([("NULLSPACE_MEMORY_MIB", ROOM_FOR_TWO.to_string())]).await;
     let api = service.api();
     let built = api.ready(request(&registry)).await;
     let (one, two) = (api.sandbox(built.template()).await, api.sandbox(built.template()).await);
@@ -79,7 +82,7 @@ async fn a_host_that_is_full_says_so_and_builds_wait_for_room() {
 
     // What can never fit is refused at once.
     let mut large = request(&registry);
-    large["build_config"]["memory_mib"] = json!(512);
+    large["build_config"]["memory_mib"] = json!(ROOM_FOR_TWO - 300);
     api.post("/v1/templates/builds", large).await.refused(400, "invalid_request");
     service.stop().await;
 }
