@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::fixture::Service;
 
 /// More MiB than any disk has.
-const NEVER_FREE: &str = "1000000000000";
+const NEVER_FREE: &str = "1000000000";
 
 #[tokio::test]
 async fn nothing_new_begins_below_the_reserve_and_the_refusal_names_the_hosts_disk() {

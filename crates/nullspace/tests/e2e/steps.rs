@@ -131,7 +131,7 @@ async fn a_step_that_fails_says_which_why_and_what_to_do() {
     let registry = Registry::start();
     registry.push("box", "1", &Image::busybox()).await;
     registry.push("bare", "1", &Image::one_binary()).await;
-    let mut service = Service::with([("NULLSPACE_STEP_TIMEOUT_SECS", "15".to_owned())]).await;
+    let mut service = Service::with([("NULLSPACE_STEP_TIMEOUT_SECS", "30".to_owned())]).await;
     let api = service.api();
     let step = |step: Value| request(&registry, "bad", json!([{"action": "run", "command": "echo fine"}, step]));
 
@@ -149,7 +149,7 @@ async fn a_step_that_fails_says_which_why_and_what_to_do() {
     assert!(failed.says("fine") && failed.says("the reason"), "{failed:?}");
 
     for (wrong, reason, said) in [
-        (json!({"action": "run", "command": "sleep 60"}), "build_step_timeout", "15 s"),
+        (json!({"action": "run", "command": "sleep 60"}), "build_step_timeout", "30 s"),
         (json!({"action": "run", "command": "kill -9 $$"}), "build_step_nonzero_exit", "signal 9"),
         (json!({"action": "run", "command": "true", "user": "nobody-here"}), "unknown_user", "nobody-here"),
         (json!({"action": "run", "command": "dd if=/dev/zero of=/full bs=1M"}), "disk_full", "512 MiB"),
