@@ -113,7 +113,7 @@ pub struct ConnectionLimits {
 impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
-            header_timeout: Duration::from_secs(30),
+            header_timeout: Duration::from_secs(60),
             max_connections: 4096,
             per_peer: 1024,
             reserve: 32,
