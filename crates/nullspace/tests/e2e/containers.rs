@@ -140,11 +140,13 @@ async fn failures_of_commands_in_machines_say_what_to_do() {
     assert!(built.says("no readiness check is given"), "{built:?}");
     let sandbox = api.sandbox(built.template()).await;
     assert_eq!(sandbox.run(&["/busybox", "pwd"]).await.stdout, "/workspace\n");
+    sandbox.delete().await;
     let missing = api.failed(request("box:1", Some("exec ./none"), None), "start_cmd_exited").await;
     assert_eq!(missing.details.as_ref().unwrap()["exit_code"], 127);
     let built = api.ready(request("odd:1", Some("pwd > /cwd"), None)).await;
     let sandbox = api.sandbox(built.template()).await;
     assert_eq!(sandbox.sh_with("cat /cwd; pwd", json!({})).await, "/\n/");
+    sandbox.delete().await;
 
     // More memory than there is.
     let mut hungry = request("box:1", Some("tail -n 1 /dev/zero"), None);
