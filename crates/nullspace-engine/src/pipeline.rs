@@ -20,7 +20,7 @@ use nullspace_api::{
     TemplateFailurePhase as Phase,
 };
 use nullspace_guest::host::{Agent, AgentError, ExecSession};
-use nullspace_guest::message::{Exec, Exit, ROOT_FULL};
+use nullspace_guest::message::{Exec, Exit, Probe, ProbeCheck, ROOT_FULL};
 use nullspace_store::{
     Artifact, Build, FinishReady, Lease, PublishedArtifact, Rootfs, RootfsPin, Scratch, StoreError, TenantId,
 };
@@ -46,10 +46,15 @@ use crate::steps::{Stage, Staged};
 
 /// A build waits so long for room on the host.
 const ADMISSION: Duration = Duration::from_secs(300);
-/// Without a readiness check, a start command that still runs after this counts as ready.
+/// Without a readiness check, a start command that still runs after this counts as ready; see [`settled`].
 const SETTLE: Duration = Duration::from_secs(2);
 /// The same in a machine that is emulated in software, where programs take a multiple of their time.
 const SETTLE_EMULATED: Duration = Duration::from_secs(4);
+/// A start command that is PID 1 of a namespace has settled only when its machine is idle for this long: one that is about to
+/// end (`node` without a terminal) would take the first commands of each sandbox with it.
+const IDLE: Duration = Duration::from_millis(500);
+/// Whatever the machine does, a start command has settled after this.
+const SETTLE_MOST: Duration = Duration::from_secs(30);
 
 /// What a disk that an older import has filled needs more, MiB.
 const ROOM_FOR_MACHINE_MIB: u64 = 64;
@@ -457,10 +462,7 @@ async fn start(
     match outcome {
         Up::Nothing => Ok(()),
         Up::Settled => {
-            let line = format!(
-                "Ready after {ms} ms: the start command still runs after {} s, and no readiness check is given",
-                settle.as_secs()
-            );
+            let line = format!("Ready after {ms} ms: the start command still runs, and no readiness check is given");
             Ok(log.say("readiness", line).await?)
         }
         Up::Done => {
@@ -581,10 +583,11 @@ async fn wait_ready(
         match (&runtime.readiness, ended.clone()) {
             (Some(readiness), _) => readiness::wait(agent, readiness, exec).await.map(Up::Checked),
             (None, Some(mut ended)) => {
-                let done = async { ended.wait_for(Option::is_some).await.map(drop) };
-                match tokio::time::timeout(settle, done).await {
-                    Ok(_) => Ok(Up::Done),
-                    Err(_) => Ok(Up::Settled),
+                let first = runtime.start.as_ref().is_some_and(|start| start.first);
+                tokio::select! {
+                    biased;
+                    _ = ended.wait_for(Option::is_some) => Ok(Up::Done),
+                    settled = settled(agent, settle, first) => settled.map(|()| Up::Settled),
                 }
             }
             (None, None) => Ok(Up::Nothing),
@@ -599,6 +602,25 @@ async fn wait_ready(
                 return Err(exited(&exit, memory_mib).into());
             }
             waited.map_err(NotUp::Agent)
+        }
+    }
+}
+
+/// Returns when a start command that still runs counts as ready: after `settle`, and if it is PID 1 of a namespace
+/// (`first`), once its machine is idle or [`SETTLE_MOST`] is over.
+async fn settled(agent: &Agent, settle: Duration, first: bool) -> Result<(), AgentError> {
+    if !first {
+        tokio::time::sleep(settle).await;
+        return Ok(());
+    }
+    let until = Instant::now() + SETTLE_MOST;
+    tokio::time::sleep(settle.saturating_sub(IDLE)).await;
+    let timeout_ms = u64::try_from(IDLE.as_millis()).unwrap_or(u64::MAX);
+    loop {
+        let (idle, found) = agent.probe(Probe { check: ProbeCheck::Idle, timeout_ms }).await?;
+        if idle || Instant::now() >= until {
+            tracing::debug!(found, "start command has settled");
+            return Ok(());
         }
     }
 }

@@ -272,6 +272,11 @@ impl Engine {
                 "\n[nullspace: the machine's memory ran out while this ran; memory_mib of the template sets it]\n",
             );
         }
+        if output.exit.first_ended {
+            stderr.push_str(
+                "\n[nullspace: the image's own command ended while this ran; it is PID 1, so everything beside it ended with it]\n",
+            );
+        }
         if output.truncated || stdout_cut || stderr_cut {
             let notice = if kept >= MAX_OUTPUT || stdout_cut || stderr_cut {
                 format!("\n[nullspace: output beyond {MAX_OUTPUT} bytes was dropped]\n")

@@ -184,6 +184,9 @@ pub enum ProbeCheck {
     },
     /// The command exits 0.
     Command(Exec),
+    /// The machine's processors had nothing to do for nine tenths of `timeout_ms`: what runs waits for something other than
+    /// the processor and the disk.
+    Idle,
 }
 
 /// Who the guest is from now on.
@@ -275,6 +278,9 @@ pub struct Exit {
     /// True when it did not end with 0 and the kernel killed a process for want of memory while it ran.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub out_of_memory: bool,
+    /// True when it was killed because the first process of its PID namespace ended ([`Exec::first`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub first_ended: bool,
 }
 
 /// One process of the guest.

@@ -32,6 +32,7 @@ pub(crate) fn probe(probe: Probe, channel: &Channel) -> Outcome {
             Ok(result) => result,
             Err(failure) => return Outcome::Failed(failure),
         },
+        ProbeCheck::Idle => idle(limit),
     };
     match result {
         Ok(detail) => Outcome::Probed { ready: true, detail },
@@ -151,6 +152,27 @@ fn command(exec: Exec, limit: Duration, channel: &Channel) -> Result<Result<Stri
     })
 }
 
+/// Looks at the processors' times before and after `span`.
+fn idle(span: Duration) -> Result<String, String> {
+    let look = || std::fs::read_to_string("/proc/stat").ok().as_deref().and_then(times);
+    let before = look().ok_or("the processors' times cannot be read")?;
+    std::thread::sleep(span);
+    let after = look().ok_or("the processors' times cannot be read")?;
+    let (idle, all) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
+    let percent = idle.saturating_mul(100).checked_div(all).unwrap_or(100);
+    let text = format!("the processors were idle for {percent} % of {} ms", span.as_millis());
+    if percent >= 90 { Ok(text) } else { Err(text) }
+}
+
+/// Of the line `cpu` of `/proc/stat` (`man 5 proc_stat`): ticks in which there was nothing to do, and all ticks. Waiting for
+/// the disk is something to do.
+fn times(stat: &str) -> Option<(u64, u64)> {
+    let fields = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    // user nice system idle iowait irq softirq steal; what follows is part of user and nice already.
+    let ticks: Vec<u64> = fields.split_whitespace().take(8).map_while(|field| field.parse().ok()).collect();
+    Some((*ticks.get(3)?, ticks.iter().fold(0, |sum, tick| sum.saturating_add(*tick))))
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
@@ -178,6 +200,14 @@ mod tests {
         for (answer, expected) in cases {
             assert_eq!(status(answer), expected, "{}", String::from_utf8_lossy(answer));
         }
+    }
+
+    #[test]
+    fn idle_is_the_fourth_of_eight_times() {
+        assert_eq!(times("cpu  1 2 3 40 5 6 7 8 900 900\ncpu0 1 1 1 1\n"), Some((40, 72)));
+        assert_eq!(times("cpu0 1 2 3 40\ncpu  1 2 3 4\n"), Some((4, 10)));
+        assert_eq!(times("cpu  1 2 x 4\n"), None);
+        assert_eq!(times(""), None);
     }
 
     fn soon() -> Option<Instant> {

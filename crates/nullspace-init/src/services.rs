@@ -78,7 +78,7 @@ impl Services {
         let (followed, watch) = (service.clone(), child.watch.clone());
         let thread = std::thread::Builder::new().name(format!("service-{pid}")).spawn(move || {
             let exit = supervise(child, timeout, &mut Recorder(&followed));
-            let killed = Exit { code: 137, signal: Some(libc::SIGKILL), timed_out: true, out_of_memory: false };
+            let killed = Exit { code: 137, signal: Some(libc::SIGKILL), timed_out: true, ..Exit::default() };
             followed.end(exit.unwrap_or(killed));
         });
         if let Err(error) = thread {

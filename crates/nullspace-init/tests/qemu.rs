@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use base64::Engine;
 use nullspace_guest::host::{Agent, AgentError, ExecOutput};
 use nullspace_guest::message::{
-    AgentInfo, Configure, Exec, Failure, FailureKind, GuestNetwork, Probe, ProbeCheck, Restored,
+    AgentInfo, Configure, Exec, Exit, Failure, FailureKind, GuestNetwork, Probe, ProbeCheck, Restored,
 };
 
 const BOOT: Duration = Duration::from_secs(90);
@@ -510,13 +510,31 @@ async fn a_first_process_has_a_namespace_and_a_machine_its_modules() {
 
     // Killed by the number that it is known by; with it ends what it left, and the machine goes on.
     agent.kill(child, 9).await.unwrap();
-    agent.kill(1, 9).await.unwrap();
+    let beside = agent.exec_collect(sh("echo $$; sleep 1000"), 1000);
+    let kill = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        agent.kill(1, 9).await.unwrap();
+    };
+    let (beside, ()) = tokio::join!(beside, kill);
+    let exit = beside.unwrap().exit;
+    assert_eq!(exit, Exit { code: 137, signal: Some(9), first_ended: true, ..Exit::default() });
     let until = Instant::now() + SOON;
     while !agent.processes().await.unwrap().is_empty() {
         assert!(Instant::now() < until, "{:?}", agent.processes().await);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_ne!(shell(&agent, "echo $$").await, "1");
+
+    // Whether there is something to do.
+    let idle = || agent.probe(Probe { check: ProbeCheck::Idle, timeout_ms: 500 });
+    let burn = agent.start_service(sh("while :; do :; done")).await.unwrap();
+    let (busy, told) = idle().await.unwrap();
+    assert!(!busy && told.contains("% of 500 ms"), "{told}");
+    agent.kill(burn, 9).await.unwrap();
+    let until = Instant::now() + SOON;
+    while !idle().await.unwrap().0 {
+        assert!(Instant::now() < until, "the machine does not come to rest");
+    }
 
     // Memory that runs out is told.
     let out = run(&agent, sh("head -c 1000000000 /dev/zero | busybox tail -n 1")).await;

@@ -53,9 +53,9 @@ async fn streams_codes_and_signals_are_told_apart() {
     let agent = Guest::new().connect().await;
     let out = output(&agent, sh("echo out; echo err >&2; exit 41")).await;
     assert_eq!((text(&out.stdout), text(&out.stderr)), ("out".into(), "err".into()));
-    assert_eq!(out.exit, Exit { code: 41, signal: None, timed_out: false, out_of_memory: false });
+    assert_eq!(out.exit, Exit { code: 41, ..Exit::default() });
     let out = output(&agent, sh("kill -9 $$")).await;
-    assert_eq!(out.exit, Exit { code: 137, signal: Some(9), timed_out: false, out_of_memory: false });
+    assert_eq!(out.exit, Exit { code: 137, signal: Some(9), ..Exit::default() });
     assert!(out.pid > 1);
 }
 
@@ -200,7 +200,7 @@ async fn a_timeout_ends_the_whole_group() {
     let agent = Guest::new().connect().await;
     let began = Instant::now();
     let out = output(&agent, Exec { timeout_ms: Some(200), ..sh("echo before; sleep 60 & echo $!; wait") }).await;
-    assert_eq!(out.exit, Exit { code: 143, signal: Some(15), timed_out: true, out_of_memory: false });
+    assert_eq!(out.exit, Exit { code: 143, signal: Some(15), timed_out: true, ..Exit::default() });
     assert!(began.elapsed() < Duration::from_millis(1000), "{:?}", began.elapsed());
     let shown = text(&out.stdout);
     gone(shown.strip_prefix("before\n").unwrap().parse().unwrap()).await;
@@ -208,7 +208,7 @@ async fn a_timeout_ends_the_whole_group() {
     // One that ignores SIGTERM has a second, then none.
     let began = Instant::now();
     let out = output(&agent, Exec { timeout_ms: Some(100), ..sh("trap '' TERM; while :; do sleep 1; done") }).await;
-    assert_eq!(out.exit, Exit { code: 137, signal: Some(9), timed_out: true, out_of_memory: false });
+    assert_eq!(out.exit, Exit { code: 137, signal: Some(9), timed_out: true, ..Exit::default() });
     assert!(began.elapsed() >= Duration::from_millis(1100));
 }
 
@@ -241,7 +241,7 @@ async fn a_new_session_ends_the_old_ones_processes_but_no_service() {
     let mut follow = second.attach(service).await.unwrap();
     assert_eq!(follow.next().await.unwrap(), Some(ExecEvent::Stdout("up\n".into())));
     second.kill(service, libc::SIGTERM).await.unwrap();
-    let exit = Exit { code: 143, signal: Some(15), timed_out: false, out_of_memory: false };
+    let exit = Exit { code: 143, signal: Some(15), ..Exit::default() };
     assert_eq!(follow.next().await.unwrap(), Some(ExecEvent::Exit(exit)));
     assert_eq!(follow.next().await.unwrap(), None);
 }

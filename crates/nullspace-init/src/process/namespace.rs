@@ -13,10 +13,14 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 
 use super::reaper::Watch;
+
+/// How long a first process may take to be reaped behind those that ended with it.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// The namespaces of a first process.
 #[derive(Debug)]
@@ -61,6 +65,21 @@ fn name_of(pid: i32) -> io::Result<String> {
 }
 
 impl Namespace {
+    /// Whether its first process has ended, or is ending: the kernel kills and forgets all others before that one is gone
+    /// (`zap_pid_ns_processes`), so that a process which was killed with it is reaped earlier.
+    pub(crate) fn ends(&self) -> bool {
+        let until = Instant::now() + ENDING;
+        loop {
+            if self.first.exit().is_some() {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// The mount namespace, for a child to enter.
     pub(crate) fn mounts(&self) -> RawFd {
         self.mounts.as_raw_fd()

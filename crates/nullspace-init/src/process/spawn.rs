@@ -44,6 +44,8 @@ pub(crate) struct Child {
     pub(crate) stderr: OwnedFd,
     /// When it was started, on the monotonic clock.
     pub(crate) began: Duration,
+    /// The namespace that it joined.
+    pub(crate) namespace: Option<Arc<Namespace>>,
 }
 
 /// Where a child failed, as it tells through the error pipe.
@@ -128,6 +130,7 @@ pub(crate) fn spawn(plan: &Plan, with_stdin: bool) -> Result<Child, Failure> {
     } else {
         namespace::current().map_or(Place::Machine, Place::Joins)
     };
+    let namespace = if let Place::Joins(namespace) = &place { Some(Arc::clone(namespace)) } else { None };
     let mut image = Box::new(Image::new(plan, stdio, status_write.as_raw_fd(), place));
     let watch = Reaper::get().spawn(|| image.clone_it()).map_err(system)?;
     drop((in_read, out_write, err_write, status_write));
@@ -138,7 +141,7 @@ pub(crate) fn spawn(plan: &Plan, with_stdin: bool) -> Result<Child, Failure> {
             if plan.first {
                 namespace::adopt(&watch);
             }
-            Ok(Child { watch, stdin: in_write, stdout: out_read, stderr: err_read, began })
+            Ok(Child { watch, stdin: in_write, stdout: out_read, stderr: err_read, began, namespace })
         }
         Ok(Some((stage, errno))) => Err(explain(plan, stage, errno)),
         Err(error) => {

@@ -81,7 +81,7 @@ pub(crate) enum Unfinished {
 pub(crate) fn supervise(child: Child, timeout: Option<Duration>, wiring: &mut dyn Wiring) -> Result<Exit, Unfinished> {
     let reaper = Reaper::get();
     let began = child.began;
-    let watch = child.watch;
+    let (watch, namespace) = (child.watch, child.namespace);
     let mut feed = child.stdin.map(|pipe| Feed { pipe, piece: bytes::Bytes::new(), written: 0 });
     let mut outlets = [
         Outlet { kind: Kind::Stdout, pipe: Some(child.stdout), left: None },
@@ -113,7 +113,9 @@ pub(crate) fn supervise(child: Child, timeout: Option<Duration>, wiring: &mut dy
                     reaper.signal_group(&watch, libc::SIGKILL, true);
                 }
                 let out_of_memory = exit.code != 0 && !timed_out && memory::ran_out_since(began);
-                return Ok(Exit { timed_out, out_of_memory, ..exit });
+                let killed = exit.signal == Some(libc::SIGKILL) && !timed_out && !out_of_memory;
+                let first_ended = killed && namespace.is_some_and(|namespace| namespace.ends());
+                return Ok(Exit { timed_out, out_of_memory, first_ended, ..exit });
             }
         } else if due(term_at) {
             timed_out = true;

@@ -1,7 +1,9 @@
 //! What images made for containers expect of the machine that they run in, and what a process from before the snapshot is
 //! told. One template for most of it.
 
-use nullspace_api::ErrorDetail;
+use std::time::Duration;
+
+use nullspace_api::{ErrorDetail, ExecResponse};
 use serde_json::{Value, json};
 
 use crate::fixture::{Compression, Image, Registry, Service, Tar};
@@ -162,5 +164,34 @@ async fn failures_of_commands_in_machines_say_what_to_do() {
     assert_eq!(detail.reason(), Some("resume_failed"));
     assert!(detail.message.contains("exit code 3") && detail.message.contains("cannot renew"), "{detail:?}");
     service.settles().await;
+    service.stop().await;
+}
+
+/// A container's end takes its processes with it. A command that is only slow to end, as `node` without a terminal on a busy
+/// host, must have ended before there are sandboxes.
+#[tokio::test]
+async fn an_images_command_that_ends_by_itself_ends_before_there_are_sandboxes() {
+    let registry = Registry::start();
+    let slow = "until=$(($(date +%s) + 9)); while [ $(date +%s) -lt $until ]; do :; done";
+    registry.push("slow", "1", &Image::busybox().with_config(json!({"Cmd": ["sh", "-c", slow]}))).await;
+    registry.push("stays", "1", &Image::busybox().with_config(json!({"Cmd": ["sleep", "100000"]}))).await;
+    let mut service = Service::start().await;
+    let api = service.api();
+    let request = |image: &str| json!({"base_image": registry.reference(image), "build_config": {"memory_mib": 192}});
+    let (slow, stays) = tokio::join!(api.ready(request("slow:1")), api.ready(request("stays:1")));
+    assert!(slow.says("the start command ended with 0"), "{slow:?}");
+    assert!(stays.says("the start command still runs"), "{stays:?}");
+
+    let sandbox = api.sandbox(stays.template()).await;
+    let beside = async { sandbox.exec(json!({"command": "sleep", "args": ["1000"]})).await.ok::<ExecResponse>(200) };
+    let end = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let path = format!("/v1/sandboxes/{}/processes/1/kill", sandbox.id);
+        assert_eq!(api.post(&path, json!({})).await.status, 204);
+    };
+    let (beside, ()) = tokio::join!(beside, end);
+    assert_eq!(beside.exit_code, 137);
+    assert!(beside.stderr.contains("the image's own command ended while this ran"), "{beside:?}");
+    assert_eq!(sandbox.sh("echo goes on").await, "goes on");
     service.stop().await;
 }
