@@ -263,7 +263,7 @@ impl Preparing<'_> {
                 Ok(_) => return Ok(job.archive),
                 Err(error @ nullspace_buildkit::Error::Unavailable { .. }) => {
                     tracing::warn!(error = %chain(&error), "a BuildKit was lost");
-                    let message = "The BuildKit that was to build is out of reach or went away";
+                    let message = "BuildKit is unreachable or closed the connection";
                     let entry = self.log.message("prepare", TemplateBuildLogLevel::Warn, message);
                     self.log.append(vec![entry]).await?;
                     last = Some(error);
@@ -272,7 +272,7 @@ impl Preparing<'_> {
             }
         }
         let message = match last {
-            Some(_) => "no BuildKit could build the Dockerfile: each was out of reach or went away",
+            Some(_) => "no BuildKit could build the Dockerfile: each was unreachable or closed the connection",
             None => "this service has no BuildKit",
         };
         let mut failure = BuildFailure::infrastructure(Phase::Prepare, reason::BUILDKIT_UNAVAILABLE, message);

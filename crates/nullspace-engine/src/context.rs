@@ -227,7 +227,7 @@ pub(crate) fn check(context: Option<&TemplateBuildContext>, wrong: &mut Wrong) -
         };
         let path = file.path.trim_end_matches('/').to_owned();
         if checked.entries.insert(path, Entry { mode, content }).is_some() {
-            here.say(&format!("{field}.path"), "is there twice");
+            here.say(&format!("{field}.path"), "is given twice");
         }
         problems += wrong.take(here);
     }
@@ -308,7 +308,7 @@ mod tests {
             assert!(message.contains(what) && message.contains("build_context.files[0]"), "{file}: {message}");
         }
         let (_, twice) = checked(json!([{"path": "a", "entry_type": "dir"}, {"path": "a/", "entry_type": "dir"}]));
-        assert!(twice.contains("is there twice"), "{twice}");
+        assert!(twice.contains("is given twice"), "{twice}");
         let (_, below) = checked(json!([
             {"path": "a", "entry_type": "file", "content_base64": ""}, {"path": "a/b", "entry_type": "dir"}
         ]));

@@ -150,7 +150,7 @@ fn build_secrets(secrets: &RequestSecrets, wrong: &mut Wrong) {
         if secret.id.is_empty() || secret.id.len() > 128 || !secret.id.bytes().all(letters) {
             wrong.say(&format!("build_secrets[{index}].id"), "must be 1 to 128 letters, digits, '.', '_' and '-'");
         } else if !seen.insert(&secret.id) {
-            wrong.say(&format!("build_secrets[{index}].id"), "is there twice");
+            wrong.say(&format!("build_secrets[{index}].id"), "is given twice");
         }
     }
 }
@@ -181,7 +181,7 @@ fn credentials(outline: &Outline, secrets: &RequestSecrets, wrong: &mut Wrong) {
         if !outline.unread && !hosts.contains(host) && of_frontend().is_none() {
             wrong.say(&field, "is no registry that the Dockerfile pulls from");
         } else if !seen.insert(host) {
-            wrong.say(&field, "is there twice");
+            wrong.say(&field, "is given twice");
         }
     }
     let auth: Option<&TemplateBaseImageAuth> = secrets.base_image_auth.as_ref();

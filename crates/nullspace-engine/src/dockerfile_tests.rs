@@ -120,7 +120,7 @@ fn credentials_must_fit_the_dockerfile() {
     let twice = secrets(serde_json::json!({"build_secrets": [
         {"id": "a", "value": "hunter2"}, {"id": "a", "value": "x"}, {"id": "a b", "value": "x"}]}));
     let said = refusal("FROM x", None, &twice);
-    assert!(said.contains("build_secrets[1].id is there twice") && said.contains("build_secrets[2].id must"), "{said}");
+    assert!(said.contains("build_secrets[1].id is given twice") && said.contains("build_secrets[2].id must"), "{said}");
     assert!(!said.contains("hunter2"));
 }
 

@@ -55,7 +55,7 @@ pub mod reason {
     pub const START_CMD_EXITED: &str = "start_cmd_exited";
     /// The start command could not be started (no such program, user or folder).
     pub const START_CMD_NOT_STARTED: &str = "start_cmd_not_started";
-    /// The readiness check did not hold in time. Details: last_probe.
+    /// The readiness check did not pass in time. Details: last_probe.
     pub const READINESS_TIMEOUT: &str = "readiness_timeout";
     /// The machine did not come up or ended by itself.
     pub const MACHINE_FAILED: &str = "machine_failed";

@@ -470,14 +470,14 @@ async fn start(
             Ok(log.say("readiness", line).await?)
         }
         Up::Checked(Waited::Ready { attempts: 0 }) => {
-            Ok(log.say("readiness", format!("Ready after {ms} ms: the time of readiness kind timeout is over")).await?)
+            Ok(log.say("readiness", format!("Ready after {ms} ms: the readiness timeout has passed")).await?)
         }
         Up::Checked(Waited::Ready { attempts }) => {
             log.say("readiness", format!("Ready after {ms} ms ({attempts} probes)")).await?;
             Ok(())
         }
         Up::Checked(Waited::TimedOut { limit, last }) => {
-            let message = format!("the readiness check did not hold within {} s: {last}", limit.as_secs());
+            let message = format!("the readiness check did not pass within {} s: {last}", limit.as_secs());
             let advice = "Read the start command's output in this log; raise timeout_secs if it only needs longer.";
             let failure = BuildFailure::user(Phase::Readiness, reason::READINESS_TIMEOUT, message, advice);
             Err(failure.with("last_probe", last).into())

@@ -88,7 +88,7 @@ impl Preparing<'_> {
         let resolved = image::resolve(&self.inner.registry, reference, credentials).await?;
         let digest = resolved.digest();
         self.inner.metadata.set_source_digest(self.lease, &digest, Timestamp::now()).await?;
-        self.log.say("prepare", format!("{reference} is {digest}")).await?;
+        self.log.say("prepare", format!("{reference} resolved to {digest}")).await?;
 
         let disk_bytes = import::disk_bytes(self.plan.machine.disk_mb, resolved.compressed_bytes());
         let (manifest, tenant) = (resolved.manifest_digest(), self.build.tenant);
@@ -186,19 +186,19 @@ impl Preparing<'_> {
         if self.plan.skip_cache {
             cache.layer_bypasses += 1;
             self.inner.metrics.lookup("layer", "bypass");
-            let message = format!("{subject}: cache not asked");
+            let message = format!("{subject}: cache bypassed (skip_cache)");
             let reason = Some(CacheReason::WholeBuildSkipCache);
             self.log.cache("prepare", CacheKind::Layer, CacheStatus::Bypass, reason, subject, message).await?;
         } else if let Some(rootfs) = self.found(root).await? {
             cache.layer_hits += 1;
             self.inner.metrics.lookup("layer", "hit");
-            let message = format!("{subject}: imported before");
+            let message = format!("{subject}: cache hit, imported before");
             self.log.cache("prepare", CacheKind::Layer, CacheStatus::Hit, None, subject, message).await?;
             return Ok(rootfs);
         } else {
             cache.layer_misses += 1;
             self.inner.metrics.lookup("layer", "miss");
-            let message = format!("{subject}: not here yet");
+            let message = format!("{subject}: cache miss");
             let reason = Some(CacheReason::MissingOrIncompatible);
             self.log.cache("prepare", CacheKind::Layer, CacheStatus::Miss, reason, subject, message).await?;
         }

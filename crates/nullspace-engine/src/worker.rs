@@ -214,7 +214,7 @@ async fn end(
         Err(Stop::Cancelled) => return insist(inner, || finish_cancelled(inner, lease, build)).await,
         Err(Stop::LeaseLost) => return Err(StoreError::LeaseLost),
         Err(Stop::ShuttingDown) => {
-            let message = "The service is shutting down; the build goes on with another worker";
+            let message = "The service is shutting down; another worker will continue the build";
             return release(inner, lease, build, Release::HandBack, message).await;
         }
         Err(Stop::Overran) => BuildFailure::host_disk_full(TemplateFailurePhase::Interrupted),

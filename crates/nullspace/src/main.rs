@@ -47,10 +47,10 @@ enum Command {
     /// Make and list API keys (the service may be running).
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Look after the root images in the data folder.
+    /// Inspect, verify and collect the root images in the data folder.
     #[command(subcommand)]
     Store(StoreCommand),
-    /// Say what works on this host and what cures what does not.
+    /// Check this host: what works, what does not, and how to fix it.
     Doctor(Settings),
     /// Build, list and delete templates on a running service.
     #[command(subcommand)]
@@ -62,7 +62,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum KeysCommand {
-    /// Make a key for a tenant, who is made too if new. The key is printed once; only its hash is stored.
+    /// Create a key for a tenant, and the tenant if it is new. The key is printed once; only its hash is stored.
     Create {
         /// The tenant's name.
         #[arg(long)]
@@ -73,12 +73,12 @@ enum KeysCommand {
         #[command(flatten)]
         settings: Settings,
     },
-    /// List keys: their first characters, never whole.
+    /// List keys. Only their first characters are shown.
     List {
         #[command(flatten)]
         settings: Settings,
     },
-    /// Make a key open nothing from now on.
+    /// Revoke a key.
     Revoke {
         /// Id of the key, as `keys list` shows it.
         id: String,
@@ -89,26 +89,26 @@ enum KeysCommand {
 
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
-    /// Say what is stored and what it takes (the service may be running).
+    /// Show what is stored and how much disk it uses (the service may be running).
     Stats {
         #[command(flatten)]
         settings: Settings,
     },
-    /// Remove what no template needs. The service does so by itself; stop it before.
+    /// Remove data that no template needs. A running service does this itself; stop it before this command.
     Gc {
         #[command(flatten)]
         settings: Settings,
     },
-    /// Say what is lost for good, and with --yes give it up: templates that need it can be used no more, and files that
-    /// another database names are removed. Stop the service before.
+    /// Show data that is lost for good. With --yes, give it up: templates that need it become unusable, and files that
+    /// belong to another database are removed. Stop the service before this command.
     AcceptLoss {
-        /// Do it.
+        /// Give the lost data up instead of only listing it.
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
         settings: Settings,
     },
-    /// Read everything and say what is missing or damaged (the service may be running). Exits with 1 if anything is.
+    /// Read everything and report what is missing or damaged (the service may be running). Exits with 1 if anything is.
     Verify {
         #[command(flatten)]
         settings: Settings,

@@ -18,16 +18,16 @@ pub(crate) enum Command {
         /// Reference of the template.
         #[arg(default_value = "base")]
         template: String,
-        /// Variable that commands in it see, NAME=VALUE; may be repeated.
+        /// Variable for commands in the sandbox, NAME=VALUE; may be repeated.
         #[arg(long = "env", value_parser = pair)]
         envs: Vec<(String, String)>,
-        /// Milliseconds until it ends by itself.
+        /// Milliseconds until the sandbox is ended.
         #[arg(long)]
         timeout_ms: Option<u64>,
         /// No network.
         #[arg(long)]
         no_internet: bool,
-        /// Say on standard error how long it took.
+        /// Print the time it took to standard error.
         #[arg(long)]
         timings: bool,
         #[command(flatten)]
@@ -73,7 +73,7 @@ pub(crate) struct Exec {
     /// Seconds it may take.
     #[arg(long)]
     timeout_secs: Option<u64>,
-    /// Say on standard error how long it took.
+    /// Print the time it took to standard error.
     #[arg(long)]
     timings: bool,
     #[command(flatten)]

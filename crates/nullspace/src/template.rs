@@ -34,7 +34,7 @@ pub(crate) enum Command {
     Cancel {
         /// Id of the build, `tb_…`.
         build: String,
-        /// Why, for the record.
+        /// Reason, stored with the build.
         #[arg(long)]
         reason: Option<String>,
         #[command(flatten)]
@@ -82,10 +82,10 @@ pub(crate) struct Build {
     /// Command to run in every sandbox when it is resumed, before anything else.
     #[arg(long)]
     resume_cmd: Option<String>,
-    /// When it is ready: `tcp:PORT`, `http:PORT/PATH`, `command:LINE` or `wait:MS`.
+    /// Readiness check: `tcp:PORT`, `http:PORT/PATH`, `command:LINE` or `wait:MS`.
     #[arg(long, value_parser = readiness)]
     ready: Option<TemplateReadinessProbe>,
-    /// Variable of start command and sandboxes, NAME=VALUE; may be repeated.
+    /// Variable for the start command and for sandboxes, NAME=VALUE; may be repeated.
     #[arg(long = "env", value_parser = pair)]
     envs: Vec<(String, String)>,
     /// Virtual CPUs.

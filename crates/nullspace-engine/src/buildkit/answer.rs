@@ -19,7 +19,7 @@ pub(super) fn failure(error: &Error, log: &Writer) -> BuildFailure {
         ),
         Error::Cancelled => BuildFailure::infrastructure(Phase::Interrupted, reason::INTERNAL, "the build was stopped"),
         Error::Unavailable { .. } => {
-            let message = "BuildKit is out of reach or went away";
+            let message = "BuildKit is unreachable or closed the connection";
             BuildFailure::infrastructure(Phase::Prepare, reason::BUILDKIT_UNAVAILABLE, message)
         }
         Error::NotExported { .. } => {
@@ -42,7 +42,7 @@ fn failed(failure: &Failure, log: &Writer) -> BuildFailure {
             Phase::BuildStep,
             reason::BUILD_STEP_NONZERO_EXIT,
             format!("the Dockerfile's build failed{at}: exit code {code}"),
-            "Read the step's last output lines in this log and mend its command.",
+            "Read the step's last output lines in this log and correct its command.",
         )
         .with("exit_code", *code)
         .with("last_output", json!(log.last_lines())),
@@ -51,7 +51,7 @@ fn failed(failure: &Failure, log: &Writer) -> BuildFailure {
                 Phase::Preflight,
                 reason::DOCKERFILE_INVALID,
                 format!("BuildKit cannot read the Dockerfile: {said}"),
-                "Mend the line that the message names.",
+                "Correct the line that the message names.",
             );
             match line {
                 Some(line) => failure.with("line", *line),
@@ -84,7 +84,7 @@ fn failed(failure: &Failure, log: &Writer) -> BuildFailure {
             let mut failure = user(
                 Phase::Prepare,
                 reason::REGISTRY_UNAVAILABLE,
-                format!("a registry of the Dockerfile's images is out of reach: {said}"),
+                format!("a registry of the Dockerfile's images is unreachable: {said}"),
                 "Check that the registry is up and reachable from BuildKit's host, then build again.",
             );
             failure.retryable = true;
@@ -106,7 +106,7 @@ fn failed(failure: &Failure, log: &Writer) -> BuildFailure {
             Phase::BuildStep,
             reason::BUILD_STEP_FAILED,
             format!("the Dockerfile's build failed{at}: {said}"),
-            "Read the log and mend the Dockerfile.",
+            "Read the log and correct the Dockerfile.",
         ),
     };
     match step.and_then(|step| step.index) {

@@ -97,17 +97,17 @@ impl Writer {
             Event::Cached(step) | Event::Done(step, _) if is_image(&step) => Vec::new(),
             Event::Cached(step) if step.is_instruction() => {
                 cache.layer_hits += 1;
-                vec![self.looked_up(&step, CacheStatus::Hit, None, "Cached")]
+                vec![self.looked_up(&step, CacheStatus::Hit, None, "Cache hit")]
             }
             Event::Started(step) if step.is_instruction() => {
                 let looked_up = if self.not_asked {
                     cache.layer_bypasses += 1;
                     let reason = Some(CacheReason::WholeBuildSkipCache);
-                    self.looked_up(&step, CacheStatus::Bypass, reason, "Cache not asked")
+                    self.looked_up(&step, CacheStatus::Bypass, reason, "Cache bypassed (skip_cache)")
                 } else {
                     cache.layer_misses += 1;
                     let reason = Some(CacheReason::MissingOrIncompatible);
-                    self.looked_up(&step, CacheStatus::Miss, reason, "Not cached")
+                    self.looked_up(&step, CacheStatus::Miss, reason, "Cache miss")
                 };
                 let message = self.masked(&named(&step));
                 vec![looked_up, self.log.message(place(&step), Level::Info, message)]

@@ -162,7 +162,7 @@ fn escape(text: &str) -> Result<char, Fault> {
             continue;
         }
         if found.is_some() {
-            return Err(fault(number, "the escape directive is there twice"));
+            return Err(fault(number, "the escape directive is given twice"));
         }
         found = Some(match value {
             "\\" => '\\',

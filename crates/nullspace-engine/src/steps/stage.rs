@@ -90,7 +90,7 @@ impl<'a> Stage<'a> {
             let Some(found) = self.inner.metadata.find_layer(self.lease, &key, Timestamp::now()).await? else { break };
             prepared.cache.layer_hits += 1;
             self.inner.metrics.lookup("layer", "hit");
-            entries.push(self.log.cache_entry(place, CacheKind::Layer, CacheStatus::Hit, None, &key, "Cached"));
+            entries.push(self.log.cache_entry(place, CacheKind::Layer, CacheStatus::Hit, None, &key, "Cache hit"));
             prepared.rootfs = found;
             staged.from += 1;
         }
@@ -126,7 +126,7 @@ impl<'a> Stage<'a> {
         let (status, reason, message) = match (&found, not_asked) {
             (Some(_), _) => {
                 cache.final_artifact_hits += 1;
-                (CacheStatus::Hit, None, "Built before: nothing has changed")
+                (CacheStatus::Hit, None, "Finished artifact reused: nothing has changed")
             }
             (None, Some(reason)) => {
                 cache.final_artifact_bypasses += 1;
@@ -193,7 +193,8 @@ impl<'a> Stage<'a> {
             if units.len() - number <= MOST_LAYERS {
                 self.keep(machine, unit, &key, prepared).await?;
                 prepared.cache.layer_stores += 1;
-                let message = format!("Done in {} ms, kept after {} ms", took.as_millis(), began.elapsed().as_millis());
+                let message =
+                    format!("Done in {} ms, layer stored after {} ms", took.as_millis(), began.elapsed().as_millis());
                 self.log.cache(place, CacheKind::Layer, CacheStatus::Stored, None, &key, message).await?;
             } else {
                 self.log.say(place, format!("Done in {} ms", took.as_millis())).await?;
@@ -279,14 +280,14 @@ impl<'a> Stage<'a> {
             };
             if known > 0 && forced {
                 cache.file_blob_bypasses += known;
-                say(known, CacheStatus::Bypass, Some(CacheReason::ForceUpload), "taken anew");
+                say(known, CacheStatus::Bypass, Some(CacheReason::ForceUpload), "re-uploaded (force_upload)");
             } else if known > 0 {
                 cache.file_blob_hits += known;
-                say(known, CacheStatus::Hit, None, "uploaded before");
+                say(known, CacheStatus::Hit, None, "uploaded earlier");
             }
             if stored > 0 {
                 cache.file_blob_stores += stored;
-                say(stored, CacheStatus::Stored, None, "came with the request");
+                say(stored, CacheStatus::Stored, None, "sent with the request");
             }
         }
     }
@@ -320,11 +321,15 @@ impl<'a> Stage<'a> {
         let (status, reason, message) = match self.not_asked(unit) {
             Some(reason) => {
                 cache.layer_bypasses += 1;
-                (CacheStatus::Bypass, reason, "Cache not asked")
+                let message = match self.plan.skip_cache {
+                    true => "Cache bypassed (skip_cache)",
+                    false => "Cache bypassed (after a skip_cache step)",
+                };
+                (CacheStatus::Bypass, reason, message)
             }
             None => {
                 cache.layer_misses += 1;
-                (CacheStatus::Miss, CacheReason::MissingOrIncompatible, "Not cached")
+                (CacheStatus::Miss, CacheReason::MissingOrIncompatible, "Cache miss")
             }
         };
         self.inner.metrics.lookup("layer", shown_status(status));

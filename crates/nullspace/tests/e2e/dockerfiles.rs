@@ -312,7 +312,7 @@ async fn without_buildkit_everything_else_works_and_one_that_goes_away_is_replac
     api.until_said(&build.build_id, "here I am").await;
     drop(first);
     let built = api.finished(&build.build_id).await.expect_status(Status::Ready);
-    assert!(built.says("went away"), "{built:?}");
+    assert!(built.says("closed the connection"), "{built:?}");
     let sandbox = api.sandbox(built.template()).await;
     assert_eq!(sandbox.sh("cat /done").await, "done");
     drop(sandbox);
