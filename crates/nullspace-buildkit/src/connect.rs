@@ -1,4 +1,4 @@
-//! Connections to a BuildKit: the one on which it is asked, and the session on which it asks.
+//! Connections to a BuildKit: one for our requests, and the session for its requests.
 //!
 //! ```text
 //!   Docker Engine   socket ── POST /grpc, Upgrade: h2c ──> 101 ──> HTTP/2, we ask

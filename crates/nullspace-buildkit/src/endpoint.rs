@@ -1,4 +1,4 @@
-//! Where a BuildKit is.
+//! The address of a BuildKit.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What can go wrong with a build.
+//! Errors of a build.
 
 use crate::failure::Failure;
 

@@ -1,4 +1,4 @@
-//! What BuildKit says of a build that failed, read for what can be told apart.
+//! Classification of BuildKit's failure messages.
 //!
 //! BuildKit answers with one line of text for all of it. The words are those of 0.8 (Docker 20.10) to 0.2x; what is not
 //! recognised stays [`Cause::Other`] with BuildKit's own words.

@@ -1,4 +1,4 @@
-//! What is to be built.
+//! The description of one build.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

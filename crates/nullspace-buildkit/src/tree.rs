@@ -1,4 +1,4 @@
-//! Files to be sent: names and where their bytes are, in the order in which BuildKit wants to hear of them.
+//! Files to be sent, with the sources of their bytes, in the order that BuildKit expects.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! A chunk's bytes on the disk: zstd, or as they are when that saves too little.
+//! The stored form of a chunk: zstd, or plain bytes if compression saves too little.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! Collection: what no wanted image needs goes.
+//! Collection: removes data that no wanted image needs.
 //!
 //! ```text
 //!   start_collection()         from here on pins are remembered

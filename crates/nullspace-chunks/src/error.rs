@@ -1,4 +1,4 @@
-//! What can go wrong, in the words of whoever keeps the store.
+//! Errors of the chunk store.
 
 use std::io;
 use std::path::Path;

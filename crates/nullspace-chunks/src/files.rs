@@ -1,4 +1,4 @@
-//! Files that are there wholly or not at all.
+//! Atomic and durable file creation.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;

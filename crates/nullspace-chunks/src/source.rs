@@ -1,4 +1,4 @@
-//! Where an image's bytes come from.
+//! Sources of an image's bytes.
 
 use std::fs::File;
 use std::io;

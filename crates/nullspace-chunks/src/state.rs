@@ -1,4 +1,4 @@
-//! What is known of the store's files, in memory. All rules about who may take what away are here, under one lock.
+//! The in-memory index of the store's files. All rules for removing files are here, under one lock.
 
 use std::collections::{HashMap, HashSet};
 

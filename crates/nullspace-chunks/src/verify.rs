@@ -1,4 +1,4 @@
-//! Whether everything that is stored can be read.
+//! Verification: reads and checks all stored data.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! What can go wrong between this client and the service.
+//! Errors of the client.
 
 use std::time::Duration;
 

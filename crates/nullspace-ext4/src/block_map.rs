@@ -1,4 +1,4 @@
-//! Which blocks are in use, a bitmap for each group, and the search for free ones.
+//! Block bitmaps, one for each group, and the search for free blocks.
 //!
 //! A group that holds nothing but its superblock copy has no bitmap in memory (nor later on disk), so a map of a large
 //! disk with little on it is small.

@@ -1,4 +1,4 @@
-//! What can be wrong with a tree, an image or the disk below it.
+//! Errors of a tree, an image or the disk below it.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! Where the blocks of a file are: extents, and the tree they are stored in.
+//! Extents of a file's blocks, and the tree that stores them.
 //!
 //! ```text
 //!  inode (4 entries)            up to four extents: right there

@@ -1,4 +1,4 @@
-//! Where things are in a filesystem of a given size, as far as its size alone decides it.
+//! The layout of a filesystem, as far as its size alone determines it.
 //!
 //! ```text
 //!  group 0            group 1            group 2         group 3            ...

@@ -1,4 +1,4 @@
-//! The superblock: what a filesystem is, and how much of it is free (kernel documentation: "Super Block").
+//! The superblock: features, sizes and free counts (kernel documentation: "Super Block").
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

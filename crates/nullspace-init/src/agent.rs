@@ -1,4 +1,4 @@
-//! What the host asks for, and who does it.
+//! The agent's requests and their dispatch.
 //!
 //! The reader thread of a connection hands frames in. Requests that change who the guest is run on that thread, so that
 //! what the host sent behind them (the first exec after a restore) finds them done; everything else has a thread

@@ -1,4 +1,4 @@
-//! From the kernel's hand-over to a serving agent, and the way off.
+//! Boot and shutdown: from the kernel's hand-over to a serving agent, and back.
 
 use std::fs;
 use std::os::fd::IntoRawFd;

@@ -1,4 +1,4 @@
-//! What tells processes that were there before a snapshot that they run in a new machine now.
+//! The generation file, which notifies processes from before a snapshot of a resume.
 //!
 //! A small tmpfs of the agent's at /run/nullspace holds two files, written anew at every boot and every resume:
 //!

@@ -1,4 +1,4 @@
-//! Who this guest is: name, machine id, time, randomness.
+//! The guest's identity: name, machine id, time, randomness.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -1,4 +1,4 @@
-//! What the steps of a build leave behind outside the root's files: ended, emptied, unmounted.
+//! Cleanup after a build's step: ends processes, empties temporary filesystems, undoes mounts.
 //!
 //! Docker ends the container of a RUN; here the next step runs in the same machine, and must not see more of the one
 //! before than a later build sees that takes it from the cache: its files.

@@ -1,4 +1,4 @@
-//! What waits to be written to the host.
+//! The queue of frames to the host.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 

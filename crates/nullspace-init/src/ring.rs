@@ -1,4 +1,4 @@
-//! The last output of a service, for those who attach later.
+//! A ring buffer with the last output of a service, for later followers.
 
 use std::collections::VecDeque;
 

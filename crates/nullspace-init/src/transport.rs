@@ -1,4 +1,4 @@
-//! How the host reaches the agent.
+//! The agent's transports: virtio-serial and vsock.
 
 use std::fs::{self, File};
 use std::io;

@@ -1,4 +1,4 @@
-//! The image config: what an image says about how to run it, and the digests of its unpacked layers.
+//! The image config: an image's runtime settings, and the digests of its unpacked layers.
 //!
 //! Field names and meanings are those of the OCI image-spec (`config.md`) with Docker's additions (`Healthcheck`, `Shell`,
 //! `OnBuild`), read as leniently as Docker reads them (null and missing alike).

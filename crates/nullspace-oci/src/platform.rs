@@ -1,4 +1,4 @@
-//! Which image of several is ours.
+//! Choice of the image for this host's platform.
 //!
 //! ```text
 //! index entries -> drop those with os.version or os.features   (they ask for a host we cannot promise)

@@ -1,4 +1,4 @@
-//! The writer's thread, and what it does when all contents are there.
+//! The writer's thread, and its completion after the last contents.
 
 use std::fs::File;
 use std::sync::mpsc::{Receiver, sync_channel};

@@ -1,4 +1,4 @@
-//! What an entry is, in words of the image: owners by name.
+//! Metadata of a file, with the owners' names of the image.
 
 use std::collections::HashMap;
 use std::io;

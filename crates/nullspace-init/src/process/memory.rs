@@ -1,4 +1,4 @@
-//! Whether the kernel ended processes for want of memory: its log says so, with the time.
+//! Detection of processes that the kernel killed for lack of memory, from its log.
 
 use std::fs::File;
 use std::io::Read;

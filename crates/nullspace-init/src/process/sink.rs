@@ -1,4 +1,4 @@
-//! Where output goes that nobody will read any more.
+//! A reader that discards the remaining output of a process.
 //!
 //! A process that an exec left in the background (`server &`) may still hold the exec's stdout. Closing our end would end
 //! it with SIGPIPE at its next line; so the end is kept here, and what comes is read and forgotten.

@@ -1,4 +1,4 @@
-//! Why an import failed, and in which layer.
+//! Errors of an import, with the layer they belong to.
 
 use crate::digest::Digest;
 use crate::merge::LayerError;

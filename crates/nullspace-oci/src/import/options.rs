@@ -1,4 +1,4 @@
-//! What an import is given and what it gives back.
+//! Options and result of an import.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! The merging end of an import: layers decoded ahead, checked, merged. Where blobs come from is someone else's business.
+//! The merging end of an import: layers are decoded ahead, checked and merged, wherever their blobs come from.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::thread::Scope;

@@ -1,4 +1,4 @@
-//! What can be wrong with a layer's content, and the limits it is held to.
+//! Errors and limits of a layer's content.
 
 use crate::tar::{TarError, TarLimits};
 

@@ -1,4 +1,4 @@
-//! Where file content goes.
+//! The receiver of file contents.
 
 use std::fmt;
 

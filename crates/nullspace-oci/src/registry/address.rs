@@ -1,4 +1,4 @@
-//! Which addresses are on the internet, and which belong to a host or a network behind it.
+//! Classification of addresses: public, or local to a host or network.
 //!
 //! Closed are the special-purpose ranges of IANA's registries (RFC 6890), multicast, reserved space, and one public
 //! address that clouds answer their guests' hosts from. An IPv6 address that carries an IPv4 one is judged by what it

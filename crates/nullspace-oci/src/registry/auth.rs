@@ -1,4 +1,4 @@
-//! Proving to a registry who is asking: Basic, or a Bearer token from the server that the registry names.
+//! Authentication at a registry: Basic, or a Bearer token from the server that the registry names.
 //!
 //! ```text
 //!  GET manifest ─▶ 401  WWW-Authenticate: Bearer realm="https://auth…/token",service="…",scope="repository:x:pull"

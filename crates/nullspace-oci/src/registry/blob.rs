@@ -1,4 +1,4 @@
-//! A blob as a stream that mends itself: broken and stalled transfers go on where they stopped.
+//! A blob as a resuming stream: broken and stalled transfers continue where they stopped.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What can go wrong between here and a registry.
+//! Errors of the registry client.
 
 use std::fmt;
 use std::sync::Arc;

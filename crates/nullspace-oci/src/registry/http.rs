@@ -1,4 +1,4 @@
-//! Requests that end: timeouts, retries, redirects, and answers turned into errors.
+//! Bounded HTTP requests: timeouts, retries, redirects, and errors from answers.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;

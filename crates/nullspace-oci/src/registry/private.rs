@@ -1,4 +1,4 @@
-//! What the operator lists: registries that are not on the internet.
+//! The operator's list of registries outside the internet.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! Where this client goes: the internet, and what the operator lists.
+//! Permitted destinations of this client: the internet, and the operator's list.
 //!
 //! A caller names the registry, and a registry names token servers and storage; the service must not become their way
 //! to what only its own host reaches. So every request, wherever its URL came from, is judged by the address that is

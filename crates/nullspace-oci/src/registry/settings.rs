@@ -1,4 +1,4 @@
-//! What the operator can set.
+//! Settings of the registry client.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

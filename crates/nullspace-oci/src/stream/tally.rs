@@ -1,4 +1,4 @@
-//! What goes by is hashed and counted.
+//! A reader that hashes and counts its bytes.
 
 use std::io::{self, BufRead, Read};
 
