@@ -1,4 +1,4 @@
-//! Selection of files for BuildKit: the patterns of `.dockerignore` and of COPY, matched like moby's `patternmatcher` and
+//! Selection of files for BuildKit: patterns of `.dockerignore` and COPY, matched as moby's `patternmatcher` and
 //! `fsutil` match them, because it is the client's side of file sync that filters.
 //!
 //! ```text

@@ -81,7 +81,7 @@ async fn buildkits(config: &Config) -> Vec<Finding> {
     const CURE: &str = "apt-get install docker.io, or buildkit = [\"unix:///path\"] in the settings";
     let kits = match buildkit::all(config) {
         Ok(kits) => kits,
-        Err(error) => return vec![Finding::fails(NEED, format!("{error:#}"), "mend the settings")],
+        Err(error) => return vec![Finding::fails(NEED, format!("{error:#}"), "correct the settings")],
     };
     if kits.is_empty() {
         return vec![Finding::without(NEED, "none found: Dockerfile builds are refused, everything else works", CURE)];
@@ -115,7 +115,7 @@ fn data_dir(config: &Config) -> Finding {
     };
     if let Err(error) = tried {
         let found = format!("{shown}: {}: {error}", place.display());
-        return Finding::fails(NEED, found, "choose another with --data-dir, or mend its owner");
+        return Finding::fails(NEED, found, "choose another with --data-dir, or correct its owner");
     }
     match rustix::fs::statvfs(&place) {
         Ok(stat) => {
@@ -148,7 +148,7 @@ fn base(config: &Config) -> Finding {
     const NEED: &str = "root of template base";
     match guest::base_tar(config) {
         Some(path) if path.exists() => Finding::works(NEED, path.display().to_string()),
-        Some(path) => Finding::fails(NEED, format!("{} is not there", path.display()), "make base, or mend base_tar"),
+        Some(path) => Finding::fails(NEED, format!("{} is not there", path.display()), "make base, or correct base_tar"),
         None => Finding::without(NEED, "none: nullspace/base is not offered", "make base"),
     }
 }

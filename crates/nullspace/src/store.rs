@@ -53,7 +53,7 @@ pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
     }
     let swept = files.sweep(metadata.known_files().await.context("list what is known")?).await.context("sweep")?;
     for name in &swept.removed {
-        println!("removed {name}, which nothing names");
+        println!("removed {name}, which nothing refers to");
     }
     files.trim_rootfs().await.context("remove raw files that there is no room for")?;
     let collected = files.collect_images(metadata.known_files()).await.context("collect chunks")?;
@@ -81,10 +81,10 @@ pub(crate) async fn accept_loss(config: &Config, yes: bool) -> anyhow::Result<Ex
     let found = nullspace_store::survey(&files, &metadata).await.context("compare database and folders")?;
     let Survey { lost, lost_blobs, foreign, .. } = &found;
     for folder in &lost.artifacts {
-        println!("lost     the snapshot artifacts/{folder}: its template can be used no more");
+        println!("lost     the snapshot artifacts/{folder}: its template can no longer be used");
     }
     for file in lost.rootfs.keys() {
-        println!("lost     the root image {file}: templates on it can be used no more");
+        println!("lost     the root image {file}: templates based on it can no longer be used");
     }
     for blob in lost_blobs {
         println!("lost     the uploaded file blobs/{}/{}", blob.tenant, blob.id.sha256());
@@ -103,7 +103,7 @@ pub(crate) async fn accept_loss(config: &Config, yes: bool) -> anyhow::Result<Ex
         files.remove_foreign(foreign).await.context("remove what another database named")?;
         println!("given up");
     } else {
-        println!("Nothing was changed. With --yes the lost is forgotten, and the foreign removed.");
+        println!("Nothing was changed. With --yes, lost files are given up and foreign files are removed.");
     }
     metadata.close().await;
     Ok(if found.is_clean() || yes { ExitCode::SUCCESS } else { ExitCode::FAILURE })

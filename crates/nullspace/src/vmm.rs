@@ -55,7 +55,7 @@ pub(crate) async fn choose(config: &Config) -> anyhow::Result<Arc<dyn Vmm>> {
                  doctor` says why"
             );
         }
-        tracing::warn!("guests run in software emulation: slow, and not made to be a wall; require_kvm refuses that");
+        tracing::warn!("guests run in software emulation, which is slow and was not built as a wall; require_kvm refuses that");
     }
     Ok(vmm)
 }
@@ -115,7 +115,7 @@ async fn working_firecracker(config: &Config, dir: &Path, net: Option<Arc<NetPoo
     };
     tried
         .await
-        .inspect_err(|error| tracing::warn!("Firecracker is here and does not work, QEMU is used: {error:#}"))
+        .inspect_err(|error| tracing::warn!("Firecracker is installed but does not work; using QEMU: {error:#}"))
         .ok()
 }
 
