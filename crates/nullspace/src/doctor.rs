@@ -148,7 +148,7 @@ fn base(config: &Config) -> Finding {
     const NEED: &str = "root of template base";
     match guest::base_tar(config) {
         Some(path) if path.exists() => Finding::works(NEED, path.display().to_string()),
-        Some(path) => Finding::fails(NEED, format!("{} is not there", path.display()), "make base, or correct base_tar"),
+        Some(path) => Finding::fails(NEED, format!("{} is not there", path.display()), "make base, or fix base_tar"),
         None => Finding::without(NEED, "none: nullspace/base is not offered", "make base"),
     }
 }

@@ -55,7 +55,7 @@ pub(crate) async fn choose(config: &Config) -> anyhow::Result<Arc<dyn Vmm>> {
                  doctor` says why"
             );
         }
-        tracing::warn!("guests run in software emulation, which is slow and was not built as a wall; require_kvm refuses that");
+        tracing::warn!("guests run in software emulation: slow, and not built as a wall; require_kvm refuses that");
     }
     Ok(vmm)
 }

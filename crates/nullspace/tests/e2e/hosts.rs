@@ -74,7 +74,7 @@ async fn doctor_and_service_agree(mut service: Service) -> String {
     let chosen = lines.iter().find(|line| line.contains("machines run under")).expect("the choice is in the log");
     assert!(expected.iter().all(|what| chosen.contains(what)), "{chosen}\n{doctor}");
     // Without that, the reason is there for the operator to read.
-    let reason = lines.iter().any(|line| line.contains("Firecracker is here and does not work"));
+    let reason = lines.iter().any(|line| line.contains("Firecracker is installed but does not work"));
     assert_eq!(reason, !firecracker.works && !firecracker.line.contains("not in PATH"), "{lines:#?}");
     service.stop().await;
     doctor
