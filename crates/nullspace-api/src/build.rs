@@ -20,21 +20,21 @@ pub struct TemplateBuild {
     pub name: String,
     /// Tags that move to the artifact when the build is ready.
     pub tags: Vec<String>,
-    /// How far it is.
+    /// Status of the build.
     pub status: TemplateBuildStatus,
-    /// Which builder runs it.
+    /// Builder of the build.
     pub build_backend: TemplateBuildBackend,
-    /// What it builds from.
+    /// Source of the build.
     pub source_type: TemplateBuildSourceType,
     /// `namespace/name:tag`.
     pub canonical_ref: String,
     /// Namespace of the template.
     pub namespace_slug: String,
-    /// Who can use the template.
+    /// Visibility of the template.
     pub visibility: TemplateVisibility,
     /// When it was accepted.
     pub created_at: Time,
-    /// When anything of it last changed.
+    /// Time of the last change.
     pub updated_at: Time,
     /// Digest of the source: the image's manifest, or of the definition.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,13 +48,13 @@ pub struct TemplateBuild {
     /// Size of the machine, as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_config: Option<TemplateBuildConfig>,
-    /// Who started it.
+    /// Caller who started the build.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub triggered_by: Option<String>,
     /// When it entered the queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queued_at: Option<Time>,
-    /// When a worker first took it.
+    /// Time of the first lease by a worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
     /// When it ended.
@@ -66,7 +66,7 @@ pub struct TemplateBuild {
     /// Phase in which it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure_phase: Option<String>,
-    /// What the caches gave.
+    /// Cache lookups of the build.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_summary: Option<TemplateBuildCacheSummary>,
     /// Whether its artifact can be used now.
@@ -78,34 +78,34 @@ pub struct TemplateBuild {
     /// When its artifact may be deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention_expires_at: Option<Time>,
-    /// What its sandboxes start with.
+    /// Runtime defaults of its sandboxes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime_defaults: Option<TemplateRuntimeDefaults>,
-    /// What its image said of itself.
+    /// Metadata of its image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oci_metadata: Option<TemplateOciImageMetadata>,
-    /// The artifacts that it made.
+    /// Artifacts of the build.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifact_ids: Vec<String>,
-    /// The build that it repeats.
+    /// The build that this build retries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_of_build_id: Option<String>,
     /// The first build of a chain of retries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_build_id: Option<String>,
-    /// When its cancellation was asked for.
+    /// Time of the cancel request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cancel_requested_at: Option<Time>,
-    /// Who asked for it.
+    /// Caller who requested the cancellation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cancel_requested_by: Option<String>,
-    /// Why.
+    /// Reason of the cancellation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cancellation_reason: Option<String>,
-    /// Why it failed, for people.
+    /// Message about the failure, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Why it failed, for programs.
+    /// Details of the failure, for programs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_detail: Option<TemplateFailureDetail>,
 }
@@ -121,15 +121,15 @@ pub struct TemplateBuildSummary {
     pub name: String,
     /// Tags that the build asked for.
     pub tags: Vec<String>,
-    /// How far it is.
+    /// Status of the build.
     pub status: TemplateBuildStatus,
-    /// Which builder ran it.
+    /// Builder that ran the build.
     pub build_backend: TemplateBuildBackend,
-    /// What it was built from.
+    /// Source of the build.
     pub source_type: TemplateBuildSourceType,
     /// When it was accepted.
     pub created_at: Time,
-    /// When anything of it last changed.
+    /// Time of the last change.
     pub updated_at: Time,
     /// Digest of the source.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -140,13 +140,13 @@ pub struct TemplateBuildSummary {
     /// Digest of the Dockerfile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dockerfile_digest: Option<String>,
-    /// Who started it.
+    /// Caller who started the build.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub triggered_by: Option<String>,
     /// When it entered the queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queued_at: Option<Time>,
-    /// When a worker first took it.
+    /// Time of the first lease by a worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
     /// When it ended.
@@ -158,7 +158,7 @@ pub struct TemplateBuildSummary {
     /// Phase in which it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure_phase: Option<String>,
-    /// What the caches gave.
+    /// Cache lookups of the build.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_summary: Option<TemplateBuildCacheSummary>,
     /// Whether its artifact can be used now.
@@ -170,7 +170,7 @@ pub struct TemplateBuildSummary {
     /// When its artifact may be deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention_expires_at: Option<Time>,
-    /// The artifacts that it made.
+    /// Artifacts of the build.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifact_ids: Vec<String>,
 }
@@ -180,7 +180,7 @@ pub struct TemplateBuildSummary {
 pub struct TemplateBuildListResponse {
     /// The builds of this page.
     pub builds: Vec<TemplateBuildSummary>,
-    /// Where the next page starts; absent on the last.
+    /// Cursor of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
@@ -196,7 +196,7 @@ pub struct TemplateBuildStatusSnapshot {
     pub next_offset: u64,
 }
 
-/// How far a build is.
+/// Status of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateBuildStatus {
@@ -220,7 +220,7 @@ impl TemplateBuildStatus {
     }
 }
 
-/// Which builder runs a build.
+/// Builders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateBuildBackend {
@@ -230,7 +230,7 @@ pub enum TemplateBuildBackend {
     Native,
 }
 
-/// What a build builds from.
+/// Source of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateBuildSourceType {
@@ -244,40 +244,40 @@ pub enum TemplateBuildSourceType {
     TemplateBase,
 }
 
-/// What the caches gave to a build.
+/// Cache lookups of a build.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateBuildCacheSummary {
-    /// Finished artifacts found.
+    /// Cache hits of finished artifacts.
     #[serde(default)]
     pub final_artifact_hits: u64,
-    /// Finished artifacts looked for in vain.
+    /// Cache misses of finished artifacts.
     #[serde(default)]
     pub final_artifact_misses: u64,
-    /// Finished artifacts not looked for.
+    /// Cache bypasses of finished artifacts.
     #[serde(default)]
     pub final_artifact_bypasses: u64,
     /// Finished artifacts stored.
     #[serde(default)]
     pub final_artifact_stores: u64,
-    /// Layers found.
+    /// Cache hits of layers.
     #[serde(default)]
     pub layer_hits: u64,
-    /// Layers looked for in vain.
+    /// Cache misses of layers.
     #[serde(default)]
     pub layer_misses: u64,
-    /// Layers not looked for.
+    /// Cache bypasses of layers.
     #[serde(default)]
     pub layer_bypasses: u64,
     /// Layers stored.
     #[serde(default)]
     pub layer_stores: u64,
-    /// Context files found.
+    /// Cache hits of context files.
     #[serde(default)]
     pub file_blob_hits: u64,
-    /// Context files looked for in vain.
+    /// Cache misses of context files.
     #[serde(default)]
     pub file_blob_misses: u64,
-    /// Context files not looked for.
+    /// Cache bypasses of context files.
     #[serde(default)]
     pub file_blob_bypasses: u64,
     /// Context files stored.
@@ -339,7 +339,7 @@ pub enum TemplateBuildPromotabilityStatus {
     Unavailable,
 }
 
-/// What a template's sandboxes start with. Values of variables are never shown.
+/// Runtime defaults of a template's sandboxes. Values of variables are never shown.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateRuntimeDefaults {
     /// Names of the environment variables.
@@ -360,7 +360,7 @@ pub struct TemplateRuntimeDefaults {
     pub readiness: Option<TemplateReadinessProbe>,
 }
 
-/// What an OCI image said of itself. It is kept, and nothing is made of it but what is said elsewhere.
+/// Metadata of an OCI image. It is stored; only the fields documented elsewhere have an effect.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateOciImageMetadata {
     /// Labels.
@@ -395,7 +395,7 @@ pub struct TemplateOciHealthcheckMetadata {
     /// Failures in a row that count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<u32>,
-    /// The readiness probe that it stands for, used when the request gives none.
+    /// The equivalent readiness probe, used when the request has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(inline)]
     pub mapped_readiness: Option<TemplateReadinessProbe>,

@@ -79,9 +79,9 @@ pub enum ExecServerMessage {
         /// The command that it is about; absent when it is about a message that was not understood.
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<String>,
-        /// What happened, for programs.
+        /// Code for programs.
         code: ErrorResponseCode,
-        /// What happened, for people.
+        /// Message for people.
         message: String,
     },
 }
@@ -101,7 +101,7 @@ pub struct ExecOutput {
 /// Write to a process's stdin.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SendStdinRequest {
-    /// What to write.
+    /// Data to write.
     pub data: String,
 }
 

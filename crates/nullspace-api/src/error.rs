@@ -8,18 +8,18 @@ use crate::{JsonObject, TemplateFailureDetail};
 /// Body of every answer that is not 2xx.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorResponse {
-    /// What happened, for people.
+    /// Message for people.
     pub error: String,
-    /// What happened, for programs.
+    /// Code for programs.
     pub code: ErrorResponseCode,
-    /// More, when the failure has more to say.
+    /// Details of the failure, where there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(inline)]
     pub error_detail: Option<ErrorDetail>,
     /// The request, as in the `x-request-id` header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// The build that it is about.
+    /// The build that the error belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_id: Option<String>,
 }
@@ -51,9 +51,9 @@ impl From<TemplateFailureDetail> for ErrorDetail {
 /// Why an upload into a sandbox failed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct UploadFailureDetail {
-    /// What exactly went wrong.
+    /// Reason for the failed upload.
     pub reason: UploadFailureReason,
-    /// What happened, for people.
+    /// Message for people.
     pub message: String,
     /// True when the same request may succeed later, unchanged.
     pub retryable: bool,
@@ -75,7 +75,7 @@ pub struct UploadFailureDetail {
     pub details: Option<JsonObject>,
 }
 
-/// What exactly went wrong with an upload.
+/// Reasons for a failed upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "the names say all there is to say")]

@@ -38,14 +38,14 @@ impl ExecRequest {
     pub const DEFAULT_TIMEOUT_SECS: u64 = 30;
 }
 
-/// How a command ended.
+/// The result of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExecResponse {
     /// Its exit code; 128 + signal when a signal ended it; 0 for one that runs in the background.
     pub exit_code: i32,
-    /// What it wrote to stdout; bytes that are not UTF-8 are replaced.
+    /// Output on stdout. Bytes that are not UTF-8 are replaced.
     pub stdout: String,
-    /// What it wrote to stderr.
+    /// Output on stderr.
     pub stderr: String,
     /// Its pid in the guest.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,11 +61,11 @@ pub struct ProcessInfo {
     pub pid: u32,
     /// Its command line.
     pub command: String,
-    /// False when it has ended.
+    /// False after the process has ended.
     pub running: bool,
 }
 
-/// What a process that runs in the background has written so far.
+/// Output of a background process so far.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProcessLogs {
     /// The end of its stdout; bytes that are not UTF-8 are replaced.
@@ -74,7 +74,7 @@ pub struct ProcessLogs {
     pub stderr: String,
     /// Both, in the order in which they were written, as far as that is known.
     pub output: String,
-    /// How it ended; absent while it runs.
+    /// Exit code; absent while the process runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
 }

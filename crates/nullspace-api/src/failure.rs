@@ -12,13 +12,13 @@ use crate::JsonObject;
 pub struct TemplateFailureDetail {
     /// Class of the failure.
     pub code: TemplateFailureDetailCode,
-    /// What happened, for people.
+    /// Message for people.
     pub message: String,
-    /// Where in the build it happened.
+    /// Phase in which the build failed.
     pub phase: TemplateFailurePhase,
     /// True when the same request may succeed later, unchanged.
     pub retryable: bool,
-    /// What the user can do about it.
+    /// Suggested action for the user.
     pub suggested_action: String,
     /// The step that failed, counted from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -26,7 +26,7 @@ pub struct TemplateFailureDetail {
     /// The attempt that failed, counted from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// How many attempts the build had.
+    /// Maximum number of attempts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
     /// The cache entry that was concerned.
@@ -104,7 +104,7 @@ pub enum TemplateFailureDetailCode {
     Unauthorized,
 }
 
-/// Where in a build a failure happened.
+/// Phases of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateFailurePhase {

@@ -34,7 +34,7 @@ pub struct FileInfo {
     /// When its content last changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub modified_time: Option<Time>,
-    /// Where a symbolic link leads.
+    /// Target of a symbolic link.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub symlink_target: Option<String>,
 }
@@ -44,7 +44,7 @@ pub struct FileInfo {
 pub struct PathRequest {
     /// Path in the sandbox; a relative one starts at the sandbox's working directory.
     pub path: String,
-    /// Who does it; the sandbox's default user when left out.
+    /// User for the operation. Default: the sandbox's default user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
@@ -54,7 +54,7 @@ pub struct PathRequest {
 pub struct ReadFileRequest {
     /// As in [`PathRequest`].
     pub path: String,
-    /// How the content is to be put into JSON. Default `utf8`.
+    /// Encoding of the content in the answer. Default `utf8`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encoding: Option<ReadFileRequestEncoding>,
     /// As in [`PathRequest`].
@@ -62,7 +62,7 @@ pub struct ReadFileRequest {
     pub user: Option<String>,
 }
 
-/// How a file's content is put into JSON.
+/// Encoding of a file's content in a JSON answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReadFileRequestEncoding {
@@ -91,7 +91,7 @@ pub struct WriteFileRequest {
     pub path: String,
     /// The content.
     pub content: String,
-    /// How `content` is to be read. Default `utf8`.
+    /// Encoding of `content`. Default `utf8`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encoding: Option<WriteFileRequestEncoding>,
     /// As in [`PathRequest`].
@@ -99,7 +99,7 @@ pub struct WriteFileRequest {
     pub user: Option<String>,
 }
 
-/// How a file's content comes in JSON.
+/// Encoding of a file's content in a JSON request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WriteFileRequestEncoding {

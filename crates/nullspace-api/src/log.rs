@@ -13,13 +13,13 @@ pub struct TemplateBuildLogEntry {
     pub build_id: String,
     /// `tmpl_…`, the same in every entry.
     pub template_id: String,
-    /// Its place in the log.
+    /// Offset of the entry in the log.
     pub offset: u64,
     /// When it was written.
     pub timestamp: Time,
     /// What it is.
     pub kind: TemplateBuildLogKind,
-    /// How much it matters.
+    /// Level of the entry.
     pub level: TemplateBuildLogLevel,
     /// For people; one line of output for `message`.
     pub message: String,
@@ -32,36 +32,36 @@ pub struct TemplateBuildLogEntry {
     /// More of the template that was made; with `end`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result_metadata: Option<TemplateBuildResultMetadata>,
-    /// Where in the build.
+    /// Phase of the build.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
     /// The step, counted from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_index: Option<u32>,
-    /// How many steps there are.
+    /// Number of steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_steps: Option<u32>,
     /// The attempt, counted from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// How many attempts there are.
+    /// Maximum number of attempts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
-    /// Which cache; with `cache`.
+    /// Kind of the cache; with `cache`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_kind: Option<TemplateBuildLogEntryCacheKind>,
-    /// What it gave; with `cache`.
+    /// Result of the lookup; with `cache`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_status: Option<TemplateBuildLogEntryCacheStatus>,
-    /// Why; with `cache`.
+    /// Reason for the result; with `cache`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_reason: Option<TemplateBuildLogEntryCacheReason>,
-    /// What was looked for; with `cache`.
+    /// Subject of the lookup; with `cache`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_subject: Option<String>,
 }
 
-/// What a log entry is.
+/// Kind of a log entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateBuildLogKind {
@@ -91,7 +91,7 @@ impl TemplateBuildLogKind {
     }
 }
 
-/// How much a log entry matters.
+/// Level of a log entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "the names say all there is to say")]
@@ -102,7 +102,7 @@ pub enum TemplateBuildLogLevel {
     Warn,
 }
 
-/// Which cache was asked.
+/// Kinds of caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateBuildLogEntryCacheKind {
@@ -114,7 +114,7 @@ pub enum TemplateBuildLogEntryCacheKind {
     Layer,
 }
 
-/// What a cache gave.
+/// Result of a cache lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateBuildLogEntryCacheStatus {
@@ -128,7 +128,7 @@ pub enum TemplateBuildLogEntryCacheStatus {
     Stored,
 }
 
-/// Why a cache gave what it gave.
+/// Reason for a lookup's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateBuildLogEntryCacheReason {
@@ -145,10 +145,10 @@ pub enum TemplateBuildLogEntryCacheReason {
 /// More of the template that a build made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateBuildResultMetadata {
-    /// What its sandboxes start with.
+    /// Runtime defaults of its sandboxes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime_defaults: Option<TemplateRuntimeDefaults>,
-    /// What its image said of itself.
+    /// Metadata of its image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oci_metadata: Option<TemplateOciImageMetadata>,
 }

@@ -12,7 +12,7 @@ pub struct TemplateBuildValidationResponse {
     pub valid: bool,
     /// All that is wrong.
     pub errors: Vec<TemplateBuildValidationError>,
-    /// What the user should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
@@ -28,16 +28,16 @@ pub struct TemplateBuildValidationError {
     pub phase: Option<String>,
 }
 
-/// What a build would do.
+/// The plan of a build.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateBuildPlanResponse {
-    /// Which builder would run it.
+    /// Builder of the build.
     pub build_backend: TemplateBuildBackend,
-    /// What it would build from.
+    /// Source of the build.
     pub source_type: TemplateBuildSourceType,
     /// The plan.
     pub build_plan: TemplateBuildPlan,
-    /// What the user should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
     /// True when the base image needs credentials that the request does not give.
     pub requires_base_image_auth: bool,
@@ -55,7 +55,7 @@ pub struct TemplateBuildPlanResponse {
 /// A build, step by step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateBuildPlan {
-    /// What the steps start from.
+    /// Base of the steps.
     pub base_template: String,
     /// Shell commands, in order.
     pub run_steps: Vec<String>,
@@ -102,6 +102,6 @@ pub struct TemplateBuildContextManifestSummary {
     pub context_manifest_id: String,
     /// Its digest.
     pub context_digest: String,
-    /// How many files it has.
+    /// Number of files.
     pub file_count: u64,
 }

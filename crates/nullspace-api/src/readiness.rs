@@ -43,7 +43,7 @@ pub struct TcpReadinessProbe {
     pub startup_grace_secs: Option<u64>,
 }
 
-/// So many milliseconds have passed.
+/// Ready after a fixed number of milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = TemplateReadinessProbeType1)]
 pub struct TimeoutReadinessProbe {

@@ -121,9 +121,9 @@ fn service_account_json() -> utoipa::openapi::schema::Schema {
 /// Credentials for one registry of a Dockerfile build.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TemplateRegistryAuth {
-    /// Registry host, with port when it has one.
+    /// Registry host, with its port if it has one.
     pub registry: String,
-    /// What to show it.
+    /// Credentials for the registry.
     pub auth: TemplateBaseImageAuth,
 }
 
@@ -135,12 +135,12 @@ pub struct TemplateBuildSecret {
     /// Its value.
     #[schema(value_type = String, format = Password, write_only)]
     pub value: Secret,
-    /// Where the client took it from; it changes nothing.
+    /// Origin at the client; without effect here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<TemplateBuildSecretSource>,
 }
 
-/// Where the client took a build secret from.
+/// Origin of a build secret at the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateBuildSecretSource {

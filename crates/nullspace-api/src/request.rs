@@ -53,7 +53,7 @@ pub struct CreateTemplateRequest {
     /// Size of the machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_config: Option<TemplateBuildConfig>,
-    /// Which builder; a Dockerfile means BuildKit, everything else is native.
+    /// Builder. Dockerfiles use BuildKit, all other sources are native.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_backend: Option<TemplateBuildBackend>,
     /// Path of the Dockerfile in the build context.
@@ -65,7 +65,7 @@ pub struct CreateTemplateRequest {
     /// Dockerfile target stage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_target: Option<String>,
-    /// What sandboxes of the template start with.
+    /// Runtime configuration of the template's sandboxes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime_config: Option<TemplateRuntimeConfig>,
     /// Credentials for the base image's registry; never stored.
@@ -139,7 +139,7 @@ pub struct TemplateBuildConfig {
     pub disk_mb: Option<u32>,
 }
 
-/// What sandboxes of a template start with. A child template inherits it.
+/// Runtime configuration of a template's sandboxes. A child template inherits it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateRuntimeConfig {
     /// User of the start command, of execs and of files.
@@ -195,7 +195,7 @@ impl fmt::Debug for TemplateBuildContextFile {
     }
 }
 
-/// What an entry of a build context is.
+/// Kind of an entry in a build context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateContextEntryType {
@@ -225,7 +225,7 @@ pub struct RetryTemplateBuildRequest {
 /// Stop a build.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CancelTemplateBuildRequest {
-    /// Why, for the log.
+    /// Reason, for the log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -264,19 +264,19 @@ pub struct TemplateBlobPreflightFile {
     /// Size of the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
-    /// Upload it even if it is known.
+    /// Upload the file even if it is stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub force_upload: Option<bool>,
 }
 
-/// Which files to upload, and as what.
+/// Files that must be uploaded, with their blob ids.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateBlobPreflightResponse {
     /// One item for each file of the request, in its order.
     pub files: Vec<TemplateBlobPreflightResult>,
 }
 
-/// What is known of one file.
+/// Upload state of one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateBlobPreflightResult {
     /// As in the request.

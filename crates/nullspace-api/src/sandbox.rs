@@ -23,19 +23,19 @@ pub struct CreateSandboxRequest {
     /// Memory in MiB, 128 to 65536. The snapshot fixes it, as with `vcpus`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u32>,
-    /// Least size of the disk in MiB, 512 to 1048576. More than the template's disk has is refused.
+    /// Minimum size of the disk in MiB, 512 to 1048576. A value above the template's disk size is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_mb: Option<u32>,
-    /// Milliseconds that it lives, 1 to 86400000; 300000.
+    /// Lifetime in milliseconds, 1 to 86400000. Default 300000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// What then.
+    /// Action at the timeout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_action: Option<SandboxTimeoutAction>,
-    /// Milliseconds without use that it lives.
+    /// Milliseconds without use until the sandbox ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inactivity_timeout_ms: Option<u64>,
-    /// Milliseconds that it is kept once it is paused.
+    /// Milliseconds until a paused sandbox is deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_delete_after_ms: Option<u64>,
     /// Keep nothing of it when it ends.
@@ -66,7 +66,7 @@ pub struct CreateSandboxRequest {
     /// Volumes to mount.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volumes: Option<Vec<VolumeMountRequest>>,
-    /// What happens to it.
+    /// Lifecycle settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lifecycle: Option<LifecycleConfig>,
 }
@@ -83,9 +83,9 @@ impl CreateSandboxRequest {
 pub struct CreateSandboxResponse {
     /// `sb_…`.
     pub id: String,
-    /// What it does.
+    /// Status of the sandbox.
     pub status: SandboxStatus,
-    /// Its size, as it is.
+    /// Actual size of the machine.
     pub config: SandboxConfig,
     /// The template it was made from.
     pub template: String,
@@ -98,16 +98,16 @@ pub struct CreateSandboxResponse {
     /// When it was first resumed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
-    /// Milliseconds that it lives.
+    /// Lifetime in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// When its time is over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_at: Option<Time>,
-    /// When it is deleted.
+    /// Time at which the sandbox is deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
-    /// What happens when its time is over.
+    /// Action at the timeout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_action: Option<SandboxTimeoutAction>,
     /// Working directory of its execs.
@@ -116,10 +116,10 @@ pub struct CreateSandboxResponse {
     /// Token for its forwarded ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traffic_access_token: Option<String>,
-    /// How the warm pool was used.
+    /// The use of the warm pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_pool_checkout: Option<WarmPoolCheckoutResult>,
-    /// Where it differs from what was asked for, for people.
+    /// Warnings about differences from the request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -129,7 +129,7 @@ pub struct CreateSandboxResponse {
 pub struct SandboxInfo {
     /// `sb_…`.
     pub id: String,
-    /// What it does.
+    /// Status of the sandbox.
     pub status: SandboxStatus,
     /// Its size.
     pub config: SandboxConfig,
@@ -144,28 +144,28 @@ pub struct SandboxInfo {
     /// When it was first resumed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
-    /// Milliseconds that it lives.
+    /// Lifetime in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// When its time is over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_at: Option<Time>,
-    /// When it is deleted.
+    /// Time at which the sandbox is deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
     /// Milliseconds left until `timeout_at`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remaining_ms: Option<u64>,
-    /// What happens when its time is over.
+    /// Action at the timeout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_action: Option<SandboxTimeoutAction>,
     /// When it was last used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_active_at: Option<Time>,
-    /// Milliseconds without use that it lives.
+    /// Milliseconds without use until the sandbox ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inactivity_timeout_ms: Option<u64>,
-    /// Milliseconds that it is kept once it is paused.
+    /// Milliseconds until a paused sandbox is deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_delete_after_ms: Option<u64>,
     /// Nothing of it is kept when it ends.
@@ -174,10 +174,10 @@ pub struct SandboxInfo {
     /// Working directory of its execs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// The snapshot it was resumed from, or that it is kept in while it is paused.
+    /// The snapshot that the sandbox was resumed from, or is stored in while it is paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_id: Option<String>,
-    /// How the warm pool was used.
+    /// The use of the warm pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_pool_checkout: Option<WarmPoolCheckoutResult>,
 }
@@ -197,7 +197,7 @@ pub enum SandboxListResponse {
 pub struct SandboxListPage {
     /// The sandboxes of this page, newest first.
     pub items: Vec<SandboxInfo>,
-    /// Where the next page starts; absent on the last.
+    /// Cursor of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_token: Option<String>,
     /// True when there is a next page.
@@ -227,7 +227,7 @@ pub struct SandboxConfig {
     pub disk_mb: Option<u32>,
 }
 
-/// What a sandbox does.
+/// Status of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SandboxStatus {
@@ -243,7 +243,7 @@ pub enum SandboxStatus {
     Running,
 }
 
-/// What happens when a sandbox's time is over.
+/// Action at a sandbox's timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SandboxTimeoutAction {
@@ -259,30 +259,30 @@ pub struct WarmPoolCheckoutRequest {
     /// The pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// What when there is none.
+    /// Behaviour when no warm sandbox is available.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<WarmPoolCheckoutMode>,
-    /// Milliseconds to wait for one.
+    /// Milliseconds to wait for a warm sandbox.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_ms: Option<u64>,
 }
 
-/// How a warm pool was used.
+/// The use of a warm pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WarmPoolCheckoutResult {
-    /// Where the sandbox came from.
+    /// Origin of the sandbox.
     pub source: WarmPoolCheckoutResultSource,
     /// True when one was ready.
     pub hit: bool,
     /// The pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// What was asked for.
+    /// Requested mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<WarmPoolCheckoutMode>,
 }
 
-/// How to use a warm pool.
+/// Modes of using a warm pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WarmPoolCheckoutMode {
@@ -294,7 +294,7 @@ pub enum WarmPoolCheckoutMode {
     Require,
 }
 
-/// Where a sandbox came from.
+/// Origin of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WarmPoolCheckoutResultSource {
@@ -338,34 +338,34 @@ pub struct NetworkCreateConfig {
     /// Host header that its servers see.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_request_host: Option<String>,
-    /// What it may reach.
+    /// Egress policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<NetworkEgressPolicy>,
-    /// Destinations that it may not reach.
+    /// Denied destinations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deny_out: Option<Vec<String>>,
-    /// Destinations that it may reach.
+    /// Allowed destinations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_out: Option<Vec<String>>,
 }
 
-/// What a sandbox may reach.
+/// Egress policy of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkEgressPolicy {
-    /// Which rule holds.
+    /// Mode of the policy.
     pub mode: NetworkEgressPolicyMode,
-    /// Networks that it may reach, with `custom`.
+    /// Allowed networks, with `custom`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_cidrs: Option<Vec<String>>,
-    /// Networks that it may not reach, with `custom`.
+    /// Denied networks, with `custom`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deny_cidrs: Option<Vec<String>>,
-    /// How fast.
+    /// Limit of the outgoing rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<EgressRateLimit>,
 }
 
-/// Which egress rule holds.
+/// Modes of an egress policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkEgressPolicyMode {
@@ -377,7 +377,7 @@ pub enum NetworkEgressPolicyMode {
     DenyAll,
 }
 
-/// How fast a sandbox may send.
+/// Limit of a sandbox's outgoing rate.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EgressRateLimit {
     /// Kilobits a second.
@@ -386,7 +386,7 @@ pub struct EgressRateLimit {
     /// Packets a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pps: Option<u64>,
-    /// How much may go at once.
+    /// Size of a burst.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub burst: Option<u64>,
 }
@@ -397,9 +397,9 @@ pub struct VolumeMountRequest {
     /// The volume.
     #[serde(rename = "ref")]
     pub reference: String,
-    /// Where in the sandbox.
+    /// Mount point in the sandbox.
     pub mount_path: String,
-    /// Which part of it.
+    /// Subpath of the volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subpath: Option<String>,
     /// Whether it cannot be written. Default false.
@@ -407,7 +407,7 @@ pub struct VolumeMountRequest {
     pub read_only: Option<bool>,
 }
 
-/// What happens to a sandbox.
+/// Lifecycle settings of a sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LifecycleConfig {
     /// When its time is over.
@@ -415,7 +415,7 @@ pub struct LifecycleConfig {
     pub on_timeout: Option<LifecycleConfigOnTimeout>,
 }
 
-/// What happens when a sandbox's time is over, in the words of the client.
+/// Action at a sandbox's timeout, as the client names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LifecycleConfigOnTimeout {

@@ -35,7 +35,7 @@ pub enum TemplateStep {
     Remove(TemplateRemoveStep),
     /// Rename a file or directory.
     Rename(TemplateRenameStep),
-    /// A boundary: what follows is not taken from the cache.
+    /// A cache boundary: later steps bypass the cache.
     SkipCache(TemplateSkipCacheStep),
 }
 
@@ -74,7 +74,7 @@ pub struct TemplateCopyStep {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(inline)]
     pub mode: Option<TemplateFileMode>,
-    /// Take the files anew even if they are known.
+    /// Upload the files again even if they are stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub force_upload: Option<bool>,
 }
@@ -101,7 +101,7 @@ pub struct TemplateCopyItem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(inline)]
     pub mode: Option<TemplateFileMode>,
-    /// Take the files anew even if they are known.
+    /// Upload the files again even if they are stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub force_upload: Option<bool>,
 }
@@ -162,7 +162,7 @@ pub struct TemplateBunInstallStep {
 pub struct TemplateGitCloneStep {
     /// Repository.
     pub url: String,
-    /// Where to; `/workspace`.
+    /// Destination. Default `/workspace`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Branch or tag.
@@ -201,7 +201,7 @@ pub struct TemplateMakeDirStep {
 /// Make a symbolic link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateMakeSymlinkStep {
-    /// What it points to.
+    /// Target of the link.
     pub target: String,
     /// Where it is.
     pub path: String,
@@ -210,7 +210,7 @@ pub struct TemplateMakeSymlinkStep {
 /// Remove a file or directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateRemoveStep {
-    /// What to remove.
+    /// Path to remove.
     pub path: String,
     /// With everything in it. Default false.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -227,12 +227,12 @@ pub struct TemplateRenameStep {
     pub src: String,
     /// To.
     pub dst: String,
-    /// Replace what is there. Default false.
+    /// Replace an existing file. Default false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub force: Option<bool>,
 }
 
-/// A boundary: what follows is not taken from the cache.
+/// A cache boundary: later steps bypass the cache.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateSkipCacheStep {}
 

@@ -12,7 +12,7 @@ pub struct TemplateInfo {
     pub id: String,
     /// Its name in its namespace.
     pub name: String,
-    /// What it is for.
+    /// Purpose of the template.
     pub description: String,
     /// True for templates that come with the service.
     pub builtin: bool,
@@ -20,7 +20,7 @@ pub struct TemplateInfo {
     pub canonical_ref: String,
     /// Its namespace.
     pub namespace_slug: String,
-    /// Who can use it.
+    /// Visibility of the template.
     pub visibility: TemplateVisibility,
     /// Its tags, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -28,12 +28,12 @@ pub struct TemplateInfo {
     /// The tag that the bare name means: `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_tag: Option<String>,
-    /// What its sandboxes start with.
+    /// Runtime defaults of its sandboxes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime_defaults: Option<TemplateRuntimeDefaults>,
 }
 
-/// Who can use a template.
+/// Visibility of a template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateVisibility {
@@ -79,13 +79,13 @@ pub struct TemplateNameClaim {
 pub struct TemplateNamespaceInfo {
     /// Its name.
     pub slug: String,
-    /// Whose it is.
+    /// Kind of the namespace.
     pub kind: TemplateNamespaceKind,
     /// True for the caller's own.
     pub is_default: bool,
 }
 
-/// Whose a namespace is.
+/// Kinds of namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateNamespaceKind {
@@ -118,9 +118,9 @@ pub struct ReserveTemplateNameRequest {
     pub template_ref: String,
 }
 
-/// Say who can use a template.
+/// Change a template's visibility.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UpdateTemplateVisibilityRequest {
-    /// Who.
+    /// New visibility.
     pub visibility: TemplateVisibility,
 }
