@@ -20,7 +20,7 @@
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,8 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
     make_bitflags,
 };
+
+use crate::process::Namespaces;
 
 /// The newest Landlock that is made use of; older kernels give what they have.
 const LANDLOCK: ABI = ABI::V6;
@@ -54,12 +56,10 @@ pub(crate) struct Walls {
 }
 
 /// What one VMM gets; see [`Walls::around`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Around {
-    /// PID, IPC, UTS and mount namespaces of its own.
-    pub(crate) namespaces: bool,
-    /// The mount namespace to copy; `None`: the host's.
-    pub(crate) tree: Option<OwnedFd>,
+    /// PID, IPC, UTS and mount namespaces of its own, or none.
+    pub(crate) namespaces: Namespaces,
     /// The Landlock ruleset to be restricted by.
     pub(crate) ruleset: Option<OwnedFd>,
 }
@@ -126,15 +126,14 @@ impl Walls {
     /// For one VMM that is given `files`, which it may open again by `/proc/self/fd` as they are open now. One with a
     /// user network may read the resolver's configuration, and connect to the network.
     pub(crate) fn around(&self, files: &[OwnedFd], user_network: bool) -> io::Result<Around> {
-        let tree = match &self.tree {
-            Some(tree) if !user_network => Some(tree.namespace.try_clone()?),
-            _ => None,
-        };
+        let tree = self.tree.as_ref().filter(|_| !user_network);
+        let tree = tree.map(|tree| tree.namespace.try_clone()).transpose()?;
         let ruleset = match &self.landlock {
             Some(allowed) => allowed.ruleset(files, user_network)?,
             None => None,
         };
-        Ok(Around { namespaces: self.namespaces, tree, ruleset })
+        let namespaces = if self.namespaces { Namespaces::Own { tree } } else { Namespaces::Host };
+        Ok(Around { namespaces, ruleset })
     }
 
     /// For people: what there is.
@@ -348,66 +347,6 @@ fn mount(
 
 fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
-}
-
-impl Around {
-    /// The descriptors that the child uses before its program runs.
-    pub(crate) fn raw(&self) -> RawAround {
-        RawAround {
-            namespaces: self.namespaces,
-            tree: self.tree.as_ref().map_or(-1, AsRawFd::as_raw_fd),
-            ruleset: self.ruleset.as_ref().map_or(-1, AsRawFd::as_raw_fd),
-        }
-    }
-}
-
-/// [`Around`] as numbers, for the child: -1 where there is none.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RawAround {
-    namespaces: bool,
-    tree: i32,
-    ruleset: i32,
-}
-
-impl RawAround {
-    /// Enters the namespaces. The caller is the first process of a new PID namespace, if it is to have one, and is root.
-    ///
-    /// # Safety
-    /// For a child between fork and exec whose parent keeps the descriptors open: system calls only.
-    pub(crate) unsafe fn enter(self) -> io::Result<()> {
-        if !self.namespaces {
-            return Ok(());
-        }
-        // SAFETY: numbers, and strings that are constants.
-        unsafe {
-            if self.tree >= 0 {
-                check(libc::setns(self.tree, libc::CLONE_NEWNS))?;
-            }
-            check(libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS))?;
-            let none = std::ptr::null::<libc::c_char>();
-            // Slave: what the host unmounts later goes here too and is not held busy; what is mounted here stays here.
-            check(libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_SLAVE, none.cast()))?;
-            let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-            check(libc::mount(c"proc".as_ptr(), c"/proc".as_ptr(), c"proc".as_ptr(), flags, none.cast()))?;
-            check(libc::sethostname(c"vm".as_ptr(), 2))
-        }
-    }
-
-    /// Takes the Landlock rules on. The caller has set `no_new_privs`.
-    ///
-    /// # Safety
-    /// As [`Self::enter`].
-    pub(crate) unsafe fn restrict(self) -> io::Result<()> {
-        if self.ruleset < 0 {
-            return Ok(());
-        }
-        // SAFETY: two numbers.
-        check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, self.ruleset, 0u32) } as libc::c_int)
-    }
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

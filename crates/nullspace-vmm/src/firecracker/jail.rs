@@ -6,28 +6,37 @@
 //!       root.ext4    its disk                              the same, and
 //!       kernel, initramfs, state, memory                   links to the shared files
 //!                    bound read-only in its mount
-//!                    namespace (launch.rs)
+//!                    namespace
 //!       api.sock, v.sock
 //! ```
+//!
+//! A jailed VMM is started in two steps: `sh`, PID 1 of a PID namespace, runs the jailer, waits and passes its status on;
+//! the jailer becomes Firecracker under a uid of its own. That change of uid clears the parent-death signal. But PID 1
+//! stays root and keeps the signal, and when PID 1 dies the kernel kills all others in the namespace, whoever they are.
+//! A VMM without jailer keeps its uid and the signal.
 //!
 //! All names that end up in a snapshot (disk and vsock) are relative, so they mean the VMM's own files wherever and
 //! however the snapshot is restored.
 
+use std::ffi::{CString, OsString};
 use std::fs::{self, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::folder::Folder;
-use super::launch::Launch;
 use crate::VmmError;
 use crate::cgroups::{Cgroups, Limits};
+use crate::process::{Bind, Launch, Namespaces};
 
 pub(super) const API_SOCKET: &str = "api.sock";
 pub(super) const VSOCK: &str = "v.sock";
 pub(super) const DISK: &str = "root.ext4";
 const PLAIN_FOLDER: &str = "vm";
+/// PID 1 of a jailed VMM's namespace: it runs its arguments, waits, and passes the status on.
+const HOLDER: [&str; 4] = ["/bin/sh", "-c", "\"$@\"; exit $?", "nullspace-vm"];
 
 /// The folder of one VMM, being filled.
 #[derive(Debug)]
@@ -159,34 +168,44 @@ impl Jail {
         output: OwnedFd,
     ) -> io::Result<Launch> {
         let own = ["--id", id, "--api-sock", API_SOCKET, "--level", "Warning"];
-        let (Some((jailer, cgroups)), Some(uid)) = (jailer, self.uid) else {
-            let args: Vec<String> = own.iter().map(|arg| (*arg).to_owned()).collect();
-            return Launch::new(binary, &args, &self.root, output);
+        let mut launch = Launch {
+            program: binary.to_owned(),
+            args: own.iter().map(OsString::from).collect(),
+            directory: self.root.clone(),
+            output,
+            inherit: Vec::new(),
+            network: None,
+            namespaces: Namespaces::Host,
+            confinement: None,
         };
-        let text = |path: &Path| {
-            path.to_str()
-                .map(str::to_owned)
-                .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a path of the service is not UTF-8"))
-        };
+        let (Some((jailer, cgroups)), Some(uid)) = (jailer, self.uid) else { return Ok(launch) };
         // <work> of `<work>/<exec name>`, which the jailer appends by itself.
         let base = self.top.parent().unwrap_or(&self.top);
-        let mut args: Vec<String> = ["--id", id, "--exec-file"].map(str::to_owned).to_vec();
-        args.push(text(binary)?);
-        args.extend(["--uid".into(), uid.to_string(), "--gid".into(), uid.to_string()]);
-        args.extend(["--chroot-base-dir".into(), text(base)?]);
-        args.extend(["--resource-limit".into(), format!("fsize={largest_file}")]);
-        if let Some(cgroups) = cgroups {
-            args.extend(cgroups.jailer_args(limits));
-        }
+        let [program, holder @ ..] = HOLDER;
+        let uid = uid.to_string();
+        let mut args: Vec<OsString> = holder.map(OsString::from).to_vec();
+        args.push(jailer.into());
+        args.extend(["--id", id, "--exec-file"].map(OsString::from));
+        args.push(binary.into());
+        args.extend(["--uid", &uid, "--gid", &uid, "--chroot-base-dir"].map(OsString::from));
+        args.push(base.into());
+        args.extend(["--resource-limit".into(), format!("fsize={largest_file}").into()]);
+        args.extend(cgroups.iter().flat_map(|cgroups| cgroups.jailer_args(limits)).map(OsString::from));
         args.push("--".into());
         // The jailer hands the id on itself.
-        args.extend(own.iter().skip(2).map(|arg| (*arg).to_owned()));
-        let mut launch = Launch::new(jailer, &args, Path::new("/"), output)?;
-        for Shared { from, to, writable } in &self.shared {
-            launch.bind(from, to, *writable)?;
-        }
-        launch.in_own_pid_namespace();
+        args.extend(own.iter().skip(2).map(OsString::from));
+        launch.program = program.into();
+        launch.args = args;
+        launch.directory = "/".into();
+        launch.namespaces = Namespaces::Bound(self.shared.iter().map(Shared::bind).collect::<io::Result<_>>()?);
         Ok(launch)
+    }
+}
+
+impl Shared {
+    fn bind(&self) -> io::Result<Bind> {
+        let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes());
+        Ok(Bind { from: c_path(&self.from)?, to: c_path(&self.to)?, writable: self.writable })
     }
 }
 

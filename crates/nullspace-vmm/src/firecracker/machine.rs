@@ -20,19 +20,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nullspace_guest::message::GuestNetwork;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::agent;
 use super::api::Api;
 use super::capture::Tracked;
+use super::exit::ended;
 use super::files;
 use super::folder::Folder;
 use super::jail::{DISK, VSOCK};
-use super::launch::Process;
+use crate::process::Process;
 use crate::tail::Tail;
-use crate::{AgentStream, Compatibility, DiskChanges, EndCause, Ended, SnapshotSummary, Vm, VmmError};
+use crate::{AgentStream, Compatibility, DiskChanges, Ended, SnapshotSummary, Vm, VmmError};
 
 pub(super) const STATE: &str = "state";
 pub(super) const MEMORY: &str = "memory";
@@ -44,8 +44,6 @@ const MEMORY_PART: &str = "memory.part";
 /// A guest's kernel, modules and agent are up in well under a second with hardware virtualisation, and in half a minute
 /// where that itself is emulated on a busy machine.
 const AGENT_LIMIT: Duration = Duration::from_secs(120);
-/// After SIGKILL: the kernel frees the memory, we remove folder and groups.
-const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// How long an API error waits to see whether the VMM is ending, which is the better explanation.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
@@ -75,12 +73,8 @@ pub(super) struct Machine {
     pub(super) id: String,
     pub(super) api: Api,
     pub(super) folder: Folder,
-    pub(super) process: Arc<Process>,
+    pub(super) process: Process,
     pub(super) console: Tail,
-    /// How the VMM ended, once it has.
-    pub(super) exit: watch::Receiver<Option<Ended>>,
-    /// True once everything that it had is removed.
-    pub(super) removed: watch::Receiver<bool>,
     pub(super) disk: Mutex<DiskPlace>,
     pub(super) disk_bytes: u64,
     pub(super) vcpus: u32,
@@ -102,10 +96,9 @@ impl Machine {
             Err(error @ VmmError::Refused { .. }) => return Err(error),
             Err(error) => error,
         };
-        let mut exit = self.exit.clone();
-        match tokio::time::timeout(LAST_WORDS, exit.wait_for(Option::is_some)).await {
-            Ok(Ok(ended)) => Err(VmmError::Exited(ended.as_ref().map(Ended::to_string).unwrap_or_default())),
-            _ => Err(error),
+        match tokio::time::timeout(LAST_WORDS, self.process.exited()).await {
+            Ok(status) => Err(VmmError::Exited(ended(status).how)),
+            Err(_) => Err(error),
         }
     }
 
@@ -155,18 +148,13 @@ impl Machine {
     }
 }
 
-/// The task that watches the process is gone: the service is ending.
-fn unknown_end() -> Ended {
-    Ended { cause: EndCause::Vmm, how: "the service is ending".into() }
-}
-
 /// The [`Vm`] that callers hold: dropping it ends the machine.
 pub(super) struct Running(pub(super) Arc<Machine>);
 
 impl Drop for Running {
     fn drop(&mut self) {
         // The task that watches the process removes the rest.
-        self.0.process.kill();
+        self.0.process.signal_kill();
     }
 }
 
@@ -185,7 +173,6 @@ impl Vm for Running {
         machine.usable()?;
         let token = machine.begin_agent();
         let deadline = Instant::now() + AGENT_LIMIT;
-        let mut exit = machine.exit.clone();
         let stream = tokio::select! {
             connected = agent::connect(&machine.folder, VSOCK, deadline) => connected.map_err(|error| {
                 tracing::debug!(machine = %machine.id, %error, "the agent's port does not answer");
@@ -194,10 +181,7 @@ impl Vm for Running {
                     limit_ms: AGENT_LIMIT.as_millis() as u64,
                 }
             })?,
-            ended = exit.wait_for(Option::is_some) => {
-                let how = ended.ok().and_then(|ended| ended.as_ref().map(Ended::to_string));
-                return Err(VmmError::Exited(how.unwrap_or_default()));
-            }
+            status = machine.process.exited() => return Err(VmmError::Exited(ended(status).how)),
             () = token.cancelled() => {
                 return Err(VmmError::Refused {
                     context: "connect to the guest's agent".into(),
@@ -279,11 +263,7 @@ impl Vm for Running {
     }
 
     async fn exited(&self) -> Ended {
-        let mut exit = self.0.exit.clone();
-        match exit.wait_for(Option::is_some).await {
-            Ok(ended) => ended.clone().unwrap_or_else(unknown_end),
-            Err(_) => unknown_end(),
-        }
+        ended(self.0.process.exited().await)
     }
 
     fn console_tail(&self) -> String {
@@ -291,17 +271,8 @@ impl Vm for Running {
     }
 
     async fn kill(&self) -> Result<(), VmmError> {
-        self.0.process.kill();
-        let mut removed = self.0.removed.clone();
-        match tokio::time::timeout(KILL_LIMIT, removed.wait_for(|removed| *removed)).await {
-            Ok(_) => {
-                *self.0.disk.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = DiskPlace::Gone;
-                Ok(())
-            }
-            Err(_) => Err(VmmError::Timeout {
-                what: "the end of a virtual machine".into(),
-                limit_ms: KILL_LIMIT.as_millis() as u64,
-            }),
-        }
+        self.0.process.kill().await?;
+        *self.0.disk.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = DiskPlace::Gone;
+        Ok(())
     }
 }

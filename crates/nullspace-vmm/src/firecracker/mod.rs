@@ -25,11 +25,11 @@ mod api;
 mod capture;
 mod compatibility;
 mod disk;
+mod exit;
 mod files;
 mod folder;
 mod http;
 mod jail;
-mod launch;
 mod machine;
 mod overlay;
 mod setup;
@@ -41,24 +41,23 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::api::{Api, BootSource, Drive, MachineConfig, MemoryBackend, NetworkInterface, SnapshotLoad, Vsock};
 use self::capture::Tracked;
 use self::jail::{API_SOCKET, DISK, Jail, Lent, VSOCK};
-use self::launch::Process;
 use self::machine::{DESCRIPTION, DISK_FILE, Description, DiskPlace, MEMORY, Machine, Running, STATE};
 use self::overlay::Overlay;
 pub use self::setup::FirecrackerConfig;
 pub use self::version::{OLDEST, Version};
 use crate::cgroups::{Cgroups, Limits};
 use crate::net::{GUEST_MAC, NetLease, NetPool, TAP_NAME};
+use crate::process;
 use crate::tail::Tail;
 pub use crate::uids::RunAs;
 use crate::uids::{Uid, Uids};
-use crate::{BootSpec, Compatibility, Disk, DiskLimits, Ended, Network, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
+use crate::{BootSpec, Compatibility, Disk, DiskLimits, Network, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
 
 /// From exec to a listening API socket: milliseconds, or seconds where everything is emulated.
 const API_LIMIT: Duration = Duration::from_secs(20);
@@ -180,29 +179,21 @@ impl Firecracker {
                 more_threads: MORE_THREADS,
             };
             let mut launch = jail.launch(&self.binary, jailer, &id, limits, largest, output)?;
-            if let Some(lease) = lease {
-                launch.network(lease.namespace())?;
-            }
+            launch.network = lease.map(|lease| lease.namespace().try_clone_to_owned()).transpose()?;
             Ok((console, launch))
         });
         let (console, launch) =
             prepared.map_err(|source| VmmError::Io { context: "prepare the start of Firecracker".into(), source })?;
-        // In one piece, so that a caller who stops waiting drops the process before what it stands on.
-        let (process, holdings) = blocking(move || {
-            Process::start(launch)
-                .map(|process| (Arc::new(process), holdings))
-                .map_err(|source| VmmError::Io { context: "start Firecracker".into(), source })
-        })
-        .await?;
-        let (exit, removed) = watch_over(Arc::clone(&process), holdings);
+        let process = process::launch(launch, holdings)
+            .await
+            .map_err(|source| VmmError::Io { context: "start Firecracker".into(), source })?;
+        tracing::debug!(machine = %id, pid = process.pid(), "machine starting");
         let machine = Arc::new(Machine {
             api: Api::new(folder.clone(), API_SOCKET),
             id,
             folder,
             process,
             console,
-            exit,
-            removed,
             disk: Mutex::new(disk),
             disk_bytes,
             vcpus,
@@ -224,7 +215,8 @@ impl Firecracker {
     async fn wait_for_api(&self, machine: &Machine) -> Result<(), VmmError> {
         let deadline = Instant::now() + API_LIMIT;
         while !machine.api.listens().await {
-            if let Some(how) = machine.exit.borrow().clone() {
+            if let Some(status) = machine.process.status() {
+                let how = exit::ended(status);
                 // No guest has run: these are the jailer's or Firecracker's words.
                 let words = machine.console.text();
                 let lines: Vec<_> = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -443,20 +435,6 @@ impl Vmm for Firecracker {
             Err(error) => Err(give_up(&running, error).await),
         }
     }
-}
-
-/// The task that outlives every handle: waits for the end, tells it, removes what is left.
-fn watch_over(process: Arc<Process>, holdings: Holdings) -> (watch::Receiver<Option<Ended>>, watch::Receiver<bool>) {
-    let (exit_sender, exit) = watch::channel(None);
-    let (removed_sender, removed) = watch::channel(false);
-    tokio::spawn(async move {
-        let ended = process.wait().await;
-        tracing::debug!(machine = %holdings.id, how = %ended, "a VMM has ended");
-        exit_sender.send_replace(Some(ended));
-        let _ = tokio::task::spawn_blocking(move || drop(holdings)).await;
-        removed_sender.send_replace(true);
-    });
-    (exit, removed)
 }
 
 /// The last lines of a VMM's output, its messages and the guest's serial console, and the end to write to.

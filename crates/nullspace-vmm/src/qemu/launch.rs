@@ -14,10 +14,10 @@ use tokio::net::unix::pipe;
 use super::agent::AgentPort;
 use super::args::CommandLine;
 use super::qmp::{Pending, Qmp};
-use crate::process::{Identity, Launch, Process, launch};
+use crate::process::{Confinement, Identity, Launch, Process, launch};
 use crate::tail::Tail;
 use crate::uids::Uid;
-use crate::walls::Walls;
+use crate::walls::{Around, Walls};
 use crate::{EndCause, Ended, VmmError};
 
 /// How much of the guest's console is kept.
@@ -71,19 +71,19 @@ pub(super) async fn start<G: Send + 'static>(parts: Parts<'_>, held: G) -> Resul
     let agent = AgentPort::new(agent).map_err(failed)?;
     let (monitor, hello) = Qmp::begin(monitor).await?;
     let failed = |source| VmmError::Io { context: "set up walls around QEMU".into(), source };
-    let around = walls.around(&line.inherit, user_network).map_err(failed)?;
+    let Around { namespaces, ruleset } = walls.around(&line.inherit, user_network).map_err(failed)?;
     let launched = Launch {
         program: binary.to_path_buf(),
         args: line.args.into_iter().map(Into::into).collect(),
-        inherit: line.inherit,
+        directory: "/".into(),
         output: log_end,
-        namespace,
-        around,
-        groups,
-        identity,
-        file_limit,
+        inherit: line.inherit,
+        network: namespace,
+        namespaces,
+        confinement: Some(Confinement { groups, identity, file_limit, ruleset }),
     };
-    let process = launch(launched, held).await?;
+    let failed = |source| VmmError::Io { context: format!("start {}", binary.display()), source };
+    let process = launch(launched, held).await.map_err(failed)?;
     let (console, log) = tails;
     Ok((Running { process, monitor, agent, console, log }, hello))
 }
@@ -94,21 +94,19 @@ pub(super) async fn try_walls(binary: &Path, walls: &Walls, uid: Option<Uid>) ->
     let log = Tail::new(LOG);
     rustix::fs::fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
     log.follow(pipe::Receiver::from_owned_fd(output)?);
+    let Around { namespaces, ruleset } = walls.around(&[], false)?;
+    let identity = uid.as_ref().map(|uid| Identity { id: uid.number(), group: None });
     let launched = Launch {
         program: binary.to_path_buf(),
         args: vec!["--version".into()],
-        inherit: Vec::new(),
+        directory: "/".into(),
         output: output_end,
-        namespace: None,
-        around: walls.around(&[], false)?,
-        groups: Vec::new(),
-        identity: uid.as_ref().map(|uid| Identity { id: uid.number(), group: None }),
-        file_limit: 0,
+        inherit: Vec::new(),
+        network: None,
+        namespaces,
+        confinement: Some(Confinement { groups: Vec::new(), identity, file_limit: 0, ruleset }),
     };
-    let process = launch(launched, uid).await.map_err(|error| {
-        let cause = std::error::Error::source(&error).map(ToString::to_string);
-        io::Error::other(cause.unwrap_or_else(|| error.to_string()))
-    })?;
+    let process = launch(launched, uid).await?;
     let ended = tokio::time::timeout(TRIAL, process.exited()).await;
     match ended {
         Ok(status) if status.success() => Ok(()),
@@ -132,16 +130,16 @@ impl Running {
             // It ends by itself: its last words and its status are worth a moment.
             let _ = tokio::time::timeout(ENDING, self.process.exited()).await;
         }
-        let by_itself = self.process.has_exited();
+        let by_itself = self.process.status().is_some();
         if let Err(error) = self.process.kill().await {
             tracing::error!(%error, "end a QEMU that could not be started");
         }
         if by_itself { VmmError::Exited(self.how_it_ended().await.how) } else { error }
     }
 
-    /// How QEMU ended; waits until it has.
+    /// How QEMU ended; waits until it and what it held are gone.
     pub(super) async fn how_it_ended(&self) -> Ended {
-        let status = self.process.exited().await;
+        let status = self.process.gone().await;
         // What it said last may still be on its way through our readers. Bounded: a forked child of QEMU, which its
         // sandbox denies, would keep the socket open.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.monitor.closed()).await;

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use nullspace_guest::message::GuestNetwork;
 use serde_json::Value;
 
-use super::Driver;
 use super::disk::Written;
+use super::driver::Driver;
 use super::launch::Running;
 use super::snapshot::{self, Manifest};
 use crate::{AgentStream, DiskChanges, Ended, Network, SnapshotSummary, Vm, VmmError};
@@ -128,7 +128,7 @@ impl Vm for Machine {
     }
 
     async fn agent(&self) -> Result<Box<dyn AgentStream>, VmmError> {
-        if self.running.process.has_exited() {
+        if self.running.process.status().is_some() {
             return Err(VmmError::Exited(self.running.how_it_ended().await.how));
         }
         let failed = |source| VmmError::Io { context: "open the agent's stream".into(), source };
