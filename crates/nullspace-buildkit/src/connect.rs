@@ -21,26 +21,23 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_stream::StreamExt;
 use tokio_util::io::ReaderStream;
 use tonic::transport::Channel;
 
 use crate::endpoint::Endpoint;
-use crate::session::{self, MAX_MESSAGE};
+use crate::session::{self, Io, MAX_MESSAGE};
 
 /// From nothing to a connection that answers.
 const CONNECT: Duration = Duration::from_secs(10);
+/// From a request to an engine's API to its answer's head. An engine may first write gigabytes to its disk.
+const ANSWER: Duration = Duration::from_secs(600);
 /// A dead peer on TCP is noticed after about so long.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Bytes of a session in flight, when it travels inside another connection.
 const TUNNEL: usize = 256 << 10;
-
-/// A byte stream to or from a BuildKit.
-pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-pub(crate) type Io = Box<dyn Duplex>;
 
 /// Who buildkitd is over TCP, and who we are.
 #[derive(Clone)]
@@ -222,9 +219,6 @@ impl Connector {
                 Request::builder().method(method).uri(path).header(HOST, "docker").body(Empty::<Bytes>::new());
             sender.send_request(request.map_err(io::Error::other)?).await.map_err(io::Error::other)
         };
-        // An engine writes an archive to its own disk before it sends the first byte.
-        tokio::time::timeout(crate::engine::ANSWER, answered)
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        tokio::time::timeout(ANSWER, answered).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 }

@@ -14,8 +14,6 @@ use crate::error::Error;
 use crate::failure::{Cause, Failure};
 use crate::session::{Archives, Broken};
 
-/// From a request to its answer's head. An engine may first write gigabytes to its disk.
-pub(crate) const ANSWER: Duration = Duration::from_secs(600);
 /// For the words of a refusal.
 const REFUSAL: Duration = Duration::from_secs(10);
 /// Bytes of an answer that is no archive.

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::meta::MAX_LINKS;
+
 /// Why an image could not be written, read or grown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -58,7 +60,7 @@ pub enum Error {
         name: String,
     },
     /// A file with more names than ext4 can count.
-    #[error("{name:?} would be link number {limit} or more of one file", limit = crate::tree::MAX_LINKS + 1)]
+    #[error("{name:?} would be link number {limit} or more of one file", limit = MAX_LINKS + 1)]
     TooManyLinks {
         /// The name that was one too many.
         name: String,

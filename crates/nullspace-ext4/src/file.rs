@@ -35,8 +35,15 @@ pub struct FileWriter<'image> {
     partial: usize,
 }
 
+impl ImageWriter {
+    /// Starts a file. Its name comes later, in the tree.
+    pub fn begin_file(&mut self) -> FileWriter<'_> {
+        FileWriter::new(self)
+    }
+}
+
 impl<'image> FileWriter<'image> {
-    pub(crate) fn new(image: &'image mut ImageWriter) -> FileWriter<'image> {
+    fn new(image: &'image mut ImageWriter) -> FileWriter<'image> {
         let before = image.content.clone();
         FileWriter {
             image,

@@ -15,15 +15,26 @@ use crate::extent::{Extent, push_blocks, tree_blocks};
 use crate::geometry::{BLOCKS_PER_GROUP, FILES_IN_OVERHEAD, Geometry};
 use crate::nodes::{FAST_SYMLINK, NodeWriter};
 use crate::number::Numbers;
+use crate::options::Summary;
 use crate::output::Output;
 use crate::superblock::{Counts, Superblock};
 use crate::tables::{InodeStream, Tables};
 use crate::tree::{Body, Node, Tree};
-use crate::writer::{ImageWriter, Summary};
+use crate::writer::ImageWriter;
 use crate::{BLOCK, BLOCK_SIZE};
 
-/// Writes the tree. See [`ImageWriter::finish`].
-pub(crate) fn finish(writer: ImageWriter, mut tree: Tree) -> Result<Summary, Error> {
+impl ImageWriter {
+    /// Writes the tree and everything else that makes the image a filesystem.
+    ///
+    /// # Errors
+    /// [`Error::TooSmall`] with the size that the whole tree needs, [`Error::DirectoryTooLarge`],
+    /// [`Error::ForeignFileData`], [`Error::BadName`] for a file in the place of `lost+found`, [`Error::Io`].
+    pub fn finish(self, tree: Tree) -> Result<Summary, Error> {
+        finish(self, tree)
+    }
+}
+
+fn finish(writer: ImageWriter, mut tree: Tree) -> Result<Summary, Error> {
     let ImageWriter { options, geometry, mut output, content, beyond, .. } = writer;
     let beyond = beyond.unwrap_or_default();
     tree.ensure_lost_and_found(options.time)?;

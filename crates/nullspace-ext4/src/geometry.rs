@@ -17,6 +17,10 @@ pub(crate) const BLOCKS_PER_GROUP: u32 = 32768;
 pub(crate) const GROUPS_PER_FLEX: u32 = 16;
 /// Bytes of an inode.
 pub(crate) const INODE_SIZE: usize = 256;
+/// Bytes of the fields of an inode; attributes may use the rest.
+pub(crate) const INODE_FIELDS: usize = 128 + EXTRA_SIZE as usize;
+/// Bytes of the fields that came after ext3.
+pub(crate) const EXTRA_SIZE: u16 = 32;
 /// Inodes of one block of an inode table.
 pub(crate) const INODES_PER_BLOCK: u32 = 16;
 /// Bytes of a group descriptor with the 64bit feature.

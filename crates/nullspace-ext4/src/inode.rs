@@ -1,15 +1,10 @@
 //! The 256 bytes of an inode (kernel documentation: "Index Nodes").
 
 use crate::checksum::Checksum;
-use crate::geometry::INODE_SIZE;
+use crate::geometry::{EXTRA_SIZE, INODE_SIZE};
 use crate::le::{get_u32, put_split_u32, put_split_u64, put_u16, put_u32};
-use crate::tree::Timestamp;
+use crate::meta::Timestamp;
 use crate::xattr::Attributes;
-
-/// Bytes of the fields of an inode; attributes may use the rest.
-pub(crate) const INODE_FIELDS: usize = 128 + EXTRA_SIZE as usize;
-/// Bytes of the fields that came after ext3.
-pub(crate) const EXTRA_SIZE: u16 = 32;
 
 pub(crate) const DIRECTORY: u16 = 0o040000;
 pub(crate) const REGULAR: u16 = 0o100000;

@@ -49,8 +49,10 @@ mod hash;
 mod inode;
 mod journal;
 mod le;
+mod meta;
 mod nodes;
 mod number;
+mod options;
 mod output;
 mod resize_inode;
 mod superblock;
@@ -63,9 +65,11 @@ pub use error::{Error, NameFault, XattrFault};
 pub use extent::FileData;
 pub use file::FileWriter;
 pub use grow::grow;
+pub use meta::{Meta, NodeKind, Timestamp};
+pub use options::{Options, Summary};
 pub use superblock::Superblock;
-pub use tree::{Meta, NodeId, NodeKind, Timestamp, Tree};
-pub use writer::{ImageWriter, Options, Summary};
+pub use tree::{NodeId, Tree};
+pub use writer::ImageWriter;
 
 /// Bytes of a block. The only size this crate writes, and the one every kernel with 4 KiB pages likes best.
 pub const BLOCK_SIZE: u64 = 4096;

@@ -10,11 +10,11 @@ use crate::hash::NameHasher;
 use crate::inode::{self, Inode};
 use crate::journal::{self, JOURNAL_INODE};
 use crate::number::{Numbers, ROOT_INODE};
+use crate::options::Options;
 use crate::output::Output;
 use crate::resize_inode::{self, RESIZE_INODE};
 use crate::tables::InodeStream;
 use crate::tree::{Body, Children, NodeId, Tree};
-use crate::writer::Options;
 use crate::{BLOCK, BLOCK_SIZE, xattr};
 
 /// Link targets shorter than this live in the inode.

@@ -92,7 +92,7 @@ impl Numbers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::Meta;
+    use crate::meta::Meta;
 
     #[test]
     fn children_of_a_directory_follow_each_other_and_links_share_a_number() {

@@ -9,13 +9,13 @@ use crate::checksum::Checksum;
 use crate::error::{Error, io};
 use crate::extent::Extent;
 use crate::geometry::{
-    BLOCKS_PER_GROUP, DESCRIPTOR_SIZE, FIRST_INODE, GROUPS_PER_FLEX, Geometry, INODE_SIZE, INODES_PER_BLOCK, MIN_BLOCKS,
+    BLOCKS_PER_GROUP, DESCRIPTOR_SIZE, EXTRA_SIZE, FIRST_INODE, GROUPS_PER_FLEX, Geometry, INODE_SIZE,
+    INODES_PER_BLOCK, MIN_BLOCKS,
 };
-use crate::inode::EXTRA_SIZE;
 use crate::journal::JOURNAL_INODE;
 use crate::le::{get_split_u64, get_u16, get_u32, put_split_u64, put_u16, put_u32};
-use crate::tree::Timestamp;
-use crate::writer::Options;
+use crate::meta::Timestamp;
+use crate::options::Options;
 use crate::{BLOCK, BLOCK_SIZE};
 
 /// Bytes of the stored form.

@@ -7,10 +7,9 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, NameFault, XattrFault, readable};
 use crate::extent::FileData;
+use crate::meta::{MAX_LINKS, Meta, NodeKind, Timestamp};
 use crate::xattr::Attributes;
 
-/// Names that one file can have (`EXT4_LINK_MAX`).
-pub(crate) const MAX_LINKS: u32 = 65000;
 /// The longest target of a symbolic link: with its NUL it fills a block.
 const MAX_TARGET: usize = 4095;
 const MAX_NAME: usize = 255;
@@ -19,45 +18,9 @@ const MAX_VALUES: usize = 64 << 20;
 /// The directory into which e2fsck puts what it finds.
 pub(crate) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
-/// A point in time. What ext4 cannot store (before 1901-12-13), or not without e2fsck calling it an error (from
-/// 2310-04-04 on), becomes the nearest it can, as in the kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Timestamp {
-    /// Seconds since 1970, negative before.
-    pub seconds: i64,
-    /// Nanoseconds after that; more than 999,999,999 count as that.
-    pub nanoseconds: u32,
-}
-
-/// Who may do what with a file, and when it was changed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Meta {
-    /// Permissions with set-user-id, set-group-id and sticky bit: the low 12 bits; others are ignored.
-    pub mode: u16,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// When the contents changed; access gets the same time.
-    pub mtime: Timestamp,
-    /// Extended attributes: full names (`security.capability`), values as `getxattr` gives them.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
 /// A node of a [`Tree`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(u32);
-
-/// What a node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NodeKind {
-    /// A directory.
-    Directory,
-    /// A regular file.
-    File,
-    /// A symbolic link.
-    Symlink,
-}
 
 /// Names, metadata and contents of a filesystem to be.
 #[derive(Debug)]

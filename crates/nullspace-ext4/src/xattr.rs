@@ -10,10 +10,9 @@
 
 use crate::checksum::Checksum;
 use crate::error::{Error, XattrFault, readable};
-use crate::geometry::INODE_SIZE;
-use crate::inode::INODE_FIELDS;
+use crate::geometry::{INODE_FIELDS, INODE_SIZE};
 use crate::le::{put_u16, put_u32};
-use crate::tree::NodeKind;
+use crate::meta::NodeKind;
 use crate::{BLOCK, acl};
 
 const MAGIC: u32 = 0xea02_0000;

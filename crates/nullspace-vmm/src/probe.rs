@@ -17,7 +17,9 @@ use nullspace_guest::host::Agent;
 use serde::{Deserialize, Serialize};
 
 use crate::VmmError;
-use crate::qemu::{Accelerator, Driver, Parts, QemuConfig, kvm_device};
+use crate::qemu::config::{Accelerator, QemuConfig};
+use crate::qemu::driver::{Driver, Parts};
+use crate::qemu::host::{boot_id, kvm_device};
 
 /// Software emulation on a busy host may take this long to boot; only `doctor` waits for it.
 const TCG_LIMIT: Duration = Duration::from_secs(60);
@@ -76,7 +78,7 @@ pub(crate) async fn kvm(config: &QemuConfig, parts: &Parts) -> AcceleratorReport
     }
     static VERDICTS: Mutex<Option<HashMap<String, Verdict>>> = Mutex::new(None);
     let fingerprint = parts.fingerprint();
-    let boot_id = crate::qemu::boot_id().unwrap_or_default();
+    let boot_id = boot_id().unwrap_or_default();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let fits = |verdict: &Verdict| {
         let recent = verdict.report.works || now.abs_diff(verdict.tried_at) < NEGATIVE_HOLDS.as_secs();

@@ -25,14 +25,19 @@ use bollard_buildkit_proto::moby::filesync::v1::file_send_server::FileSendServer
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_server::FileSyncServer;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_stream::Stream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use crate::connect::Io;
 use crate::job::Job;
 
 pub(crate) use receive::{Archives, Broken};
+
+/// A byte stream to or from a BuildKit.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+pub(crate) type Io = Box<dyn Duplex>;
 
 /// Largest message that is taken, bytes.
 pub(crate) const MAX_MESSAGE: usize = 16 << 20;

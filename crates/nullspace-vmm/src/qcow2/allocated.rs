@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::{BYTES_PER_L1_ENTRY, CLUSTER, FIXED_CLUSTERS, verify};
+use super::overlay::{BYTES_PER_L1_ENTRY, CLUSTER, FIXED_CLUSTERS, verify};
 use crate::changes::Extent;
 
 /// Bits 9 to 55: a host offset.

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use serde_json::{Value, json};
 
-use super::Accelerator;
+use super::config::Accelerator;
 use super::version::Version;
 use crate::net::{GATEWAY, GUEST_MAC, SECOND_RESOLVER};
 

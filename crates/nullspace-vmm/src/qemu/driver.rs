@@ -11,14 +11,15 @@ use nullspace_guest::message::{AGENT_ABI, GuestNetwork};
 use serde_json::json;
 
 use super::args::{self, CARD, CommandLine, Memory, Netdev, Start};
+use super::config::{Accelerator, QemuConfig};
 use super::disk::OpenDisk;
 use super::guest::GuestFiles;
+use super::host;
 use super::launch::{self, Running, start};
 use super::machine::{Machine, Own};
 use super::qmp::timed_out;
 use super::snapshot::{self, CardKind, FORMAT, MEMORY, Manifest, STATE};
 use super::version::{self, Version};
-use super::{Accelerator, QemuConfig, host};
 use crate::cgroups::{Cgroups, Group, Limits};
 use crate::memory::{self, TemplateMemory};
 use crate::net::{NetLease, NetPool};

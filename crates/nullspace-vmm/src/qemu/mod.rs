@@ -40,10 +40,11 @@
 mod agent;
 mod args;
 mod capture;
+pub(crate) mod config;
 mod disk;
-mod driver;
+pub(crate) mod driver;
 mod guest;
-mod host;
+pub(crate) mod host;
 mod launch;
 mod lineage;
 mod machine;
@@ -51,81 +52,15 @@ mod qmp;
 mod snapshot;
 mod version;
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub(crate) use self::driver::{Driver, Parts};
-pub(crate) use self::host::{boot_id, kvm_device};
-use crate::net::NetPool;
+pub use self::config::{Accelerator, QemuConfig};
+use self::driver::{Driver, Parts};
 use crate::probe::{AcceleratorReport, ProbeReport};
 pub use crate::uids::RunAs;
-use crate::{BootSpec, Compatibility, DiskLimits, GuestImage, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
-
-/// How guest code runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Accelerator {
-    /// The processor's virtualisation.
-    Kvm,
-    /// Software emulation.
-    Tcg,
-}
-
-impl Accelerator {
-    /// `kvm` or `tcg`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Accelerator::Kvm => "kvm",
-            Accelerator::Tcg => "tcg",
-        }
-    }
-}
-
-/// Settings of [`Qemu`].
-#[derive(Clone)]
-pub struct QemuConfig {
-    /// A path, or a name to look for in PATH.
-    pub binary: PathBuf,
-    /// Kernel and initramfs for every machine.
-    pub guest: GuestImage,
-    /// `None`: KVM when a guest boots with it, else TCG.
-    pub accelerator: Option<Accelerator>,
-    /// A uid for each machine, which needs root. `None`: QEMU runs as this service's user.
-    pub run_as: Option<RunAs>,
-    /// Namespaces and taps, which need root. `None`: QEMU's user network, with the hole described in [`self`](crate::qemu).
-    pub network: Option<Arc<NetPool>>,
-    /// What a machine may ask of its disk.
-    pub disk_limits: DiskLimits,
-    /// How much memory of templates that no machine uses at the moment is kept, bytes.
-    pub template_memory_bytes: u64,
-    /// How long QEMU may take to start, the guest's boot not counted.
-    pub start_limit: Duration,
-    /// How long a guest may take to boot under KVM in order to count as working. A real one takes less than a second.
-    pub probe_limit: Duration,
-    /// Where the verdict on KVM is kept until this host reboots. `None`: each process tries anew.
-    pub cache_dir: Option<PathBuf>,
-}
-
-impl QemuConfig {
-    /// The settings that suit most hosts: everything that root makes possible when this is root, except networks, which
-    /// must be given.
-    pub fn new(guest: GuestImage) -> Self {
-        Self {
-            binary: "qemu-system-x86_64".into(),
-            guest,
-            accelerator: None,
-            run_as: rustix::process::geteuid().is_root().then(RunAs::default),
-            network: None,
-            disk_limits: DiskLimits::default(),
-            template_memory_bytes: 4 << 30,
-            start_limit: Duration::from_secs(20),
-            probe_limit: Duration::from_secs(20),
-            cache_dir: None,
-        }
-    }
-}
+use crate::{BootSpec, Compatibility, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
 
 /// The QEMU driver.
 #[derive(Clone)]
