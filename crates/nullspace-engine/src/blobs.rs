@@ -10,31 +10,32 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use nullspace_api::{
     ErrorResponseCode, TemplateBlobPreflightRequest, TemplateBlobPreflightResponse, TemplateBlobPreflightResult,
     TemplateBuildContext, TemplateContextEntryType, TemplateFailureDetail, TemplateFailureDetailCode,
     TemplateFailurePhase,
 };
+use nullspace_service::{Blobs, ByteStream};
 use nullspace_store::{Blob, BlobId, Caller, StoreError};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use crate::context::{self, MAX_ENTRIES};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Stored, internal};
 use crate::validate::Wrong;
 use crate::{Engine, Inner};
 
 /// A file that nobody asks for is kept so long.
 pub(crate) const KEEP: SignedDuration = SignedDuration::from_hours(24);
 
-impl Engine {
-    /// Which of these files the service does not have yet, and under which name to upload them.
-    pub async fn preflight_blobs(
+#[async_trait]
+impl Blobs for Engine {
+    async fn preflight_blobs(
         &self,
         caller: &Caller,
         request: TemplateBlobPreflightRequest,
@@ -84,12 +85,7 @@ impl Engine {
         Ok(TemplateBlobPreflightResponse { files: files.collect() })
     }
 
-    /// Stores a file whose digest and size are those that its id says. Doing it again changes nothing.
-    pub async fn upload_blob<S, E>(&self, caller: &Caller, blob_id: &str, mut bytes: S) -> Result<()>
-    where
-        S: Stream<Item = std::result::Result<Bytes, E>> + Send + Unpin,
-        E: std::error::Error,
-    {
+    async fn upload_blob(&self, caller: &Caller, blob_id: &str, mut bytes: ByteStream) -> Result<()> {
         let inner = &self.inner;
         let id: BlobId = blob_id.parse().map_err(|_| {
             refused("unknown_blob", "this is no blob id: take one that POST /v1/templates/blobs/preflight gives")
@@ -98,10 +94,10 @@ impl Engine {
             return Err(refused("blob_too_large", "the file is larger than what a tenant may upload together"));
         }
         let mut room = inner.ensure_room(id.bytes(), Some(TemplateFailurePhase::BlobUpload))?;
-        let scratch = inner.files.scratch()?;
+        let scratch = inner.files.scratch().stored()?;
         let path = scratch.path().join("upload");
         let failed = |source: std::io::Error| StoreError::Io { context: "write an uploaded file".to_owned(), source };
-        let mut file = tokio::fs::File::create_new(&path).await.map_err(failed)?;
+        let mut file = tokio::fs::File::create_new(&path).await.map_err(failed).stored()?;
         let mut hash = Sha256::new();
         let mut size: u64 = 0;
         while let Some(chunk) = bytes.next().await {
@@ -119,10 +115,10 @@ impl Engine {
                 ));
             }
             hash.update(&chunk);
-            file.write_all(&chunk).await.map_err(failed)?;
+            file.write_all(&chunk).await.map_err(failed).stored()?;
             room.used(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
         }
-        file.flush().await.map_err(failed)?;
+        file.flush().await.map_err(failed).stored()?;
         drop(file);
         if size != id.bytes() {
             return Err(mismatch("blob_size_mismatch", "size_bytes", id.bytes(), size));
@@ -141,23 +137,23 @@ impl Inner {
         let blob = Blob { tenant: caller.tenant, id };
         // Against the collector, which forgets a row and removes its file in two steps.
         let _alone = self.blobs.lock().await;
-        self.files.publish_blob(path, &blob).await?;
+        self.files.publish_blob(path, &blob).await.stored()?;
         let limit = self.config.blob_bytes_per_tenant;
         match self.metadata.put_blob(caller, &blob.id, limit, Timestamp::now()).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 // Nobody knows it; when that is not certain the next start's sweep sees to it.
                 if matches!(error, StoreError::LimitReached { .. }) {
-                    self.files.remove_blob(&blob).await?;
+                    self.files.remove_blob(&blob).await.stored()?;
                 }
-                Err(Error::store(error, || Error::invalid("the blob cannot be stored")))
+                Err(error).or_missing(|| Error::invalid("the blob cannot be stored"))
             }
         }
     }
 
     /// Those of the wanted files that are stored. One that something else has removed is asked for again.
     async fn found_blobs(&self, caller: &Caller, wanted: &[BlobId]) -> Result<BTreeSet<BlobId>> {
-        let mut found = self.metadata.find_blobs(caller, wanted, Timestamp::now()).await?;
+        let mut found = self.metadata.find_blobs(caller, wanted, Timestamp::now()).await.stored()?;
         found.retain(|id| self.files.blob_path(&Blob { tenant: caller.tenant, id: id.clone() }).exists());
         Ok(found)
     }
@@ -169,7 +165,7 @@ impl Inner {
             let bytes = decoded(text)?;
             let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
             let id = BlobId::new(&hex::encode(Sha256::digest(&bytes)), size);
-            contents.insert(id.map_err(|error| Error::internal("name a file of a context", &error))?, text);
+            contents.insert(id.map_err(|error| internal("name a file of a context", &error))?, text);
         }
         let wanted: Vec<BlobId> = contents.keys().cloned().collect();
         let there = self.found_blobs(caller, &wanted).await?;
@@ -179,11 +175,13 @@ impl Inner {
         }
         let bytes = missing.iter().map(|(id, _)| id.bytes()).fold(0, u64::saturating_add);
         let _room = self.ensure_room(bytes, Some(TemplateFailurePhase::BlobUpload))?;
-        let scratch = self.files.scratch()?;
+        let scratch = self.files.scratch().stored()?;
         for (number, (id, text)) in missing.into_iter().enumerate() {
             let path = scratch.path().join(number.to_string());
             let written = tokio::fs::write(&path, decoded(text)?).await;
-            written.map_err(|source| StoreError::Io { context: "write a file of a context".to_owned(), source })?;
+            written
+                .map_err(|source| StoreError::Io { context: "write a file of a context".to_owned(), source })
+                .stored()?;
             self.publish(caller, &path, id).await?;
         }
         Ok(())

@@ -1,17 +1,18 @@
 //! Builds as callers see them: start, status, log, cancel.
 
 use std::collections::BTreeSet;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use async_trait::async_trait;
+use futures::StreamExt;
 use jiff::Timestamp;
 use nullspace_api::{
     CreateTemplateRequest, ErrorResponseCode, RequestSecrets, TemplateBuild, TemplateBuildConfig,
     TemplateBuildLogEntry, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildStatusSnapshot,
     TemplateFailureDetailCode, TemplateFailurePhase, TemplateInfo,
 };
+use nullspace_service::{Builds, LogStream, RequestContext, Templates, Warned};
 use nullspace_store::{
     ArtifactId, Build, BuildBackend, BuildId, Caller, CancelRequest, Idempotency, NewBuild, SourceType, TemplateId,
     TemplateRef,
@@ -19,10 +20,10 @@ use nullspace_store::{
 use serde_json::json;
 
 use crate::dockerfile::Outline;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Stored, internal};
 use crate::logs::{LogIds, LogSource, POLL, entry, to_store};
 use crate::plan::{BuildPlan, PlannedDockerfile, Source};
-use crate::publication::{self, Published, Warned};
+use crate::publication::{self, Published};
 use crate::tails::{Limit, PAGE, Page};
 use crate::templates::generated_name;
 use crate::validate::{Valid, WantedSource};
@@ -34,36 +35,22 @@ pub(crate) const DEFAULT_BASE: &str = "nullspace/base";
 /// Entries that a follower keeps on their way, about so many bytes.
 const FOLLOW_BYTES: usize = 128 << 10;
 
-/// What becomes of a request whose context names files that nobody uploaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UnknownFiles {
-    /// It is refused.
-    Refuse,
-    /// It is accepted, and its build ends with `file_upload_error`, reason `unknown_blob`.
-    FailTheBuild,
-}
-
-/// A build's log, entry after entry.
-pub type LogStream = Pin<Box<dyn Stream<Item = Result<TemplateBuildLogEntry>> + Send>>;
-
-impl Engine {
-    /// Accepts a build: durable before this returns, run in the background. A request repeated with its idempotency key is
-    /// answered with the build that it started the first time. Files of its context that nobody uploaded are `unknown`'s.
-    pub async fn start_build(
+#[async_trait]
+impl Builds for Engine {
+    async fn start_build(
         &self,
         caller: &Caller,
         mut request: CreateTemplateRequest,
-        idempotency_key: Option<String>,
-        unknown: UnknownFiles,
+        context: &RequestContext,
     ) -> Result<Warned<TemplateBuild>> {
         let secrets = request.take_secrets();
         let examined = self.inner.examine(caller, &request, &secrets).await?;
-        let (valid, lacking) = match unknown {
-            UnknownFiles::Refuse => (examined.accepted()?, BTreeSet::new()),
-            UnknownFiles::FailTheBuild => examined.accepted_without_files()?,
+        let (valid, lacking) = match context.refuse_unknown_files {
+            true => (examined.accepted()?, BTreeSet::new()),
+            false => examined.accepted_without_files()?,
         };
         let inner = &self.inner;
-        let idempotency = match idempotency_key {
+        let idempotency = match context.idempotency_key.clone() {
             None => None,
             // What is left of the request has no secret in it.
             Some(key) => Some(Idempotency { key, request_digest: digest(&request)? }),
@@ -124,8 +111,7 @@ impl Engine {
         Ok(Warned { value, warnings })
     }
 
-    /// Waits for a build's end: its template, or why there is none. The build goes on when nobody waits any more.
-    pub async fn wait_for_template(&self, caller: &Caller, build_id: &str) -> Result<TemplateInfo> {
+    async fn wait_for_template(&self, caller: &Caller, build_id: &str) -> Result<TemplateInfo> {
         let mut log = self.build_logs(caller, build_id, 0, true).await?;
         while let Some(entry) = log.next().await {
             let entry = entry?;
@@ -155,21 +141,14 @@ impl Engine {
         Err(Error { build_id: Some(build_id.to_owned()), retry_after: Some(Duration::from_secs(5)), ..error })
     }
 
-    /// A build and its log from `offset` on, at most a thousand entries.
-    pub async fn build_status(
-        &self,
-        caller: &Caller,
-        build_id: &str,
-        offset: u64,
-    ) -> Result<TemplateBuildStatusSnapshot> {
+    async fn build_status(&self, caller: &Caller, build_id: &str, offset: u64) -> Result<TemplateBuildStatusSnapshot> {
         self.inner.snapshot(caller, parse(build_id)?, offset).await
     }
 
-    /// The log from `offset` on; with `follow`, until the entry that ends it.
-    pub async fn build_logs(&self, caller: &Caller, build_id: &str, offset: u64, follow: bool) -> Result<LogStream> {
+    async fn build_logs(&self, caller: &Caller, build_id: &str, offset: u64, follow: bool) -> Result<LogStream> {
         let id = parse(build_id)?;
         let missing = || Error::build_not_found(build_id);
-        self.inner.metadata.get_build(caller, id).await.map_err(|error| Error::store(error, missing))?;
+        self.inner.metadata.get_build(caller, id).await.or_missing(missing)?;
         let inner = self.inner.clone();
         let caller = caller.clone();
         let changed = inner.hub.follow(id);
@@ -205,11 +184,10 @@ impl Engine {
                 }
             }
         });
-        Ok(Box::pin(stream))
+        Ok(stream.boxed())
     }
 
-    /// Asks for a build to be cancelled. Idempotent; a build that is over stays as it is.
-    pub async fn cancel_build(
+    async fn cancel_build(
         &self,
         caller: &Caller,
         build_id: &str,
@@ -221,14 +199,14 @@ impl Engine {
             return Err(Error::invalid("reason is longer than 4096 bytes"));
         }
         let now = Timestamp::now();
-        let build = self.inner.metadata.get_build(caller, id).await.map_err(|error| Error::store(error, missing))?;
+        let build = self.inner.metadata.get_build(caller, id).await.or_missing(missing)?;
         let request = CancelRequest {
             by: caller.namespace.clone(),
             reason,
-            entry: to_store(&crate::worker::cancelled_entry(&build), now)?,
+            entry: to_store(&crate::worker::cancelled_entry(&build), now).stored()?,
         };
         let outcome = self.inner.metadata.request_cancel(caller, id, request, now).await;
-        let outcome = outcome.map_err(|error| Error::store(error, missing))?;
+        let outcome = outcome.or_missing(missing)?;
         if outcome.ended_now {
             self.inner.credentials.forget(id);
             self.inner.hub.notify(id);
@@ -263,7 +241,7 @@ pub(crate) fn parse(build_id: &str) -> Result<BuildId> {
 
 /// Digest of a request without its secrets, to tell a repetition from another request under the same idempotency key.
 fn digest(request: &CreateTemplateRequest) -> Result<String> {
-    let bytes = serde_json::to_vec(request).map_err(|error| Error::internal("digest a request", &error))?;
+    let bytes = serde_json::to_vec(request).map_err(|error| internal("digest a request", &error))?;
     Ok(blake3::hash(&bytes).to_hex().to_string())
 }
 
@@ -383,24 +361,28 @@ impl Inner {
         let ids = LogIds { build: build.id, artifact: build.artifact_id };
         let message = format!("Build of {}/{} accepted", caller.namespace, build.name);
         let first = entry(ids, TemplateBuildLogKind::Start, TemplateBuildLogLevel::Info, message);
-        let first = to_store(&first, now)?;
+        let first = to_store(&first, now).stored()?;
         let claimed = build.claim.is_some();
         let id = build.id;
-        let stored = self.metadata.accept_build(caller, build, first, self.config.queue, now).await?;
+        let stored = self.metadata.accept_build(caller, build, first, self.config.queue, now).await.stored()?;
         if stored.id != id {
             tracing::info!(build_id = %stored.id, "repeated request answered with its build");
-            return Ok(records::build(&stored, now)?);
+            return records::build(&stored, now).stored();
         }
         tracing::info!(claimed, build_id = %stored.id, template = stored.canonical_ref(), "build accepted");
         self.queued.notify_one();
-        Ok(records::build(&stored, now)?)
+        records::build(&stored, now).stored()
     }
 
     async fn snapshot(&self, caller: &Caller, id: BuildId, offset: u64) -> Result<TemplateBuildStatusSnapshot> {
         let page = self.read_log(caller, id, offset, Limit { entries: PAGE, bytes: usize::MAX }).await?;
         let entries: Vec<_> = page.entries.into_iter().map(Arc::unwrap_or_clone).collect();
         let next_offset = entries.last().map_or(offset.min(page.end), |entry| entry.offset + 1);
-        Ok(TemplateBuildStatusSnapshot { build: records::build(&page.row, Timestamp::now())?, entries, next_offset })
+        Ok(TemplateBuildStatusSnapshot {
+            build: records::build(&page.row, Timestamp::now()).stored()?,
+            entries,
+            next_offset,
+        })
     }
 
     /// A build and a part of its log, of one moment after this was asked.

@@ -11,7 +11,7 @@ use nullspace_store::{BuildFilter, BuildStatus, NamespaceKind, StoreError, Tag, 
 use sha2::{Digest, Sha256};
 
 use crate::Inner;
-use crate::error::Error;
+use crate::error::{Error, Stored, internal, of_store};
 use crate::failure::chain;
 use crate::import;
 use crate::plan::{BuildPlan, MachineSize, RuntimeWish, Source};
@@ -66,16 +66,17 @@ async fn ensure_from(inner: &Arc<Inner>, tar: &Path) -> Result<(), Error> {
     let path = tar.to_owned();
     let hashed = tokio::task::spawn_blocking(move || sha256(&path)).await;
     let sha256 = hashed
-        .map_err(|error| Error::internal("hash the base tar", &error))?
-        .map_err(|error| Error::internal("read the base tar", &error))?;
-    let tenant = inner.metadata.ensure_tenant(TENANT, NamespaceKind::System, now).await?;
+        .map_err(|error| internal("hash the base tar", &error))?
+        .map_err(|error| internal("read the base tar", &error))?;
+    let tenant = inner.metadata.ensure_tenant(TENANT, NamespaceKind::System, now).await.stored()?;
     let caller = tenant.caller();
-    let name: TemplateName = BASE.parse().map_err(|error| Error::internal("name of the base template", &error))?;
+    let name: TemplateName = BASE.parse().map_err(|error| internal("name of the base template", &error))?;
     let reference =
         TemplateRef::Named { namespace: Some(caller.namespace.clone()), name: name.clone(), selector: None };
     match inner.metadata.resolve(&caller, &reference).await {
         Ok(found) => {
-            let summary: nullspace_vmm::SnapshotSummary = column("artifacts.snapshot", &found.artifact.snapshot)?;
+            let summary: nullspace_vmm::SnapshotSummary =
+                column("artifacts.snapshot", &found.artifact.snapshot).stored()?;
             let fits = summary.compatibility.conflict_with(inner.vmm.compatibility()).is_none();
             if fits && found.artifact.rootfs.key == import::tar_key(&sha256) {
                 inner.base.pending.store(false, Ordering::Relaxed);
@@ -83,11 +84,11 @@ async fn ensure_from(inner: &Arc<Inner>, tar: &Path) -> Result<(), Error> {
             }
         }
         Err(StoreError::NotFound) => {}
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(of_store(error)),
     }
     for status in [BuildStatus::Waiting, BuildStatus::Building] {
         let filter = BuildFilter { status: Some(status), limit: 100, ..BuildFilter::default() };
-        let page = inner.metadata.list_builds(&caller, filter).await?;
+        let page = inner.metadata.list_builds(&caller, filter).await.stored()?;
         if page.builds.iter().any(|build| build.definition.0["source"]["sha256"] == sha256.as_str()) {
             return Ok(());
         }
@@ -104,7 +105,7 @@ async fn ensure_from(inner: &Arc<Inner>, tar: &Path) -> Result<(), Error> {
         skip_cache: false,
         authenticated: false,
     };
-    let latest = "latest".parse().map_err(|error| Error::internal("tag of the base template", &error))?;
+    let latest = "latest".parse().map_err(|error| internal("tag of the base template", &error))?;
     let build = inner.new_build(name, vec![Tag::default_tag(), latest], plan, None)?;
     inner.accept(&caller, build).await?;
     Ok(())

@@ -22,7 +22,7 @@ use nullspace_store::{ArtifactStore, Room, Space, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use crate::Inner;
-use crate::error::Error;
+use crate::error::{Error, Stored, internal};
 use crate::failure::{chain, reason};
 
 /// Reserve where the operator names none, bytes; on small disks a share of them.
@@ -136,7 +136,7 @@ impl Inner {
     /// Refuses a disk for a machine that this host could not hold even if it held nothing else.
     pub(crate) fn ensure_possible(&self, disk_mb: Option<u32>) -> Result<(), Error> {
         let Some(asked) = disk_mb.map(u64::from) else { return Ok(()) };
-        let Space { total, .. } = self.files.space()?;
+        let Space { total, .. } = self.files.space().stored()?;
         let most = total.saturating_sub(self.disk.reserve) >> 20;
         if asked <= most {
             return Ok(());
@@ -159,7 +159,7 @@ impl Inner {
 /// A request that was refused, or broke off, because the host's disk is full.
 pub(crate) fn refused(error: &StoreError, phase: Option<TemplateFailurePhase>) -> Error {
     if !error.is_storage_full() {
-        return Error::internal("measure the disk", error);
+        return internal("measure the disk", error);
     }
     tracing::warn!(error = %chain(error), "refused: the disk under the data folder has no room");
     full(phase)

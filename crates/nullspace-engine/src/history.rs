@@ -1,44 +1,30 @@
 //! Builds that are over: a template's history, building once more, moving tags to what an earlier build made.
 
+use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_api::{
     ErrorResponseCode, PromoteTemplateBuildRequest, RequestSecrets, RetryTemplateBuildRequest, TemplateBuild,
     TemplateBuildBackend, TemplateBuildListResponse, TemplateBuildSourceType, TemplateBuildStatus, TemplateInfo,
 };
+use nullspace_service::{BuildHistory, BuildQuery, Warned};
 use nullspace_store::{
     ArtifactId, BuildBackend, BuildFilter, BuildId, BuildStatus, Caller, NewBuild, SourceType, StoreError,
 };
 
 use crate::builds::parse;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Stored};
 use crate::names::parse_tags;
 use crate::plan::{BuildPlan, Source};
-use crate::publication::{self, Published, Warned};
+use crate::publication::{self, Published};
 use crate::{Engine, records, steps};
 
 /// Longest page, and the page when none is asked for.
 const MAX_PAGE: u32 = 100;
 const PAGE: u32 = 50;
 
-/// Which of a template's builds to list.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BuildQuery {
-    /// In this status only.
-    pub status: Option<TemplateBuildStatus>,
-    /// Made by this backend only.
-    pub backend: Option<TemplateBuildBackend>,
-    /// From this kind of source only.
-    pub source_type: Option<TemplateBuildSourceType>,
-    /// At most so many, 1 to 100; 50 when not given.
-    pub limit: Option<u32>,
-    /// Where the page starts, from the page before.
-    pub cursor: Option<String>,
-}
-
-impl Engine {
-    /// A template's builds, newest first: those that failed and those whose tags have moved, too. Of a public template of
-    /// another tenant nothing is shown: builds are their callers'.
-    pub async fn template_builds(
+#[async_trait]
+impl BuildHistory for Engine {
+    async fn template_builds(
         &self,
         caller: &Caller,
         reference: &str,
@@ -77,17 +63,16 @@ impl Engine {
             after,
             limit,
         };
-        let page = self.inner.metadata.list_builds(caller, filter).await?;
+        let page = self.inner.metadata.list_builds(caller, filter).await.stored()?;
         let now = Timestamp::now();
         let builds = page.builds.iter().map(|build| records::summary(build, now));
         Ok(TemplateBuildListResponse {
-            builds: builds.collect::<std::result::Result<_, _>>()?,
+            builds: builds.collect::<std::result::Result<_, _>>().stored()?,
             next_cursor: page.next.map(|id| id.to_string()),
         })
     }
 
-    /// Builds once more what failed or was cancelled, as a new build with a log of its own.
-    pub async fn retry_build(
+    async fn retry_build(
         &self,
         caller: &Caller,
         build_id: &str,
@@ -95,7 +80,7 @@ impl Engine {
     ) -> Result<Warned<TemplateBuild>> {
         let id = parse(build_id)?;
         let missing = || Error::build_not_found(build_id);
-        let earlier = self.inner.metadata.get_build(caller, id).await.map_err(|error| Error::store(error, missing))?;
+        let earlier = self.inner.metadata.get_build(caller, id).await.or_missing(missing)?;
         let refuse = |what: &str| {
             let mut error = Error::new(ErrorResponseCode::TransitionConflict, what);
             error.build_id = Some(build_id.to_owned());
@@ -108,7 +93,7 @@ impl Engine {
             BuildStatus::Ready => return refuse("the build is ready: there is nothing to retry"),
             BuildStatus::Error | BuildStatus::Cancelled => {}
         }
-        let plan: BuildPlan = records::column("builds.definition", &earlier.definition.0)?;
+        let plan: BuildPlan = records::column("builds.definition", &earlier.definition.0).stored()?;
         if plan.context.has_inline() {
             return Err(Error::invalid(
                 "the build's context came with its request and is not kept: start a new build, or upload the files first",
@@ -155,8 +140,7 @@ impl Engine {
         Ok(Warned { value, warnings })
     }
 
-    /// Moves tags to what a ready build made.
-    pub async fn promote_build(
+    async fn promote_build(
         &self,
         caller: &Caller,
         build_id: &str,
@@ -168,19 +152,15 @@ impl Engine {
         }
         let wanted: Vec<String> = request.tag.into_iter().chain(request.tags.unwrap_or_default()).collect();
         let tags = parse_tags(&wanted)?;
-        match self.inner.metadata.promote_build(caller, id, &tags, Timestamp::now()).await {
-            Ok(resolved) => {
-                self.inner.collect.notify_one();
-                let info = records::template(&resolved)?;
-                Ok(self.inner.publishes_build(caller, id, info).await?)
-            }
-            Err(error) => {
-                let about_build = matches!(error, StoreError::Conflict { .. });
-                let mut error = Error::store(error, || Error::build_not_found(build_id));
-                error.build_id = about_build.then(|| build_id.to_owned());
-                Err(error)
-            }
-        }
+        let promoted = self.inner.metadata.promote_build(caller, id, &tags, Timestamp::now()).await;
+        let about_build = matches!(promoted, Err(StoreError::Conflict { .. }));
+        let resolved = promoted.or_missing(|| Error::build_not_found(build_id)).map_err(|error| {
+            let build_id = about_build.then(|| build_id.to_owned());
+            Error { build_id, ..error }
+        })?;
+        self.inner.collect.notify_one();
+        let info = records::template(&resolved).stored()?;
+        self.inner.publishes_build(caller, id, info).await.stored()
     }
 }
 

@@ -10,17 +10,19 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use nullspace_api::{
     CreateTemplateRequest, Envs, ErrorResponseCode, JsonObject, RequestSecrets, TemplateBuildBackend,
     TemplateBuildPlan, TemplateBuildPlanResponse, TemplateBuildSourceType, TemplateBuildValidationError,
     TemplateBuildValidationResponse, TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase,
     TemplateIgnoredInstruction, TemplateStep,
 };
+use nullspace_service::BuildChecks;
 use nullspace_store::{BlobId, Caller};
 use sha2::{Digest, Sha256};
 
 use crate::builds::DEFAULT_BASE;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Stored, internal};
 use crate::failure::reason;
 use crate::plan::{Source, readiness_to_api};
 use crate::preflight::larger_disk;
@@ -111,7 +113,7 @@ impl Inner {
         let mut lacking = BTreeSet::new();
         let wanted: Vec<_> = valid.context.blobs().into_iter().collect();
         if !wanted.is_empty() {
-            let found = self.metadata.find_blobs(caller, &wanted, jiff::Timestamp::now()).await?;
+            let found = self.metadata.find_blobs(caller, &wanted, jiff::Timestamp::now()).await.stored()?;
             for id in wanted.iter().filter(|id| !found.contains(id)) {
                 let paths = valid.context.paths_of(id).join(", ");
                 say(format!("build_context: {} has blob {id}, which is not uploaded", paths.escape_debug()));
@@ -122,9 +124,9 @@ impl Inner {
     }
 }
 
-impl Engine {
-    /// Everything that is wrong with a request. Nothing is built or stored.
-    pub async fn validate_build(
+#[async_trait]
+impl BuildChecks for Engine {
+    async fn validate_build(
         &self,
         caller: &Caller,
         mut request: CreateTemplateRequest,
@@ -175,8 +177,7 @@ impl Engine {
         })
     }
 
-    /// What a build of the request would do. The registry of its base image is asked whether it wants credentials.
-    pub async fn plan_build(
+    async fn plan_build(
         &self,
         caller: &Caller,
         mut request: CreateTemplateRequest,
@@ -275,7 +276,7 @@ fn warnings(valid: &Valid) -> Vec<String> {
 
 /// Digest of what a request without a Dockerfile builds from and does.
 fn definition_digest(base: &str, steps: &[TemplateStep]) -> Result<String> {
-    let steps = serde_json::to_vec(steps).map_err(|error| Error::internal("digest steps", &error))?;
+    let steps = serde_json::to_vec(steps).map_err(|error| internal("digest steps", &error))?;
     let mut hash = Sha256::new();
     for part in [base.as_bytes(), &steps] {
         hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());

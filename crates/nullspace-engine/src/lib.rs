@@ -53,23 +53,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_buildkit::BuildKit;
 use nullspace_oci::registry::Registry;
+use nullspace_service::{Access, Result};
 use nullspace_store::{ArtifactStore, Caller, KeyHash, KeyId, Metadata, QueueLimits, SandboxStatus, StoreError};
 use nullspace_vmm::Vmm;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use admission::{Capacity, TenantQuota};
-pub use builds::{LogStream, UnknownFiles};
-pub use error::{Error, Result};
 pub use failure::{chain, reason};
-pub use history::BuildQuery;
+
+use self::error::Stored;
 pub use plan::DEFAULT_WORKDIR;
-pub use publication::Warned;
-pub use sandboxes::{Command, CommandEvent, FileAt, FileDownload, FileUpload, SandboxPage, SandboxQuery};
 
 /// Settings of an [`Engine`].
 #[derive(Debug, Clone)]
@@ -241,19 +241,19 @@ impl Engine {
         inner.end_all_sandboxes("the service stopped").await;
         inner.metadata.close().await;
     }
+}
 
-    /// Whose key this is; `None` when it opens nothing.
-    pub async fn authenticate(&self, key: &str) -> Result<Option<Caller>> {
-        match self.inner.metadata.authenticate(&KeyHash::of(key), Timestamp::now()).await {
-            Ok(caller) => Ok(Some(caller)),
+#[async_trait]
+impl Access for Engine {
+    async fn authenticate(&self, key: &SecretString) -> Result<Option<Caller>> {
+        match self.inner.metadata.authenticate(&KeyHash::of(key.expose_secret()), Timestamp::now()).await {
             Err(StoreError::NotFound) => Ok(None),
-            Err(error) => Err(error.into()),
+            found => found.stored().map(Some),
         }
     }
 
-    /// Which of these keys open something.
-    pub async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>> {
-        Ok(self.inner.metadata.keys_in_force(keys).await?)
+    async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>> {
+        self.inner.metadata.keys_in_force(keys).await.stored()
     }
 }
 

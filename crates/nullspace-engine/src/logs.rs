@@ -20,7 +20,7 @@ use nullspace_api::{
 use nullspace_store::{ArtifactId, Build, BuildId, Caller, Lease, LogEntry, Metadata, NewLogEntry, StoreError};
 use tokio::sync::watch;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Stored};
 use crate::tails::{Source, Tails};
 
 /// How long a follower waits for a notification before it looks again anyway.
@@ -175,15 +175,15 @@ impl Source for LogSource {
 
     async fn row(&self) -> Result<(Arc<Build>, u64)> {
         let read = self.metadata.build_and_next_offset(&self.caller, self.build).await;
-        let (build, end) = read.map_err(|error| Error::store(error, || self.missing()))?;
+        let (build, end) = read.or_missing(|| self.missing())?;
         Ok((Arc::new(build), end))
     }
 
     async fn entries(&self, build: &Arc<Build>, from: u64, limit: u32) -> Result<Vec<TemplateBuildLogEntry>> {
         let read = self.metadata.log_entries(&self.caller, self.build, from, limit).await;
-        let stored = read.map_err(|error| Error::store(error, || self.missing()))?;
+        let stored = read.or_missing(|| self.missing())?;
         let entries = stored.into_iter().map(|entry| from_store(entry, build.as_ref().into()));
-        Ok(entries.collect::<std::result::Result<_, StoreError>>()?)
+        entries.collect::<std::result::Result<_, StoreError>>().stored()
     }
 
     fn may_see(&self, build: &Arc<Build>) -> Result<()> {

@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use jiff::Timestamp;
+use nullspace_service::Health;
 use nullspace_store::StoreError;
 use nullspace_vmm::VmmKind;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -15,6 +17,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::Engine;
+use crate::error::{Error, Result, Stored, internal};
 use crate::failure::chain;
 
 /// Seconds of a build's phase.
@@ -69,7 +72,7 @@ const PROBE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Probed {
     at: Instant,
-    found: crate::Result<()>,
+    found: Result<()>,
 }
 
 /// Counters of this process.
@@ -247,9 +250,11 @@ impl Engine {
             walls: vmm.walls(),
         }
     }
+}
 
-    /// What there is on this host, for operators: lines of `name: what`.
-    pub fn details(&self) -> Vec<String> {
+#[async_trait]
+impl Health for Engine {
+    fn details(&self) -> Vec<String> {
         let Driver { vmm, version, accelerator, walls } = self.driver();
         let (used, limit) = self.inner.admission.usage();
         vec![
@@ -262,9 +267,8 @@ impl Engine {
         ]
     }
 
-    /// Everything counted, as a page for Prometheus.
-    pub async fn metrics(&self) -> crate::Result<String> {
-        let counters = self.inner.metadata.counters().await?;
+    async fn metrics(&self) -> Result<String> {
+        let counters = self.inner.metadata.counters().await.stored()?;
         let metrics = &self.inner.metrics;
         let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let (used, limit) = self.inner.admission.usage();
@@ -283,22 +287,20 @@ impl Engine {
         metrics.raw_files.set(gauge(cache.files));
         metrics.raw_bytes.set(gauge(cache.bytes));
         metrics.written_back.set(gauge(cache.written_back));
-        let (free, reserve) = self.inner.disk_room()?;
+        let (free, reserve) = self.inner.disk_room().stored()?;
         metrics.disk_free.set(gauge(free));
         metrics.disk_reserve.set(gauge(reserve));
         let age = counters.oldest_waiting.map(|since| Timestamp::now().duration_since(since).as_secs_f64());
         metrics.oldest_waiting.set(age.unwrap_or_default().max(0.0));
         let mut page = String::new();
-        encode(&mut page, &metrics.registry).map_err(|error| crate::Error::internal("write metrics", &error))?;
+        encode(&mut page, &metrics.registry).map_err(|error| internal("write metrics", &error))?;
         Ok(page)
     }
 
-    /// Whether requests can be served now: the database answers and takes writes, and nothing is shutting down. What was
-    /// found out a moment ago counts.
-    pub async fn ready(&self) -> crate::Result<()> {
+    async fn ready(&self) -> Result<()> {
         if self.inner.shutdown.is_cancelled() {
             let what = "the service is stopping";
-            return Err(crate::Error::new(nullspace_api::ErrorResponseCode::FeatureUnavailable, what));
+            return Err(Error::new(nullspace_api::ErrorResponseCode::FeatureUnavailable, what));
         }
         // One asks at a time, and what it finds out serves those who waited: a thousand probes are one write.
         let mut probed = self.inner.probed.lock().await;
@@ -315,7 +317,7 @@ impl Engine {
         let found = asked.map_err(|error| {
             tracing::error!(error = %chain(&error), "the database takes no writes");
             let what = "the database takes no writes now";
-            crate::Error::new(nullspace_api::ErrorResponseCode::DatabaseError, what)
+            Error::new(nullspace_api::ErrorResponseCode::DatabaseError, what)
         });
         *probed = Some(Probed { at: Instant::now(), found: found.clone() });
         found

@@ -1,17 +1,18 @@
 //! What templates are called: tags, aliases, new names, who sees them, names held for later.
 
+use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use nullspace_api::{
     ErrorResponseCode, TemplateAliasInfo, TemplateInfo, TemplateNameClaim, TemplateNamespaceInfo,
     TemplateNamespaceKind, TemplateTagInfo, TemplateVisibility,
 };
+use nullspace_service::{Names, Warned};
 use nullspace_store::{
     Caller, ClaimHash, ClaimToken, NamespaceKind, NewClaim, Standing, StoreError, Tag, TemplateName, TemplateRef,
     Visibility,
 };
 
-use crate::error::{Error, Result};
-use crate::publication::Warned;
+use crate::error::{Error, Result, Stored, internal};
 use crate::templates::parse;
 use crate::{Engine, Inner, records};
 
@@ -20,9 +21,9 @@ const CLAIM_TTL: SignedDuration = SignedDuration::from_hours(1);
 /// Tags in one request.
 const MAX_TAGS: usize = 64;
 
-impl Engine {
-    /// The template's tags, by name.
-    pub async fn template_tags(&self, caller: &Caller, reference: &str) -> Result<Vec<TemplateTagInfo>> {
+#[async_trait]
+impl Names for Engine {
+    async fn template_tags(&self, caller: &Caller, reference: &str) -> Result<Vec<TemplateTagInfo>> {
         let standing = self.inner.standing(caller, reference).await?;
         Ok(standing
             .tags
@@ -35,35 +36,32 @@ impl Engine {
             .collect())
     }
 
-    /// Makes tags point to what the reference means.
-    pub async fn assign_tags(&self, caller: &Caller, reference: &str, tags: &[String]) -> Result<Warned<TemplateInfo>> {
+    async fn assign_tags(&self, caller: &Caller, reference: &str, tags: Vec<String>) -> Result<Warned<TemplateInfo>> {
         let parsed = parse(reference)?;
-        let tags = parse_tags(tags)?;
+        let tags = parse_tags(&tags)?;
         let resolved = self.inner.metadata.assign_tags(caller, &parsed, &tags, Timestamp::now()).await;
-        let resolved = resolved.map_err(|error| Error::store(error, || Error::template_not_found(reference)))?;
+        let resolved = resolved.or_missing(|| Error::template_not_found(reference))?;
         self.inner.collect.notify_one();
-        let info = records::template(&resolved)?;
-        Ok(self.inner.publishes_build(caller, resolved.artifact.build, info).await?)
+        let info = records::template(&resolved).stored()?;
+        self.inner.publishes_build(caller, resolved.artifact.build, info).await.stored()
     }
 
-    /// Removes a tag.
-    pub async fn remove_tag(&self, caller: &Caller, reference: &str, tag: &str) -> Result<()> {
+    async fn remove_tag(&self, caller: &Caller, reference: &str, tag: &str) -> Result<()> {
         let parsed = parse(reference)?;
         let missing = || {
             Error::new(ErrorResponseCode::TemplateNotFound, format!("there is no template {reference} with tag {tag}"))
         };
         let tag: Tag = tag.parse().map_err(|_| missing())?;
         let removed = self.inner.metadata.remove_tag(caller, &parsed, &tag).await;
-        removed.map_err(|error| Error::store(error, missing))?;
+        removed.or_missing(missing)?;
         self.inner.collect.notify_one();
         Ok(())
     }
 
-    /// The template's older names.
-    pub async fn template_aliases(&self, caller: &Caller, reference: &str) -> Result<Vec<TemplateAliasInfo>> {
+    async fn template_aliases(&self, caller: &Caller, reference: &str) -> Result<Vec<TemplateAliasInfo>> {
         let parsed = parse(reference)?;
         let aliases = self.inner.metadata.list_aliases(caller, &parsed).await;
-        let aliases = aliases.map_err(|error| Error::store(error, || Error::template_not_found(reference)))?;
+        let aliases = aliases.or_missing(|| Error::template_not_found(reference))?;
         Ok(aliases
             .into_iter()
             .map(|alias| TemplateAliasInfo {
@@ -73,8 +71,7 @@ impl Engine {
             .collect())
     }
 
-    /// Removes an older name, given with or without its namespace.
-    pub async fn remove_alias(&self, caller: &Caller, reference: &str, alias: &str) -> Result<()> {
+    async fn remove_alias(&self, caller: &Caller, reference: &str, alias: &str) -> Result<()> {
         let parsed = parse(reference)?;
         let missing = || {
             Error::new(
@@ -87,20 +84,18 @@ impl Engine {
             return Err(missing());
         }
         let removed = self.inner.metadata.remove_alias(caller, &parsed, &name).await;
-        removed.map_err(|error| Error::store(error, missing))
+        removed.or_missing(missing)
     }
 
-    /// Gives a template another name; the old one stays as an alias.
-    pub async fn rename_template(&self, caller: &Caller, reference: &str, new_name: &str) -> Result<TemplateInfo> {
+    async fn rename_template(&self, caller: &Caller, reference: &str, new_name: &str) -> Result<TemplateInfo> {
         let parsed = parse(reference)?;
         let name = own_name("new_name", caller, new_name)?;
         let renamed = self.inner.metadata.rename_template(caller, &parsed, &name, Timestamp::now()).await;
-        let renamed = renamed.map_err(|error| Error::store(error, || Error::template_not_found(reference)))?;
+        let renamed = renamed.or_missing(|| Error::template_not_found(reference))?;
         whole(&renamed)
     }
 
-    /// Says who can use a template. Warns of what becomes everybody's.
-    pub async fn set_visibility(
+    async fn set_visibility(
         &self,
         caller: &Caller,
         reference: &str,
@@ -112,18 +107,17 @@ impl Engine {
             TemplateVisibility::Public => Visibility::Public,
         };
         let changed = self.inner.metadata.set_visibility(caller, &parsed, visibility).await;
-        let changed = changed.map_err(|error| Error::store(error, || Error::template_not_found(reference)))?;
-        Ok(self.inner.publishes(caller, changed.template.id, whole(&changed)?).await?)
+        let changed = changed.or_missing(|| Error::template_not_found(reference))?;
+        self.inner.publishes(caller, changed.template.id, whole(&changed)?).await.stored()
     }
 
-    /// Holds a name of the caller's namespace for an hour. The token is in the answer only.
-    pub async fn reserve_name(&self, caller: &Caller, reference: &str) -> Result<TemplateNameClaim> {
+    async fn reserve_name(&self, caller: &Caller, reference: &str) -> Result<TemplateNameClaim> {
         let name = own_name("template_ref", caller, reference)?;
         let now = Timestamp::now();
         let token = ClaimToken::generate();
         let expires_at = now + CLAIM_TTL;
         let claim = NewClaim { name: name.clone(), token: token.hash(), expires_at };
-        self.inner.metadata.reserve_name(caller, claim, now).await?;
+        self.inner.metadata.reserve_name(caller, claim, now).await.stored()?;
         Ok(TemplateNameClaim {
             claim_token: token.expose().to_owned(),
             canonical_ref: format!("{}/{name}", caller.namespace),
@@ -131,17 +125,15 @@ impl Engine {
         })
     }
 
-    /// Gives a reserved name back.
-    pub async fn release_name(&self, caller: &Caller, token: &str) -> Result<()> {
+    async fn release_name(&self, caller: &Caller, token: &str) -> Result<()> {
         let released = self.inner.metadata.release_name(caller, ClaimHash::of(token), Timestamp::now()).await;
-        released.map_err(|error| Error::store(error, claim_not_found))
+        released.or_missing(claim_not_found)
     }
 
-    /// A namespace that the caller can see.
-    pub async fn namespace(&self, caller: &Caller, slug: &str) -> Result<TemplateNamespaceInfo> {
+    async fn namespace(&self, caller: &Caller, slug: &str) -> Result<TemplateNamespaceInfo> {
         let missing = || Error::new(ErrorResponseCode::NotFound, format!("there is no namespace {slug}"));
         let found = self.inner.metadata.get_namespace(caller, slug).await;
-        let namespace = found.map_err(|error| Error::store(error, missing))?;
+        let namespace = found.or_missing(missing)?;
         Ok(TemplateNamespaceInfo {
             is_default: namespace.slug == caller.namespace,
             slug: namespace.slug,
@@ -159,14 +151,14 @@ impl Inner {
     pub(crate) async fn standing(&self, caller: &Caller, reference: &str) -> Result<Standing> {
         let parsed = parse(reference)?;
         let found = self.metadata.standing(caller, &parsed).await;
-        found.map_err(|error| Error::store(error, || Error::template_not_found(reference)))
+        found.or_missing(|| Error::template_not_found(reference))
     }
 
     /// The hash of a build's claim token and the name that it holds.
     pub(crate) async fn claim(&self, caller: &Caller, token: &str) -> Result<(ClaimHash, TemplateName)> {
         let hash = ClaimHash::of(token);
         let name = self.metadata.claimed_name(caller, hash, Timestamp::now()).await;
-        Ok((hash, name.map_err(|error| Error::store(error, claim_not_found))?))
+        Ok((hash, name.or_missing(claim_not_found)?))
     }
 }
 
@@ -214,7 +206,7 @@ fn whole(standing: &Standing) -> Result<TemplateInfo> {
         (None, Some(newest)) => newest,
         (None, None) => {
             let error = StoreError::Corrupt { what: "a template without builds".to_owned() };
-            return Err(Error::internal("show a template", &error));
+            return Err(internal("show a template", &error));
         }
     };
     let tags = standing.tags.iter().filter(|target| target.build == build).map(|target| target.tag.to_string());
@@ -222,5 +214,5 @@ fn whole(standing: &Standing) -> Result<TemplateInfo> {
         .artifact
         .as_ref()
         .map(|artifact| records::column("artifacts.runtime_defaults", &artifact.runtime_defaults));
-    Ok(records::template_info(&standing.template, id.to_string(), tags.collect(), defaults.transpose()?))
+    Ok(records::template_info(&standing.template, id.to_string(), tags.collect(), defaults.transpose().stored()?))
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use nullspace_api::{TemplateBuildLogLevel, TemplateInfo, TemplateRuntimeDefaults, TemplateVisibility};
+use nullspace_service::Warned;
 use nullspace_store::{Build, BuildFilter, BuildId, BuildStatus, Caller, StoreError, TemplateId, Visibility};
 
 use crate::Inner;
@@ -15,15 +16,6 @@ use crate::records::column;
 const MAX_NAMES: usize = 40;
 /// Builds of one template that are looked at for its warning, the newest.
 const MAX_BUILDS: u32 = 100;
-
-/// An answer, and what its caller should know beside it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Warned<T> {
-    /// The answer.
-    pub value: T,
-    /// Sentences for people: printable ASCII, without values of variables.
-    pub warnings: Vec<String>,
-}
 
 /// What a template gives away to whoever may use it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -20,25 +20,27 @@ mod processes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_api::{
-    DestroySandboxResponse, ErrorResponseCode, ExecRequest, ExecResponse, JsonObject, SandboxInfo,
-    SandboxStatus as WireStatus, TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase,
+    CreateSandboxRequest, CreateSandboxResponse, DestroySandboxResponse, ErrorResponseCode, ExecRequest, ExecResponse,
+    JsonObject, SandboxInfo, SandboxListPage, SandboxStatus as WireStatus, TemplateFailureDetail,
+    TemplateFailureDetailCode, TemplateFailurePhase,
 };
 use nullspace_guest::host::{AgentError, ExecOutput};
 use nullspace_guest::message::{Exec, FailureKind};
+use nullspace_service::{Memory, RequestContext, SandboxQuery};
 use nullspace_store::{Caller, RootfsPin, SandboxFilter, SandboxId, SandboxStatus, Scratch, StoreError, TenantId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{info, status_to_store};
-pub use self::commands::{Command, CommandEvent};
 use self::fault::Fault;
-pub use self::files::{FileAt, FileDownload, FileUpload};
 use crate::disk::Writing;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Stored, internal};
 use crate::failure::{chain, reason};
 use crate::machine::{self, Machine};
 use crate::plan::Runtime;
@@ -155,49 +157,40 @@ impl Drop for Starting<'_> {
     }
 }
 
-/// A page of sandboxes.
-#[derive(Debug)]
-pub struct SandboxPage {
-    /// Newest first.
-    pub sandboxes: Vec<SandboxInfo>,
-    /// Where the next page begins.
-    pub next_token: Option<String>,
-}
-
-/// Which sandboxes to list.
-#[derive(Debug, Clone, Default)]
-pub struct SandboxQuery {
-    /// In one of these; empty: those that are not over.
-    pub statuses: Vec<WireStatus>,
-    /// At most so many, 1 to 1000; `None`: 1000.
-    pub limit: Option<u32>,
-    /// Where to go on.
-    pub next_token: Option<String>,
-    /// Made from this reference, as it was written.
-    pub template: Option<String>,
-    /// Having all these labels.
-    pub metadata: JsonObject,
-}
-
-impl Engine {
-    /// One sandbox of the caller's, also one that has ended.
-    pub async fn get_sandbox(&self, caller: &Caller, id: &str) -> Result<SandboxInfo> {
-        let sandbox = self.inner.metadata.get_sandbox(caller, parse(id)?).await;
-        info(&sandbox.map_err(|error| Error::store(error, || Error::sandbox_not_found(id)))?)
+#[async_trait]
+impl nullspace_service::Sandboxes for Engine {
+    async fn create_sandbox(
+        &self,
+        caller: &Caller,
+        request: CreateSandboxRequest,
+        context: &RequestContext,
+    ) -> Result<CreateSandboxResponse> {
+        let (engine, caller, key) = (self.clone(), caller.clone(), context.idempotency_key.clone());
+        let work = async move {
+            let began = Instant::now();
+            let made = engine.create(&caller, request, key).await;
+            engine.inner.metrics.started(made.is_ok(), began.elapsed());
+            made
+        };
+        joined(self.inner.tasks.spawn(work).await)
     }
 
-    /// The caller's sandboxes, newest first.
-    pub async fn list_sandboxes(&self, caller: &Caller, query: SandboxQuery) -> Result<SandboxPage> {
+    async fn get_sandbox(&self, caller: &Caller, id: &str) -> Result<SandboxInfo> {
+        let sandbox = self.inner.metadata.get_sandbox(caller, parse(id)?).await;
+        info(&sandbox.or_missing(|| Error::sandbox_not_found(id))?)
+    }
+
+    async fn list_sandboxes(&self, caller: &Caller, query: SandboxQuery) -> Result<SandboxListPage> {
         let limit = query.limit.unwrap_or(1000).clamp(1, 1000);
         let after = match &query.next_token {
             None => None,
             Some(token) => Some(token.parse().map_err(|_| Error::invalid("next_token is not one that was given out"))?),
         };
-        let statuses = query.statuses.into_iter().map(status_to_store).collect();
+        let statuses = query.states.into_iter().map(status_to_store).collect();
         let mut filter = SandboxFilter { statuses, after, limit };
-        let mut page = SandboxPage { sandboxes: Vec::new(), next_token: None };
+        let mut page = SandboxListPage { items: Vec::new(), next_token: None, has_next: false };
         loop {
-            let found = self.inner.metadata.list_sandboxes(caller, filter.clone()).await?;
+            let found = self.inner.metadata.list_sandboxes(caller, filter.clone()).await.stored()?;
             let full = found.len() >= limit as usize;
             for sandbox in found {
                 filter.after = Some(sandbox.id);
@@ -206,12 +199,13 @@ impl Engine {
                 if !wanted {
                     continue;
                 }
-                if page.sandboxes.len() == limit as usize {
+                if page.items.len() == limit as usize {
                     // Only this one more tells that there is a next page.
-                    page.next_token = page.sandboxes.last().map(|last| last.id.clone());
+                    page.next_token = page.items.last().map(|last| last.id.clone());
+                    page.has_next = true;
                     return Ok(page);
                 }
-                page.sandboxes.push(info(&sandbox)?);
+                page.items.push(info(&sandbox)?);
             }
             if !full {
                 return Ok(page);
@@ -219,12 +213,11 @@ impl Engine {
         }
     }
 
-    /// Ends a sandbox; returns when nothing of it is left.
-    pub async fn destroy_sandbox(&self, caller: &Caller, id: &str) -> Result<DestroySandboxResponse> {
+    async fn destroy_sandbox(&self, caller: &Caller, id: &str) -> Result<DestroySandboxResponse> {
         let parsed = parse(id)?;
         let missing = || Error::sandbox_not_found(id);
         let sandbox = self.inner.metadata.get_sandbox(caller, parsed).await;
-        let sandbox = sandbox.map_err(|error| Error::store(error, missing))?;
+        let sandbox = sandbox.or_missing(missing)?;
         if sandbox.status.is_final() {
             return Err(missing());
         }
@@ -237,15 +230,7 @@ impl Engine {
         Ok(DestroySandboxResponse { id: id.to_owned(), status: WireStatus::Destroyed })
     }
 
-    /// Runs a command in a sandbox and waits for its end. `may_keep` is asked before memory is taken for its output, with how
-    /// many bytes more; what it refuses is dropped, and the answer says so.
-    pub async fn exec(
-        &self,
-        caller: &Caller,
-        id: &str,
-        request: ExecRequest,
-        may_keep: impl FnMut(usize) -> bool + Send,
-    ) -> Result<ExecResponse> {
+    async fn exec(&self, caller: &Caller, id: &str, request: ExecRequest, memory: &dyn Memory) -> Result<ExecResponse> {
         let live = self.live(caller, id).await?;
         let exec = command(&live, &request)?;
         let timeout_ms = exec.timeout_ms.unwrap_or_default();
@@ -255,7 +240,7 @@ impl Engine {
             let pid = live.machine.agent.start_service(exec).await.map_err(failed)?;
             return Ok(ExecResponse { exit_code: 0, stdout: String::new(), stderr: String::new(), pid: Some(pid) });
         }
-        let run = live.machine.agent.exec_collect_while(exec, MAX_OUTPUT, may_keep);
+        let run = live.machine.agent.exec_collect_while(exec, MAX_OUTPUT, |bytes| memory.grow(bytes).is_ok());
         let output = tokio::select! {
             biased;
             output = run => output.map_err(failed)?,
@@ -288,7 +273,9 @@ impl Engine {
         }
         Ok(ExecResponse { exit_code: output.exit.code, stdout, stderr, pid: Some(output.pid) })
     }
+}
 
+impl Engine {
     async fn live(&self, caller: &Caller, id: &str) -> Result<Arc<Live>> {
         let parsed = parse(id)?;
         let place = self.inner.sandboxes.lock().get(&parsed).cloned();
@@ -299,7 +286,7 @@ impl Engine {
             None => false,
         };
         let sandbox = self.inner.metadata.get_sandbox(caller, parsed).await;
-        let sandbox = sandbox.map_err(|error| Error::store(error, || Error::sandbox_not_found(id)))?;
+        let sandbox = sandbox.or_missing(|| Error::sandbox_not_found(id))?;
         if starts || sandbox.status == SandboxStatus::Creating {
             let message = format!("sandbox {id} is not running yet; try again");
             return Err(Error::new(ErrorResponseCode::SandboxNotReady, message));
@@ -419,7 +406,7 @@ fn timed_out(output: &ExecOutput, timeout_ms: u64) -> Error {
 
 /// The answer of work that went on by itself.
 fn joined<T>(done: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
-    done.unwrap_or_else(|error| Err(Error::internal("a sandbox's task", &error)))
+    done.unwrap_or_else(|error| Err(internal("a sandbox's task", &error)))
 }
 
 /// Output as text of at most [`MAX_OUTPUT`] bytes, and whether some was cut off: a byte that is no text becomes three.

@@ -1,30 +1,30 @@
 //! Templates: what references mean, what a caller sees, and what goes when one is deleted.
 
+use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_api::{TemplateBuildLogKind, TemplateBuildLogLevel, TemplateInfo, TemplateRuntimeDefaults};
+use nullspace_service::Templates;
 use nullspace_store::{
     ArtifactId, Build, BuildId, Caller, CancelRequest, Resolved, SYSTEM_NAMESPACE, Selector, StoreError, Tag,
     TemplateId, TemplateName, TemplateRef,
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Stored, internal};
 use crate::logs::{LogIds, entry, to_store};
 use crate::{Engine, Inner, builtin, records};
 
-impl Engine {
-    /// The built-in templates and the caller's own.
-    pub async fn list_templates(&self, caller: &Caller) -> Result<Vec<TemplateInfo>> {
-        let templates = self.inner.metadata.list_templates(caller).await?;
-        Ok(templates.iter().map(records::template).collect::<std::result::Result<_, _>>()?)
+#[async_trait]
+impl Templates for Engine {
+    async fn list_templates(&self, caller: &Caller) -> Result<Vec<TemplateInfo>> {
+        let templates = self.inner.metadata.list_templates(caller).await.stored()?;
+        templates.iter().map(records::template).collect::<std::result::Result<_, _>>().stored()
     }
 
-    /// One template, by id or by any reference that the caller can see.
-    pub async fn get_template(&self, caller: &Caller, reference: &str) -> Result<TemplateInfo> {
-        Ok(records::template(&self.inner.resolve(caller, reference).await?)?)
+    async fn get_template(&self, caller: &Caller, reference: &str) -> Result<TemplateInfo> {
+        records::template(&self.inner.resolve(caller, reference).await?).stored()
     }
 
-    /// Deletes a template of the caller's with all its tags. Running sandboxes stay; running builds are cancelled.
-    pub async fn delete_template(&self, caller: &Caller, reference: &str) -> Result<()> {
+    async fn delete_template(&self, caller: &Caller, reference: &str) -> Result<()> {
         let parsed = parse(reference)?;
         let now = Timestamp::now();
         let standing = self.inner.standing(caller, reference).await?;
@@ -43,14 +43,10 @@ impl Engine {
         let cancel = CancelRequest {
             by: caller.namespace.clone(),
             reason: Some("the template was deleted".to_owned()),
-            entry: to_store(&last, now)?,
+            entry: to_store(&last, now).stored()?,
         };
         let missing = || Error::template_not_found(reference);
-        self.inner
-            .metadata
-            .delete_template(caller, &parsed, cancel, now)
-            .await
-            .map_err(|error| Error::store(error, missing))?;
+        self.inner.metadata.delete_template(caller, &parsed, cancel, now).await.or_missing(missing)?;
         self.inner.collect.notify_one();
         Ok(())
     }
@@ -71,12 +67,12 @@ impl Inner {
         let missing = || if base { self.base.missing() } else { Error::template_not_found(reference) };
         match self.metadata.resolve(caller, &parsed).await {
             Err(StoreError::NotFound) => {}
-            other => return other.map_err(|error| Error::store(error, missing)),
+            other => return other.or_missing(missing),
         }
         match parsed {
             TemplateRef::Named { namespace, name, selector: Some(Selector::Tag(tag)) } if tag.as_str() == "latest" => {
                 let bare = TemplateRef::Named { namespace, name, selector: None };
-                self.metadata.resolve(caller, &bare).await.map_err(|error| Error::store(error, missing))
+                self.metadata.resolve(caller, &bare).await.or_missing(missing)
             }
             _ => Err(missing()),
         }
@@ -102,5 +98,5 @@ impl Inner {
 pub(crate) fn generated_name(template: TemplateId) -> Result<TemplateName> {
     let id = template.uuid().as_simple().to_string();
     let name = format!("template-{}", id.get(20..).unwrap_or(&id));
-    name.parse().map_err(|error| Error::internal("generate a template name", &error))
+    name.parse().map_err(|error| internal("generate a template name", &error))
 }

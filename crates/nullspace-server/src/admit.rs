@@ -13,21 +13,22 @@ use std::time::Instant;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::Method;
+use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use nullspace_api::ErrorResponseCode;
+use nullspace_service::Caller;
 use secrecy::SecretString;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::Span;
 
 use crate::connections::{Busy, Seat};
 use crate::edge::{bearer, drain};
+use crate::error::Refusal;
 use crate::places::Place;
 use crate::routes::AppState;
-use crate::service::{Caller, ErrorKind, ServiceError};
 use crate::standing::{Standing, revoked};
 
 /// Answers up to this size are not charged, bytes.
@@ -62,7 +63,7 @@ pub(crate) async fn authenticate(State(state): State<AppState>, mut request: Req
         }
     };
     // Charged by the extractors; given back when the handler is done.
-    let room = Arc::new(state.budget.room(&caller.tenant_id));
+    let room = Arc::new(state.budget.room(caller.tenant));
     let ended = stay.ended().clone();
     let method = request.method().clone();
     request.extensions_mut().insert(caller.clone());
@@ -81,32 +82,34 @@ async fn enter(
     state: &AppState,
     key: Option<SecretString>,
     seat: Option<Seat>,
-) -> Result<(Caller, Arc<Stay>), ServiceError> {
+) -> Result<(Caller, Arc<Stay>), Refusal> {
     let key = key.ok_or_else(|| unauthorized("The Authorization header must be `Bearer <key>`."))?;
     let caller = state.service.authenticate(&key).await?.ok_or_else(|| unauthorized("The API key is not valid."))?;
-    Span::current().record("tenant", caller.tenant_id.as_str());
-    state.limiter.take(&caller.tenant_id, Instant::now()).map_err(|wait| {
+    Span::current().record("tenant", caller.tenant.to_string());
+    state.limiter.take(caller.tenant, Instant::now()).map_err(|wait| {
         let message = "Too many requests at once: wait for as long as Retry-After says.";
-        ServiceError::new(ErrorKind::RateLimited, ErrorResponseCode::RateLimitExceeded, message).with_retry_after(wait)
+        Refusal::new(StatusCode::TOO_MANY_REQUESTS, ErrorResponseCode::RateLimitExceeded, message)
+            .with_retry_after(wait)
     })?;
-    let place = state.places.request(&caller.tenant_id, &state.config)?;
+    let key = caller.key.ok_or_else(|| Refusal::internal("a caller without a key"))?;
+    let place = state.places.request(caller.tenant, &state.config)?;
     let busy = seat.as_ref().map(Seat::busy);
-    let standing = state.standings.begin(&caller.key_id);
+    let standing = state.standings.begin(key);
     Ok((caller, Arc::new(Stay { standing, _place: place, _busy: busy })))
 }
 
-fn unauthorized(message: &str) -> ServiceError {
-    ServiceError::new(ErrorKind::Unauthorized, ErrorResponseCode::Unauthorized, message)
+fn unauthorized(message: &str) -> Refusal {
+    Refusal::new(StatusCode::UNAUTHORIZED, ErrorResponseCode::Unauthorized, message)
 }
 
 /// The answer, holding what it holds until it is sent.
 fn hold(state: &AppState, caller: &Caller, method: &Method, response: Response, stay: Arc<Stay>) -> Response {
-    let room = state.budget.room(&caller.tenant_id);
+    let room = state.budget.room(caller.tenant);
     let size = response.body().size_hint().exact().filter(|size| *size > SMALL_ANSWER).unwrap_or(0);
     let size = usize::try_from(size).unwrap_or(usize::MAX);
     if let Err(exhausted) = room.grow(size) {
         if *method == Method::GET {
-            return ServiceError::from(exhausted).into_response();
+            return Refusal::from(exhausted).into_response();
         }
         // What was done is done, and the answer says so.
         room.force(size);
@@ -161,7 +164,7 @@ pub(crate) async fn reserve(request: Request, next: Next) -> Response {
         None => next.run(request).await,
         Some(full) => {
             drain(request).await;
-            ServiceError::from(full).into_response()
+            Refusal::from(full).into_response()
         }
     }
 }

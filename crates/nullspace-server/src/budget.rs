@@ -6,11 +6,8 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use nullspace_api::ErrorResponseCode;
-
-use crate::service::{ErrorKind, ServiceError};
+use nullspace_service::{Exhausted, Memory, TenantId};
 
 /// Bounds of what requests hold in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,45 +28,16 @@ pub(crate) struct Budget {
 #[derive(Debug, Default)]
 struct Held {
     total: usize,
-    tenants: HashMap<String, usize>,
+    tenants: HashMap<TenantId, usize>,
 }
 
 /// What one request holds. Dropping it gives everything back.
 #[derive(Debug)]
-pub struct Room {
+pub(crate) struct Room {
     budget: Arc<Budget>,
-    tenant: String,
+    tenant: TenantId,
     /// Changed under the budget's lock only.
     bytes: Mutex<usize>,
-}
-
-/// There is no room for more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Exhausted {
-    /// The tenant's requests hold as much as they may.
-    #[error("this tenant's requests hold as much memory as they may")]
-    Tenant,
-    /// All requests together do.
-    #[error("all requests together hold as much memory as they may")]
-    Service,
-}
-
-impl From<Exhausted> for ServiceError {
-    fn from(exhausted: Exhausted) -> Self {
-        let (kind, code, message) = match exhausted {
-            Exhausted::Tenant => (
-                ErrorKind::RateLimited,
-                ErrorResponseCode::RateLimitExceeded,
-                "Too many large requests and answers at once: wait for some to end.",
-            ),
-            Exhausted::Service => (
-                ErrorKind::Unavailable,
-                ErrorResponseCode::FeatureUnavailable,
-                "The service has no memory left for large requests and answers: try again.",
-            ),
-        };
-        ServiceError::new(kind, code, message).with_retry_after(Duration::from_secs(1))
-    }
 }
 
 impl Budget {
@@ -82,8 +50,8 @@ impl Budget {
     }
 
     /// An empty account of one of this tenant's requests.
-    pub(crate) fn room(self: &Arc<Self>, tenant: &str) -> Room {
-        Room { budget: Arc::clone(self), tenant: tenant.to_owned(), bytes: Mutex::new(0) }
+    pub(crate) fn room(self: &Arc<Self>, tenant: TenantId) -> Room {
+        Room { budget: Arc::clone(self), tenant, bytes: Mutex::new(0) }
     }
 
     /// What all requests hold now, bytes.
@@ -101,7 +69,7 @@ impl Room {
     ///
     /// # Errors
     /// [`Exhausted`] when there are not so many; nothing is taken then.
-    pub fn grow(&self, bytes: usize) -> Result<(), Exhausted> {
+    pub(crate) fn grow(&self, bytes: usize) -> Result<(), Exhausted> {
         self.take(bytes, false)
     }
 
@@ -127,9 +95,15 @@ impl Room {
             return Err(Exhausted::Service);
         }
         held.total = total;
-        held.tenants.insert(self.tenant.clone(), tenant);
+        held.tenants.insert(self.tenant, tenant);
         *own = own.saturating_add(bytes);
         Ok(())
+    }
+}
+
+impl Memory for Room {
+    fn grow(&self, bytes: usize) -> Result<(), Exhausted> {
+        Room::grow(self, bytes)
     }
 }
 
@@ -152,12 +126,19 @@ impl Drop for Room {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use axum::http::StatusCode;
+
     use super::*;
+    use crate::error::Refusal;
+    use crate::tests::tenant;
 
     #[test]
     fn one_tenant_cannot_take_what_all_share_and_all_together_have_a_bound() {
         let budget = Budget::new(BufferLimits { per_tenant: 100, total: 150 });
-        let (one, two, other) = (budget.room("a"), budget.room("a"), budget.room("b"));
+        let (a, b) = (tenant('a'), tenant('b'));
+        let (one, two, other) = (budget.room(a), budget.room(a), budget.room(b));
         one.grow(60).unwrap();
         two.grow(40).unwrap();
         assert_eq!(two.grow(1), Err(Exhausted::Tenant));
@@ -175,11 +156,11 @@ mod tests {
 
     #[test]
     fn what_is_refused_says_when_to_try_again() {
-        for (exhausted, kind) in
-            [(Exhausted::Tenant, ErrorKind::RateLimited), (Exhausted::Service, ErrorKind::Unavailable)]
+        for (exhausted, status) in
+            [(Exhausted::Tenant, StatusCode::TOO_MANY_REQUESTS), (Exhausted::Service, StatusCode::SERVICE_UNAVAILABLE)]
         {
-            let error = ServiceError::from(exhausted);
-            assert_eq!((error.kind(), error.retry_after()), (kind, Some(Duration::from_secs(1))));
+            let refusal = Refusal::from(exhausted);
+            assert_eq!((refusal.status, refusal.error.retry_after), (status, Some(Duration::from_secs(1))));
         }
     }
 }

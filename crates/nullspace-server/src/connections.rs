@@ -16,11 +16,12 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use axum::http::StatusCode;
 use nullspace_api::ErrorResponseCode;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use crate::config::ConnectionLimits;
-use crate::service::{ErrorKind, ServiceError};
+use crate::error::Refusal;
 
 /// Why a connection is in the reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,16 +32,16 @@ pub(crate) enum Full {
     Server,
 }
 
-impl From<Full> for ServiceError {
+impl From<Full> for Refusal {
     fn from(full: Full) -> Self {
         match full {
-            Full::Peer => ServiceError::new(
-                ErrorKind::RateLimited,
+            Full::Peer => Refusal::new(
+                StatusCode::TOO_MANY_REQUESTS,
                 ErrorResponseCode::RateLimitExceeded,
                 "Too many connections from this address are in use: close some first.",
             ),
-            Full::Server => ServiceError::new(
-                ErrorKind::Unavailable,
+            Full::Server => Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
                 ErrorResponseCode::FeatureUnavailable,
                 "All of the service's connections are in use: try again.",
             )

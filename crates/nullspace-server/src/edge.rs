@@ -16,9 +16,9 @@ use secrecy::SecretString;
 use tracing::{Instrument, field};
 use uuid::Uuid;
 
+use crate::error::Refusal;
 use crate::error::{self, Failure};
 use crate::routes::AppState;
-use crate::service::{ErrorKind, ServiceError};
 
 /// Header that carries a request's id in both directions.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -57,12 +57,13 @@ pub(crate) async fn edge(State(state): State<AppState>, mut request: Request, ne
         let response = if head_size(&request) > state.config.max_head {
             let max = state.config.max_head;
             let message = format!("The request's headers are too large: at most {max} bytes together.");
-            ServiceError::new(ErrorKind::HeadTooLarge, ErrorResponseCode::InvalidRequest, message).into_response()
+            Refusal::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, ErrorResponseCode::InvalidRequest, message)
+                .into_response()
         } else {
             // Nothing that a handler holds is used after it has panicked.
             match AssertUnwindSafe(next.run(request)).catch_unwind().await {
                 Ok(response) => response,
-                Err(panic) => ServiceError::internal(panic_message(&*panic)).into_response(),
+                Err(panic) => Refusal::internal(panic_message(&*panic)).into_response(),
             }
         };
         let response = finish(response, &id);

@@ -1,16 +1,18 @@
 //! Errors as HTTP answers. The status is decided here and nowhere else.
 //!
 //! ```text
-//!   handler, extractor, fallback ──> ServiceError ──> status + Failure (extension, no body yet)
-//!   the framework's own answers  ──> bare status ───────────┐          │
-//!                                                           v          v
-//!                                       edge::finish: body in the contract's shape, request id, log
+//!   the service ──> Error ─────┐
+//!   extractor, fallback ───────┴─> Refusal ──> status + Failure (extension, no body yet)
+//!   the framework's own answers ──> bare status ───────┐          │
+//!                                                      v          v
+//!                                  edge::finish: body in the contract's shape, request id, log
 //! ```
 //!
 //! The body is written at the edge because only there the request id is at hand, and because there no answer can slip
 //! by: what the framework says itself gets the same shape.
 
-use std::error::Error;
+use std::error::Error as StdError;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,58 +20,129 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use nullspace_api::{ErrorResponse, ErrorResponseCode};
-
-use crate::service::{ErrorKind, ServiceError};
+use nullspace_service::{Error, Exhausted};
 
 /// What the edge makes the body from.
 #[derive(Clone)]
 pub(crate) struct Failure {
     pub(crate) body: ErrorResponse,
     /// For the log only.
-    pub(crate) source: Option<Arc<dyn Error + Send + Sync>>,
+    pub(crate) source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
-/// The status of each kind of failure.
-pub(crate) fn status(kind: ErrorKind) -> StatusCode {
-    match kind {
-        ErrorKind::Invalid => StatusCode::BAD_REQUEST,
-        ErrorKind::Forbidden => StatusCode::FORBIDDEN,
-        ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
-        ErrorKind::NotFound => StatusCode::NOT_FOUND,
-        ErrorKind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-        ErrorKind::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-        ErrorKind::Conflict => StatusCode::CONFLICT,
-        ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        ErrorKind::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        ErrorKind::RateLimited => StatusCode::TOO_MANY_REQUESTS,
-        ErrorKind::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-        ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        ErrorKind::NotImplemented => StatusCode::NOT_IMPLEMENTED,
-        ErrorKind::Upstream => StatusCode::BAD_GATEWAY,
-        ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        ErrorKind::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+/// Why a request is refused, as HTTP says it.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) error: Error,
+}
+
+impl Refusal {
+    /// A refusal with this status. `message` is for the caller: no internals, no secrets.
+    pub(crate) fn new(status: StatusCode, code: ErrorResponseCode, message: impl Into<String>) -> Self {
+        Self { status, error: Error::new(code, message) }
+    }
+
+    /// A wrong request: 400 `invalid_request`.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Error::invalid(message).into()
+    }
+
+    /// A fault of the server: 500 `internal_error`. The cause goes to the log, the caller sees none of it.
+    pub(crate) fn internal(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        let message = "The service failed to handle the request.";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorResponseCode::InternalError, message).with_source(source)
+    }
+
+    /// The same with what causes it, for the log.
+    pub(crate) fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.error.source = Some(Arc::from(source.into()));
+        self
+    }
+
+    /// The same with when to try again; rounded up to whole seconds on the wire.
+    pub(crate) fn with_retry_after(mut self, retry_after: Duration) -> Self {
+        self.error.retry_after = Some(retry_after);
+        self
     }
 }
 
-impl IntoResponse for ServiceError {
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl StdError for Refusal {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error.source()
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { status: status(&error), error }
+    }
+}
+
+impl From<Exhausted> for Refusal {
+    fn from(exhausted: Exhausted) -> Self {
+        Error::from(exhausted).into()
+    }
+}
+
+/// The status of each of the service's errors.
+fn status(error: &Error) -> StatusCode {
+    use ErrorResponseCode as Code;
+    match error.code {
+        Code::InvalidRequest | Code::InvalidFields | Code::BuildError | Code::FileUploadError => {
+            StatusCode::BAD_REQUEST
+        }
+        Code::Unauthorized => StatusCode::UNAUTHORIZED,
+        Code::NotFound
+        | Code::TemplateNotFound
+        | Code::TemplateBuildNotFound
+        | Code::TemplateNameClaimNotFound
+        | Code::SandboxNotFound
+        | Code::SnapshotNotFound => StatusCode::NOT_FOUND,
+        Code::TransitionConflict
+        | Code::TransitionInProgress
+        | Code::SandboxNotReady
+        | Code::RebuildRequired
+        | Code::IncompatibleSnapshot => StatusCode::CONFLICT,
+        Code::FileError if error.forbidden => StatusCode::FORBIDDEN,
+        Code::FileError => StatusCode::CONFLICT,
+        Code::RateLimitExceeded | Code::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
+        Code::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+        Code::FeatureUnavailable | Code::DatabaseError | Code::CapacityExceeded | Code::NoEligibleRuntimeHost => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        Code::ExecFailed => StatusCode::BAD_GATEWAY,
+        Code::ExecTimeout => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let kind = self.kind();
+        let Self { status, error } = self;
         // Published clients sleep for what Retry-After says and would try at once without it.
-        let retry_after = match (kind, self.retry_after()) {
-            (_, Some(after)) => Some(after),
-            (ErrorKind::RateLimited, None) => Some(Duration::from_secs(1)),
-            _ => None,
+        let retry_after = match error.retry_after {
+            None if status == StatusCode::TOO_MANY_REQUESTS => Some(Duration::from_secs(1)),
+            given => given,
         };
-        let (body, source) = self.into_parts();
-        let mut response = status(kind).into_response();
+        let mut response = status.into_response();
         if let Some(after) = retry_after {
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
-        if kind == ErrorKind::Unauthorized {
+        if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        response.extensions_mut().insert(Failure { body, source: source.map(Arc::from) });
+        let mut body = ErrorResponse::new(error.code, error.message);
+        body.build_id = error.build_id;
+        body.error_detail = error.detail.map(|detail| (*detail).into());
+        response.extensions_mut().insert(Failure { body, source: error.source });
         response
     }
 }

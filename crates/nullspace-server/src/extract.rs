@@ -1,4 +1,4 @@
-//! What handlers take from a request, with every refusal as a [`ServiceError`].
+//! What handlers take from a request, with every refusal as a [`Refusal`].
 
 use std::io;
 use std::sync::Arc;
@@ -7,17 +7,18 @@ use std::time::{Duration, Instant};
 use axum::body::HttpBody;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use nullspace_api::ErrorResponseCode;
+use nullspace_service::{ByteStream, Caller, RequestContext};
 use serde::de::DeserializeOwned;
 
 use crate::budget::Room;
 use crate::config::ServerConfig;
 use crate::edge::{self, RequestId};
+use crate::error::Refusal;
 use crate::routes::AppState;
-use crate::service::{ByteStream, Caller, ErrorKind, RequestContext, ServiceError};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const MAX_IDEMPOTENCY_KEY: usize = 255;
@@ -48,9 +49,9 @@ pub(crate) struct OwnSandboxAnd(pub(crate) String, pub(crate) String);
 pub(crate) struct RawBody(pub(crate) ByteStream);
 
 impl FromRequestParts<AppState> for PathParams {
-    type Rejection = ServiceError;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ServiceError> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Refusal> {
         let Path((first, second)) =
             Path::<(String, String)>::from_request_parts(parts, state).await.map_err(|_| wrong_path())?;
         Ok(Self(first, second))
@@ -58,20 +59,20 @@ impl FromRequestParts<AppState> for PathParams {
 }
 
 /// The path is no percent-encoded UTF-8.
-pub(crate) fn wrong_path() -> ServiceError {
-    ServiceError::invalid("The path is wrong: it must be percent-encoded UTF-8.")
+pub(crate) fn wrong_path() -> Refusal {
+    Refusal::invalid("The path is wrong: it must be percent-encoded UTF-8.")
 }
 
 impl FromRequest<AppState> for RawBody {
-    type Rejection = ServiceError;
+    type Rejection = Refusal;
 
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, ServiceError> {
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, Refusal> {
         let media_type = request.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
         let essence = media_type.map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
         if essence.is_some_and(|essence| essence != "application/octet-stream") {
             edge::drain(request).await;
-            return Err(ServiceError::new(
-                ErrorKind::UnsupportedMediaType,
+            return Err(Refusal::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 ErrorResponseCode::InvalidRequest,
                 "The body must be raw bytes: send `Content-Type: application/octet-stream`.",
             ));
@@ -115,18 +116,18 @@ pub(crate) fn as_it_arrives(request: Request, config: &ServerConfig) -> ByteStre
 }
 
 impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
-    type Rejection = ServiceError;
+    type Rejection = Refusal;
 
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, ServiceError> {
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, Refusal> {
         let bytes = read_json(request, state).await?;
         parse(&bytes).map(Self)
     }
 }
 
 impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJsonBody<T> {
-    type Rejection = ServiceError;
+    type Rejection = Refusal;
 
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, ServiceError> {
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, Refusal> {
         // Without a body there is no media type to ask for.
         if request.body().is_end_stream() {
             return Ok(Self(T::default()));
@@ -143,14 +144,14 @@ impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJsonBody<T
 const PART: usize = 64;
 
 /// A JSON body, whole, charged to its request while it arrives, and with what parsing makes of it.
-async fn read_json(request: Request, state: &AppState) -> Result<Bytes, ServiceError> {
+async fn read_json(request: Request, state: &AppState) -> Result<Bytes, Refusal> {
     let config = &state.config;
     let room = request.extensions().get::<Arc<Room>>().cloned();
-    let room = room.ok_or_else(|| ServiceError::internal("route without authentication"))?;
+    let room = room.ok_or_else(|| Refusal::internal("route without authentication"))?;
     if !is_json(request.headers()) {
         edge::drain(request).await;
-        return Err(ServiceError::new(
-            ErrorKind::UnsupportedMediaType,
+        return Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ErrorResponseCode::InvalidRequest,
             "The body must be JSON: send `Content-Type: application/json`.",
         ));
@@ -163,7 +164,7 @@ async fn read_json(request: Request, state: &AppState) -> Result<Bytes, ServiceE
     let max = config.max_json_body;
     let too_large = || {
         let message = format!("The body is too large: at most {max} bytes.");
-        ServiceError::new(ErrorKind::TooLarge, ErrorResponseCode::InvalidRequest, message)
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorResponseCode::InvalidRequest, message)
     };
     if announced > max {
         edge::drain(request).await;
@@ -174,7 +175,7 @@ async fn read_json(request: Request, state: &AppState) -> Result<Bytes, ServiceE
         // The announced length is within the limit, but only what arrives takes memory, and is charged.
         let mut body = Vec::new();
         while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|error| ServiceError::invalid("The body ended early.").with_source(error))?;
+            let chunk = chunk.map_err(|error| Refusal::invalid("The body ended early.").with_source(error))?;
             let len = body.len().saturating_add(chunk.len());
             if len > max {
                 return Err(too_large());
@@ -199,7 +200,7 @@ async fn read_json(request: Request, state: &AppState) -> Result<Bytes, ServiceE
         Err(_) => {
             let seconds = config.body_timeout.as_secs();
             let message = format!("The body did not arrive within {seconds} s.");
-            Err(ServiceError::new(ErrorKind::RequestTimeout, ErrorResponseCode::InvalidRequest, message))
+            Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, ErrorResponseCode::InvalidRequest, message))
         }
     }
 }
@@ -218,11 +219,11 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Parse JSON; the error names the field, or the line and column when it is no JSON at all.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ServiceError> {
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     // The parser would take an array for an object, field by field.
     match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        None => return Err(ServiceError::invalid("The body is empty; it must be a JSON object.")),
-        Some(b'[') => return Err(ServiceError::invalid("The body is wrong: it must be a JSON object, not an array.")),
+        None => return Err(Refusal::invalid("The body is empty; it must be a JSON object.")),
+        Some(b'[') => return Err(Refusal::invalid("The body is wrong: it must be a JSON object, not an array.")),
         Some(_) => {}
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
@@ -233,12 +234,12 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ServiceError> {
             let what = without_value(&error.to_string());
             // A path of "." is the body itself.
             let field = if path == "." { "The body".to_owned() } else { format!("Field `{path}`") };
-            ServiceError::invalid(format!("{field} is wrong: {what}."))
+            Refusal::invalid(format!("{field} is wrong: {what}."))
         } else {
-            ServiceError::invalid(format!("The body is not valid JSON: {error}."))
+            Refusal::invalid(format!("The body is not valid JSON: {error}."))
         }
     })?;
-    deserializer.end().map_err(|error| ServiceError::invalid(format!("The body is not valid JSON: {error}.")))?;
+    deserializer.end().map_err(|error| Refusal::invalid(format!("The body is not valid JSON: {error}.")))?;
     Ok(value)
 }
 
@@ -259,30 +260,30 @@ pub(crate) fn without_value(message: &str) -> String {
 }
 
 impl<T: DeserializeOwned> FromRequestParts<AppState> for QueryParams<T> {
-    type Rejection = ServiceError;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ServiceError> {
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Refusal> {
         Query::<T>::try_from_uri(&parts.uri).map(|Query(query)| Self(query)).map_err(|rejection| {
             let text = rejection.body_text();
             let what = text.rsplit_once("query string: ").map_or(text.as_str(), |(_, what)| what);
-            ServiceError::invalid(format!("The query is wrong: {what}."))
+            Refusal::invalid(format!("The query is wrong: {what}."))
         })
     }
 }
 
 impl FromRequestParts<AppState> for PathParam {
-    type Rejection = ServiceError;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ServiceError> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Refusal> {
         let Path(value) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| wrong_path())?;
         Ok(Self(value))
     }
 }
 
 impl FromRequestParts<AppState> for OwnSandbox {
-    type Rejection = ServiceError;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ServiceError> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Refusal> {
         let PathParam(id) = PathParam::from_request_parts(parts, state).await?;
         let caller = Caller::from_request_parts(parts, state).await?;
         state.service.check_running(&caller, &id).await?;
@@ -291,9 +292,9 @@ impl FromRequestParts<AppState> for OwnSandbox {
 }
 
 impl FromRequestParts<AppState> for OwnSandboxAnd {
-    type Rejection = ServiceError;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ServiceError> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Refusal> {
         let PathParams(id, second) = PathParams::from_request_parts(parts, state).await?;
         let caller = Caller::from_request_parts(parts, state).await?;
         state.service.check_running(&caller, &id).await?;
@@ -302,22 +303,22 @@ impl FromRequestParts<AppState> for OwnSandboxAnd {
 }
 
 impl FromRequestParts<AppState> for Caller {
-    type Rejection = ServiceError;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ServiceError> {
-        parts.extensions.get::<Self>().cloned().ok_or_else(|| ServiceError::internal("route without authentication"))
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Refusal> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(|| Refusal::internal("route without authentication"))
     }
 }
 
 impl FromRequestParts<AppState> for RequestContext {
-    type Rejection = ServiceError;
+    type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ServiceError> {
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Refusal> {
         let RequestId(request_id) = parts
             .extensions
             .get::<RequestId>()
             .cloned()
-            .ok_or_else(|| ServiceError::internal("route without a request id"))?;
+            .ok_or_else(|| Refusal::internal("route without a request id"))?;
         let idempotency_key = match parts.headers.get(&IDEMPOTENCY_KEY) {
             None => None,
             Some(value) if edge::visible_ascii(value, MAX_IDEMPOTENCY_KEY) => {
@@ -325,7 +326,7 @@ impl FromRequestParts<AppState> for RequestContext {
             }
             Some(_) => {
                 let message = format!("Idempotency-Key must be 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters.");
-                return Err(ServiceError::invalid(message));
+                return Err(Refusal::invalid(message));
             }
         };
         Ok(Self { request_id, idempotency_key, refuse_unknown_files: false })

@@ -1,10 +1,11 @@
 //! `fields=`: answers with only the fields that the caller wants.
 
+use axum::http::StatusCode;
 use nullspace_api::ErrorResponseCode;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::service::{ErrorKind, ServiceError};
+use crate::error::Refusal;
 
 /// The fields of a template that can be picked.
 pub(crate) const TEMPLATE: &[&str] =
@@ -38,13 +39,13 @@ pub(crate) struct Fields(Option<Vec<String>>);
 
 impl Fields {
     /// Read `fields=a,b`; without it everything is chosen.
-    pub(crate) fn parse(parameter: Option<&str>, known: &[&str]) -> Result<Self, ServiceError> {
+    pub(crate) fn parse(parameter: Option<&str>, known: &[&str]) -> Result<Self, Refusal> {
         let Some(parameter) = parameter else { return Ok(Self(None)) };
         let names: Vec<String> =
             parameter.split(',').map(str::trim).filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect();
         let invalid = |what: String| {
             let message = format!("{what} `fields` takes some of: {}.", known.join(", "));
-            ServiceError::new(ErrorKind::Invalid, ErrorResponseCode::InvalidFields, message)
+            Refusal::new(StatusCode::BAD_REQUEST, ErrorResponseCode::InvalidFields, message)
         };
         match names.iter().find(|name| !known.contains(&name.as_str())) {
             Some(unknown) => Err(invalid(format!("`{unknown}` is not a field that can be picked."))),
@@ -54,8 +55,8 @@ impl Fields {
     }
 
     /// `value` with only the chosen fields.
-    pub(crate) fn pick<T: Serialize>(&self, value: &T) -> Result<Value, ServiceError> {
-        let mut value = serde_json::to_value(value).map_err(ServiceError::internal)?;
+    pub(crate) fn pick<T: Serialize>(&self, value: &T) -> Result<Value, Refusal> {
+        let mut value = serde_json::to_value(value).map_err(Refusal::internal)?;
         if let (Some(names), Value::Object(object)) = (&self.0, &mut value) {
             object.retain(|name, _| names.contains(name));
         }

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 
-use crate::files::FileContent;
-use crate::service::{ErrorKind, ServiceError};
+use crate::error::Refusal;
+
+/// A body or a file in it, with what is wrong with it in words for the caller. Nothing follows a refusal.
+pub(crate) type Content = BoxStream<'static, Result<Bytes, Refusal>>;
 
 /// Longest boundary, bytes (RFC 2046).
 const MAX_BOUNDARY: usize = 70;
@@ -21,19 +24,19 @@ const MAX_BEFORE: usize = 64 << 10;
 const MAX_FIELDS: usize = 32;
 
 /// The boundary of a form; `None` when the body is no form.
-pub(crate) fn boundary(headers: &HeaderMap) -> Result<Option<String>, ServiceError> {
+pub(crate) fn boundary(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else { return Ok(None) };
     if !kind.trim_start().to_ascii_lowercase().starts_with("multipart/") {
         return Ok(None);
     }
     match multer::parse_boundary(kind) {
         Ok(boundary) if boundary.len() <= MAX_BOUNDARY => Ok(Some(boundary)),
-        _ => Err(ServiceError::invalid("The form is wrong: `Content-Type` has no boundary.")),
+        _ => Err(Refusal::invalid("The form is wrong: `Content-Type` has no boundary.")),
     }
 }
 
 /// The content of the form's field `name`.
-pub(crate) async fn file(content: FileContent, boundary: String, name: &str) -> Result<FileContent, ServiceError> {
+pub(crate) async fn file(content: Content, boundary: String, name: &str) -> Result<Content, Refusal> {
     let before = Arc::new(AtomicUsize::new(0));
     let mut form = multer::Multipart::new(
         Feed { content, rest: Bytes::new(), before: Arc::clone(&before), given: false },
@@ -45,10 +48,10 @@ pub(crate) async fn file(content: FileContent, boundary: String, name: &str) -> 
             Some(field) if field.name() == Some(name) => break field,
             Some(_) if fields == MAX_FIELDS => {
                 let message = format!("The form is wrong: more than {MAX_FIELDS} fields stand before `{name}`.");
-                return Err(ServiceError::invalid(message));
+                return Err(Refusal::invalid(message));
             }
             Some(_) => fields += 1,
-            None => return Err(ServiceError::invalid(format!("The form has no field `{name}`."))),
+            None => return Err(Refusal::invalid(format!("The form has no field `{name}`."))),
         }
     };
     before.store(FOUND, Ordering::Relaxed);
@@ -64,7 +67,7 @@ const SLICE: usize = 4 << 10;
 
 /// The body on its way to the parser, which takes in all that is ready before it looks: one piece at a time.
 struct Feed {
-    content: FileContent,
+    content: Content,
     /// Of a piece that was sliced.
     rest: Bytes,
     /// Bytes given so far, or [`FOUND`].
@@ -73,7 +76,7 @@ struct Feed {
 }
 
 impl Stream for Feed {
-    type Item = Result<Bytes, ServiceError>;
+    type Item = Result<Bytes, Refusal>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if std::mem::take(&mut self.given) {
@@ -83,7 +86,7 @@ impl Stream for Feed {
         let before = self.before.load(Ordering::Relaxed);
         if before != FOUND && before > MAX_BEFORE {
             let message = format!("The form is wrong: its file must begin within the first {MAX_BEFORE} bytes.");
-            return Poll::Ready(Some(Err(ServiceError::invalid(message))));
+            return Poll::Ready(Some(Err(Refusal::invalid(message))));
         }
         let mut piece = std::mem::take(&mut self.rest);
         if piece.is_empty() {
@@ -104,14 +107,14 @@ impl Stream for Feed {
 }
 
 /// A fault of the form, or of the body that it came in.
-fn wrong(error: multer::Error) -> ServiceError {
+fn wrong(error: multer::Error) -> Refusal {
     match error {
-        multer::Error::StreamReadFailed(error) => match error.downcast::<ServiceError>() {
+        multer::Error::StreamReadFailed(error) => match error.downcast::<Refusal>() {
             Ok(error) => *error,
-            Err(error) => ServiceError::invalid("The body ended early.").with_source(error),
+            Err(error) => Refusal::invalid("The body ended early.").with_source(error),
         },
-        error => ServiceError::new(
-            ErrorKind::Invalid,
+        error => Refusal::new(
+            StatusCode::BAD_REQUEST,
             nullspace_api::ErrorResponseCode::InvalidRequest,
             format!("The form is wrong: {error}."),
         ),
@@ -127,7 +130,7 @@ mod tests {
     use super::*;
 
     /// A body of `head` and then endless pieces of `filler`, and how many bytes of it were taken.
-    fn endless(head: &'static [u8], filler: &'static [u8]) -> (FileContent, Arc<AtomicU64>) {
+    fn endless(head: &'static [u8], filler: &'static [u8]) -> (Content, Arc<AtomicU64>) {
         let taken = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&taken);
         let pieces = stream::iter([head]).chain(stream::repeat(filler));
@@ -152,7 +155,7 @@ mod tests {
                 Ok(_) => panic!("{}", head.escape_ascii()),
                 Err(refused) => refused,
             };
-            assert_eq!(refused.kind(), ErrorKind::Invalid, "{}", head.escape_ascii());
+            assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{}", head.escape_ascii());
             let taken = taken.load(Ordering::Relaxed);
             assert!(taken <= (MAX_BEFORE + 2 * FILLER.len()) as u64, "{taken} bytes of {}", head.escape_ascii());
         }

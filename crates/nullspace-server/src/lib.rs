@@ -1,13 +1,14 @@
 //! HTTP: routes, authentication, server-sent events, errors as status codes.
 //!
 //! ```text
-//!   TCP ── serve ──> edge ──────────> admit ──────────> route ──> handler ──> dyn Service (the engine)
+//!   TCP ── serve ──> edge ──────────> admit ──────────> route ──> handler ──> dyn Service
 //!          limits    request id        Bearer key        path,     a few lines
 //!                    error bodies      -> Caller         query,
 //!                    panics, log       rate, places      body
 //! ```
 //!
-//! - [`Service`] is all that this crate knows of the domain: calls in wire types, [`ServiceError`] without HTTP.
+//! - [`Service`](nullspace_service::Service) is all that this crate knows of the domain: calls in wire types, and an error
+//!   without HTTP, which becomes a status in one place.
 //! - Every answer that is no success has the contract's body, also those that the framework would give by itself.
 //!   (What is no HTTP at all is refused by the HTTP implementation with a bare status.)
 //! - [`openapi()`] is made from the routes; `contract/nullspace-openapi.json` is its checked-in copy, and tests hold it to
@@ -16,14 +17,12 @@
 
 mod admit;
 mod budget;
-mod commands;
 mod config;
 mod connections;
 mod edge;
 mod error;
 mod extract;
 mod fields;
-mod files;
 mod form;
 mod limits;
 mod long;
@@ -33,19 +32,23 @@ mod openapi;
 mod places;
 mod routes;
 mod serve;
-mod service;
 mod socket;
 mod sse;
 mod standing;
 
-pub use budget::{BufferLimits, Exhausted, Room};
-pub use commands::{CommandEvent, CommandService, FollowedCommand};
+pub use budget::BufferLimits;
 pub use config::{ConnectionLimits, ServerConfig, SocketLimits};
-pub use files::{FileAt, FileContent, FileDownload, FileService};
 pub use limits::RequestRate;
 pub use openapi::openapi;
 pub use routes::{Routers, router, routers};
 pub use serve::{serve, serve_with_limits};
-pub use service::{
-    BuildQuery, ByteStream, Caller, ErrorKind, LogStream, RequestContext, SandboxQuery, Service, ServiceError, Warned,
-};
+
+#[cfg(test)]
+mod tests {
+    use nullspace_service::TenantId;
+
+    /// A tenant that is told from others by a letter.
+    pub(crate) fn tenant(letter: char) -> TenantId {
+        format!("tn_{}", String::from(letter).repeat(32)).parse().unwrap()
+    }
+}

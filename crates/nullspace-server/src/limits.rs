@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nullspace_service::TenantId;
+
 /// So many buckets are kept before those that are full, and so say nothing, are dropped.
 const MANY: usize = 10_000;
 
@@ -20,7 +22,7 @@ pub struct RequestRate {
 #[derive(Debug)]
 pub(crate) struct Limiter {
     rate: RequestRate,
-    buckets: Mutex<HashMap<String, Bucket>>,
+    buckets: Mutex<HashMap<TenantId, Bucket>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -35,16 +37,16 @@ impl Limiter {
     }
 
     /// Takes a token, or says when there will be one.
-    pub(crate) fn take(&self, tenant: &str, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn take(&self, tenant: TenantId, now: Instant) -> Result<(), Duration> {
         let (per_second, burst) = (f64::from(self.rate.per_second.max(1)), f64::from(self.rate.burst.max(1)));
         let filled = |bucket: &Bucket| {
             (bucket.tokens + now.saturating_duration_since(bucket.at).as_secs_f64() * per_second).min(burst)
         };
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.len() >= MANY && !buckets.contains_key(tenant) {
+        if buckets.len() >= MANY && !buckets.contains_key(&tenant) {
             buckets.retain(|_, bucket| filled(bucket) < burst);
         }
-        let bucket = buckets.entry(tenant.to_owned()).or_insert(Bucket { tokens: burst, at: now });
+        let bucket = buckets.entry(tenant).or_insert(Bucket { tokens: burst, at: now });
         let tokens = filled(bucket);
         *bucket = Bucket { tokens, at: now };
         if tokens >= 1.0 {
@@ -59,23 +61,25 @@ impl Limiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::tenant;
 
     #[test]
     fn a_burst_is_let_through_and_then_the_rate_holds_for_each_tenant_by_itself() {
         let limiter = Limiter::new(RequestRate { per_second: 10, burst: 3 });
+        let (a, b) = (tenant('a'), tenant('b'));
         let start = Instant::now();
         for _ in 0..3 {
-            assert_eq!(limiter.take("a", start), Ok(()));
+            assert_eq!(limiter.take(a, start), Ok(()));
         }
-        let wait = limiter.take("a", start).unwrap_err();
+        let wait = limiter.take(a, start).unwrap_err();
         assert!(wait > Duration::from_millis(99) && wait <= Duration::from_millis(101), "{wait:?}");
-        assert_eq!(limiter.take("b", start), Ok(()));
+        assert_eq!(limiter.take(b, start), Ok(()));
         let later = start + Duration::from_millis(101);
-        assert_eq!(limiter.take("a", later), Ok(()));
-        assert!(limiter.take("a", later).is_err());
+        assert_eq!(limiter.take(a, later), Ok(()));
+        assert!(limiter.take(a, later).is_err());
         // A long quiet time gives a burst, not more.
         let much_later = start + Duration::from_secs(1000);
-        let let_through = (0..100).filter(|_| limiter.take("a", much_later).is_ok()).count();
+        let let_through = (0..100).filter(|_| limiter.take(a, much_later).is_ok()).count();
         assert_eq!(let_through, 3);
     }
 
@@ -83,10 +87,10 @@ mod tests {
     fn tenants_that_ask_no_more_are_forgotten() {
         let limiter = Limiter::new(RequestRate { per_second: 1000, burst: 1 });
         let start = Instant::now();
-        for tenant in 0..MANY {
-            let _ = limiter.take(&tenant.to_string(), start);
+        for _ in 0..MANY {
+            let _ = limiter.take(TenantId::new(), start);
         }
-        let _ = limiter.take("one more", start + Duration::from_secs(1));
+        let _ = limiter.take(TenantId::new(), start + Duration::from_secs(1));
         assert_eq!(limiter.buckets.lock().unwrap_or_else(PoisonError::into_inner).len(), 1);
     }
 }

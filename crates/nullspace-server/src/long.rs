@@ -13,7 +13,7 @@ use futures::stream;
 use serde_json::{Map, Value};
 
 use crate::budget::Room;
-use crate::service::ServiceError;
+use crate::error::Refusal;
 
 /// Texts that are shorter together are sent whole, with their length.
 const SHORT: usize = 64 << 10;
@@ -54,13 +54,13 @@ impl Long {
 }
 
 /// The fields of an answer but for the long ones.
-pub(crate) fn without(answer: Value, long: &[&str]) -> Result<Map<String, Value>, ServiceError> {
+pub(crate) fn without(answer: Value, long: &[&str]) -> Result<Map<String, Value>, Refusal> {
     match answer {
         Value::Object(mut fields) => {
             fields.retain(|name, _| !long.contains(&name.as_str()));
             Ok(fields)
         }
-        _ => Err(ServiceError::internal("an answer that is no object")),
+        _ => Err(Refusal::internal("an answer that is no object")),
     }
 }
 
@@ -69,8 +69,8 @@ pub(crate) fn object(
     fields: Map<String, Value>,
     long: Vec<(&'static str, Long)>,
     room: Room,
-) -> Result<Response, ServiceError> {
-    let mut head = serde_json::to_vec(&fields).map_err(ServiceError::internal)?;
+) -> Result<Response, Refusal> {
+    let mut head = serde_json::to_vec(&fields).map_err(Refusal::internal)?;
     head.pop();
     let short = long.iter().map(|(_, value)| value.len()).sum::<usize>() <= SHORT;
     let mut pieces = Pieces { head: Some((head, fields.is_empty())), long: long.into_iter(), now: None, over: false };
@@ -148,7 +148,7 @@ mod tests {
 
     fn said(fields: Value, long: Vec<(&'static str, Long)>) -> Value {
         let budget = Budget::new(BufferLimits { per_tenant: 10, total: 10 });
-        let room = budget.room("a");
+        let room = budget.room(crate::tests::tenant('a'));
         room.grow(7).unwrap();
         let Value::Object(fields) = fields else { panic!("no object") };
         let response = object(fields, long, room).unwrap();

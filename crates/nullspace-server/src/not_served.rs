@@ -2,15 +2,15 @@
 //!
 //! The list is a data file beside the contract, so that it can be seen to shrink; a test holds it to the truth.
 
-use axum::http::Method;
+use axum::http::{Method, StatusCode};
 use nullspace_api::ErrorResponseCode;
 
-use crate::service::{ErrorKind, ServiceError};
+use crate::error::Refusal;
 
 const LIST: &str = include_str!("../../../contract/not-served.txt");
 
 /// Why there is no handler for a request.
-pub(crate) fn refusal(method: &Method, path: &str) -> ServiceError {
+pub(crate) fn refusal(method: &Method, path: &str) -> Refusal {
     let segments: Vec<&str> = path.split('/').collect();
     let mut known_path = false;
     for line in LIST.lines() {
@@ -21,21 +21,21 @@ pub(crate) fn refusal(method: &Method, path: &str) -> ServiceError {
             known_path = true;
             if verb == method.as_str() {
                 let message = format!("This deployment does not offer `{operation}`.");
-                return ServiceError::new(ErrorKind::NotImplemented, ErrorResponseCode::NotImplemented, message);
+                return Refusal::new(StatusCode::NOT_IMPLEMENTED, ErrorResponseCode::NotImplemented, message);
             }
         }
     }
     if known_path {
         method_not_allowed(method)
     } else {
-        ServiceError::not_found(ErrorResponseCode::NotFound, "There is no such route.")
+        Refusal::new(StatusCode::NOT_FOUND, ErrorResponseCode::NotFound, "There is no such route.")
     }
 }
 
 /// The path exists, but not with this method.
-pub(crate) fn method_not_allowed(method: &Method) -> ServiceError {
+pub(crate) fn method_not_allowed(method: &Method) -> Refusal {
     let message = format!("The route exists, but not with {method}.");
-    ServiceError::new(ErrorKind::MethodNotAllowed, ErrorResponseCode::InvalidRequest, message)
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, ErrorResponseCode::InvalidRequest, message)
 }
 
 /// True when a path fits a pattern. `{ref}` is one or more segments: references hold slashes, and not every client

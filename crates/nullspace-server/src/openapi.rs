@@ -31,11 +31,10 @@ struct Document;
 /// The OpenAPI document of this service.
 #[must_use]
 pub fn openapi() -> Value {
-    let (_, generated) = utoipa_axum::router::OpenApiRouter::with_openapi(Document::openapi())
+    let (_, mut generated) = utoipa_axum::router::OpenApiRouter::with_openapi(Document::openapi())
         .merge(routes::documented())
         .split_for_parts();
-    let mut generated = generated;
-    generated.merge(routes::ByReference::openapi());
+    routes::document_by_reference(&mut generated);
     let mut document = serde_json::to_value(generated).unwrap_or_default();
     document["components"]["securitySchemes"] =
         json!({ "bearer": { "type": "http", "scheme": "bearer", "description": "An API key: `ns_live_…`." } });

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use axum::http::StatusCode;
 use nullspace_api::ErrorResponseCode;
+use nullspace_service::TenantId;
 
 use crate::config::ServerConfig;
-use crate::service::{ErrorKind, ServiceError};
+use crate::error::Refusal;
 
 /// What is under way.
 #[derive(Debug, Default)]
@@ -15,11 +17,11 @@ pub(crate) struct Places(Mutex<HashMap<Whose, usize>>);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Whose {
     /// Requests of a tenant, from the head to the answer's last byte, WebSockets among them.
-    Requests(String),
+    Requests(TenantId),
     /// Logs that a tenant follows.
-    Followers(String),
+    Followers(TenantId),
     /// WebSockets of a tenant.
-    Sockets(String),
+    Sockets(TenantId),
     /// WebSockets of a sandbox.
     SandboxSockets(String),
 }
@@ -33,37 +35,37 @@ pub(crate) struct Place {
 
 impl Places {
     /// Counts one more request, or refuses.
-    pub(crate) fn request(self: &Arc<Self>, tenant: &str, config: &ServerConfig) -> Result<Place, ServiceError> {
+    pub(crate) fn request(self: &Arc<Self>, tenant: TenantId, config: &ServerConfig) -> Result<Place, Refusal> {
         let most = config.requests_at_once;
-        self.take([(Whose::Requests(tenant.to_owned()), most, "requests of this tenant under way: let one end")])
+        self.take([(Whose::Requests(tenant), most, "requests of this tenant under way: let one end")])
     }
 
     /// Counts one more follower of a log, or refuses.
-    pub(crate) fn follower(self: &Arc<Self>, tenant: &str, config: &ServerConfig) -> Result<Place, ServiceError> {
+    pub(crate) fn follower(self: &Arc<Self>, tenant: TenantId, config: &ServerConfig) -> Result<Place, Refusal> {
         let most = config.followers;
-        self.take([(Whose::Followers(tenant.to_owned()), most, "logs that this tenant follows: close one")])
+        self.take([(Whose::Followers(tenant), most, "logs that this tenant follows: close one")])
     }
 
     /// Counts one more socket, or refuses.
     pub(crate) fn socket(
         self: &Arc<Self>,
-        tenant: &str,
+        tenant: TenantId,
         sandbox: &str,
         config: &ServerConfig,
-    ) -> Result<Place, ServiceError> {
+    ) -> Result<Place, Refusal> {
         let limits = &config.sockets;
         self.take([
-            (Whose::Sockets(tenant.to_owned()), limits.per_tenant, "WebSockets of this tenant: close one"),
+            (Whose::Sockets(tenant), limits.per_tenant, "WebSockets of this tenant: close one"),
             (Whose::SandboxSockets(sandbox.to_owned()), limits.per_sandbox, "WebSockets of this sandbox: close one"),
         ])
     }
 
-    fn take<const N: usize>(self: &Arc<Self>, wanted: [(Whose, usize, &str); N]) -> Result<Place, ServiceError> {
+    fn take<const N: usize>(self: &Arc<Self>, wanted: [(Whose, usize, &str); N]) -> Result<Place, Refusal> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (whose, most, what) in &wanted {
             if counts.get(whose).copied().unwrap_or(0) >= *most {
                 let message = format!("There are {most} {what} first.");
-                return Err(ServiceError::new(ErrorKind::RateLimited, ErrorResponseCode::RateLimitExceeded, message));
+                return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, ErrorResponseCode::RateLimitExceeded, message));
             }
         }
         let whose = wanted.map(|(whose, ..)| whose).to_vec();
@@ -92,25 +94,30 @@ impl Drop for Place {
 mod tests {
     use super::*;
     use crate::config::SocketLimits;
+    use crate::tests::tenant;
 
     #[test]
     fn each_sandbox_and_each_tenant_has_its_own_count() {
+        let (a, b) = (tenant('a'), tenant('b'));
         let places = Arc::new(Places::default());
         let sockets = SocketLimits { per_sandbox: 2, per_tenant: 3, ..SocketLimits::default() };
         let config = ServerConfig { sockets, requests_at_once: 2, followers: 1, ..ServerConfig::default() };
         let take = |tenant, sandbox| places.socket(tenant, sandbox, &config);
-        let (first, _second) = (take("a", "1").unwrap(), take("a", "1").unwrap());
-        assert!(take("a", "1").is_err());
-        let _third = take("a", "2").unwrap();
-        assert!(take("a", "3").is_err());
+        let (first, _second) = (take(a, "1").unwrap(), take(a, "1").unwrap());
+        assert!(take(a, "1").is_err());
+        let _third = take(a, "2").unwrap();
+        assert!(take(a, "3").is_err());
         drop(first);
-        let again = take("a", "1").unwrap();
-        let _other = take("b", "4").unwrap();
-        let requests = (places.request("a", &config).unwrap(), places.request("a", &config).unwrap());
-        let refused = places.request("a", &config).unwrap_err();
-        assert_eq!((refused.kind(), refused.code()), (ErrorKind::RateLimited, ErrorResponseCode::RateLimitExceeded));
-        let followers = (places.follower("a", &config).unwrap(), places.follower("b", &config).unwrap());
-        assert!(places.follower("a", &config).is_err());
+        let again = take(a, "1").unwrap();
+        let _other = take(b, "4").unwrap();
+        let requests = (places.request(a, &config).unwrap(), places.request(a, &config).unwrap());
+        let refused = places.request(a, &config).unwrap_err();
+        assert_eq!(
+            (refused.status, refused.error.code),
+            (StatusCode::TOO_MANY_REQUESTS, ErrorResponseCode::RateLimitExceeded)
+        );
+        let followers = (places.follower(a, &config).unwrap(), places.follower(b, &config).unwrap());
+        assert!(places.follower(a, &config).is_err());
         drop((again, _second, _third, _other, requests, followers));
         assert!(places.0.lock().unwrap().is_empty());
     }

@@ -17,18 +17,17 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use nullspace_api::{ErrorResponseCode, ExecClientMessage, ExecConnect, ExecOutput, ExecServerMessage, ExecStart};
+use nullspace_service::{Caller, CommandEvent, Error, FollowedCommand};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::text::Text;
 use crate::admit::Stay;
-use crate::commands::{CommandEvent, FollowedCommand};
 use crate::config::SocketLimits;
 use crate::extract::without_value;
 use crate::places::Place;
 use crate::routes::AppState;
-use crate::service::{Caller, ServiceError};
 
 /// Messages that wait for the writer.
 const QUEUE: usize = 4;
@@ -128,15 +127,14 @@ impl Session {
                 }
             };
             idle_since = Instant::now();
-            let parsed =
-                parsed.and_then(|message| match self.state.limiter.take(&self.caller.tenant_id, Instant::now()) {
-                    Ok(()) => Ok(message),
-                    Err(wait) => Err(refusal(
-                        Some(id(&message)),
-                        ErrorResponseCode::RateLimitExceeded,
-                        format!("too many requests at once: wait {} s", wait.as_secs().saturating_add(1)),
-                    )),
-                });
+            let parsed = parsed.and_then(|message| match self.state.limiter.take(self.caller.tenant, Instant::now()) {
+                Ok(()) => Ok(message),
+                Err(wait) => Err(refusal(
+                    Some(id(&message)),
+                    ErrorResponseCode::RateLimitExceeded,
+                    format!("too many requests at once: wait {} s", wait.as_secs().saturating_add(1)),
+                )),
+            });
             match parsed {
                 Ok(message) if commands.len() >= limits.commands => {
                     let text = format!("{} commands run over this socket already: let one end", limits.commands);
@@ -230,12 +228,11 @@ async fn tell(id: &str, command: FollowedCommand, queue: &mpsc::Sender<ExecServe
     Ok(())
 }
 
-fn failure(id: &str, error: ServiceError) -> ExecServerMessage {
-    let (body, source) = error.into_parts();
-    if let Some(source) = source {
-        tracing::warn!(error = %body.error, cause = crate::edge::chain(&*source), "a command over a socket failed");
+fn failure(id: &str, error: Error) -> ExecServerMessage {
+    if let Some(source) = &error.source {
+        tracing::warn!(error = %error.message, cause = crate::edge::chain(&**source), "a command over a socket failed");
     }
-    refusal(Some(id.to_owned()), body.code, body.error)
+    refusal(Some(id.to_owned()), error.code, error.message)
 }
 
 /// Sends what is queued, and pings, until the client takes nothing any more.

@@ -20,14 +20,15 @@ use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream::{self, ReadyChunks, Stream, StreamExt};
 use nullspace_api::TemplateBuildLogEntry;
+use nullspace_service::{Caller, Error, LogStream};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Room;
 use crate::edge::chain;
+use crate::error::Refusal;
 use crate::places::Place;
 use crate::routes::AppState;
-use crate::service::{Caller, LogStream, ServiceError};
 
 const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 
@@ -44,9 +45,9 @@ pub(crate) struct Following {
 }
 
 /// Makes room for one more follower, or refuses.
-pub(crate) fn follow(state: &AppState, caller: &Caller) -> Result<Following, ServiceError> {
-    let place = state.places.follower(&caller.tenant_id, &state.config)?;
-    let room = state.budget.room(&caller.tenant_id);
+pub(crate) fn follow(state: &AppState, caller: &Caller) -> Result<Following, Refusal> {
+    let place = state.places.follower(caller.tenant, &state.config)?;
+    let room = state.budget.room(caller.tenant);
     room.grow(FOLLOWER)?;
     Ok(Following { _place: place, _room: room })
 }
@@ -78,7 +79,7 @@ struct State {
 
 enum Next {
     Read,
-    Fail(ServiceError),
+    Fail(Refusal),
     End,
 }
 
@@ -124,10 +125,11 @@ fn frames(
     })
 }
 
-fn encode(batch: Vec<Result<TemplateBuildLogEntry, ServiceError>>) -> (Bytes, Next) {
+fn encode(batch: Vec<Result<TemplateBuildLogEntry, Error>>) -> (Bytes, Next) {
     let mut bytes = BytesMut::new();
     for entry in batch {
-        match entry.and_then(|entry| Ok((frame(&entry, &mut bytes)?, entry.kind.is_terminal()))) {
+        match entry.map_err(Refusal::from).and_then(|entry| Ok((frame(&entry, &mut bytes)?, entry.kind.is_terminal())))
+        {
             Ok(((), false)) => {}
             Ok(((), true)) => return (bytes.freeze(), Next::End),
             Err(error) => return (bytes.freeze(), Next::Fail(error)),
@@ -136,9 +138,9 @@ fn encode(batch: Vec<Result<TemplateBuildLogEntry, ServiceError>>) -> (Bytes, Ne
     (bytes.freeze(), Next::Read)
 }
 
-fn frame(entry: &TemplateBuildLogEntry, bytes: &mut BytesMut) -> Result<(), ServiceError> {
+fn frame(entry: &TemplateBuildLogEntry, bytes: &mut BytesMut) -> Result<(), Refusal> {
     // JSON escapes line ends, so this is one line.
-    let data = serde_json::to_string(entry).map_err(ServiceError::internal)?;
+    let data = serde_json::to_string(entry).map_err(Refusal::internal)?;
     bytes.put_slice(format!("id: {}\nevent: log\ndata: {data}\n\n", entry.offset).as_bytes());
     Ok(())
 }

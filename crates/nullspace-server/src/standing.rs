@@ -8,11 +8,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use nullspace_api::ErrorResponseCode;
+use nullspace_service::{KeyId, Service};
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::chain;
-use crate::service::{ErrorKind, Service, ServiceError};
+use crate::error::Refusal;
 
 /// How long one look may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,7 +28,7 @@ pub(crate) struct Standings {
 
 #[derive(Default)]
 struct Keys {
-    in_use: HashMap<String, Use>,
+    in_use: HashMap<KeyId, Use>,
     /// Whether the task that looks runs.
     watched: bool,
 }
@@ -39,7 +41,7 @@ struct Use {
 /// A request's key, while the request lasts.
 pub(crate) struct Standing {
     standings: Arc<Standings>,
-    key: String,
+    key: KeyId,
     ended: CancellationToken,
 }
 
@@ -53,10 +55,9 @@ impl Standings {
     }
 
     /// A request with this key begins.
-    pub(crate) fn begin(self: &Arc<Self>, key: &str) -> Standing {
+    pub(crate) fn begin(self: &Arc<Self>, key: KeyId) -> Standing {
         let mut keys = self.lock();
-        let entry =
-            keys.in_use.entry(key.to_owned()).or_insert_with(|| Use { requests: 0, ended: CancellationToken::new() });
+        let entry = keys.in_use.entry(key).or_insert_with(|| Use { requests: 0, ended: CancellationToken::new() });
         entry.requests += 1;
         let ended = entry.ended.clone();
         if !keys.watched {
@@ -64,12 +65,12 @@ impl Standings {
             tokio::spawn(watch(Arc::downgrade(self), self.every));
         }
         drop(keys);
-        Standing { standings: Arc::clone(self), key: key.to_owned(), ended }
+        Standing { standings: Arc::clone(self), key, ended }
     }
 
     /// Ends the requests whose key is not in force any more.
     async fn look(&self) {
-        let keys: Vec<String> = self.lock().in_use.keys().cloned().collect();
+        let keys: Vec<KeyId> = self.lock().in_use.keys().copied().collect();
         let in_force = match tokio::time::timeout(PATIENCE, self.service.keys_in_force(&keys)).await {
             Ok(Ok(in_force)) => in_force.into_iter().collect::<HashSet<_>>(),
             Ok(Err(error)) => {
@@ -87,6 +88,7 @@ impl Standings {
             let mut keys = self.lock();
             if let Some(ended) = keys.in_use.remove(key) {
                 ended.ended.cancel();
+                let key = key.to_string();
                 tracing::info!(key, requests = ended.requests, "a key is not in force any more: its requests end");
             }
         }
@@ -133,7 +135,7 @@ impl Drop for Standing {
 }
 
 /// What a request hears whose key ended while it was under way.
-pub(crate) fn revoked() -> ServiceError {
+pub(crate) fn revoked() -> Refusal {
     let message = "The API key was revoked while the request was under way.";
-    ServiceError::new(ErrorKind::Unauthorized, ErrorResponseCode::Unauthorized, message)
+    Refusal::new(StatusCode::UNAUTHORIZED, ErrorResponseCode::Unauthorized, message)
 }

@@ -41,7 +41,7 @@ pub enum InvalidReference {
     Namespace,
     /// `tb_` or `tmpl_` and then something that is no id.
     #[error(transparent)]
-    Id(#[from] crate::id::InvalidId),
+    Id(#[from] nullspace_types::InvalidId),
 }
 
 macro_rules! checked_text {

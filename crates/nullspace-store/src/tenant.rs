@@ -3,10 +3,11 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use nullspace_types::{Caller, KeyId, TenantId};
 use rand::{Rng, distr::Alphanumeric};
 use sha2::{Digest, Sha256};
 
-use crate::{KeyId, TenantId, text_enum::text_enum};
+use crate::text_enum::text_enum;
 
 /// Slug of the namespace that holds the built-in templates.
 pub const SYSTEM_NAMESPACE: &str = "nullspace";
@@ -52,17 +53,6 @@ impl Tenant {
     pub fn caller(&self) -> Caller {
         Caller { tenant: self.id, namespace: self.namespace.slug.clone(), key: None }
     }
-}
-
-/// Who asks. Every method that reads or writes a tenant's things takes it, so that none can forget to ask whose they are.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Caller {
-    /// The tenant.
-    pub tenant: TenantId,
-    /// Slug of its default namespace.
-    pub namespace: String,
-    /// The key it came with; `None` for the service itself.
-    pub key: Option<KeyId>,
 }
 
 /// What is kept of an API key.

@@ -9,16 +9,13 @@
 //! ```
 
 mod buildkit;
-mod commands;
 mod config;
 mod doctor;
-mod files;
 mod guest;
 mod keys;
 mod remote;
 mod sandbox;
 mod serve;
-mod service;
 mod store;
 mod template;
 mod vmm;

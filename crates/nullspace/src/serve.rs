@@ -16,7 +16,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::service::EngineService;
 use crate::{buildkit, guest, vmm};
 
 /// File name of the database in the data folder.
@@ -53,7 +52,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let address = listener.local_addr().context("read the address listened on")?;
     tracing::info!("listening on http://{address}");
     let stop = CancellationToken::new();
-    let routers = nullspace_server::routers(Arc::new(EngineService(engine.clone())), server_config);
+    let routers = nullspace_server::routers(Arc::new(engine.clone()), server_config);
     let limits = connection_limits(&config);
     let serving = nullspace_server::serve_with_limits(listener, routers.api, limits, stop.clone().cancelled_owned());
     let server = tokio::spawn(serving);

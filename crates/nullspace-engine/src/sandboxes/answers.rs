@@ -7,7 +7,7 @@ use nullspace_api::{
 use nullspace_store::{Sandbox, SandboxStatus};
 
 use super::Config;
-use crate::error::Result;
+use crate::error::{Result, Stored};
 use crate::records::column;
 
 pub(super) fn created(sandbox: &Sandbox, warnings: Vec<String>) -> Result<CreateSandboxResponse> {
@@ -32,8 +32,8 @@ pub(super) fn created(sandbox: &Sandbox, warnings: Vec<String>) -> Result<Create
 }
 
 pub(super) fn info(sandbox: &Sandbox) -> Result<SandboxInfo> {
-    let config: Config = column("sandboxes.config", &sandbox.config)?;
-    let metadata: JsonObject = column("sandboxes.metadata", &sandbox.metadata)?;
+    let config: Config = column("sandboxes.config", &sandbox.config).stored()?;
+    let metadata: JsonObject = column("sandboxes.metadata", &sandbox.metadata).stored()?;
     let left = |at: Timestamp| u64::try_from(at.duration_since(Timestamp::now()).as_millis()).unwrap_or(0);
     Ok(SandboxInfo {
         id: sandbox.id.to_string(),

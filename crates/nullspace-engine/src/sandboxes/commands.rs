@@ -3,18 +3,20 @@
 //! ```text
 //!   run_command ─────> started as a service of the guest, followed from its first byte
 //!   connect_command ─> one that was started before: what is kept of its output, then what comes
-//!                        └─ Command::next ... Exit      dropped: the command runs on
+//!                        └─ events ... Exit             dropped: the command runs on
 //! ```
 //! While it is followed nothing of its output is lost: a follower that is slow makes the command wait. What one writes that
-//! nobody follows is kept to its last 256 KiB of each stream, and [`Command::lost`] counts the rest.
+//! nobody follows is kept to its last 256 KiB of each stream, and [`FollowedCommand::lost`] counts the rest.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use async_trait::async_trait;
+use futures::{StreamExt, stream};
 use nullspace_api::{ErrorResponseCode, ExecRequest};
 use nullspace_guest::host::{AgentError, ExecEvent, ExecSession};
 use nullspace_guest::message::Exec;
+use nullspace_service::{CommandEvent, Commands, FollowedCommand};
 use nullspace_store::Caller;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -27,12 +29,8 @@ pub(super) const MAX_FOLLOWED: usize = 32;
 /// How long a process may take to read what is written to its stdin.
 const STDIN_LIMIT: Duration = Duration::from_secs(30);
 
-/// A command that is followed. Dropping it leaves the command running.
-pub struct Command {
-    /// Its pid in the guest.
-    pub pid: u32,
-    /// Bytes of stdout and of stderr from before it was followed that are kept no more.
-    pub lost: (u64, u64),
+/// What a follower holds.
+struct Follower {
     session: ExecSession,
     live: Arc<Live>,
     sandbox_id: String,
@@ -40,25 +38,9 @@ pub struct Command {
     _place: OwnedSemaphorePermit,
 }
 
-/// What a command does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CommandEvent {
-    /// It wrote to stdout.
-    Stdout(Bytes),
-    /// It wrote to stderr.
-    Stderr(Bytes),
-    /// It ended; the last event.
-    Exit {
-        /// Exit code; 128 + signal when a signal ended it.
-        code: i32,
-        /// True when its time was over.
-        timed_out: bool,
-    },
-}
-
-impl Command {
+impl Follower {
     /// The next event; `None` after its end. May be cancelled without losing an event.
-    pub async fn next(&mut self) -> Result<Option<CommandEvent>> {
+    async fn next(&mut self) -> Result<Option<CommandEvent>> {
         let event = tokio::select! {
             biased;
             event = self.session.next() => event.map_err(|error| exec_error(error, &self.name))?,
@@ -72,14 +54,13 @@ impl Command {
     }
 }
 
-impl Engine {
-    /// Whether the sandbox is the caller's and runs.
-    pub async fn check_running(&self, caller: &Caller, id: &str) -> Result<()> {
+#[async_trait]
+impl Commands for Engine {
+    async fn check_running(&self, caller: &Caller, id: &str) -> Result<()> {
         self.live(caller, id).await.map(drop)
     }
 
-    /// Starts a command and follows it. It has an open stdin, for [`Engine::send_stdin`].
-    pub async fn run_command(&self, caller: &Caller, id: &str, request: ExecRequest) -> Result<Command> {
+    async fn run_command(&self, caller: &Caller, id: &str, request: ExecRequest) -> Result<FollowedCommand> {
         let live = self.live(caller, id).await?;
         let exec = Exec { stdin: true, ..command(&live, &request)? };
         let place = live.place()?;
@@ -88,8 +69,7 @@ impl Engine {
         Ok(followed(session, live, place, id, request.command))
     }
 
-    /// Follows a command that was started in the background, or by [`Engine::run_command`], or the start command.
-    pub async fn connect_command(&self, caller: &Caller, id: &str, pid: u32) -> Result<Command> {
+    async fn connect_command(&self, caller: &Caller, id: &str, pid: u32) -> Result<FollowedCommand> {
         let live = self.live(caller, id).await?;
         let place = live.place()?;
         let name = format!("process {pid}");
@@ -97,8 +77,7 @@ impl Engine {
         Ok(followed(session, live, place, id, name))
     }
 
-    /// Writes to the stdin of a command that was started in the background or by [`Engine::run_command`].
-    pub async fn send_stdin(&self, caller: &Caller, id: &str, pid: u32, data: &[u8]) -> Result<()> {
+    async fn send_stdin(&self, caller: &Caller, id: &str, pid: u32, data: &[u8]) -> Result<()> {
         let live = self.live(caller, id).await?;
         let fed = tokio::select! {
             biased;
@@ -127,7 +106,17 @@ impl Live {
     }
 }
 
-fn followed(session: ExecSession, live: Arc<Live>, place: OwnedSemaphorePermit, id: &str, name: String) -> Command {
+fn followed(
+    session: ExecSession,
+    live: Arc<Live>,
+    place: OwnedSemaphorePermit,
+    id: &str,
+    name: String,
+) -> FollowedCommand {
     let (pid, lost) = (session.pid, session.lost);
-    Command { pid, lost, session, live, sandbox_id: id.to_owned(), name, _place: place }
+    let follower = Follower { session, live, sandbox_id: id.to_owned(), name, _place: place };
+    let events = stream::try_unfold(follower, |mut follower| async move {
+        Ok(follower.next().await?.map(|event| (event, follower)))
+    });
+    FollowedCommand { pid, lost, events: events.boxed() }
 }

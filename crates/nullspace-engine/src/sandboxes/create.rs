@@ -35,10 +35,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::answers::created;
 use super::commands::MAX_FOLLOWED;
-use super::{Config, Live, joined};
+use super::{Config, Live};
 use crate::admission::{Permit, Refused, Wanted};
 use crate::disk;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Stored, internal, of_store};
 use crate::failure::{chain, reason};
 use crate::machine::{Machine, MachineError};
 use crate::plan::Runtime;
@@ -47,27 +47,8 @@ use crate::validate::check_create;
 use crate::{Engine, Inner};
 
 impl Engine {
-    /// Resumes a template's snapshot. Returns when the guest is a new one and answers.
-    ///
-    /// Dropping the future does not stop the work: a caller who hangs up leaves a sandbox that lists and times out, never
-    /// half of one.
-    pub async fn create_sandbox(
-        &self,
-        caller: &Caller,
-        request: CreateSandboxRequest,
-        idempotency_key: Option<String>,
-    ) -> Result<CreateSandboxResponse> {
-        let (engine, caller) = (self.clone(), caller.clone());
-        let work = async move {
-            let began = Instant::now();
-            let made = engine.create(&caller, request, idempotency_key).await;
-            engine.inner.metrics.started(made.is_ok(), began.elapsed());
-            made
-        };
-        joined(self.inner.tasks.spawn(work).await)
-    }
-
-    async fn create(
+    /// Resumes a template's snapshot; see [`nullspace_service::Sandboxes::create_sandbox`].
+    pub(super) async fn create(
         &self,
         caller: &Caller,
         request: CreateSandboxRequest,
@@ -81,8 +62,8 @@ impl Engine {
         let reference = request.template.as_deref().unwrap_or(CreateSandboxRequest::DEFAULT_TEMPLATE);
         let inner = &self.inner;
         let resolved = inner.resolve(caller, reference).await?;
-        let runtime: Runtime = column("artifacts.runtime", &resolved.artifact.runtime.0)?;
-        let summary: SnapshotSummary = column("artifacts.snapshot", &resolved.artifact.snapshot)?;
+        let runtime: Runtime = column("artifacts.runtime", &resolved.artifact.runtime.0).stored()?;
+        let summary: SnapshotSummary = column("artifacts.snapshot", &resolved.artifact.snapshot).stored()?;
         if let Some(conflict) = summary.compatibility.conflict_with(inner.vmm.compatibility()) {
             return Err(Error::new(
                 ErrorResponseCode::RebuildRequired,
@@ -130,7 +111,7 @@ impl Engine {
             match inner.metadata.insert_sandbox(caller, row, now).await {
                 Ok(Inserted::New(_)) => Ok(None),
                 Ok(Inserted::Repeated(sandbox)) => Ok(Some(sandbox)),
-                Err(error) => Err(Error::store(error, || Error::template_not_found(reference))),
+                Err(error) => Err(error).or_missing(|| Error::template_not_found(reference)),
             }
         };
         let insert = if repeatable {
@@ -156,7 +137,7 @@ impl Engine {
             (Ok(Err(error)), Ok((machine, had))) => {
                 discard(machine, had).await;
                 inner.give_up(id, "its start could not be recorded").await;
-                return Err(error.into());
+                return Err(of_store(error));
             }
             (Ok(_), Err(error)) => {
                 let failed = error.detail.is_some().then(|| error.message.clone());
@@ -218,15 +199,15 @@ impl Inner {
                 let message = "the stored disk of this template is damaged: build the template again with skip_cache";
                 Error::new(ErrorResponseCode::RebuildRequired, message)
             }
-            other => other.into(),
+            other => of_store(other),
         })?;
-        let snapshot_dir = self.files.artifact_dir(&resolved.artifact.folder)?;
+        let snapshot_dir = self.files.artifact_dir(&resolved.artifact.folder).stored()?;
         if !snapshot_dir.is_dir() {
             tracing::error!(artifact = %resolved.artifact.id, "a template's snapshot is missing: see `nullspace store verify`");
             let message = "the stored snapshot of this template is missing: build the template again";
             return Err(Error::new(ErrorResponseCode::RebuildRequired, message));
         }
-        let scratch = self.files.scratch()?;
+        let scratch = self.files.scratch().stored()?;
         let spec = RestoreSpec {
             id: format!("sb-{}", id.uuid().as_simple()),
             base: Some(root.path().to_owned()),
@@ -251,7 +232,7 @@ impl Inner {
                 tracing::error!(error = %chain(&error), "no room on the disk for a sandbox");
                 Err(disk::full(None))
             }
-            Err(error) => Err(Error::internal("resume a snapshot", &error)),
+            Err(error) => Err(internal("resume a snapshot", &error)),
         }
     }
 }
@@ -337,6 +318,6 @@ fn warnings(request: &CreateSandboxRequest, config: &Config) -> Vec<String> {
 
 /// Digest of a request, to tell a repetition from another request under the same idempotency key.
 fn digest(request: &CreateSandboxRequest) -> Result<String> {
-    let bytes = serde_json::to_vec(request).map_err(|error| Error::internal("digest a request", &error))?;
+    let bytes = serde_json::to_vec(request).map_err(|error| internal("digest a request", &error))?;
     Ok(blake3::hash(&bytes).to_hex().to_string())
 }

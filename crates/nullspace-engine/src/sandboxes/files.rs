@@ -4,12 +4,14 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use async_trait::async_trait;
+use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use nullspace_api::{ErrorResponseCode, FileInfo, Time};
 use nullspace_guest::file::{FileEntry, FileKind, FileOp};
-use nullspace_guest::host::{AgentError, FileReader, FileWriter};
+use nullspace_guest::host::AgentError;
 use nullspace_guest::message::FailureKind;
+use nullspace_service::{ByteStream, FileAt, FileDownload, Files, Memory};
 use nullspace_store::Caller;
 
 use super::Live;
@@ -20,100 +22,62 @@ use crate::failure::chain;
 /// Deepest listing.
 const MAX_DEPTH: u32 = 32;
 
-/// Where a file operation works, and as whom.
-#[derive(Debug, Clone)]
-pub struct FileAt {
-    /// The sandbox.
-    pub sandbox_id: String,
-    /// Path in it.
-    pub path: String,
-    /// `None`: the sandbox's default user.
-    pub user: Option<String>,
-}
-
-/// A file on its way out of a sandbox.
-pub struct FileDownload {
-    /// What it is. A file that grows meanwhile is longer in the end.
-    pub info: FileInfo,
-    reader: FileReader,
-    live: Arc<Live>,
-    sandbox_id: String,
-}
-
-impl FileDownload {
-    /// The next bytes; `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Bytes>> {
-        tokio::select! {
-            biased;
-            piece = self.reader.next() => piece.map_err(failed),
-            () = self.live.ended.cancelled() => Err(Error::sandbox_not_found(&self.sandbox_id)),
-        }
-    }
-}
-
-/// A file on its way into a sandbox. Dropped half-way it stays as far as it has come.
-pub struct FileUpload {
-    writer: FileWriter,
-    live: Arc<Live>,
-    sandbox_id: String,
-}
-
-impl FileUpload {
-    /// Appends bytes.
-    pub async fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        tokio::select! {
-            biased;
-            written = self.writer.write(bytes) => written.map_err(failed),
-            () = self.live.ended.cancelled() => Err(Error::sandbox_not_found(&self.sandbox_id)),
-        }
-    }
-
-    /// All is there.
-    pub async fn finish(self) -> Result<FileInfo> {
-        self.writer.finish().await.map(shown).map_err(failed)
-    }
-}
-
-impl Engine {
-    /// Opens a regular file for reading.
-    pub async fn read_file(&self, caller: &Caller, at: FileAt) -> Result<FileDownload> {
+#[async_trait]
+impl Files for Engine {
+    async fn read_file(&self, caller: &Caller, at: FileAt) -> Result<FileDownload> {
         let live = self.live(caller, &at.sandbox_id).await?;
         let reader = live.machine.agent.read_file(live.user(at.user), &live.cwd, &at.path).await.map_err(failed)?;
-        Ok(FileDownload { info: shown(reader.entry.clone()), reader, live, sandbox_id: at.sandbox_id })
+        let info = shown(reader.entry.clone());
+        let content = stream::try_unfold((reader, live, at.sandbox_id), |(mut reader, live, id)| async move {
+            let piece = tokio::select! {
+                biased;
+                piece = reader.next() => piece.map_err(failed)?,
+                () = live.ended.cancelled() => return Err(Error::sandbox_not_found(&id)),
+            };
+            Ok(piece.map(|piece| (piece, (reader, live, id))))
+        });
+        Ok(FileDownload { info, content: content.boxed() })
     }
 
-    /// Opens a file for writing: it is made with the directories above it, or emptied.
-    pub async fn write_file(&self, caller: &Caller, at: FileAt) -> Result<FileUpload> {
+    async fn write_file(&self, caller: &Caller, at: FileAt, mut content: ByteStream) -> Result<FileInfo> {
         let live = self.live(caller, &at.sandbox_id).await?;
-        let writer = live.machine.agent.write_file(live.user(at.user), &live.cwd, &at.path).await.map_err(failed)?;
-        Ok(FileUpload { writer, live, sandbox_id: at.sandbox_id })
+        let agent = &live.machine.agent;
+        let mut writer = agent.write_file(live.user(at.user), &live.cwd, &at.path).await.map_err(failed)?;
+        while let Some(piece) = content.next().await {
+            let piece = piece.map_err(|error| Error {
+                source: Some(Arc::new(error)),
+                ..Error::invalid("the content ended before it was whole")
+            })?;
+            tokio::select! {
+                biased;
+                written = writer.write(&piece) => written.map_err(failed)?,
+                () = live.ended.cancelled() => return Err(Error::sandbox_not_found(&at.sandbox_id)),
+            }
+        }
+        writer.finish().await.map(shown).map_err(failed)
     }
 
-    /// The entries of a directory, with `depth` above 1 also those of its directories. `may_keep` is asked with how many
-    /// bytes more they will take in memory; when it says no, the listing is given up.
-    pub async fn list_files(
-        &self,
-        caller: &Caller,
-        at: FileAt,
-        depth: u32,
-        may_keep: impl FnMut(usize) -> bool + Send,
-    ) -> Result<Vec<FileInfo>> {
+    async fn list_files(&self, caller: &Caller, at: FileAt, depth: u32, memory: &dyn Memory) -> Result<Vec<FileInfo>> {
         if !(1..=MAX_DEPTH).contains(&depth) {
             return Err(Error::invalid(format!("depth is {depth}: it must be 1 to {MAX_DEPTH}")));
         }
         let live = self.live(caller, &at.sandbox_id).await?;
-        let list = live.machine.agent.list_files_while(live.user(at.user), &live.cwd, &at.path, depth, may_keep);
-        Ok(list.await.map_err(failed)?.into_iter().map(shown).collect())
+        let mut exhausted = None;
+        let may_keep = |bytes| memory.grow(bytes).map_err(|refused| exhausted = Some(refused)).is_ok();
+        let agent = &live.machine.agent;
+        let listed = agent.list_files_while(live.user(at.user), &live.cwd, &at.path, depth, may_keep).await;
+        match exhausted {
+            Some(exhausted) => Err(exhausted.into()),
+            None => Ok(listed.map_err(failed)?.into_iter().map(shown).collect()),
+        }
     }
 
-    /// One entry.
-    pub async fn file_info(&self, caller: &Caller, at: FileAt) -> Result<FileInfo> {
+    async fn file_info(&self, caller: &Caller, at: FileAt) -> Result<FileInfo> {
         let op = FileOp::Info { path: at.path.clone() };
         self.file_entry(caller, at, op).await
     }
 
-    /// Whether there is something at the path.
-    pub async fn file_exists(&self, caller: &Caller, at: FileAt) -> Result<bool> {
+    async fn file_exists(&self, caller: &Caller, at: FileAt) -> Result<bool> {
         let live = self.live(caller, &at.sandbox_id).await?;
         let info = live.machine.agent.file_entry(live.user(at.user), &live.cwd, FileOp::Info { path: at.path });
         match info.await {
@@ -123,26 +87,22 @@ impl Engine {
         }
     }
 
-    /// Makes a directory and those above it that are missing.
-    pub async fn make_dir(&self, caller: &Caller, at: FileAt) -> Result<FileInfo> {
+    async fn make_dir(&self, caller: &Caller, at: FileAt) -> Result<()> {
         let op = FileOp::MakeDir { path: at.path.clone() };
-        self.file_entry(caller, at, op).await
+        self.file_entry(caller, at, op).await.map(drop)
     }
 
-    /// Renames an entry.
-    pub async fn rename_file(&self, caller: &Caller, at: FileAt, to: String) -> Result<FileInfo> {
+    async fn rename_file(&self, caller: &Caller, at: FileAt, to: String) -> Result<FileInfo> {
         let op = FileOp::Rename { from: at.path.clone(), to };
         self.file_entry(caller, at, op).await
     }
 
-    /// Removes an entry, a directory with all that is in it.
-    pub async fn remove_file(&self, caller: &Caller, at: FileAt) -> Result<()> {
+    async fn remove_file(&self, caller: &Caller, at: FileAt) -> Result<()> {
         let op = FileOp::Remove { path: at.path.clone() };
         self.file_done(caller, at, op).await
     }
 
-    /// Sets permission bits, given in octal.
-    pub async fn set_file_permissions(&self, caller: &Caller, at: FileAt, permissions: &str) -> Result<()> {
+    async fn set_file_permissions(&self, caller: &Caller, at: FileAt, permissions: &str) -> Result<()> {
         let octal =
             (1..=5).contains(&permissions.len()) && permissions.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
         let mode = if octal { u32::from_str_radix(permissions, 8).ok().filter(|mode| *mode <= 0o7777) } else { None };
@@ -152,7 +112,9 @@ impl Engine {
         let op = FileOp::SetMode { path: at.path.clone(), mode };
         self.file_done(caller, at, op).await
     }
+}
 
+impl Engine {
     async fn file_entry(&self, caller: &Caller, at: FileAt, op: FileOp) -> Result<FileInfo> {
         let live = self.live(caller, &at.sandbox_id).await?;
         let entry = live.machine.agent.file_entry(live.user(at.user), &live.cwd, op).await;

@@ -1,7 +1,9 @@
 //! Processes of a sandbox, beyond those that an exec waits for.
 
+use async_trait::async_trait;
 use nullspace_api::{ErrorResponseCode, ProcessInfo, ProcessLogs};
 use nullspace_guest::host::ExecEvent;
+use nullspace_service::Processes;
 use nullspace_store::Caller;
 
 use super::exec_error;
@@ -14,9 +16,9 @@ const KILL: i32 = 9;
 /// What the agent keeps of a process's output at most: 256 KiB of each stream, and what comes while that is sent.
 const MAX_KEPT: usize = 2 << 20;
 
-impl Engine {
-    /// The processes in a sandbox.
-    pub async fn processes(&self, caller: &Caller, id: &str) -> Result<Vec<ProcessInfo>> {
+#[async_trait]
+impl Processes for Engine {
+    async fn list_processes(&self, caller: &Caller, id: &str) -> Result<Vec<ProcessInfo>> {
         let live = self.live(caller, id).await?;
         let processes = live.machine.agent.processes().await.map_err(|error| exec_error(error, "processes"))?;
         let shown = |process: nullspace_guest::message::Process| ProcessInfo {
@@ -27,15 +29,12 @@ impl Engine {
         Ok(processes.into_iter().map(shown).collect())
     }
 
-    /// Ends a process at once.
-    pub async fn kill_process(&self, caller: &Caller, id: &str, pid: u32) -> Result<()> {
+    async fn kill_process(&self, caller: &Caller, id: &str, pid: u32) -> Result<()> {
         let live = self.live(caller, id).await?;
         live.machine.agent.kill(pid, KILL).await.map_err(|error| exec_error(error, "kill"))
     }
 
-    /// What a process that was started in the background, or the start command, has written so far: the last 256 KiB of
-    /// each stream.
-    pub async fn process_logs(&self, caller: &Caller, id: &str, pid: u32) -> Result<ProcessLogs> {
+    async fn process_logs(&self, caller: &Caller, id: &str, pid: u32) -> Result<ProcessLogs> {
         let live = self.live(caller, id).await?;
         let failed = |error| exec_error(error, "logs");
         let mut session = live.machine.agent.output_so_far(pid).await.map_err(failed)?;

@@ -4,12 +4,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use nullspace_api::{ErrorResponse, TemplateBlobPreflightRequest, TemplateBlobPreflightResponse};
-
+use nullspace_service::Caller;
 use utoipa::ToSchema;
 
 use super::{AppState, json};
+use crate::error::Refusal;
 use crate::extract::{JsonBody, PathParam, RawBody};
-use crate::service::{Caller, ServiceError};
 
 /// A body of raw bytes, for the document.
 #[derive(ToSchema)]
@@ -32,7 +32,7 @@ pub(super) async fn preflight_template_blobs(
     State(state): State<AppState>,
     caller: Caller,
     JsonBody(request): JsonBody<TemplateBlobPreflightRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.preflight_blobs(&caller, request).await?)
 }
 
@@ -56,7 +56,7 @@ pub(super) async fn upload_template_blob(
     caller: Caller,
     PathParam(blob_id): PathParam,
     RawBody(bytes): RawBody,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     state.service.upload_blob(&caller, &blob_id, bytes).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

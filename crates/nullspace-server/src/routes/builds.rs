@@ -9,13 +9,14 @@ use nullspace_api::{
     RetryTemplateBuildRequest, TemplateBuild, TemplateBuildLogEntry, TemplateBuildPlanResponse,
     TemplateBuildStatusSnapshot, TemplateBuildValidationResponse, TemplateInfo,
 };
+use nullspace_service::{Caller, RequestContext, Warned};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{AppState, json, warned, with_warnings};
+use crate::error::Refusal;
 use crate::extract::{JsonBody, OptionalJsonBody, PathParam, QueryParams};
 use crate::serve::Stopping;
-use crate::service::{Caller, RequestContext, ServiceError, Warned};
 use crate::sse;
 
 /// Start a background template build
@@ -41,7 +42,7 @@ pub(super) async fn start_template_build(
     caller: Caller,
     context: RequestContext,
     JsonBody(request): JsonBody<CreateTemplateRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     warned(StatusCode::ACCEPTED, &state.service.start_build(&caller, request, &context).await?)
 }
 
@@ -69,7 +70,7 @@ pub(super) async fn build_template(
     context: RequestContext,
     stopping: Option<Extension<Stopping>>,
     JsonBody(request): JsonBody<CreateTemplateRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     // Before anything is begun that nobody would hear of.
     let following = sse::follow(&state, &caller)?;
     let context = RequestContext { refuse_unknown_files: true, ..context };
@@ -100,7 +101,7 @@ pub(super) async fn create_template(
     caller: Caller,
     context: RequestContext,
     JsonBody(request): JsonBody<CreateTemplateRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let context = RequestContext { refuse_unknown_files: true, ..context };
     let Warned { value: build, warnings } = state.service.start_build(&caller, request, &context).await?;
     let value = state.service.wait_for_template(&caller, &build.build_id).await?;
@@ -122,7 +123,7 @@ pub(super) async fn validate_template_build(
     State(state): State<AppState>,
     caller: Caller,
     JsonBody(request): JsonBody<CreateTemplateRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.validate_build(&caller, request).await?)
 }
 
@@ -144,7 +145,7 @@ pub(super) async fn plan_template_build(
     State(state): State<AppState>,
     caller: Caller,
     JsonBody(request): JsonBody<CreateTemplateRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.plan_build(&caller, request).await?)
 }
 
@@ -170,7 +171,7 @@ pub(super) async fn retry_template_build(
     caller: Caller,
     PathParam(build_id): PathParam,
     OptionalJsonBody(request): OptionalJsonBody<RetryTemplateBuildRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     warned(StatusCode::ACCEPTED, &state.service.retry_build(&caller, &build_id, request).await?)
 }
 
@@ -195,7 +196,7 @@ pub(super) async fn promote_template_build(
     caller: Caller,
     PathParam(build_id): PathParam,
     JsonBody(request): JsonBody<PromoteTemplateBuildRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     warned(StatusCode::OK, &state.service.promote_build(&caller, &build_id, request).await?)
 }
 
@@ -224,7 +225,7 @@ pub(super) async fn get_template_build_status(
     caller: Caller,
     PathParam(build_id): PathParam,
     QueryParams(query): QueryParams<StatusQuery>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.build_status(&caller, &build_id, query.offset.unwrap_or(0)).await?)
 }
 
@@ -263,7 +264,7 @@ pub(super) async fn stream_template_build_logs(
     headers: HeaderMap,
     PathParam(build_id): PathParam,
     QueryParams(query): QueryParams<LogsQuery>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let offset = query.offset.or(query.cursor).or_else(|| after_last_event(&headers)).unwrap_or(0);
     let following = sse::follow(&state, &caller)?;
     let entries = state.service.build_logs(&caller, &build_id, offset, query.follow.unwrap_or(false)).await?;
@@ -297,6 +298,6 @@ pub(super) async fn cancel_template_build(
     caller: Caller,
     PathParam(build_id): PathParam,
     OptionalJsonBody(request): OptionalJsonBody<CancelTemplateBuildRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.cancel_build(&caller, &build_id, request.reason).await?)
 }

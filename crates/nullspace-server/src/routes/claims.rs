@@ -4,10 +4,11 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use nullspace_api::{ErrorResponse, ReserveTemplateNameRequest, TemplateNameClaim, TemplateNamespaceInfo};
+use nullspace_service::Caller;
 
 use super::{AppState, json};
+use crate::error::Refusal;
 use crate::extract::{JsonBody, PathParam};
-use crate::service::{Caller, ServiceError};
 
 /// Reserve a name
 ///
@@ -28,7 +29,7 @@ pub(super) async fn reserve_template_name(
     State(state): State<AppState>,
     caller: Caller,
     JsonBody(request): JsonBody<ReserveTemplateNameRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::CREATED, &state.service.reserve_name(&caller, &request.template_ref).await?)
 }
 
@@ -50,7 +51,7 @@ pub(super) async fn release_template_name_claim(
     State(state): State<AppState>,
     caller: Caller,
     PathParam(token): PathParam,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     state.service.release_name(&caller, &token).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -73,6 +74,6 @@ pub(super) async fn get_template_namespace(
     State(state): State<AppState>,
     caller: Caller,
     PathParam(slug): PathParam,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.namespace(&caller, &slug).await?)
 }

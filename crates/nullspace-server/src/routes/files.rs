@@ -1,6 +1,7 @@
 //! Files of a sandbox: in JSON for small ones, raw and streamed for all.
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -15,18 +16,17 @@ use nullspace_api::{
     ReadFileRequestEncoding, ReadFileResponse, RenameRequest, SetPermissionsRequest, WriteFileRequest,
     WriteFileRequestEncoding,
 };
+use nullspace_service::{Caller, Exhausted, FileAt};
 use serde::Deserialize;
 use serde_json::json as object;
 use utoipa::{IntoParams, ToSchema};
 
 use super::blobs::RawBytes;
 use super::{AppState, json};
-use crate::budget::Exhausted;
+use crate::error::Refusal;
 use crate::extract::{JsonBody, OwnSandbox, PathParam, QueryParams, as_it_arrives};
-use crate::files::{FileAt, FileContent};
-use crate::form;
+use crate::form::{self, Content};
 use crate::long::{self, Long};
-use crate::service::{Caller, ErrorKind, ServiceError};
 
 /// Largest file that is read into a JSON answer, bytes.
 const MAX_JSON_FILE: usize = 16 << 20;
@@ -55,8 +55,8 @@ pub(super) async fn read_file(
     caller: Caller,
     OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<ReadFileRequest>,
-) -> Result<Response, ServiceError> {
-    let room = state.budget.room(&caller.tenant_id);
+) -> Result<Response, Refusal> {
+    let room = state.budget.room(caller.tenant);
     let mut file = state.service.read_file(&caller, at(id, request.path, request.user)).await?;
     let mut content = Vec::new();
     while let Some(piece) = file.content.next().await {
@@ -65,7 +65,7 @@ pub(super) async fn read_file(
         if len > MAX_JSON_FILE {
             let message =
                 format!("The file is larger than {MAX_JSON_FILE} bytes: use `GET /v1/sandboxes/{{id}}/file`.");
-            return Err(ServiceError::new(ErrorKind::TooLarge, ErrorResponseCode::FileError, message));
+            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorResponseCode::FileError, message));
         }
         if len > content.capacity() {
             let capacity = len.max(2 * content.capacity()).min(MAX_JSON_FILE);
@@ -114,8 +114,8 @@ pub(super) async fn write_file(
     caller: Caller,
     OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<WriteFileRequest>,
-) -> Result<Response, ServiceError> {
-    let room = state.budget.room(&caller.tenant_id);
+) -> Result<Response, Refusal> {
+    let room = state.budget.room(caller.tenant);
     let content = match request.encoding.unwrap_or_default() {
         WriteFileRequestEncoding::Utf8 => Bytes::from(request.content),
         WriteFileRequestEncoding::Base64 => {
@@ -123,7 +123,7 @@ pub(super) async fn write_file(
             STANDARD
                 .decode(request.content)
                 .map(Bytes::from)
-                .map_err(|error| ServiceError::invalid(format!("`content` is not base64: {error}.")))?
+                .map_err(|error| Refusal::invalid(format!("`content` is not base64: {error}.")))?
         }
     };
     let content = stream::once(async move { Ok(content) }).boxed();
@@ -157,7 +157,7 @@ pub(super) async fn download_file(
     caller: Caller,
     PathParam(id): PathParam,
     QueryParams(query): QueryParams<FileQuery>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let file = state.service.read_file(&caller, at(id, query.path, query.user)).await?;
     // No length: the guest may change the file meanwhile. A transfer that fails ends without the last chunk, which clients see.
     let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
@@ -205,10 +205,9 @@ pub(super) async fn upload_file_raw(
     OwnSandbox(id): OwnSandbox,
     QueryParams(query): QueryParams<FileQuery>,
     request: Request,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let content = body(&state, request);
-    state.service.write_file(&caller, at(id, query.path, query.user), content).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    upload(&state, &caller, at(id, query.path, query.user), content).await
 }
 
 /// Upload a file from a form
@@ -233,29 +232,44 @@ pub(super) async fn upload_file_multipart(
     OwnSandbox(id): OwnSandbox,
     QueryParams(query): QueryParams<FileQuery>,
     request: Request,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let boundary = form::boundary(request.headers())?;
     let content = body(&state, request);
     let at = at(id, query.path, query.user);
-    match boundary {
-        None => state.service.write_file(&caller, at, content).await?,
-        Some(boundary) => {
-            let content = form::file(content, boundary, "file").await?;
-            state.service.write_file(&caller, at, content).await?
-        }
+    let content = match boundary {
+        None => content,
+        Some(boundary) => form::file(content, boundary, "file").await?,
     };
+    upload(&state, &caller, at, content).await
+}
+
+/// Writes a file from a body. When the body broke off, the answer says what was wrong with it.
+async fn upload(state: &AppState, caller: &Caller, at: FileAt, content: Content) -> Result<Response, Refusal> {
+    let broke = Arc::new(Mutex::new(None));
+    let noted = Arc::clone(&broke);
+    let content = content.map(move |piece| {
+        piece.map_err(|refusal| {
+            *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+            io::Error::other("the body broke off")
+        })
+    });
+    let written = state.service.write_file(caller, at, content.boxed()).await;
+    if let Some(refusal) = broke.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Err(refusal);
+    }
+    written?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// The body as it arrives, with faults in words for the caller.
-fn body(state: &AppState, request: Request) -> FileContent {
+fn body(state: &AppState, request: Request) -> Content {
     let seconds = state.config.body_timeout.as_secs();
     let explained = move |error: io::Error| match error.kind() {
         io::ErrorKind::TimedOut => {
             let message = format!("Nothing of the body arrived for {seconds} s.");
-            ServiceError::new(ErrorKind::RequestTimeout, ErrorResponseCode::InvalidRequest, message)
+            Refusal::new(StatusCode::REQUEST_TIMEOUT, ErrorResponseCode::InvalidRequest, message)
         }
-        _ => ServiceError::invalid("The body ended early.").with_source(error),
+        _ => Refusal::invalid("The body ended early.").with_source(error),
     };
     as_it_arrives(request, &state.config).map(move |piece| piece.map_err(explained)).boxed()
 }
@@ -289,9 +303,9 @@ pub(super) async fn list_dir(
     caller: Caller,
     PathParam(id): PathParam,
     QueryParams(query): QueryParams<ListQuery>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let at = at(id, query.path.unwrap_or_else(|| ".".into()), query.user);
-    let room = state.budget.room(&caller.tenant_id);
+    let room = state.budget.room(caller.tenant);
     json(StatusCode::OK, &state.service.list_files(&caller, at, query.depth.unwrap_or(1), &room).await?)
 }
 
@@ -313,7 +327,7 @@ pub(super) async fn file_info(
     caller: Caller,
     OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<PathRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.file_info(&caller, at(id, request.path, request.user)).await?)
 }
 
@@ -335,7 +349,7 @@ pub(super) async fn file_exists(
     caller: Caller,
     OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<PathRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let exists = state.service.file_exists(&caller, at(id, request.path, request.user)).await?;
     json(StatusCode::OK, &FileExistsResponse200 { exists })
 }
@@ -359,7 +373,7 @@ pub(super) async fn make_dir(
     caller: Caller,
     OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<PathRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     state.service.make_dir(&caller, at(id, request.path, request.user)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -382,7 +396,7 @@ pub(super) async fn remove_file(
     caller: Caller,
     OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<PathRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     state.service.remove_file(&caller, at(id, request.path, request.user)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -406,7 +420,7 @@ pub(super) async fn rename_file(
     caller: Caller,
     OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<RenameRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let at = at(id, request.old_path, request.user);
     json(StatusCode::OK, &state.service.rename_file(&caller, at, request.new_path).await?)
 }
@@ -430,7 +444,7 @@ pub(super) async fn set_file_permissions(
     caller: Caller,
     OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<SetPermissionsRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let at = at(id, request.path, request.user);
     state.service.set_file_permissions(&caller, at, &request.permissions).await?;
     Ok(StatusCode::NO_CONTENT.into_response())

@@ -10,8 +10,8 @@ use secrecy::ExposeSecret;
 
 use super::AppState;
 use crate::edge;
+use crate::error::Refusal;
 use crate::serve::Peer;
-use crate::service::{ErrorKind, ServiceError};
 
 /// Is the service alive?
 ///
@@ -24,7 +24,7 @@ use crate::service::{ErrorKind, ServiceError};
     security(()),
     responses((status = 200, description = "It is.", body = HealthCheckResponse200)),
 )]
-pub(super) async fn health_check() -> Result<Response, ServiceError> {
+pub(super) async fn health_check() -> Result<Response, Refusal> {
     super::json(StatusCode::OK, &HealthCheckResponse200 { status: "ok".to_owned() })
 }
 
@@ -35,7 +35,7 @@ pub(super) async fn readiness(
     RawQuery(query): RawQuery,
     peer: Option<Extension<Peer>>,
     headers: HeaderMap,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     state.service.ready().await?;
     let verbose =
         query.as_deref().is_some_and(|query| query.split('&').any(|part| matches!(part, "verbose" | "verbose=")));
@@ -44,7 +44,7 @@ pub(super) async fn readiness(
     }
     for_operators(&state, peer.as_deref(), &headers)?;
     let mut page = String::from("ok\n");
-    for line in state.service.details().await? {
+    for line in state.service.details() {
         page.push_str(&line);
         page.push('\n');
     }
@@ -52,7 +52,7 @@ pub(super) async fn readiness(
 }
 
 /// Refuses whoever shows no token, and without one in the settings whoever is not on this host.
-fn for_operators(state: &AppState, peer: Option<&Peer>, headers: &HeaderMap) -> Result<(), ServiceError> {
+fn for_operators(state: &AppState, peer: Option<&Peer>, headers: &HeaderMap) -> Result<(), Refusal> {
     let config = &state.config;
     let allowed = match &config.metrics_token {
         Some(token) => edge::bearer(headers).is_some_and(|shown| same(shown.expose_secret(), token.expose_secret())),
@@ -69,7 +69,7 @@ fn for_operators(state: &AppState, peer: Option<&Peer>, headers: &HeaderMap) -> 
         }
         false => "This page is for this host, or for whoever shows the metrics_token of the settings.",
     };
-    Err(ServiceError::new(ErrorKind::Unauthorized, ErrorResponseCode::Unauthorized, message))
+    Err(Refusal::new(StatusCode::UNAUTHORIZED, ErrorResponseCode::Unauthorized, message))
 }
 
 /// Counters in Prometheus' text form.
@@ -77,10 +77,10 @@ pub(super) async fn metrics(
     State(state): State<AppState>,
     peer: Option<Extension<Peer>>,
     headers: HeaderMap,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     for_operators(&state, peer.as_deref(), &headers)?;
     let page = state.service.metrics().await?;
-    let page = state.metrics.page(&page, state.budget.held()).map_err(ServiceError::internal)?;
+    let page = state.metrics.page(&page, state.budget.held()).map_err(Refusal::internal)?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], page).into_response())
 }

@@ -12,7 +12,7 @@ mod sandboxes;
 mod sockets;
 mod templates;
 
-pub(crate) use refs::Documented as ByReference;
+pub(crate) use refs::document as document_by_reference;
 
 use std::sync::Arc;
 
@@ -21,16 +21,17 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
+use nullspace_service::{Service, Warned};
 use serde::Serialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::budget::Budget;
 use crate::config::ServerConfig;
+use crate::error::Refusal;
 use crate::limits::Limiter;
 use crate::metrics::HttpMetrics;
 use crate::places::Places;
-use crate::service::{Service, ServiceError, Warned};
 use crate::standing::Standings;
 use crate::{admit, edge, not_served};
 
@@ -140,19 +141,19 @@ pub fn routers(service: Arc<dyn Service>, config: ServerConfig) -> Routers {
     Routers { api, operators }
 }
 
-async fn no_operators_route() -> ServiceError {
+async fn no_operators_route() -> Refusal {
     let message = "There is no such route here: this address has /healthz, /readyz and /metrics.";
-    ServiceError::not_found(nullspace_api::ErrorResponseCode::NotFound, message)
+    Refusal::new(StatusCode::NOT_FOUND, nullspace_api::ErrorResponseCode::NotFound, message)
 }
 
-async fn fallback(method: Method, uri: Uri) -> ServiceError {
+async fn fallback(method: Method, uri: Uri) -> Refusal {
     not_served::refusal(&method, uri.path())
 }
 
 /// The path has a handler, but not for this method: the contract may still know the operation.
-async fn method_not_allowed(method: Method, uri: Uri) -> ServiceError {
+async fn method_not_allowed(method: Method, uri: Uri) -> Refusal {
     match not_served::refusal(&method, uri.path()) {
-        known if known.kind() == crate::ErrorKind::NotImplemented => known,
+        known if known.status == StatusCode::NOT_IMPLEMENTED => known,
         _ => not_served::method_not_allowed(&method),
     }
 }
@@ -172,11 +173,11 @@ fn with_warnings(mut response: Response, warnings: &[String]) -> Response {
 }
 
 /// An answer with its warnings.
-fn warned<T: Serialize>(status: StatusCode, answer: &Warned<T>) -> Result<Response, ServiceError> {
+fn warned<T: Serialize>(status: StatusCode, answer: &Warned<T>) -> Result<Response, Refusal> {
     Ok(with_warnings(json(status, &answer.value)?, &answer.warnings))
 }
 
-fn json<T: Serialize>(status: StatusCode, value: &T) -> Result<Response, ServiceError> {
-    let bytes = serde_json::to_vec(value).map_err(ServiceError::internal)?;
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Result<Response, Refusal> {
+    let bytes = serde_json::to_vec(value).map_err(Refusal::internal)?;
     Ok((status, [(axum::http::header::CONTENT_TYPE, "application/json")], bytes).into_response())
 }

@@ -10,12 +10,13 @@ use nullspace_api::{
     TemplateBuildListResponse, TemplateBuildSourceType, TemplateBuildStatus, TemplateInfo, TemplateTagInfo,
     UpdateTemplateVisibilityRequest,
 };
+use nullspace_service::{BuildQuery, Caller};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{AppState, json, warned};
+use crate::error::Refusal;
 use crate::extract::{JsonBody, PathParam, PathParams, QueryParams};
-use crate::service::{BuildQuery, Caller, ServiceError};
 
 /// Which builds to list.
 #[derive(Deserialize, IntoParams)]
@@ -61,7 +62,7 @@ pub(super) async fn list_template_tags(
     State(state): State<AppState>,
     caller: Caller,
     PathParam(reference): PathParam,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.template_tags(&caller, &reference).await?)
 }
 
@@ -86,7 +87,7 @@ pub(super) async fn assign_template_tags(
     caller: Caller,
     PathParam(reference): PathParam,
     JsonBody(request): JsonBody<AssignTagsRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     warned(StatusCode::OK, &state.service.assign_tags(&caller, &reference, request.tags).await?)
 }
 
@@ -107,7 +108,7 @@ pub(super) async fn remove_template_tag(
     State(state): State<AppState>,
     caller: Caller,
     PathParams(reference, tag): PathParams,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     state.service.remove_tag(&caller, &reference, &tag).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -129,7 +130,7 @@ pub(super) async fn list_template_aliases(
     State(state): State<AppState>,
     caller: Caller,
     PathParam(reference): PathParam,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.template_aliases(&caller, &reference).await?)
 }
 
@@ -150,7 +151,7 @@ pub(super) async fn remove_template_alias(
     State(state): State<AppState>,
     caller: Caller,
     PathParams(reference, alias): PathParams,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     state.service.remove_alias(&caller, &reference, &alias).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -174,7 +175,7 @@ pub(super) async fn list_template_builds(
     caller: Caller,
     PathParam(reference): PathParam,
     QueryParams(query): QueryParams<BuildsQuery>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.template_builds(&caller, &reference, query.into()).await?)
 }
 
@@ -200,7 +201,7 @@ pub(super) async fn rename_template(
     caller: Caller,
     PathParam(reference): PathParam,
     JsonBody(request): JsonBody<RenameTemplateRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.rename_template(&caller, &reference, &request.new_name).await?)
 }
 
@@ -226,6 +227,6 @@ pub(super) async fn update_template_visibility(
     caller: Caller,
     PathParam(reference): PathParam,
     JsonBody(request): JsonBody<UpdateTemplateVisibilityRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     warned(StatusCode::OK, &state.service.set_visibility(&caller, &reference, request.visibility).await?)
 }

@@ -4,10 +4,11 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use nullspace_api::{ErrorResponse, ProcessInfo, ProcessLogs, SendStdinRequest};
+use nullspace_service::Caller;
 
 use super::{AppState, json};
+use crate::error::Refusal;
 use crate::extract::{JsonBody, OwnSandboxAnd, PathParam, PathParams};
-use crate::service::{Caller, ServiceError};
 
 /// List a sandbox's processes
 #[utoipa::path(
@@ -28,7 +29,7 @@ pub(super) async fn list_processes(
     State(state): State<AppState>,
     caller: Caller,
     PathParam(id): PathParam,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.list_processes(&caller, &id).await?)
 }
 
@@ -50,7 +51,7 @@ pub(super) async fn kill_process(
     State(state): State<AppState>,
     caller: Caller,
     PathParams(id, pid): PathParams,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     state.service.kill_process(&caller, &id, number(&pid)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -73,7 +74,7 @@ pub(super) async fn get_process_logs(
     State(state): State<AppState>,
     caller: Caller,
     PathParams(id, pid): PathParams,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.process_logs(&caller, &id, number(&pid)?).await?)
 }
 
@@ -100,11 +101,11 @@ pub(super) async fn send_stdin(
     caller: Caller,
     OwnSandboxAnd(id, pid): OwnSandboxAnd,
     JsonBody(request): JsonBody<SendStdinRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     state.service.send_stdin(&caller, &id, number(&pid)?, request.data.as_bytes()).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-fn number(pid: &str) -> Result<u32, ServiceError> {
-    pid.parse().map_err(|_| ServiceError::invalid("The pid in the path must be a number."))
+fn number(pid: &str) -> Result<u32, Refusal> {
+    pid.parse().map_err(|_| Refusal::invalid("The pid in the path must be a number."))
 }

@@ -9,41 +9,52 @@
 //! A router cannot tell where a reference ends, so there is one route for all, and [`dispatch`] reads the path's tail.
 
 use axum::extract::{FromRequest, FromRequestParts, Request, State};
-use axum::http::{HeaderValue, Method, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use nullspace_api::{
-    AssignTagsRequest, ErrorResponse, RenameTemplateRequest, TemplateAliasInfo, TemplateBuildListResponse,
-    TemplateInfo, TemplateTagInfo, UpdateTemplateVisibilityRequest,
-};
-use utoipa::OpenApi;
+use nullspace_service::Caller;
+use utoipa::openapi::{OpenApi, PathItem, RefOr};
 
-use super::names::BuildsQuery;
-use super::templates::FieldsQuery;
 use super::{AppState, names, templates};
+use crate::error::Refusal;
 use crate::extract::{JsonBody, PathParam, PathParams, QueryParams, wrong_path};
 use crate::not_served;
-use crate::service::{Caller, ErrorKind, ServiceError};
 
 /// Where these routes are.
 const PREFIX: &str = "/v1/templates/refs/";
 /// The one route.
 pub(super) const ROUTE: &str = "/v1/templates/refs/{*path}";
 
-/// Their part of the OpenAPI document, which the one route cannot give.
-#[derive(OpenApi)]
-#[openapi(paths(
-    get_template_by_ref,
-    delete_template_by_ref,
-    list_template_tags_by_ref,
-    assign_template_tags_by_ref,
-    remove_template_tag_by_ref,
-    list_template_aliases_by_ref,
-    remove_template_alias_by_ref,
-    list_template_builds_by_ref,
-    rename_template_by_ref,
-    update_template_visibility_by_ref,
-))]
-pub(crate) struct Documented;
+/// The same operations by id: handlers, parameters and answers are theirs.
+const BY_ID: &str = "/v1/templates/{id}";
+
+/// Operations whose description the contract has by id only.
+const DESCRIBED_BY_ID: [&str; 2] = ["delete_template", "update_template_visibility"];
+
+/// Adds these routes to the document, which knows those by id: one route cannot document them by itself.
+pub(crate) fn document(document: &mut OpenApi) {
+    let mut by_reference = Vec::new();
+    for (path, item) in &document.paths.paths {
+        let Some(rest) = path.strip_prefix(BY_ID) else { continue };
+        let mut item = item.clone();
+        let PathItem { get, put, post, delete, patch, .. } = &mut item;
+        for operation in [get, put, post, delete, patch].into_iter().flatten() {
+            if operation.operation_id.as_deref().is_some_and(|id| DESCRIBED_BY_ID.contains(&id)) {
+                operation.description = None;
+            }
+            operation.operation_id = operation.operation_id.take().map(|id| format!("{id}_by_ref"));
+            for parameter in operation.parameters.iter_mut().flatten() {
+                if let RefOr::T(parameter) = parameter
+                    && parameter.name == "id"
+                {
+                    parameter.name = "ref".to_owned();
+                    parameter.description = Some("A reference, percent-encoded or not".to_owned());
+                }
+            }
+        }
+        by_reference.push((format!("{PREFIX}{{ref}}{rest}"), item));
+    }
+    document.paths.paths.extend(by_reference);
+}
 
 /// What of a template a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +77,7 @@ struct Reading {
 }
 
 /// Finds out what is meant, and does it.
-pub(super) async fn dispatch(state: State<AppState>, request: Request) -> Result<Response, ServiceError> {
+pub(super) async fn dispatch(state: State<AppState>, request: Request) -> Result<Response, Refusal> {
     let (mut parts, body) = request.into_parts();
     let caller = Caller::from_request_parts(&mut parts, &state).await?;
     let path = parts.uri.path().strip_prefix(PREFIX).unwrap_or_default();
@@ -78,13 +89,14 @@ pub(super) async fn dispatch(state: State<AppState>, request: Request) -> Result
         [] => return Ok(method_not_allowed(&parts.method, &readings)),
         [only] => (*only).clone(),
         // A template that is there goes before a part of another one.
-        [whole, others @ ..] => match state.service.get_template(&caller, &whole.reference).await {
-            Ok(_) => (*whole).clone(),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                others.first().map_or_else(|| (*whole).clone(), |other| (*other).clone())
+        [whole, others @ ..] => {
+            let found = state.service.get_template(&caller, &whole.reference).await.map_err(Refusal::from);
+            match (found, others.first()) {
+                (Err(refusal), Some(other)) if refusal.status == StatusCode::NOT_FOUND => (*other).clone(),
+                (Err(refusal), _) if refusal.status != StatusCode::NOT_FOUND => return Err(refusal),
+                _ => (*whole).clone(),
             }
-            Err(error) => return Err(error),
-        },
+        }
     };
     let request = Request::from_parts(parts, body);
     act(state, caller, reading, request).await
@@ -102,49 +114,41 @@ fn method_not_allowed(method: &Method, readings: &[Reading]) -> Response {
     response
 }
 
-async fn act(
-    state: State<AppState>,
-    caller: Caller,
-    reading: Reading,
-    request: Request,
-) -> Result<Response, ServiceError> {
+async fn act(state: State<AppState>, caller: Caller, reading: Reading, request: Request) -> Result<Response, Refusal> {
     let Reading { reference, part } = reading;
     let deletes = request.method() == Method::DELETE;
     let posts = request.method() == Method::POST;
     let named = PathParam(reference.clone());
     match part {
-        Part::Template if deletes => delete_template_by_ref(state, caller, named).await,
+        Part::Template if deletes => templates::delete_template(state, caller, named).await,
         Part::Template => {
             let query = query(request, &state).await?;
-            get_template_by_ref(state, caller, named, query).await
+            templates::get_template(state, caller, named, query).await
         }
         Part::Tags if posts => {
             let body = JsonBody::from_request(request, &state).await?;
-            assign_template_tags_by_ref(state, caller, named, body).await
+            names::assign_template_tags(state, caller, named, body).await
         }
-        Part::Tags => list_template_tags_by_ref(state, caller, named).await,
-        Part::Tag(tag) => remove_template_tag_by_ref(state, caller, PathParams(reference, tag)).await,
-        Part::Aliases => list_template_aliases_by_ref(state, caller, named).await,
-        Part::Alias(alias) => remove_template_alias_by_ref(state, caller, PathParams(reference, alias)).await,
+        Part::Tags => names::list_template_tags(state, caller, named).await,
+        Part::Tag(tag) => names::remove_template_tag(state, caller, PathParams(reference, tag)).await,
+        Part::Aliases => names::list_template_aliases(state, caller, named).await,
+        Part::Alias(alias) => names::remove_template_alias(state, caller, PathParams(reference, alias)).await,
         Part::Builds => {
             let query = query(request, &state).await?;
-            list_template_builds_by_ref(state, caller, named, query).await
+            names::list_template_builds(state, caller, named, query).await
         }
         Part::Rename => {
             let body = JsonBody::from_request(request, &state).await?;
-            rename_template_by_ref(state, caller, named, body).await
+            names::rename_template(state, caller, named, body).await
         }
         Part::Visibility => {
             let body = JsonBody::from_request(request, &state).await?;
-            update_template_visibility_by_ref(state, caller, named, body).await
+            names::update_template_visibility(state, caller, named, body).await
         }
     }
 }
 
-async fn query<T: serde::de::DeserializeOwned>(
-    request: Request,
-    state: &AppState,
-) -> Result<QueryParams<T>, ServiceError> {
+async fn query<T: serde::de::DeserializeOwned>(request: Request, state: &AppState) -> Result<QueryParams<T>, Refusal> {
     QueryParams::from_request_parts(&mut request.into_parts().0, state).await
 }
 
@@ -165,7 +169,7 @@ fn methods(part: &Part) -> &'static [Method] {
 }
 
 /// Every reading of a path, the whole as a reference first. A reference has at most one slash.
-fn readings(path: &str) -> Result<Vec<Reading>, ServiceError> {
+fn readings(path: &str) -> Result<Vec<Reading>, Refusal> {
     let segments: Vec<String> = path.split('/').map(decode).collect::<Result<_, _>>()?;
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();
     let mut found = Vec::new();
@@ -200,7 +204,7 @@ fn readings(path: &str) -> Result<Vec<Reading>, ServiceError> {
 }
 
 /// A segment without its percent-encoding.
-fn decode(segment: &str) -> Result<String, ServiceError> {
+fn decode(segment: &str) -> Result<String, Refusal> {
     let mut bytes = Vec::with_capacity(segment.len());
     let mut rest = segment.bytes();
     while let Some(byte) = rest.next() {
@@ -213,230 +217,6 @@ fn decode(segment: &str) -> Result<String, ServiceError> {
         bytes.push(u8::try_from(high * 16 + low).map_err(|_| wrong_path())?);
     }
     String::from_utf8(bytes).map_err(|_| wrong_path())
-}
-
-/// List a template's tags
-#[utoipa::path(
-    get,
-    path = "/v1/templates/refs/{ref}/tags",
-    operation_id = "list_template_tags_by_ref",
-    tag = "templates",
-    params(("ref" = String, Path, description = "A reference, percent-encoded or not")),
-    responses(
-        (status = 200, description = "Its tags, by name.", body = Vec<TemplateTagInfo>),
-        (status = 404, description = "There is no such template.", body = ErrorResponse),
-        (status = 501, description = "This deployment has no template store.", body = ErrorResponse),
-    ),
-)]
-async fn list_template_tags_by_ref(
-    state: State<AppState>,
-    caller: Caller,
-    reference: PathParam,
-) -> Result<Response, ServiceError> {
-    names::list_template_tags(state, caller, reference).await
-}
-
-/// Set tags
-///
-/// Makes tags point to what the reference means.
-#[utoipa::path(
-    post,
-    path = "/v1/templates/refs/{ref}/tags",
-    operation_id = "assign_template_tags_by_ref",
-    tag = "templates",
-    params(("ref" = String, Path, description = "A reference, percent-encoded or not")),
-    request_body = AssignTagsRequest,
-    responses(
-        (status = 200, description = "The template.", body = TemplateInfo),
-        (status = 404, description = "There is no such template.", body = ErrorResponse),
-        (status = 501, description = "This deployment has no template store.", body = ErrorResponse),
-    ),
-)]
-async fn assign_template_tags_by_ref(
-    state: State<AppState>,
-    caller: Caller,
-    reference: PathParam,
-    request: JsonBody<AssignTagsRequest>,
-) -> Result<Response, ServiceError> {
-    names::assign_template_tags(state, caller, reference, request).await
-}
-
-/// Remove a tag
-#[utoipa::path(
-    delete,
-    path = "/v1/templates/refs/{ref}/tags/{tag}",
-    operation_id = "remove_template_tag_by_ref",
-    tag = "templates",
-    params(("ref" = String, Path, description = "A reference, percent-encoded or not"), ("tag" = String, Path, description = "The tag")),
-    responses(
-        (status = 204, description = "It is removed."),
-        (status = 404, description = "There is no such template or tag.", body = ErrorResponse),
-        (status = 501, description = "This deployment has no template store.", body = ErrorResponse),
-    ),
-)]
-async fn remove_template_tag_by_ref(
-    state: State<AppState>,
-    caller: Caller,
-    names: PathParams,
-) -> Result<Response, ServiceError> {
-    names::remove_template_tag(state, caller, names).await
-}
-
-/// List a template's older names
-#[utoipa::path(
-    get,
-    path = "/v1/templates/refs/{ref}/aliases",
-    operation_id = "list_template_aliases_by_ref",
-    tag = "templates",
-    params(("ref" = String, Path, description = "A reference, percent-encoded or not")),
-    responses(
-        (status = 200, description = "Its older names.", body = Vec<TemplateAliasInfo>),
-        (status = 404, description = "There is no such template.", body = ErrorResponse),
-        (status = 501, description = "This deployment has no template store.", body = ErrorResponse),
-    ),
-)]
-async fn list_template_aliases_by_ref(
-    state: State<AppState>,
-    caller: Caller,
-    reference: PathParam,
-) -> Result<Response, ServiceError> {
-    names::list_template_aliases(state, caller, reference).await
-}
-
-/// Remove an older name
-#[utoipa::path(
-    delete,
-    path = "/v1/templates/refs/{ref}/aliases/{alias}",
-    operation_id = "remove_template_alias_by_ref",
-    tag = "templates",
-    params(("ref" = String, Path, description = "A reference, percent-encoded or not"), ("alias" = String, Path, description = "`name` or `namespace/name`")),
-    responses(
-        (status = 204, description = "It is removed, and the name is free."),
-        (status = 404, description = "There is no such template or alias.", body = ErrorResponse),
-        (status = 501, description = "This deployment has no template store.", body = ErrorResponse),
-    ),
-)]
-async fn remove_template_alias_by_ref(
-    state: State<AppState>,
-    caller: Caller,
-    names: PathParams,
-) -> Result<Response, ServiceError> {
-    names::remove_template_alias(state, caller, names).await
-}
-
-/// List a template's builds
-///
-/// Newest first; failed ones and those whose tags have moved, too.
-#[utoipa::path(
-    get,
-    path = "/v1/templates/refs/{ref}/builds",
-    operation_id = "list_template_builds_by_ref",
-    tag = "templates",
-    params(("ref" = String, Path, description = "A reference, percent-encoded or not"), BuildsQuery),
-    responses(
-        (status = 200, description = "One page of builds.", body = TemplateBuildListResponse),
-        (status = 404, description = "There is no such template.", body = ErrorResponse),
-    ),
-)]
-async fn list_template_builds_by_ref(
-    state: State<AppState>,
-    caller: Caller,
-    reference: PathParam,
-    query: QueryParams<BuildsQuery>,
-) -> Result<Response, ServiceError> {
-    names::list_template_builds(state, caller, reference, query).await
-}
-
-/// Rename a template
-///
-/// The old name stays as an alias.
-#[utoipa::path(
-    post,
-    path = "/v1/templates/refs/{ref}/rename",
-    operation_id = "rename_template_by_ref",
-    tag = "templates",
-    params(("ref" = String, Path, description = "A reference, percent-encoded or not")),
-    request_body = RenameTemplateRequest,
-    responses(
-        (status = 200, description = "The template.", body = TemplateInfo),
-        (status = 404, description = "There is no such template.", body = ErrorResponse),
-        (status = 409, description = "The name is taken.", body = ErrorResponse),
-        (status = 501, description = "This deployment has no template store.", body = ErrorResponse),
-    ),
-)]
-async fn rename_template_by_ref(
-    state: State<AppState>,
-    caller: Caller,
-    reference: PathParam,
-    request: JsonBody<RenameTemplateRequest>,
-) -> Result<Response, ServiceError> {
-    names::rename_template(state, caller, reference, request).await
-}
-
-/// Say who can use a template
-#[utoipa::path(
-    patch,
-    path = "/v1/templates/refs/{ref}/visibility",
-    operation_id = "update_template_visibility_by_ref",
-    tag = "templates",
-    params(("ref" = String, Path, description = "A reference, percent-encoded or not")),
-    request_body = UpdateTemplateVisibilityRequest,
-    responses(
-        (status = 200, description = "The template.", body = TemplateInfo),
-        (status = 404, description = "There is no such template.", body = ErrorResponse),
-        (status = 501, description = "This deployment has no template store.", body = ErrorResponse),
-    ),
-)]
-async fn update_template_visibility_by_ref(
-    state: State<AppState>,
-    caller: Caller,
-    reference: PathParam,
-    request: JsonBody<UpdateTemplateVisibilityRequest>,
-) -> Result<Response, ServiceError> {
-    names::update_template_visibility(state, caller, reference, request).await
-}
-
-/// Get a template
-#[utoipa::path(
-    get,
-    path = "/v1/templates/refs/{ref}",
-    operation_id = "get_template_by_ref",
-    tag = "templates",
-    params(("ref" = String, Path, description = "A reference, percent-encoded or not"), FieldsQuery),
-    responses(
-        (status = 200, description = "The template.", body = TemplateInfo),
-        (status = 404, description = "There is no such template.", body = ErrorResponse),
-        (status = 501, description = "This deployment has no template store.", body = ErrorResponse),
-    ),
-)]
-async fn get_template_by_ref(
-    state: State<AppState>,
-    caller: Caller,
-    reference: PathParam,
-    query: QueryParams<FieldsQuery>,
-) -> Result<Response, ServiceError> {
-    templates::get_template(state, caller, reference, query).await
-}
-
-/// Delete a template
-#[utoipa::path(
-    delete,
-    path = "/v1/templates/refs/{ref}",
-    operation_id = "delete_template_by_ref",
-    tag = "templates",
-    params(("ref" = String, Path, description = "A reference, percent-encoded or not")),
-    responses(
-        (status = 204, description = "It is deleted."),
-        (status = 404, description = "There is no such template.", body = ErrorResponse),
-        (status = 501, description = "This deployment has no template store.", body = ErrorResponse),
-    ),
-)]
-async fn delete_template_by_ref(
-    state: State<AppState>,
-    caller: Caller,
-    reference: PathParam,
-) -> Result<Response, ServiceError> {
-    templates::delete_template(state, caller, reference).await
 }
 
 #[cfg(test)]

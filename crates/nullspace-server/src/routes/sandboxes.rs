@@ -7,15 +7,16 @@ use nullspace_api::{
     CreateSandboxRequest, CreateSandboxResponse, DestroySandboxResponse, ErrorResponse, ExecRequest, ExecResponse,
     JsonObject, SandboxInfo, SandboxListResponse, SandboxStatus,
 };
+use nullspace_service::{Caller, RequestContext, SandboxQuery};
 use serde::Deserialize;
 use serde_json::{Value, json as object};
 use utoipa::IntoParams;
 
 use super::{AppState, json};
+use crate::error::Refusal;
 use crate::extract::{JsonBody, OwnSandbox, PathParam, QueryParams};
 use crate::fields::{self, Fields};
 use crate::long::{self, Long};
-use crate::service::{Caller, RequestContext, SandboxQuery, ServiceError};
 
 /// Largest page of sandboxes; a larger `limit` gets this many.
 const MAX_PAGE: u32 = 1000;
@@ -47,7 +48,7 @@ pub(super) async fn create_sandbox(
     caller: Caller,
     context: RequestContext,
     JsonBody(request): JsonBody<CreateSandboxRequest>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::CREATED, &state.service.create_sandbox(&caller, request, &context).await?)
 }
 
@@ -84,7 +85,7 @@ pub(super) async fn list_sandboxes(
     State(state): State<AppState>,
     caller: Caller,
     QueryParams(query): QueryParams<ListQuery>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let fields = Fields::parse(query.fields.as_deref(), fields::SANDBOX)?;
     let paged = query.limit.is_some() || query.next_token.is_some();
     let page = state.service.list_sandboxes(&caller, query.try_into()?).await?;
@@ -100,24 +101,24 @@ pub(super) async fn list_sandboxes(
 }
 
 impl TryFrom<ListQuery> for SandboxQuery {
-    type Error = ServiceError;
+    type Error = Refusal;
 
-    fn try_from(query: ListQuery) -> Result<Self, ServiceError> {
+    fn try_from(query: ListQuery) -> Result<Self, Refusal> {
         let states = query.state.as_deref().unwrap_or_default();
         let states = states.split(',').map(str::trim).filter(|state| !state.is_empty());
         let states = states
             .map(|state| {
                 serde_json::from_value::<SandboxStatus>(state.into())
-                    .map_err(|error| ServiceError::invalid(format!("`state` is wrong: {error}.")))
+                    .map_err(|error| Refusal::invalid(format!("`state` is wrong: {error}.")))
             })
             .collect::<Result<_, _>>()?;
         if query.limit == Some(0) {
-            return Err(ServiceError::invalid("`limit` must be at least 1."));
+            return Err(Refusal::invalid("`limit` must be at least 1."));
         }
         let metadata = match query.metadata.as_deref() {
             None => JsonObject::new(),
             Some(text) => serde_json::from_str(text)
-                .map_err(|error| ServiceError::invalid(format!("`metadata` must be a JSON object: {error}.")))?,
+                .map_err(|error| Refusal::invalid(format!("`metadata` must be a JSON object: {error}.")))?,
         };
         Ok(Self {
             states,
@@ -154,7 +155,7 @@ pub(super) async fn get_sandbox(
     caller: Caller,
     PathParam(id): PathParam,
     QueryParams(query): QueryParams<FieldsQuery>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let fields = Fields::parse(query.fields.as_deref(), fields::SANDBOX)?;
     let sandbox = state.service.get_sandbox(&caller, &id).await?;
     json(StatusCode::OK, &fields.pick(&sandbox)?)
@@ -176,7 +177,7 @@ pub(super) async fn destroy_sandbox(
     State(state): State<AppState>,
     caller: Caller,
     PathParam(id): PathParam,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.destroy_sandbox(&caller, &id).await?)
 }
 
@@ -204,8 +205,8 @@ pub(super) async fn exec_command(
     caller: Caller,
     OwnSandbox(id): OwnSandbox,
     JsonBody(request): JsonBody<ExecRequest>,
-) -> Result<Response, ServiceError> {
-    let room = state.budget.room(&caller.tenant_id);
+) -> Result<Response, Refusal> {
+    let room = state.budget.room(caller.tenant);
     // Nothing has run yet, so a client may try again; what runs and finds no room loses output, and says so.
     room.grow(EXEC)?;
     let mut answer = state.service.exec(&caller, &id, request, &room).await?;

@@ -6,16 +6,18 @@ use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::http::StatusCode;
 use axum::response::Response;
 use nullspace_api::ErrorResponseCode;
+use nullspace_service::Caller;
 use serde::Deserialize;
 use tracing::Instrument;
 
 use super::AppState;
 use crate::admit::Stay;
+use crate::error::Refusal;
 use crate::extract::{PathParam, QueryParams};
 use crate::serve::Stopping;
-use crate::service::{Caller, ErrorKind, ServiceError};
 use crate::socket::Session;
 
 /// Where it is.
@@ -35,18 +37,18 @@ pub(super) async fn connect(
     PathParam(id): PathParam,
     QueryParams(query): QueryParams<SocketQuery>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     match query.channel.as_deref() {
         Some("exec") => {}
         Some("pty") => {
             let message = "This deployment does not offer terminals.";
-            return Err(ServiceError::new(ErrorKind::NotImplemented, ErrorResponseCode::NotImplemented, message));
+            return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, ErrorResponseCode::NotImplemented, message));
         }
-        _ => return Err(ServiceError::invalid("The query must name a channel: `channel=exec`.")),
+        _ => return Err(Refusal::invalid("The query must name a channel: `channel=exec`.")),
     }
     state.service.check_running(&caller, &id).await?;
-    let upgrade = upgrade.map_err(|_| ServiceError::invalid("This route speaks WebSocket: ask for an upgrade."))?;
-    let place = state.places.socket(&caller.tenant_id, &id, &state.config)?;
+    let upgrade = upgrade.map_err(|_| Refusal::invalid("This route speaks WebSocket: ask for an upgrade."))?;
+    let place = state.places.socket(caller.tenant, &id, &state.config)?;
     let max = state.config.sockets.max_message;
     let stopping = stopping.map(|Extension(Stopping(token))| token).unwrap_or_default();
     let session = Session { state, caller, sandbox: id, stopping, place, stay: stay.map(|Extension(stay)| stay) };

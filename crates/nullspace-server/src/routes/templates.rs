@@ -4,14 +4,15 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use nullspace_api::{ErrorResponse, TemplateInfo};
+use nullspace_service::Caller;
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::IntoParams;
 
 use super::{AppState, json};
+use crate::error::Refusal;
 use crate::extract::{PathParam, QueryParams};
 use crate::fields::{self, Fields};
-use crate::service::{Caller, ServiceError};
 
 /// What to answer with.
 #[derive(Deserialize, IntoParams)]
@@ -37,7 +38,7 @@ pub(super) async fn list_templates(
     State(state): State<AppState>,
     caller: Caller,
     QueryParams(query): QueryParams<FieldsQuery>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let fields = Fields::parse(query.fields.as_deref(), fields::TEMPLATE)?;
     let templates = state.service.list_templates(&caller).await?;
     let templates: Vec<Value> = templates.iter().map(|template| fields.pick(template)).collect::<Result<_, _>>()?;
@@ -62,7 +63,7 @@ pub(super) async fn get_template(
     caller: Caller,
     PathParam(id): PathParam,
     QueryParams(query): QueryParams<FieldsQuery>,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     let fields = Fields::parse(query.fields.as_deref(), fields::TEMPLATE)?;
     let template = state.service.get_template(&caller, &id).await?;
     json(StatusCode::OK, &fields.pick(&template)?)
@@ -87,7 +88,7 @@ pub(super) async fn delete_template(
     State(state): State<AppState>,
     caller: Caller,
     PathParam(id): PathParam,
-) -> Result<Response, ServiceError> {
+) -> Result<Response, Refusal> {
     state.service.delete_template(&caller, &id).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -279,5 +279,5 @@ async fn the_log_has_one_line_per_request_with_its_id_and_nothing_secret() {
     assert_eq!(causes.len(), 2, "{text}");
     assert!(causes[0].contains("canary-cause: disk is full") && causes[0].contains("request_id=r1"), "{text}");
     assert!(causes[1].contains("handler panicked: canary-cause: a bug"), "{text}");
-    assert!(text.contains("tenant=\"a\"") || text.contains("tenant=a"), "{text}");
+    assert!(text.contains("tenant=\"tn_aaaa") || text.contains("tenant=tn_aaaa"), "{text}");
 }

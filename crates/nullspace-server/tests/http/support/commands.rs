@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use nullspace_api::*;
-use nullspace_server::{Caller, CommandEvent, CommandService, ErrorKind, FollowedCommand, ServiceError};
+use nullspace_service::{Caller, CommandEvent, Commands, Error, FollowedCommand, Result};
 
 use super::{Fake, SANDBOX};
 
@@ -24,22 +24,17 @@ impl Drop for Followed {
     }
 }
 
-fn own(caller: &Caller, id: &str) -> Result<(), ServiceError> {
+fn own(caller: &Caller, id: &str) -> Result<()> {
     Fake::own(caller, id, SANDBOX, ErrorResponseCode::SandboxNotFound)
 }
 
 #[async_trait]
-impl CommandService for Fake {
-    async fn check_running(&self, caller: &Caller, id: &str) -> Result<(), ServiceError> {
+impl Commands for Fake {
+    async fn check_running(&self, caller: &Caller, id: &str) -> Result<()> {
         own(caller, id)
     }
 
-    async fn run_command(
-        &self,
-        caller: &Caller,
-        id: &str,
-        request: ExecRequest,
-    ) -> Result<FollowedCommand, ServiceError> {
+    async fn run_command(&self, caller: &Caller, id: &str, request: ExecRequest) -> Result<FollowedCommand> {
         own(caller, id)?;
         self.call(format!("{request:?}"));
         let out = |bytes: &'static [u8]| Ok(CommandEvent::Stdout(Bytes::from_static(bytes)));
@@ -59,12 +54,12 @@ impl CommandService for Fake {
             "late" => stream::iter([exit(143, true)]).boxed(),
             "hang" => stream::iter([out(b"up\n")]).chain(stream::pending()).boxed(),
             "ended" => {
-                let gone = ServiceError::not_found(ErrorResponseCode::SandboxNotFound, "The sandbox has ended.");
+                let gone = Error::new(ErrorResponseCode::SandboxNotFound, "The sandbox has ended.");
                 stream::iter([out(b"up\n"), Err(gone)]).boxed()
             }
             _ => {
                 let message = "There is no such program.";
-                return Err(ServiceError::new(ErrorKind::Upstream, ErrorResponseCode::ExecFailed, message));
+                return Err(Error::new(ErrorResponseCode::ExecFailed, message));
             }
         };
         self.followed.fetch_add(1, Ordering::SeqCst);
@@ -76,27 +71,23 @@ impl CommandService for Fake {
         Ok(FollowedCommand { pid: 42, lost: (0, 0), events: events.boxed() })
     }
 
-    async fn connect_command(&self, caller: &Caller, id: &str, pid: u32) -> Result<FollowedCommand, ServiceError> {
+    async fn connect_command(&self, caller: &Caller, id: &str, pid: u32) -> Result<FollowedCommand> {
         own(caller, id)?;
         if pid != 42 {
-            return Err(ServiceError::not_found(ErrorResponseCode::NotFound, format!("There is no process {pid}.")));
+            return Err(Error::new(ErrorResponseCode::NotFound, format!("There is no process {pid}.")));
         }
         let out = Ok(CommandEvent::Stdout(Bytes::from_static(b"kept\n")));
         let events = stream::iter([out, Ok(CommandEvent::Exit { code: 0, timed_out: false })]);
         Ok(FollowedCommand { pid, lost: (1000, 0), events: events.boxed() })
     }
 
-    async fn send_stdin(&self, caller: &Caller, id: &str, pid: u32, data: &[u8]) -> Result<(), ServiceError> {
+    async fn send_stdin(&self, caller: &Caller, id: &str, pid: u32, data: &[u8]) -> Result<()> {
         own(caller, id)?;
         self.call(format!("stdin of {pid}: {}", String::from_utf8_lossy(data)));
         match pid {
             42 => Ok(()),
-            43 => Err(ServiceError::new(
-                ErrorKind::Conflict,
-                ErrorResponseCode::TransitionConflict,
-                "The process has closed its stdin.",
-            )),
-            _ => Err(ServiceError::not_found(ErrorResponseCode::NotFound, format!("There is no process {pid}."))),
+            43 => Err(Error::new(ErrorResponseCode::TransitionConflict, "The process has closed its stdin.")),
+            _ => Err(Error::new(ErrorResponseCode::NotFound, format!("There is no process {pid}."))),
         }
     }
 }

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use nullspace_api::*;
-use nullspace_server::{Caller, ServerConfig, Service, ServiceError, router};
+use nullspace_server::{ServerConfig, router};
+use nullspace_service::{Caller, Error, KeyId, Result, Service, TenantId};
 use tokio::sync::watch;
 
 pub(crate) use self::answers::{build, entry, sandbox, template};
@@ -27,6 +28,27 @@ pub(crate) const SANDBOX: &str = "sb_1";
 #[derive(Debug, thiserror::Error)]
 #[error("canary-cause: disk is full")]
 struct Cause;
+
+/// A fault of the service.
+fn cause() -> Error {
+    let message = "The service failed to handle the request.";
+    Error { source: Some(Arc::new(Cause)), ..Error::new(ErrorResponseCode::InternalError, message) }
+}
+
+/// The tenant with a letter for a name.
+fn tenant(letter: char) -> TenantId {
+    format!("tn_{}", String::from(letter).repeat(32)).parse().unwrap()
+}
+
+/// The key of every caller.
+fn key_id() -> KeyId {
+    format!("key_{}", "1".repeat(32)).parse().unwrap()
+}
+
+/// A caller's letter.
+fn letter(caller: &Caller) -> &'static str {
+    if caller.tenant == tenant('a') { "a" } else { "b" }
+}
 
 pub(crate) struct Fake {
     log: watch::Sender<Vec<TemplateBuildLogEntry>>,
@@ -80,10 +102,10 @@ impl Fake {
         self.calls.lock().unwrap().push(call);
     }
 
-    fn own(caller: &Caller, id: &str, known: &str, code: ErrorResponseCode) -> Result<(), ServiceError> {
-        if caller.tenant_id == "a" && id == known {
+    fn own(caller: &Caller, id: &str, known: &str, code: ErrorResponseCode) -> Result<()> {
+        if letter(caller) == "a" && id == known {
             return Ok(());
         }
-        Err(ServiceError::not_found(code, format!("There is no `{id}`.")))
+        Err(Error::new(code, format!("There is no `{id}`.")))
     }
 }
