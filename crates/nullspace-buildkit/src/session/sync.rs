@@ -16,6 +16,7 @@ use std::sync::Arc;
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_server::FileSync;
+use percent_encoding::percent_decode;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -99,21 +100,8 @@ fn values(asked: &MetadataMap, key: &str) -> Vec<String> {
 
 /// Go's `url.QueryUnescape`.
 fn unescaped(bytes: &[u8]) -> Vec<u8> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    while let Some((&first, behind)) = rest.split_first() {
-        rest = behind;
-        match (first, behind) {
-            (b'%', [high, low, after @ ..]) if digit(*high).is_some() && digit(*low).is_some() => {
-                out.push(digit(*high).unwrap_or(0) << 4 | digit(*low).unwrap_or(0));
-                rest = after;
-            }
-            (b'+', _) => out.push(b' '),
-            _ => out.push(first),
-        }
-    }
-    out
+    let spaced: Vec<u8> = bytes.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    percent_decode(&spaced).collect()
 }
 
 fn packet(kind: PacketType) -> Packet {

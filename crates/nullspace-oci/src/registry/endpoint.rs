@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use percent_encoding::percent_decode_str;
 use reqwest::header::HeaderValue;
 use reqwest::{Response, Url};
 use secrecy::SecretString;
@@ -71,7 +72,7 @@ fn mirror_endpoint(mirror: &Url, reference: &Reference) -> Result<Endpoint, Regi
         let registry = reference.registry();
         return Err(RegistryError::Setup(format!("a mirror of {registry} is not an http or https URL with a host")));
     }
-    let decoded = |text: &str| percent_decode(text);
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     let credentials = match (mirror.username(), mirror.password()) {
         ("", None) => Credentials::Anonymous,
         (user, password) => Credentials::Basic {
@@ -99,25 +100,6 @@ fn mirror_endpoint(mirror: &Url, reference: &Reference) -> Result<Endpoint, Regi
         credentials,
         access: Mutex::default(),
     })
-}
-
-fn percent_decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let hex = tail.get(..2).filter(|_| first == b'%').and_then(|hex| hex::decode(hex).ok());
-        match hex.as_deref() {
-            Some(&[byte]) => {
-                bytes.push(byte);
-                rest = tail.get(2..).unwrap_or(&[]);
-            }
-            _ => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 impl Endpoint {
@@ -205,8 +187,9 @@ mod tests {
         is("https://h/proxy/hub/", "https://h/", "proxy/hub/library/ubuntu");
         is("https://h/v2/hub", "https://h/", "hub/library/ubuntu");
         is("https://u:p@h/v2/", "https://h/", "library/ubuntu");
-        assert_eq!(percent_decode("a%40b%zz%"), "a@b%zz%");
         let reference: Reference = "ubuntu".parse().unwrap();
+        let escaped = mirror_endpoint(&"http://a%40b%zz:p@h/".parse().unwrap(), &reference).unwrap();
+        assert!(matches!(&escaped.credentials, Credentials::Basic { username, .. } if username == "a@b%zz"));
         assert!(matches!(mirror_endpoint(&"ftp://h/".parse().unwrap(), &reference), Err(RegistryError::Setup(_))));
     }
 

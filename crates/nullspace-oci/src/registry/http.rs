@@ -426,27 +426,8 @@ fn retry_after(value: &HeaderValue) -> Option<Duration> {
     if let Ok(seconds) = text.parse::<u32>() {
         return Some(Duration::from_secs(u64::from(seconds)));
     }
-    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(http_date(text)?))?;
+    let at = httpdate::parse_http_date(text).ok()?;
     Some(at.duration_since(SystemTime::now()).unwrap_or_default())
-}
-
-/// Seconds since the epoch of an IMF-fixdate, `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn http_date(text: &str) -> Option<u64> {
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let mut words = text.split_ascii_whitespace().skip(1);
-    let day: u64 = words.next()?.parse().ok()?;
-    let month_name = words.next()?;
-    let month = MONTHS.iter().position(|month| *month == month_name)? as u64 + 1;
-    let year: u64 = words.next()?.parse().ok().filter(|year| (1970..10_000).contains(year))?;
-    let clock: Vec<u64> = words.next()?.split(':').map(str::parse).collect::<Result<_, _>>().ok()?;
-    let &[hour, minute, second] = clock.as_slice() else { return None };
-    if !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    // Days since 1970-03-01 of a year that begins in March, so that the leap day is its last.
-    let (year, month) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1;
-    days.checked_sub(719_468)?.checked_mul(86_400)?.checked_add(hour * 3600 + minute * 60 + second)
 }
 
 #[cfg(test)]
@@ -455,13 +436,14 @@ mod tests {
 
     #[test]
     fn retry_after_reads_seconds_and_dates() {
-        assert_eq!(http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
-        assert_eq!(http_date("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
-        assert_eq!(http_date("Thu, 29 Feb 2024 12:00:00 GMT"), Some(1_709_208_000));
-        assert_eq!(http_date("nonsense"), None);
         assert_eq!(retry_after(&HeaderValue::from_static("7")), Some(Duration::from_secs(7)));
         assert_eq!(retry_after(&HeaderValue::from_static("Sun, 06 Nov 1994 08:49:37 GMT")), Some(Duration::ZERO));
-        assert_eq!(retry_after(&HeaderValue::from_static("-1")), None);
+        let later = SystemTime::now() + Duration::from_secs(100);
+        let later = HeaderValue::from_str(&httpdate::fmt_http_date(later)).unwrap();
+        assert!(retry_after(&later).is_some_and(|wait| (98..=100).contains(&wait.as_secs())));
+        for wrong in ["-1", "nonsense", "Sun, 32 Nov 1994 08:49:37 GMT"] {
+            assert_eq!(retry_after(&HeaderValue::from_static(wrong)), None, "{wrong}");
+        }
     }
 
     #[test]
