@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nullspace_vmm::firecracker::{Firecracker, FirecrackerConfig};
-use nullspace_vmm::net::{NetConfig, NetLimits, NetPool};
+use nullspace_vmm::net::{NetConfig, NetLimits, NetPool, parse_network};
 use nullspace_vmm::qemu::{Accelerator, Qemu, QemuConfig};
 use nullspace_vmm::{DiskLimits, Vmm};
 
@@ -143,7 +143,7 @@ async fn network(config: &Config) -> anyhow::Result<Option<NetPool>> {
     let settings = NetConfig {
         table: format!("nullspace_{prefix}"),
         interface_prefix: prefix.clone(),
-        pool: config.network_pool.parse().context("network_pool")?,
+        pool: parse_network(&config.network_pool).context("network_pool")?,
         allow: parse_all(&config.network_allow).context("network_allow")?,
         resolvers: parse_all(&config.dns).context("dns")?,
         limits: NetLimits {

@@ -38,10 +38,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use nullspace_guest::message::GuestNetwork;
 use tokio::sync::oneshot;
 
-pub use cidr::{Allowed, InvalidNetwork, Ipv4Cidr};
+pub use cidr::{Allowed, InvalidNetwork, pairs, parse_network};
 
 use crate::{Network, VmmError};
 
@@ -69,7 +70,7 @@ pub struct NetConfig {
     /// Prefix of the host's interfaces, `[a-z]{1,8}`; at start, leftovers of that prefix are removed.
     pub interface_prefix: String,
     /// Addresses for the links between host and namespaces, two for each machine.
-    pub pool: Ipv4Cidr,
+    pub pool: Ipv4Net,
     /// Destinations that are open although they are private or this host's own.
     pub allow: Vec<Allowed>,
     /// Name servers; empty: those of this host's /etc/resolv.conf, without loopback, else 1.1.1.1 and 8.8.8.8.
@@ -108,7 +109,7 @@ impl Default for NetConfig {
         Self {
             table: "nullspace".into(),
             interface_prefix: "nsv".into(),
-            pool: Ipv4Cidr::from_parts(Ipv4Addr::new(100, 96, 0, 0), 16),
+            pool: Ipv4Net::new_assert(Ipv4Addr::new(100, 96, 0, 0), 16),
             allow: Vec::new(),
             resolvers: Vec::new(),
             enable_forwarding: true,

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::VmmError;
 
+use super::cidr::{pair, pairs};
 use super::commands::Commands;
 use super::iptables::Iptables;
 use super::{NetConfig, rules, tap};
@@ -242,7 +243,7 @@ impl<'a> Worker<'a> {
     }
 
     fn take_slot(&mut self) -> Result<u32, VmmError> {
-        if self.next_slot < self.config.pool.pairs().min(MAX_SLOTS) {
+        if self.next_slot < pairs(&self.config.pool).min(MAX_SLOTS) {
             self.next_slot += 1;
             return Ok(self.next_slot - 1);
         }
@@ -260,10 +261,7 @@ impl<'a> Worker<'a> {
             return Ok(Made { namespace, tap: Some(tap), slot: None });
         }
         let slot = self.take_slot()?;
-        let link = self
-            .config
-            .pool
-            .pair(slot)
+        let link = pair(&self.config.pool, slot)
             .ok_or_else(|| VmmError::Unavailable(format!("no address is left in {}", self.config.pool)))?;
         let name = self.interface(slot);
         let made = self.in_new_namespace(Some((&name, link))).and_then(|(namespace, tap)| {
@@ -349,7 +347,7 @@ fn check(config: &NetConfig) -> Result<(), VmmError> {
     if !(1..=8).contains(&prefix.len()) || !lower(prefix) {
         return Err(VmmError::Unavailable(format!("`{prefix}` is no interface prefix: use [a-z]{{1,8}}")));
     }
-    if config.pool.contains(super::GATEWAY) {
+    if config.pool.contains(&super::GATEWAY) {
         return Err(VmmError::Unavailable(format!("the pool {} must not hold the guests' own address", config.pool)));
     }
     Ok(())

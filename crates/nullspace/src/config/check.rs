@@ -5,19 +5,20 @@ use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
 use anyhow::{Context, bail, ensure};
-use nullspace_vmm::net::{Allowed, GATEWAY, Ipv4Cidr};
+use ipnet::Ipv4Net;
+use nullspace_vmm::net::{Allowed, GATEWAY, pairs, parse_network};
 
 use super::{AccelChoice, Config, VmmChoice};
 
 /// Largest amount of MiB: a pebibyte.
 const MAX_MIB: u64 = 1 << 30;
 /// Ranges whose addresses are nobody's on the internet: private (RFC 1918), shared (RFC 6598), for benchmarks (RFC 2544).
-const PRIVATE: [(Ipv4Addr, u8); 5] = [
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-    (Ipv4Addr::new(198, 18, 0, 0), 15),
+const PRIVATE: [Ipv4Net; 5] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12),
+    Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10),
+    Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 15),
 ];
 /// Fewest links that a pool of addresses must have room for.
 const MIN_LINKS: u32 = 2;
@@ -143,14 +144,13 @@ fn network(config: &Config) -> anyhow::Result<()> {
     if !(1..=8).contains(&prefix.len()) || !prefix.bytes().all(|b| b.is_ascii_lowercase()) {
         bail!("network_prefix is '{prefix}': it must be 1 to 8 lower-case letters");
     }
-    let pool: Ipv4Cidr = config.network_pool.parse().context("network_pool")?;
-    ensure!(pool.pairs() >= MIN_LINKS, "network_pool is {pool}: it must have 4 or more addresses (/30), two a machine");
-    let private = PRIVATE.iter().any(|(network, bits)| pool.is_in(&Ipv4Cidr::from_parts(*network, *bits)));
-    if !private {
-        let ranges: Vec<String> = PRIVATE.iter().map(|(network, bits)| format!("{network}/{bits}")).collect();
+    let pool = parse_network(&config.network_pool).context("network_pool")?;
+    ensure!(pairs(&pool) >= MIN_LINKS, "network_pool is {pool}: it must have 4 or more addresses (/30), two a machine");
+    if !PRIVATE.iter().any(|range| range.contains(&pool)) {
+        let ranges: Vec<String> = PRIVATE.iter().map(Ipv4Net::to_string).collect();
         bail!("network_pool is {pool}: it must be inside one of {}, whose addresses nobody has", ranges.join(", "));
     }
-    ensure!(!pool.contains(GATEWAY), "network_pool is {pool}: it must not hold {GATEWAY}, which every guest has");
+    ensure!(!pool.contains(&GATEWAY), "network_pool is {pool}: it must not hold {GATEWAY}, which every guest has");
     for text in &config.network_allow {
         text.parse::<Allowed>().context("network_allow")?;
     }
