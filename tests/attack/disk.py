@@ -157,7 +157,8 @@ class Attack:
 
         def send():
             url = f"{self.victim.url}/v1/templates/blobs/sha256-{digest}-{len(data)}"
-            headers = {"Authorization": f"Bearer {self.victim.tenant}", "Content-Length": str(len(data))}
+            headers = {"Authorization": f"Bearer {self.victim.tenant}", "Content-Length": str(len(data)),
+                       "Content-Type": "application/octet-stream"}
             try:
                 with urllib.request.urlopen(urllib.request.Request(url, data=body(), method="PUT", headers=headers)) as answer:
                     found["code"] = answer.status
@@ -253,6 +254,12 @@ class Attack:
         check(answer["build"]["status"] == "ready", f"a build after it: {answer['build'].get('error_detail')}")
         code, said = victim.sh(quiet, "cat /starts")
         check((code, said) == (0, "started"), f"a sandbox from before says {code} {said}")
+        self.tidy()
+
+    def tidy(self):
+        """Deletes the templates that were made, which would fill the small disk by themselves."""
+        for number in range(1, self.number + 1):
+            self.victim.api("DELETE", f"/v1/templates/d{number}")
 
     def accepted(self):
         self.number += 1
@@ -295,6 +302,7 @@ def main():
                         print(f"{number:2} {point:30} FAULT: {fault}", flush=True)
                         print("\n".join(victim.lines[-40:]), flush=True)
                         disk.make_room()
+                        attack.tidy()
                 print(f"bench: disk_points_survived {survived} points")
         finally:
             disk.unmount()

@@ -73,7 +73,8 @@ def under_way(service, target, key):
     socket.message("exec_started")
     idle = WebSocket(service, key, f"{commands}/ws?channel=exec")
     body = b'{"command": "sleep", "args": ["7654"], "timeout_secs": 3000}'
-    command = connect(service, head("POST", f"{commands}/exec", key, content_type="application/json", content_length=len(body)) + body)
+    command = connect(service, head("POST", f"{commands}/exec", key, content_type="application/json", content_length=len(body),
+                                   connection="close") + body)
     log = connect(service, head("GET", f"/v1/templates/builds/{target.endless}/logs?follow=true", key))
     upload = connect(service, head("PUT", f"{commands}/file?path=/tmp/trickle", key, transfer_encoding="chunked"))
     return [

@@ -138,13 +138,14 @@ class Attack:
         victim.store("verify")
         # What is unused has been so for long, from now on.
         victim.rows("UPDATE rootfs SET last_used_at = last_used_at - ?", 2 * DAY)
-        held = victim.rows("SELECT id, attempt FROM builds WHERE status = 'building'")
+        held = victim.rows("SELECT id, lease_epoch FROM builds WHERE status = 'building'")
         victim.start()
         began = time.monotonic()
         if held:
-            # The dead owner's leases are not waited for: each of its builds is in its next attempt, or over.
-            query = "SELECT count(*) FROM builds WHERE id = ? AND status = 'building' AND attempt = ?"
-            until(lambda: not any(victim.rows(query, *one)[0][0] for one in held), "builds of the dead wait for a worker", 25)
+            # The dead owner's leases are not waited for: each of its builds has a higher epoch (free for a worker, or in its
+            # next attempt), or is over.
+            query = "SELECT count(*) FROM builds WHERE id = ? AND status = 'building' AND lease_epoch = ?"
+            until(lambda: not any(victim.rows(query, *one)[0][0] for one in held), "builds of the dead keep their leases", 25)
             self.taken_over.append((time.monotonic() - began) * 1000)
         code, living = victim.api("GET", "/v1/sandboxes?limit=1000")
         check(code == 200, f"sandboxes cannot be listed: {code}")

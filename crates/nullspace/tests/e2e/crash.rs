@@ -1,7 +1,7 @@
 //! The service killed at random moments of running builds, again and again.
 //!
 //! ```text
-//!   accept builds, some with steps ──> pause ──> SIGKILL ──> nothing runs on, nothing stored is missing ──> start on the same data ──> (20 times)
+//!   accept builds, some with steps ──> pause ──> SIGKILL ──> nothing runs on, nothing stored is missing ──> start on the same data ──> (10 times)
 //!        ... then: every accepted build ends, its log is whole, artifacts are whole, nothing is left over
 //! ```
 
@@ -22,10 +22,10 @@ use crate::fixture::artifacts::{assert_clean, materialised, root_images, snapsho
 use crate::fixture::dir::TestDir;
 use crate::fixture::{Api, Image, Registry, Service};
 
-/// Kills that hit at least one running build.
-const HITS: u32 = 20;
+/// Kills that hit at least one running build. `tests/attack/kills.py` (`make test-long`) kills 200 times.
+const HITS: u32 = 10;
 /// Kills in all, should many of them hit nothing.
-const MOST_KILLS: u32 = 40;
+const MOST_KILLS: u32 = 20;
 /// Builds that are kept unfinished all the time.
 const UNFINISHED: usize = 4;
 

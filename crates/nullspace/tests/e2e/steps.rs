@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures::{StreamExt, stream};
 use nullspace_api::{TemplateBuildLogLevel as Level, TemplateBuildSourceType};
 use serde_json::{Value, json};
 
@@ -148,7 +149,7 @@ async fn a_step_that_fails_says_which_why_and_what_to_do() {
     assert_eq!(last, ["out", "the reason"]);
     assert!(failed.says("fine") && failed.says("the reason"), "{failed:?}");
 
-    for (wrong, reason, said) in [
+    let cases = [
         (json!({"action": "run", "command": "sleep 60"}), "build_step_timeout", "30 s"),
         (json!({"action": "run", "command": "kill -9 $$"}), "build_step_nonzero_exit", "signal 9"),
         (json!({"action": "run", "command": "true", "user": "nobody-here"}), "unknown_user", "nobody-here"),
@@ -159,12 +160,16 @@ async fn a_step_that_fails_says_which_why_and_what_to_do() {
         (json!({"action": "remove", "path": "/etc"}), "build_step_failed", "recursive"),
         (json!({"action": "make_dir", "path": "/etc/passwd"}), "build_step_failed", "/etc/passwd"),
         (json!({"action": "run", "command": "poweroff -f; sleep 5"}), "machine_failed", "step 2"),
-    ] {
+    ];
+    // Two at once: one of them waits for half a minute.
+    let (api, step) = (&api, &step);
+    let checked = stream::iter(cases).map(|(wrong, reason, said)| async move {
         let detail = api.failed(step(wrong.clone()), reason).await;
         assert!(detail.message.contains(said), "{wrong}: {detail:?}");
         assert_eq!((detail.phase.as_str(), detail.step_index), ("build_step", Some(2)), "{wrong}: {detail:?}");
         assert!(!detail.suggested_action.is_empty());
-    }
+    });
+    checked.buffer_unordered(2).collect::<()>().await;
 
     // Without a shell: what needs one says so, what needs none works.
     let bare = |steps: Value| json!({"base_image": registry.reference("bare:1"), "steps": steps, "build_config": {"memory_mib": 192}});

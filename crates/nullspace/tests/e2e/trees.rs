@@ -13,15 +13,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use nullspace_api::{TemplateBuildPlanResponse, TemplateBuildStatus as Status};
 use sha2::{Digest, Sha256};
+use tokio::task::JoinHandle;
 
-use crate::fixture::{Docker, Image, Registry, Service, debian, until};
-use nullspace_api::TemplateBuildPlanResponse;
+use crate::fixture::{Docker, Finished, Image, Registry, Service, debian, until};
 
 fn run(command: &mut Command) -> Vec<u8> {
     let output = command.output().expect("run a program");
@@ -98,49 +100,80 @@ fn inode(image: &Path, path: &str) -> (u32, u32, u32) {
     (number("Mode:", 8), number("User:", 10), number("Group:", 10))
 }
 
-/// A service with an engine of its own, and the folder in which trees are laid out beside each other.
-struct Pair<'s> {
-    docker: &'s Docker,
-    service: &'s Service,
-    scratch: PathBuf,
+/// Comparisons with one engine. Each runs in a thread of its own, one at a time, beside the build of the next case: the
+/// service's machines and the engine keep a processor busy each.
+struct Comparisons {
+    docker: Arc<Docker>,
+    running: Option<JoinHandle<Vec<String>>>,
+    differ: Vec<String>,
 }
 
-impl Pair<'_> {
-    fn new<'s>(docker: &'s Docker, service: &'s Service) -> Pair<'s> {
-        Pair { docker, service, scratch: docker.data().parent().unwrap().join("trees") }
+/// A root image and what it must be equal to.
+struct Case {
+    name: String,
+    image: PathBuf,
+    /// The build context with its Dockerfile.
+    folder: PathBuf,
+    /// Not compared, with all below.
+    left_out: Vec<String>,
+}
+
+impl Comparisons {
+    fn new(docker: &Arc<Docker>) -> Comparisons {
+        Comparisons { docker: Arc::clone(docker), running: None, differ: Vec::new() }
     }
 
-    fn images(&self) -> BTreeSet<PathBuf> {
-        let entries = fs::read_dir(self.service.data().join("rootfs")).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).collect()
+    /// Waits for the comparison before this one, and starts this one.
+    async fn start(&mut self, case: Case) {
+        self.wait().await;
+        let docker = Arc::clone(&self.docker);
+        self.running = Some(tokio::task::spawn_blocking(move || case.differences(&docker)));
     }
 
-    /// Builds; the one root image that is laid out for it: before its machine, or, of steps, behind the build's end.
-    async fn image_of(&self, request: Value) -> PathBuf {
-        let before = self.images();
-        let built = self.service.api().ready(request).await;
-        until("a root image", Duration::from_secs(60), async || self.images() != before).await;
-        let made: Vec<PathBuf> = self.images().difference(&before).cloned().collect();
-        let [image] = made.as_slice() else { panic!("{made:?} {built:?}") };
-        image.clone()
+    async fn wait(&mut self) {
+        if let Some(running) = self.running.take() {
+            self.differ.extend(running.await.expect("a comparison"));
+        }
     }
 
-    /// How the files of a root image differ from those of a `docker build` of the folder, but for what is `left_out` with
-    /// all below it.
-    fn differences(&self, name: &str, image: &Path, folder: &Path, left_out: &[String]) -> Vec<String> {
-        let (ours, theirs) = (self.scratch.join("ours"), self.scratch.join("theirs"));
+    /// All that differs.
+    async fn end(mut self) -> Vec<String> {
+        self.wait().await;
+        self.differ
+    }
+}
+
+fn images(service: &Service) -> BTreeSet<PathBuf> {
+    let entries = fs::read_dir(service.data().join("rootfs")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+/// The one root image that is there and was not before, when there is one.
+async fn new_image(service: &Service, before: &BTreeSet<PathBuf>) -> PathBuf {
+    until("a root image", Duration::from_secs(120), async || images(service) != *before).await;
+    let made: Vec<PathBuf> = images(service).difference(before).cloned().collect();
+    let [image] = made.as_slice() else { panic!("{made:?}") };
+    image.clone()
+}
+
+impl Case {
+    /// How the files of the root image differ from those of a `docker build` of the folder.
+    fn differences(self, docker: &Docker) -> Vec<String> {
+        let Case { name, image, folder, left_out } = &self;
+        let scratch = docker.data().parent().unwrap().join("trees");
+        let (ours, theirs) = (scratch.join("ours"), scratch.join("theirs"));
         for dir in [&ours, &theirs] {
             fs::create_dir_all(dir).unwrap();
         }
         let dump = format!("rdump / {}", ours.display());
         run(Command::new("/sbin/debugfs").args(["-R", &dump]).arg(image));
 
-        self.docker.output(&["build", "-t", "theirs", folder.to_str().unwrap()]);
-        let container = self.docker.output(&["create", "--network=none", "theirs", "true"]);
+        docker.output(&["build", "-t", "theirs", folder.to_str().unwrap()]);
+        let container = docker.output(&["create", "--network=none", "theirs", "true"]);
         let container = String::from_utf8(container).unwrap();
-        let tar = self.scratch.join("theirs.tar");
-        self.docker.output(&["export", "-o", tar.to_str().unwrap(), container.trim()]);
-        self.docker.output(&["rm", "-v", container.trim()]);
+        let tar = scratch.join("theirs.tar");
+        docker.output(&["export", "-o", tar.to_str().unwrap(), container.trim()]);
+        docker.output(&["rm", "-v", container.trim()]);
         run(Command::new("tar").args(["--numeric-owner", "-xpf"]).arg(&tar).arg("-C").arg(&theirs));
         let (mut mine, docks) = (tree(&ours), tree(&theirs));
         for (path, what) in mine.iter_mut().filter(|(path, what)| docks.get(*path).is_some_and(|there| there != *what))
@@ -159,7 +192,7 @@ impl Pair<'_> {
         let differ = names.into_iter().filter(|path| mine.get(*path) != docks.get(*path) && !is_left_out(path));
         let said = |path: &String| format!("{name}: /{path}: here {:?}, docker {:?}", mine.get(path), docks.get(path));
         let differ = differ.map(said).collect();
-        fs::remove_dir_all(&self.scratch).unwrap();
+        fs::remove_dir_all(&scratch).unwrap();
         differ
     }
 }
@@ -176,21 +209,30 @@ fn cases(folder: &str) -> Vec<PathBuf> {
 async fn every_dockerfile_makes_the_files_that_docker_makes() {
     let registry = Registry::start();
     registry.push("library/box", "1", &Image::busybox()).await;
-    let docker = Docker::start(&registry.as_hub());
+    let docker = Arc::new(Docker::start(&registry.as_hub()));
     let mut service = Service::with([docker.setting()]).await;
     let folders = cases("dockerfiles");
     assert!(folders.len() >= 40, "{}", folders.len());
-    let mut differ = Vec::new();
+    let (mut comparisons, mut machine) = (Comparisons::new(&docker), None::<JoinHandle<Finished>>);
     for folder in &folders {
-        let name = folder.file_name().unwrap().to_str().unwrap();
+        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
         let text = fs::read_to_string(folder.join("Dockerfile")).unwrap();
         let request = json!({
             "dockerfile": text, "build_context": {"files": context(folder)},
             "build_config": {"memory_mib": 192, "disk_mb": 512}, "skip_cache": true,
         });
-        let pair = Pair::new(&docker, &service);
-        differ.extend(pair.differences(name, &pair.image_of(request).await, folder, &[]));
+        // The image is laid out before its machine starts: while that boots, the next image is made.
+        let (api, before) = (service.api(), images(&service));
+        let build_id = api.start(request).await.build_id;
+        let image = new_image(&service, &before).await;
+        let ready = tokio::spawn(async move { api.finished(&build_id).await.expect_status(Status::Ready) });
+        if let Some(earlier) = machine.replace(ready) {
+            earlier.await.expect("a build that becomes ready");
+        }
+        comparisons.start(Case { name, image, folder: folder.clone(), left_out: Vec::new() }).await;
     }
+    machine.expect("a build").await.expect("a build that becomes ready");
+    let differ = comparisons.end().await;
     assert!(differ.is_empty(), "{}", differ.join("\n"));
     println!("{} Dockerfiles", folders.len());
     service.stop().await;
@@ -218,7 +260,7 @@ async fn every_step_makes_the_files_that_its_dockerfile_makes() {
     let registry = Registry::start();
     registry.push("library/box", "1", &Image::busybox()).await;
     registry.push("library/debian", "1", &debian::image()).await;
-    let docker = Docker::start(&registry.as_hub());
+    let docker = Arc::new(Docker::start(&registry.as_hub()));
     let mut service = Service::with([docker.setting(), registry.as_mirror_of("docker.io")]).await;
     let api = service.api();
     // Both bases are there before the first image is looked for.
@@ -226,9 +268,9 @@ async fn every_step_makes_the_files_that_its_dockerfile_makes() {
         api.ready(json!({"base_image": base, "build_config": {"memory_mib": 192, "disk_mb": 1024}})).await;
     }
     let files = cases("steps");
-    let (mut differ, mut actions) = (Vec::new(), BTreeSet::new());
+    let (mut comparisons, mut actions) = (Comparisons::new(&docker), BTreeSet::new());
     for case in &files {
-        let name = case.file_stem().unwrap().to_str().unwrap();
+        let name = case.file_stem().unwrap().to_str().unwrap().to_owned();
         let case: Value = serde_json::from_str(&fs::read_to_string(case).unwrap()).unwrap();
         let base = case["base"].as_str().unwrap_or("box:1");
         let context = case["files"].as_array().cloned().unwrap_or_default();
@@ -243,16 +285,19 @@ async fn every_step_makes_the_files_that_its_dockerfile_makes() {
         for line in &plan.build_plan.build_steps {
             text += &format!("{} {}\n", line["instruction"].as_str().unwrap(), line["arguments"].as_str().unwrap());
         }
-        let folder = service.data().join("../context");
+        let folder = service.data().join("../context").join(&name);
         lay_out(&context, &folder);
         // Beside the context, so that `COPY .` does not take it along.
         fs::write(folder.join("Dockerfile"), text).unwrap();
         fs::write(folder.join(".dockerignore"), "Dockerfile\n.dockerignore\n").unwrap();
         let left_out: Vec<String> = serde_json::from_value(case["leave_out"].clone()).unwrap_or_default();
-        let pair = Pair::new(&docker, &service);
-        differ.extend(pair.differences(name, &pair.image_of(request).await, &folder, &left_out));
-        fs::remove_dir_all(&folder).unwrap();
+        // The image of steps is laid out behind the build's end.
+        let before = images(&service);
+        api.ready(request).await;
+        let image = new_image(&service, &before).await;
+        comparisons.start(Case { name, image, folder, left_out }).await;
     }
+    let differ = comparisons.end().await;
     assert!(differ.is_empty(), "{}", differ.join("\n"));
     println!("{} lists of steps with {actions:?}", files.len());
     service.stop().await;
