@@ -9,6 +9,7 @@ fill the disk answers. `tried N survived M`.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -58,6 +59,24 @@ class Disk:
                     except OSError:
                         return
 
+    @contextlib.contextmanager
+    def kept_full(self, leave=0):
+        """Takes what is given back, too: the service makes room at any time."""
+        over = threading.Event()
+
+        def keep():
+            while not over.wait(0.005):
+                self.fill(leave)
+
+        self.fill(leave)
+        keeper = threading.Thread(target=keep)
+        keeper.start()
+        try:
+            yield
+        finally:
+            over.set()
+            keeper.join()
+
     def make_room(self):
         self.ballast.unlink(missing_ok=True)
 
@@ -79,10 +98,8 @@ class Attack:
 
     def full_for_a_while(self):
         """Keeps the disk full; a service that looks away would see it for longer than a tick."""
-        end = time.monotonic() + HELD
-        while time.monotonic() < end:
-            self.disk.fill()
-            time.sleep(0.02)
+        with self.disk.kept_full():
+            time.sleep(HELD)
 
     def said(self, build, words, seconds=90):
         """Waits until the build's log says one of the words, or the build is over."""
@@ -111,9 +128,9 @@ class Attack:
     # ---- the points ----
 
     def idle(self):
-        self.disk.fill()
-        self.refused(*self.victim.api("POST", "/v1/templates/builds", request("refused")))
-        code, answer = self.victim.api("POST", "/v1/templates/builds", request("refused"))
+        with self.disk.kept_full():
+            self.refused(*self.victim.api("POST", "/v1/templates/builds", request("refused")))
+            code, answer = self.victim.api("POST", "/v1/templates/builds", request("refused"))
         reason = answer["error_detail"]["details"]["reason"]
         check(reason == "host_disk_full", f"the refusal of a build has no reason: {answer}")
         self.full_for_a_while()
@@ -121,9 +138,9 @@ class Attack:
 
     def nearly_full(self):
         """188 KiB were enough for a build to be accepted."""
-        self.disk.fill(leave=188 << 10)
-        self.refused(*self.victim.api("POST", "/v1/templates/builds", request("refused")))
-        self.refused(*self.victim.api("POST", "/v1/sandboxes", {"template": "quiet"}))
+        with self.disk.kept_full(leave=188 << 10):
+            self.refused(*self.victim.api("POST", "/v1/templates/builds", request("refused")))
+            self.refused(*self.victim.api("POST", "/v1/sandboxes", {"template": "quiet"}))
         return "refused"
 
     def during(self, words, after=0.0, **more):
@@ -171,13 +188,9 @@ class Attack:
         sending.start()
         check(half.wait(60), "an upload does not begin")
         time.sleep(0.3)
-        self.disk.fill()
-        full.set()
-        # What the service makes room with is taken, too.
-        while sending.is_alive():
-            self.disk.fill()
-            time.sleep(0.01)
-        sending.join(60)
+        with self.disk.kept_full():
+            full.set()
+            sending.join(60)
         check(found.get("code") == 503, f"an upload without room: {found}")
         return "refused"
 
@@ -205,8 +218,9 @@ class Attack:
         greedy = self.victim.sandbox("greedy")
         # Its own disk is larger than what is left for all.
         self.disk.fill(leave=300 << 20)
-        line = "nohup sh -c 'cat /dev/zero | tr \"\\0\" x > /big' > /dev/null 2>&1 &"
-        self.victim.sh(greedy, line)
+        line = "(cat /dev/zero | tr '\\0' x > /big) > /dev/null 2>&1 &"
+        code, said = self.victim.sh(greedy, line)
+        check(code == 0, f"the disk cannot be filled: {code} {said}")
 
         def ended():
             code, answer = self.victim.api("GET", f"/v1/sandboxes/{greedy}")
