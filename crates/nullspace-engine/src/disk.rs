@@ -10,6 +10,7 @@
 //! when it is written. The reserve is what the database, logs and the ends of builds live on meanwhile.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -60,10 +61,21 @@ struct State {
     last_short: Option<Instant>,
 }
 
-#[derive(Debug, Clone)]
+/// Answers how many bytes lie in files that no folder shows.
+type Nameless = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+#[derive(Clone)]
 struct Writer {
     folder: PathBuf,
+    /// A machine's overlay has no name.
+    nameless: Option<Nameless>,
     overran: CancellationToken,
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("folder", &self.folder).finish_non_exhaustive()
+    }
 }
 
 /// One that writes into a folder of `work/`. Dropped, it writes no more.
@@ -73,6 +85,15 @@ pub(crate) struct Writing {
     id: u64,
     /// Cancelled when it must end, because the disk runs full and it has written most.
     pub(crate) overran: CancellationToken,
+}
+
+impl Writing {
+    /// Counts what `nameless` answers beside what lies in the folder. It is called from a thread that may block.
+    pub(crate) fn count(&self, nameless: impl Fn() -> u64 + Send + Sync + 'static) {
+        if let Some(writer) = lock(&self.state).writers.get_mut(&self.id) {
+            writer.nameless = Some(Arc::new(nameless));
+        }
+    }
 }
 
 impl Drop for Writing {
@@ -107,7 +128,7 @@ impl Disk {
     /// Someone writes into this folder from now on; `overran` is cancelled should it have to end.
     pub(crate) fn enter(&self, folder: &Path, overran: CancellationToken) -> Writing {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let writer = Writer { folder: folder.to_owned(), overran: overran.clone() };
+        let writer = Writer { folder: folder.to_owned(), nameless: None, overran: overran.clone() };
         lock(&self.state).writers.insert(id, writer);
         Writing { state: Arc::clone(&self.state), id, overran }
     }
@@ -254,9 +275,13 @@ fn worst(before: &HashMap<u64, u64>, now: Vec<(u64, Writer, u64)>) -> Option<(u6
     (growth(&worst.0, worst.2) >= WRITES_MUCH).then_some(worst)
 }
 
-/// What lies in each writer's folder, bytes on the disk. Blocks.
+/// What lies in each writer's folder and in its files without a name, bytes on the disk. Blocks.
 fn measure(writers: Vec<(u64, Writer)>) -> Vec<(u64, Writer, u64)> {
-    writers.into_iter().map(|(id, writer)| (id, writer.clone(), stored(&writer.folder))).collect()
+    let bytes = |writer: &Writer| {
+        let nameless = writer.nameless.as_ref().map_or(0, |nameless| nameless());
+        stored(&writer.folder).saturating_add(nameless)
+    };
+    writers.into_iter().map(|(id, writer)| (id, writer.clone(), bytes(&writer))).collect()
 }
 
 /// Files come and go while they are counted: what is gone counts nothing.
@@ -275,7 +300,7 @@ mod tests {
     use super::*;
 
     fn writer() -> Writer {
-        Writer { folder: PathBuf::new(), overran: CancellationToken::new() }
+        Writer { folder: PathBuf::new(), nameless: None, overran: CancellationToken::new() }
     }
 
     #[test]
@@ -310,6 +335,8 @@ mod tests {
         fs::File::create(dir.path().join("sparse")).unwrap().set_len(1 << 40).unwrap();
         let measured = measure(disk.writers());
         assert!((1 << 20..2 << 20).contains(&measured[0].2), "{}", measured[0].2);
+        writing.count(|| 5 << 20);
+        assert_eq!(measure(disk.writers())[0].2, measured[0].2 + (5 << 20));
         drop(writing);
         assert!(disk.writers().is_empty() && !token.is_cancelled());
         assert!(!disk.was_short(Instant::now()));

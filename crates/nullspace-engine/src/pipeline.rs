@@ -113,6 +113,11 @@ impl Scope {
         }
         let scratch = Arc::new(inner.files.scratch()?);
         let writing = inner.disk.enter(scratch.path(), self.overran.clone());
+        let machine = Arc::clone(&self.machine);
+        writing.count(move || {
+            let machine = machine.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            machine.map_or(0, |machine| machine.vm.nameless_bytes())
+        });
         *self.writing.lock().unwrap_or_else(PoisonError::into_inner) = Some(writing);
         *slot = Some(Arc::clone(&scratch));
         Ok(scratch)

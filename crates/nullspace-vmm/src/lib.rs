@@ -127,6 +127,10 @@ pub trait Vm: Send + Sync {
         false
     }
 
+    /// Bytes on the host's disk in files of this machine that have no name in its working folder: what its guest has
+    /// written of its disk, where that lies in an overlay. Blocks for a system call.
+    fn nameless_bytes(&self) -> u64;
+
     /// The guest console's last lines, for the log when a boot fails. Not for users: the guest writes it.
     fn console_tail(&self) -> String;
 

@@ -163,6 +163,8 @@ impl Engine {
             _root: root,
             followed: Arc::new(Semaphore::new(MAX_FOLLOWED)),
         });
+        let machine = Arc::downgrade(&live);
+        live.writing.count(move || machine.upgrade().map_or(0, |live| live.machine.vm.nameless_bytes()));
         if !starting.run(&live) {
             live.end().await;
             return Err(Error::sandbox_not_found(&id.to_string()));

@@ -12,6 +12,7 @@
 //! the snapshot, which costs nothing; only a machine that was itself restored, and lives on, has its disk copied.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -77,6 +78,8 @@ pub(super) struct Machine {
     pub(super) console: Tail,
     pub(super) disk: Mutex<DiskPlace>,
     pub(super) disk_bytes: u64,
+    /// Where a mapped disk is written to; any other disk has a name in the machine's folder.
+    pub(super) written: Option<File>,
     pub(super) vcpus: u32,
     pub(super) memory_mib: u32,
     pub(super) description: Description,
@@ -264,6 +267,11 @@ impl Vm for Running {
 
     async fn exited(&self) -> Ended {
         ended(self.0.process.exited().await)
+    }
+
+    fn nameless_bytes(&self) -> u64 {
+        let metadata = self.0.written.as_ref().and_then(|file| file.metadata().ok());
+        metadata.map_or(0, |metadata| metadata.blocks().saturating_mul(512))
     }
 
     fn console_tail(&self) -> String {

@@ -125,6 +125,8 @@ struct Prepared {
     holdings: Holdings,
     disk: DiskPlace,
     disk_bytes: u64,
+    /// Where a mapped disk is written to.
+    written: Option<std::fs::File>,
     /// To be dropped when the VMM has opened its disk: from then on the kernel removes it by itself.
     overlay: Option<Overlay>,
 }
@@ -161,7 +163,7 @@ impl Firecracker {
 
     /// Starts the process, hands everything that it occupies to the task that watches it, waits for its API.
     async fn launch(&self, facts: Facts, prepared: Prepared) -> Result<Running, VmmError> {
-        let Prepared { jail, holdings, disk, disk_bytes, overlay: _ } = prepared;
+        let Prepared { jail, holdings, disk, disk_bytes, written, overlay: _ } = prepared;
         let Facts { id, vcpus, memory_mib } = facts;
         let lease = holdings.lease.as_ref();
         let network = lease.filter(|lease| lease.has_uplink()).map(|_| NetPool::guest_network());
@@ -196,6 +198,7 @@ impl Firecracker {
             console,
             disk: Mutex::new(disk),
             disk_bytes,
+            written,
             vcpus,
             memory_mib,
             description,
@@ -358,7 +361,9 @@ impl Firecracker {
             let top = Some(jail.top().to_owned());
             let mut holdings = Holdings { cgroups, id, top, lent: None, lease, _uid: uid };
             let (disk, disk_bytes, overlay) = fill(&mut jail, &mut holdings, &work)?;
-            Ok(Prepared { jail, holdings, disk, disk_bytes, overlay })
+            let written = overlay.as_ref().map(Overlay::written).transpose();
+            let written = written.map_err(disk_error(&work))?;
+            Ok(Prepared { jail, holdings, disk, disk_bytes, written, overlay })
         })
         .await
     }

@@ -35,9 +35,15 @@ pub(super) struct Overlay {
     control: File,
     name: String,
     device: u64,
+    written: File,
 }
 
 impl Overlay {
+    /// The nameless file that is written to.
+    pub(super) fn written(&self) -> io::Result<File> {
+        self.written.try_clone()
+    }
+
     /// Maps a new disk over `image`, keeping what is written in a nameless file in the folder `scratch`.
     pub(super) fn make(image: &File, scratch: &Path) -> io::Result<Self> {
         let bytes = image.metadata()?.len();
@@ -55,7 +61,7 @@ impl Overlay {
         let name = format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut request = Request::new(&name)?;
         request.call(&control, DEV_CREATE)?;
-        let mut overlay = Self { control, name, device: request.device() };
+        let mut overlay = Self { control, name, device: request.device(), written };
         // N: not persistent. What the mapping knows lives in the kernel's memory and ends with it.
         let parameters = format!("{} {} N {CHUNK_SECTORS}", below.number()?, above.number()?);
         let mut request = Request::new(&overlay.name)?;

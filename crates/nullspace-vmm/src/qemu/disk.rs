@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -114,6 +114,13 @@ impl Written {
         self.below.is_empty() && self.top.is_some()
     }
 
+    /// What the machine's own overlay takes on the disk, bytes, where no folder shows it. Blocks.
+    pub(super) fn nameless_bytes(&self) -> u64 {
+        let overlay = self.top.as_ref().map(|(overlay, _)| overlay).filter(|overlay| overlay.name.is_none());
+        let metadata = overlay.and_then(|overlay| overlay.file.metadata().ok());
+        metadata.map_or(0, |metadata| metadata.blocks().saturating_mul(512))
+    }
+
     /// An empty overlay to lie on these layers. Blocks.
     pub(super) fn successor(&self, folder: &Path) -> io::Result<Self> {
         let Some((_, size)) = self.top else { return Err(io::ErrorKind::Unsupported.into()) };
@@ -215,6 +222,8 @@ impl Drop for Overlay {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     const SIZE: u64 = 4 << 20;
@@ -227,7 +236,11 @@ mod tests {
     fn an_overlay_leaves_nothing_until_it_is_published() {
         let (work, snapshot) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let files = |folder: &Path| std::fs::read_dir(folder).unwrap().count();
-        drop(own(work.path()));
+        let written = own(work.path());
+        let before = written.nameless_bytes();
+        written.overlay_file().unwrap().write_all_at(&[1; 1 << 20], SIZE).unwrap();
+        assert!(written.nameless_bytes() >= before + (1 << 20), "{before}, {}", written.nameless_bytes());
+        drop(written);
         assert_eq!(files(work.path()), 0);
         let names = own(work.path()).publish(snapshot.path()).unwrap();
         assert_eq!((names, files(work.path()), files(snapshot.path())), (vec![overlay_name(0)], 0, 1));

@@ -170,6 +170,11 @@ impl Vm for Machine {
         self.running.monitor.observed().no_room
     }
 
+    fn nameless_bytes(&self) -> u64 {
+        let disk = Arc::clone(&self.own().disk);
+        disk.nameless_bytes()
+    }
+
     fn console_tail(&self) -> String {
         self.running.console.text()
     }

@@ -1,8 +1,13 @@
 //! A disk without room: what is refused, and what goes on.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nullspace_api::{SandboxInfo, SandboxStatus};
 use serde_json::json;
 
-use crate::fixture::Service;
+use crate::fixture::{Image, Registry, Service, until};
 
 /// More MiB than any disk has.
 const NEVER_FREE: &str = "1000000000";
@@ -28,4 +33,70 @@ async fn nothing_new_begins_below_the_reserve_and_the_refusal_names_the_hosts_di
     let page = api.get("/metrics").await.text();
     assert!(page.contains("nullspace_disk_reserve_bytes ") && page.contains("nullspace_disk_free_bytes "), "{page}");
     service.stop().await;
+}
+
+/// A small file system of memory. Dropped, it is unmounted.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn at(folder: &Path, mib: u64) -> Mounted {
+        std::fs::create_dir_all(folder).expect("make a mount point");
+        let options = format!("size={mib}m,mode=700");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "small"]).arg(folder).status();
+        assert!(mounted.expect("run mount").success(), "a tmpfs is mounted: needs root");
+        Mounted(folder.to_owned())
+    }
+
+    /// Writes a file until this many MiB are free.
+    fn leave(&self, mib: u64) {
+        let free = rustix::fs::statvfs(&self.0).expect("measure").f_bavail * 4096;
+        let ballast = std::fs::File::create(self.0.join("ballast")).expect("make a file");
+        let len = free.saturating_sub(mib << 20);
+        rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, len).expect("fill the disk");
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// Root in a sandbox, and a step of a build, write until the host's disk is full: they are ended, and nobody else is.
+#[tokio::test]
+async fn who_fills_the_disk_of_all_is_ended_and_others_go_on() {
+    let registry = Registry::start();
+    registry.push("box", "1", &Image::busybox()).await;
+    let mut service = Service::through(&["env"], [("NULLSPACE_DISK_RESERVE_MIB", "96".to_owned())]);
+    let small = Mounted::at(&service.data(), 900);
+    service.restart().await;
+    let api = service.api();
+    let fills = "while :; do cat /bin/busybox; done > /full";
+    let request = |steps| {
+        json!({"base_image": registry.reference("box:1"), "steps": steps,
+            "build_config": {"memory_mib": 192, "disk_mb": 512}})
+    };
+    let built = api.ready(request(json!([]))).await;
+    let (quiet, greedy) = tokio::join!(api.sandbox(built.template()), api.sandbox(built.template()));
+
+    // Half of the reserve is the line.
+    small.leave(120);
+    let _ = greedy.exec(json!({"command": "sh", "args": ["-c", fills], "background": true})).await;
+    until("the sandbox is ended", Duration::from_secs(120), async || {
+        let info: SandboxInfo = greedy.info().await;
+        info.status == SandboxStatus::Error
+    })
+    .await;
+    assert_eq!(quiet.sh("echo goes on").await, "goes on");
+    until("there is room again", Duration::from_secs(60), async || {
+        let free = rustix::fs::statvfs(&service.data()).expect("measure").f_bavail * 4096;
+        free > 100 << 20
+    })
+    .await;
+
+    let detail = api.failed(request(json!([{"action": "run", "command": fills}])), "host_disk_full").await;
+    assert!(detail.retryable, "{detail:?}");
+    assert_eq!(quiet.sh("echo goes on").await, "goes on");
+    service.stop().await;
+    drop(small);
 }
