@@ -65,8 +65,7 @@ PARTS = {
     "client": Part("tests/sdk/published.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1, limit=1800),
     "fuzz-api": Part("tests/sdk/contract_fuzz.py", needs=("guest", "base"), cores=1),
     "packages": Part("tests/sdk/packages.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1),
-    # It runs two machines at a time. One processor is enough to begin with, while the emulated host still has the other.
-    "nextest": Part("cargo nextest run --locked --workspace", needs=("tests", "guest", "base", "fetch"), cores=1, limit=3000,
+    "nextest": Part("cargo nextest run --locked --workspace", needs=("tests", "guest", "base", "fetch"), limit=3000,
                     env={"NULLSPACE_TEST_COMPLETE": "1"}),
 }
 TARGETS = {
