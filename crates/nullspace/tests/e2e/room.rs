@@ -89,7 +89,7 @@ async fn who_fills_the_disk_of_all_is_ended_and_others_go_on() {
     .await;
     assert_eq!(quiet.sh("echo goes on").await, "goes on");
     until("there is room again", Duration::from_secs(60), async || {
-        let free = rustix::fs::statvfs(&service.data()).expect("measure").f_bavail * 4096;
+        let free = rustix::fs::statvfs(service.data()).expect("measure").f_bavail * 4096;
         free > 100 << 20
     })
     .await;
