@@ -31,8 +31,8 @@
 //! Tried without gain: another size of the translation cache, one thread for it, malloc settings.
 //!
 //! # Known holes
-//! * Without a [`NetPool`] (so without root), [`Network::Internet`](crate::Network::Internet) is QEMU's user network, through
-//!   which a guest reaches whatever this host's user may reach, its loopback (as 172.30.255.1) included. With root, give
+//! * Without a [`NetPool`](crate::net::NetPool) (so without root), [`Network::Internet`](crate::Network::Internet) is
+//!   QEMU's user network, through which a guest reaches whatever this host's user may reach, its loopback (as 172.30.255.1) included. With root, give
 //!   the driver a pool.
 //! * Without root, QEMU runs as the service's own user: a guest that breaks out of QEMU is that user.
 //! * Under TCG, guests see the host's time stamp counter, and TCG was not written to be a wall. Its own authors say so.
