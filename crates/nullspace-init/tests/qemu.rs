@@ -510,6 +510,8 @@ async fn a_first_process_has_a_namespace_and_a_machine_its_modules() {
 
     // Killed by the number that it is known by; with it ends what it left, and the machine goes on.
     agent.kill(child, 9).await.unwrap();
+    let killed = run(&agent, sh("kill -9 $$")).await.exit;
+    assert_eq!(killed, Exit { code: 137, signal: Some(9), ..Exit::default() }, "the first process lives");
     let beside = agent.exec_collect(sh("echo $$; sleep 1000"), 1000);
     let kill = async {
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -68,6 +68,11 @@ impl Namespace {
     /// Whether its first process has ended, or is ending: the kernel kills and forgets all others before that one is gone
     /// (`zap_pid_ns_processes`), so that a process which was killed with it is reaped earlier.
     pub(crate) fn ends(&self) -> bool {
+        // Its number is its own until it was reaped. Without this look, whoever kills another process would wait for nothing.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.first.pid()));
+        if self.first.exit().is_none() && stat.is_ok_and(|stat| !is_exiting(&stat)) {
+            return false;
+        }
         let until = Instant::now() + ENDING;
         loop {
             if self.first.exit().is_some() {
@@ -108,6 +113,14 @@ impl Namespace {
     }
 }
 
+/// Whether a line of `/proc/<pid>/stat` is that of a process which is ending: `PF_EXITING` (`include/linux/sched.h`) among
+/// its flags, the seventh field behind the name in parentheses.
+fn is_exiting(stat: &str) -> bool {
+    const PF_EXITING: u32 = 4;
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u32>().ok());
+    flags.is_some_and(|flags| flags & PF_EXITING != 0)
+}
+
 fn set_children(pids: &OwnedFd) -> io::Result<()> {
     // SAFETY: a plain system call on a descriptor that is open.
     match unsafe { libc::setns(pids.as_raw_fd(), libc::CLONE_NEWPID) } {
@@ -124,6 +137,14 @@ fn inner_pid(status: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_ending_process_is_known_by_its_flags() {
+        assert!(!is_exiting("7 (a) b) S 1 7 7 0 -1 4194304 100 0"));
+        assert!(is_exiting("7 (a) b) S 1 7 7 0 -1 4194308 100 0"));
+        assert!(!is_exiting("7 (a) S 1"));
+        assert!(!is_exiting(&fs::read_to_string("/proc/self/stat").unwrap()));
+    }
 
     #[test]
     fn the_innermost_pid_is_the_last() {
