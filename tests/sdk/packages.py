@@ -19,6 +19,8 @@ from pathlib import Path
 import images
 from running import Docker, Registry, Service
 
+# Limit of a command in a sandbox. The service's default (30 s) is short for an emulated guest on a busy host.
+PATIENCE_SECS = 300
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 # Image, steps, and a command whose output shows that what was installed works.
 CASES = {
@@ -85,7 +87,7 @@ def dockers(docker, service, key, image, steps):
 
 def ours(service, key, sandbox):
     """The files of a sandbox."""
-    run = {"command": FILES, "shell": True, "user": "root"}
+    run = {"command": FILES, "shell": True, "user": "root", "timeout_secs": PATIENCE_SECS}
     status, done = service.request(key, "POST", f"/v1/sandboxes/{sandbox}/exec", run)
     assert status == 200 and done["exit_code"] == 0, done
     url = f"{service.url}/v1/sandboxes/{sandbox}/file?" + urllib.parse.urlencode({"path": "/files", "user": "root"})
@@ -130,7 +132,8 @@ def main():
                     continue
                 status, sandbox = service.request(key, "POST", "/v1/sandboxes", {"template": name})
                 assert status == 201, sandbox
-                status, done = service.request(key, "POST", f"/v1/sandboxes/{sandbox['id']}/exec", {"command": command, "shell": True})
+                run = {"command": command, "shell": True, "timeout_secs": PATIENCE_SECS}
+                status, done = service.request(key, "POST", f"/v1/sandboxes/{sandbox['id']}/exec", run)
                 if status != 200 or done["stdout"].strip() != expected:
                     wrong.append(f"{name}: {command}: {done}")
                 mine, theirs = ours(service, key, sandbox["id"]), dockers(docker, service, key, image, steps)

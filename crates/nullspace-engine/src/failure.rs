@@ -207,9 +207,10 @@ impl BuildFailure {
         self
     }
 
-    /// A machine's failure while in `phase`.
+    /// A machine's failure while in `phase`. It is a warning in the log: the next attempt usually succeeds, and the worker
+    /// logs an error when there is none.
     pub(crate) fn machine(phase: TemplateFailurePhase, error: &VmmError) -> Self {
-        tracing::error!(error = %chain(error), phase = ?phase, "machine failed in a build");
+        tracing::warn!(error = %chain(error), phase = ?phase, "machine failed in a build");
         if error.is_storage_full() {
             return BuildFailure::host_disk_full(phase);
         }
@@ -256,7 +257,7 @@ impl BuildFailure {
                 "Check start_cmd, default_user and default_workdir against what the image holds.",
             ),
             _ => {
-                tracing::error!(error = %chain(error), phase = ?phase, "guest agent failed in a build");
+                tracing::warn!(error = %chain(error), phase = ?phase, "guest agent failed in a build");
                 BuildFailure::infrastructure(phase, reason::MACHINE_FAILED, "the build machine stopped answering")
             }
         }

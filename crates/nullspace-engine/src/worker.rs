@@ -373,6 +373,10 @@ async fn finish_error(
     };
     inner.metadata.finish_error(lease, error, now).await?;
     inner.metrics.failed(failure.phase.as_str(), failure.reason);
-    tracing::info!(reason = failure.reason, phase = ?failure.phase, "build ended with an error");
+    if failure.reason == reason::MACHINE_FAILED && failure.retryable {
+        tracing::error!(reason = failure.reason, phase = ?failure.phase, "build ended because machines fail on this host");
+    } else {
+        tracing::info!(reason = failure.reason, phase = ?failure.phase, "build ended with an error");
+    }
     Ok(())
 }
