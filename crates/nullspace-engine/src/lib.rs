@@ -57,7 +57,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_buildkit::BuildKit;
 use nullspace_oci::registry::Registry;
-use nullspace_service::{Access, Result};
+use nullspace_service::{Access, Result, Service};
 use nullspace_store::{ArtifactStore, Caller, KeyHash, KeyId, Metadata, QueueLimits, SandboxStatus, StoreError};
 use nullspace_vmm::Vmm;
 use secrecy::{ExposeSecret, SecretString};
@@ -242,6 +242,8 @@ impl Engine {
         inner.metadata.close().await;
     }
 }
+
+impl Service for Engine {}
 
 #[async_trait]
 impl Access for Engine {

@@ -39,7 +39,8 @@ pub use files::{FileAt, FileContent, FileDownload, Files};
 pub use sandboxes::{CommandEvent, Commands, FollowedCommand, Processes, SandboxQuery, Sandboxes};
 pub use templates::{Names, Templates};
 
-/// Everything that the server asks for.
+/// Everything that the server calls. An implementation has a body for each topic, and says
+/// `impl Service for … {}` once.
 pub trait Service:
     Access
     + Health
@@ -53,22 +54,6 @@ pub trait Service:
     + Commands
     + Processes
     + Files
-{
-}
-
-impl<T> Service for T where
-    T: Access
-        + Health
-        + Builds
-        + BuildHistory
-        + BuildChecks
-        + Blobs
-        + Templates
-        + Names
-        + Sandboxes
-        + Commands
-        + Processes
-        + Files
 {
 }
 

@@ -69,6 +69,8 @@ pub(crate) struct Fake {
     pub(crate) made: Arc<AtomicUsize>,
 }
 
+impl Service for Fake {}
+
 impl Fake {
     pub(crate) fn new() -> Arc<Self> {
         let (log, _) = watch::channel(Vec::new());
