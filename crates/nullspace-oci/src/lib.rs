@@ -19,14 +19,14 @@
 //! one), push, build, or know what a template is.
 
 pub mod config;
-pub mod digest;
 pub mod import;
 mod json;
 pub mod layout;
 pub mod manifest;
 pub mod merge;
 pub mod platform;
-pub mod reference;
 pub mod registry;
 pub mod stream;
 pub mod tar;
+
+pub use nullspace_image_ref::{digest, reference};
