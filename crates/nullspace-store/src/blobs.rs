@@ -1,84 +1,22 @@
 //! Files of build contexts: each tenant's own, named by what is in them.
 //!
 //! ```text
-//!   blob id   sha256-<64 hex digits>-<bytes>        says all that an upload is checked against
-//!   on disk   blobs/tn_…/<64 hex digits>            whole or not there
+//!   blobs/tn_…/<64 hex digits>            whole or not there
 //! ```
 //!
 //! One tenant's upload is never another's: knowing a digest is not having the bytes.
 
-use std::{fmt, path::Path, path::PathBuf, str::FromStr};
-
-use std::collections::BTreeSet;
-
-use crate::{
-    ArtifactStore, Result, StoreError, TenantId,
-    artifacts::{BLOBS, discard, inside_work, io_error, make_dir, read_dir, remove, rename_over, sync_dir, sync_tree},
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
 };
 
-const PREFIX: &str = "sha256-";
+use nullspace_types::{Blob, InvalidBlobId};
 
-/// Name of a blob within its tenant: digest and size of its bytes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BlobId {
-    sha256: String,
-    bytes: u64,
-}
-
-/// Text that names no blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a blob id is sha256-, 64 lower-case hexadecimal digits, and -size in bytes")]
-pub struct InvalidBlobId;
-
-impl BlobId {
-    /// The blob of this SHA-256 (64 lower-case hex digits) and size.
-    ///
-    /// # Errors
-    /// [`InvalidBlobId`] for any other text, or a size beyond what a file can have.
-    pub fn new(sha256: &str, bytes: u64) -> std::result::Result<Self, InvalidBlobId> {
-        let digest = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if !digest || i64::try_from(bytes).is_err() {
-            return Err(InvalidBlobId);
-        }
-        Ok(Self { sha256: sha256.to_owned(), bytes })
-    }
-
-    /// SHA-256 of the bytes, lower-case hex.
-    pub fn sha256(&self) -> &str {
-        &self.sha256
-    }
-
-    /// How many bytes there are.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-}
-
-impl fmt::Display for BlobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PREFIX}{}-{}", self.sha256, self.bytes)
-    }
-}
-
-impl FromStr for BlobId {
-    type Err = InvalidBlobId;
-
-    fn from_str(text: &str) -> std::result::Result<Self, InvalidBlobId> {
-        let (sha256, bytes) = text.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).ok_or(InvalidBlobId)?;
-        let id = Self::new(sha256, bytes.parse().map_err(|_| InvalidBlobId)?)?;
-        // One blob, one spelling: no `+7`, no `007`.
-        if id.to_string() == text { Ok(id) } else { Err(InvalidBlobId) }
-    }
-}
-
-/// A blob of a tenant.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Blob {
-    /// Whose.
-    pub tenant: TenantId,
-    /// Which.
-    pub id: BlobId,
-}
+use crate::{
+    ArtifactStore, Result, StoreError,
+    artifacts::{BLOBS, discard, inside_work, io_error, make_dir, read_dir, remove, rename_over, sync_dir, sync_tree},
+};
 
 impl ArtifactStore {
     /// Where a blob's bytes are or would be. Tenant and blob id hold nothing but hex digits, so that the path stays inside.
@@ -145,31 +83,11 @@ impl From<InvalidBlobId> for StoreError {
 
 #[cfg(test)]
 mod tests {
+    use nullspace_types::{BlobId, TenantId};
+
     use super::*;
 
     const DIGEST: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-
-    #[test]
-    fn a_blob_id_has_one_spelling_and_is_safe_in_a_path() {
-        let id = BlobId::new(DIGEST, 7).unwrap();
-        assert_eq!(id.to_string().parse(), Ok(id));
-        for wrong in [
-            "",
-            "sha256-",
-            DIGEST,
-            &format!("sha256-{DIGEST}"),
-            &format!("sha256-{DIGEST}-"),
-            &format!("sha256-{DIGEST}-+7"),
-            &format!("sha256-{DIGEST}-07"),
-            &format!("sha256-{DIGEST}--7"),
-            &format!("sha256-{DIGEST}-9223372036854775808"),
-            &format!("sha256-{}-7", DIGEST.to_uppercase()),
-            &format!("sha256-{}-7", &DIGEST[1..]),
-            "sha256-../../../../../../../../../../../../../../../../../../../etc/shadow-1",
-        ] {
-            assert_eq!(wrong.parse::<BlobId>(), Err(InvalidBlobId), "{wrong:?} was taken");
-        }
-    }
 
     #[tokio::test]
     async fn a_blob_is_published_whole_replaced_and_swept_when_nobody_knows_it() {

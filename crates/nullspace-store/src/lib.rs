@@ -28,8 +28,6 @@ mod error;
 mod host;
 mod images;
 mod metadata;
-mod private_json;
-mod reference;
 mod sandbox;
 mod share;
 mod space;
@@ -40,7 +38,6 @@ mod tenant;
 mod text_enum;
 
 pub use artifacts::{ArtifactStore, DEFAULT_CACHE, DiskUsage, PublishedArtifact, Scratch, SweepReport};
-pub use blobs::{Blob, BlobId, InvalidBlobId};
 pub use build::{
     ArtifactState, Build, BuildBackend, BuildFilter, BuildPage, BuildStatus, CancelOutcome, CancelRequest, Counters,
     FinishError, FinishReady, Finished, Heartbeat, HeldBlob, Lease, Leased, LogEntry, NewBuild, NewLogEntry,
@@ -49,15 +46,17 @@ pub use build::{
 pub use claim::{ClaimHash, ClaimToken, NewClaim};
 pub use error::{Result, StoreError};
 pub use images::{CacheUsage, PublishedRootfs, RootfsPin, look_at_chunks};
-pub use metadata::{KnownFiles, Metadata, UnusedArtifact};
+pub use metadata::{Metadata, UnusedArtifact};
 pub use nullspace_chunks::{Changes, Collected, Extent, Fault, ManifestId, Stats, Verified};
-pub use nullspace_types::{ArtifactId, BuildId, Caller, InvalidId, KeyId, SandboxId, TemplateId, TenantId};
-pub use private_json::PrivateJson;
-pub use reference::{InvalidReference, MAX_NAME_CHARS, Selector, Tag, TemplateName, TemplateRef, is_namespace_slug};
+pub use nullspace_types::{
+    ArtifactId, Blob, BlobId, BuildId, Caller, InvalidBlobId, InvalidId, InvalidReference, KeyId, KnownFiles,
+    MAX_NAME_CHARS, PrivateJson, Rootfs, SYSTEM_NAMESPACE, SandboxId, Selector, Tag, TemplateId, TemplateName,
+    TemplateRef, TenantId, is_namespace_slug,
+};
 pub use sandbox::{Idempotency, Inserted, NewSandbox, Sandbox, SandboxFilter, SandboxStatus};
 pub use space::{Room, Space};
 pub use sqlite::SqliteStore;
 pub use survey::{Survey, stored_without_database, survey};
-pub use template::{Alias, Artifact, Resolved, Rootfs, Standing, TagTarget, Template, Visibility};
-pub use tenant::{ApiKey, KeyHash, Namespace, NamespaceKind, NewKey, SYSTEM_NAMESPACE, Tenant};
+pub use template::{Alias, Artifact, Resolved, Standing, TagTarget, Template, Visibility};
+pub use tenant::{ApiKey, KeyHash, Namespace, NamespaceKind, NewKey, Tenant};
 pub use text_enum::UnknownWord;

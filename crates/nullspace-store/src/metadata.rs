@@ -1,9 +1,6 @@
 //! What the service asks of its database.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -13,9 +10,9 @@ use crate::StoreError;
 use crate::{
     Alias, ApiKey, Artifact, ArtifactId, Blob, BlobId, Build, BuildFilter, BuildId, BuildPage, Caller, CancelOutcome,
     CancelRequest, ClaimHash, Counters, FinishError, FinishReady, Finished, Heartbeat, HeldBlob, Inserted, KeyHash,
-    KeyId, Lease, Leased, LogEntry, Namespace, NamespaceKind, NewBuild, NewClaim, NewKey, NewLogEntry, NewSandbox,
-    QueueLimits, Release, Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus, Standing, Tag,
-    TemplateName, TemplateRef, Tenant, Visibility,
+    KeyId, KnownFiles, Lease, Leased, LogEntry, Namespace, NamespaceKind, NewBuild, NewClaim, NewKey, NewLogEntry,
+    NewSandbox, QueueLimits, Release, Resolved, Result, Rootfs, Sandbox, SandboxFilter, SandboxId, SandboxStatus,
+    Standing, Tag, TemplateName, TemplateRef, Tenant, Visibility,
 };
 
 /// The durable half of the service.
@@ -342,15 +339,6 @@ pub trait Metadata: Send + Sync + 'static {
 
     /// Ends every connection; calls after it fail.
     async fn close(&self);
-}
-
-/// What the artifact store must have; everything else in its folders is left over from a crash.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct KnownFiles {
-    /// Folders under `artifacts/`.
-    pub artifacts: BTreeSet<String>,
-    /// Files under `rootfs/`, with their manifests in the chunk store.
-    pub rootfs: BTreeMap<String, Option<String>>,
 }
 
 /// An artifact that can go.

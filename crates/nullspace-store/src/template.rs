@@ -1,10 +1,11 @@
-//! Templates, the artifacts they point to, and the root images under those.
+//! Templates and the artifacts they point to.
 
 use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    ArtifactId, BuildId, NamespaceKind, PrivateJson, Tag, TemplateId, TemplateName, TenantId, text_enum::text_enum,
+    ArtifactId, BuildId, NamespaceKind, PrivateJson, Rootfs, Tag, TemplateId, TemplateName, TenantId,
+    text_enum::text_enum,
 };
 
 text_enum! {
@@ -130,19 +131,4 @@ pub struct Resolved {
     pub tags: Vec<TagTarget>,
     /// The artifact meant.
     pub artifact: Artifact,
-}
-
-/// An immutable root image that artifacts share.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rootfs {
-    /// Cache key: lower-case hex, 32 to 128 digits.
-    pub key: String,
-    /// Name of the file under `rootfs/`, from [`ArtifactStore::publish_rootfs`](crate::ArtifactStore::publish_rootfs).
-    pub file: String,
-    /// The image's length, bytes.
-    pub bytes: u64,
-    /// Its manifest in the chunk store. `None`: an older version stored it, as a file only.
-    pub manifest: Option<String>,
-    /// What its maker wants to remember (the image's configuration); opaque to the store.
-    pub info: Value,
 }

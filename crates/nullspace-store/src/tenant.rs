@@ -9,9 +9,6 @@ use sha2::{Digest, Sha256};
 
 use crate::text_enum::text_enum;
 
-/// Slug of the namespace that holds the built-in templates.
-pub const SYSTEM_NAMESPACE: &str = "nullspace";
-
 text_enum! {
     /// Whose namespace it is.
     NamespaceKind {

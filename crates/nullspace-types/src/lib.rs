@@ -1,10 +1,21 @@
-//! Ids, and who asks. They are parsed once, where they enter, and are the same types in the server, the engine and the
-//! store.
+//! Values that travel between the parts of the service: ids, the caller, references to templates, names of uploaded files
+//! and of stored files. They are parsed once, where they enter, and are the same types in the server, the engine, the
+//! database and the data folder.
 //!
 //! This crate holds no logic beyond parsing and printing, and depends on no other crate of the workspace.
 
+mod blob;
 mod caller;
+mod files;
 mod id;
+mod private_json;
+mod reference;
 
+pub use blob::{Blob, BlobId, InvalidBlobId};
 pub use caller::Caller;
+pub use files::{KnownFiles, Rootfs};
 pub use id::{ArtifactId, BuildId, InvalidId, KeyId, SandboxId, TemplateId, TenantId};
+pub use private_json::PrivateJson;
+pub use reference::{
+    InvalidReference, MAX_NAME_CHARS, SYSTEM_NAMESPACE, Selector, Tag, TemplateName, TemplateRef, is_namespace_slug,
+};

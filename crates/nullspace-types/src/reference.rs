@@ -13,7 +13,10 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ArtifactId, BuildId, SYSTEM_NAMESPACE};
+use crate::{ArtifactId, BuildId};
+
+/// Slug of the namespace that holds the built-in templates.
+pub const SYSTEM_NAMESPACE: &str = "nullspace";
 
 /// Longest template name, tag or namespace slug, in characters.
 pub const MAX_NAME_CHARS: usize = 128;
@@ -41,7 +44,7 @@ pub enum InvalidReference {
     Namespace,
     /// `tb_` or `tmpl_` and then something that is no id.
     #[error(transparent)]
-    Id(#[from] nullspace_types::InvalidId),
+    Id(#[from] crate::InvalidId),
 }
 
 macro_rules! checked_text {

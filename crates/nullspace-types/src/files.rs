@@ -1,0 +1,29 @@
+//! Files of the data folder, as the database names them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+/// An immutable root image that artifacts share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rootfs {
+    /// Cache key: lower-case hex, 32 to 128 digits.
+    pub key: String,
+    /// Name of the file under `rootfs/` of the data folder, allotted when the image is published.
+    pub file: String,
+    /// The image's length, bytes.
+    pub bytes: u64,
+    /// Its manifest in the chunk store. `None`: an older version stored it, as a file only.
+    pub manifest: Option<String>,
+    /// What its maker wants to remember (the image's configuration); opaque to the store.
+    pub info: Value,
+}
+
+/// The files that the database names. The data folder must have them; everything else there is left over from a crash.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KnownFiles {
+    /// Folders under `artifacts/`.
+    pub artifacts: BTreeSet<String>,
+    /// Files under `rootfs/`, with their manifests in the chunk store.
+    pub rootfs: BTreeMap<String, Option<String>>,
+}
