@@ -21,6 +21,8 @@
 //!
 //! There is no logic here: validation belongs to the engine, status codes to the server.
 
+#![warn(clippy::cast_possible_truncation)]
+
 mod build;
 mod command;
 mod envs;

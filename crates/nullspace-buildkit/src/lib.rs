@@ -19,6 +19,8 @@
 //! Knows nothing of templates or tenants. Protocols: BuildKit's `api/services/control`, `session/*`, and
 //! `tonistiigi/fsutil`; generated code from `bollard-buildkit-proto`.
 
+#![warn(clippy::cast_possible_truncation)]
+
 mod connect;
 mod endpoint;
 mod engine;

@@ -9,6 +9,8 @@
 //! Every call has a timeout and every answer a largest size. An answer that is no success is an [`Error::Answer`] with
 //! the service's own words. 429 is tried again as often as the published client does.
 
+#![warn(clippy::cast_possible_truncation)]
+
 mod error;
 mod follow;
 mod sse;

@@ -4,6 +4,8 @@
 //! what the host sent behind them (the first exec after a restore) finds them done; everything else has a thread
 //! to itself, ends its channel, and may panic without taking more than its channel along.
 
+#![allow(unsafe_code, reason = "signals go to a process by number")]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

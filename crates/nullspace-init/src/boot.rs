@@ -1,5 +1,7 @@
 //! Boot and shutdown: from the kernel's hand-over to a serving agent, and back.
 
+#![allow(unsafe_code, reason = "PID 1 sets up its own descriptors and umask")]
+
 use std::fs;
 use std::os::fd::IntoRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};

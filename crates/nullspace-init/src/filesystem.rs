@@ -1,5 +1,7 @@
 //! The root filesystem as a whole: freeze, thaw, grow.
 
+#![allow(unsafe_code, reason = "freeze and thaw are ioctls")]
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;

@@ -1,5 +1,7 @@
 //! The guest's identity: name, machine id, time, randomness.
 
+#![allow(unsafe_code, reason = "the random device is reseeded by ioctl")]
+
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -67,7 +69,7 @@ pub(crate) fn reseed(entropy: &[u8]) -> Result<(), Failure> {
     let mut info = PoolInfo { bits: 0, bytes: 0, pool: [0; MAX_ENTROPY] };
     let len = entropy.len().min(MAX_ENTROPY);
     info.pool[..len].copy_from_slice(&entropy[..len]);
-    info.bytes = len as libc::c_int;
+    info.bytes = libc::c_int::try_from(len).unwrap_or(0);
     info.bits = info.bytes * 8;
     let device = File::open("/dev/urandom").map_err(|error| internal("/dev/urandom cannot be opened", error))?;
     // SAFETY: RNDADDENTROPY reads a `struct rand_pool_info`, whose layout `PoolInfo` has; RNDRESEEDCRNG takes nothing.
@@ -82,7 +84,7 @@ pub(crate) fn reseed(entropy: &[u8]) -> Result<(), Failure> {
 pub(crate) fn set_clock(unix_time_ns: u64) -> Result<(), Failure> {
     const SECOND: u64 = 1_000_000_000;
     let seconds = libc::time_t::try_from(unix_time_ns / SECOND).unwrap_or(libc::time_t::MAX);
-    let time = TimeSpec::new(seconds, (unix_time_ns % SECOND) as i64);
+    let time = TimeSpec::new(seconds, (unix_time_ns % SECOND).cast_signed());
     nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time)
         .map_err(|error| internal("The clock cannot be set", error))
 }

@@ -3,6 +3,8 @@
 //! Docker ends the container of a RUN; here the next step runs in the same machine, and must not see more of the one
 //! before than a later build sees that takes it from the cache: its files.
 
+#![allow(unsafe_code, reason = "all other processes are killed by one call")]
+
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;

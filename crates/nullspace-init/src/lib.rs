@@ -18,6 +18,8 @@
 //! Threads, no async runtime: it is idle nearly always, and its memory is part of every snapshot. The host is trusted,
 //! the image and the processes are not: nothing of theirs ends this process or holds the agent up.
 
+#![warn(clippy::cast_possible_truncation)]
+
 mod agent;
 pub mod boot;
 mod connection;

@@ -1,6 +1,8 @@
 //! Interfaces of the guest: loopback, and a static IPv4 address on eth0. By ioctl, netdevice(7): no netlink is needed for
 //! one address and one route.
 
+#![allow(unsafe_code, reason = "interface requests are ioctls on structures of the C library")]
+
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -8,6 +10,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nullspace_guest::message::{Failure, FailureKind, GuestNetwork};
+
+// The C library has these constants as `int`, and the structures have narrower fields.
+const IFF_UP: libc::c_short = 0x1;
+const AF_INET: libc::sa_family_t = 2;
+const _: () = assert!(libc::IFF_UP == 0x1 && libc::AF_INET == 2);
 
 const INTERFACE: &str = "eth0";
 /// How long the card may take to appear.
@@ -99,7 +106,7 @@ fn request(name: &str) -> libc::ifreq {
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The names are our own constants, shorter than the field.
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
+        *to = from.cast_signed();
     }
     request
 }
@@ -117,9 +124,8 @@ fn set_up(socket: &OwnedFd, name: &str, up: bool) -> io::Result<()> {
     ioctl(socket, libc::SIOCGIFFLAGS, &mut request)?;
     // SAFETY: SIOCGIFFLAGS has filled the flags.
     unsafe {
-        let flag = libc::IFF_UP as libc::c_short;
         let flags = request.ifr_ifru.ifru_flags;
-        request.ifr_ifru.ifru_flags = if up { flags | flag } else { flags & !flag };
+        request.ifr_ifru.ifru_flags = if up { flags | IFF_UP } else { flags & !IFF_UP };
     }
     ioctl(socket, libc::SIOCSIFFLAGS, &mut request)
 }
@@ -127,7 +133,7 @@ fn set_up(socket: &OwnedFd, name: &str, up: bool) -> io::Result<()> {
 /// An IPv4 address in the room of any socket address.
 fn sockaddr(ip: Ipv4Addr) -> libc::sockaddr {
     let address = libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_family: AF_INET,
         sin_port: 0,
         sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) },
         sin_zero: [0; 8],

@@ -122,8 +122,8 @@ mod tests {
     fn a_chatty_stream_does_not_push_the_other_out() {
         let mut ring = Ring::default();
         ring.push(Kind::Stderr, b"warning");
-        for at in 0..200u32 {
-            ring.push(Kind::Stdout, &[at as u8; 4000]);
+        for at in 0..200u8 {
+            ring.push(Kind::Stdout, &[at; 4000]);
         }
         let all = read_all(&ring, 1000);
         assert_eq!(all[0], (Kind::Stderr, b"warning".to_vec()));
@@ -197,8 +197,8 @@ mod tests {
         fn what_fits_is_read_back_in_order(writes in prop::collection::vec((any::<bool>(), 1usize..3000), 0..60), most in 1usize..5000) {
             let mut ring = Ring::default();
             let mut expected: Vec<(Kind, Vec<u8>)> = Vec::new();
-            for (at, (err, len)) in writes.into_iter().enumerate() {
-                let (kind, bytes) = (if err { Kind::Stderr } else { Kind::Stdout }, vec![at as u8; len]);
+            for (at, (err, len)) in (0u8..).zip(writes) {
+                let (kind, bytes) = (if err { Kind::Stderr } else { Kind::Stdout }, vec![at; len]);
                 ring.push(kind, &bytes);
                 match expected.last_mut() {
                     Some((last, joined)) if *last == kind => joined.extend_from_slice(&bytes),

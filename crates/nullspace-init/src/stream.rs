@@ -4,6 +4,8 @@
 //! up: a level-triggered wait would spin, a sleep would delay the first answer after a restore. The driver wakes its
 //! wait queue when the host comes back (`VIRTIO_CONSOLE_PORT_OPEN`), and that edge is all that is waited for.
 
+#![allow(unsafe_code, reason = "a descriptor that may be a socket is shut down")]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 

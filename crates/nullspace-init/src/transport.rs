@@ -1,5 +1,7 @@
 //! The agent's transports: virtio-serial and vsock.
 
+#![allow(unsafe_code, reason = "vsock sockets are made with structures of the C library")]
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -22,6 +24,10 @@ const HOST_CID: u32 = 2;
 const VIRTIO_VSOCK: &str = "0x0013";
 /// How often devices are looked for until one is there.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+// The C library has the constant as `int` and lengths as `usize`, and the structures and calls have narrower fields.
+const AF_VSOCK: libc::sa_family_t = 40;
+const ADDRESS_LEN: libc::socklen_t = 16;
+const _: () = assert!(libc::AF_VSOCK == 40 && size_of::<libc::sockaddr_vm>() == 16);
 /// Rest after a failure, so that a broken device does not cost the guest a CPU.
 const REST: Duration = Duration::from_millis(100);
 
@@ -84,10 +90,10 @@ fn listen() -> io::Result<OwnedFd> {
         }
         let fd = OwnedFd::from_raw_fd(raw);
         let mut address: libc::sockaddr_vm = std::mem::zeroed();
-        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_family = AF_VSOCK;
         address.svm_port = VSOCK_PORT;
         address.svm_cid = libc::VMADDR_CID_ANY;
-        let len = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+        let len = ADDRESS_LEN;
         if libc::bind(raw, (&raw const address).cast(), len) != 0 || libc::listen(raw, 8) != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -99,7 +105,7 @@ fn accept(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     // SAFETY: plain system calls; the kernel writes at most `len` bytes into `address`.
     unsafe {
         let mut address: libc::sockaddr_vm = std::mem::zeroed();
-        let mut len = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+        let mut len = ADDRESS_LEN;
         let raw = libc::accept4(listener.as_raw_fd(), (&raw mut address).cast(), &mut len, libc::SOCK_CLOEXEC);
         if raw < 0 {
             return Err(io::Error::last_os_error());

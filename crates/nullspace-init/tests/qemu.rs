@@ -3,6 +3,8 @@
 //! Needs `qemu-system-x86_64`, `mke2fs`, a static busybox, and the guest image in `target/guest` (or `NULLSPACE_GUEST_DIR`),
 //! which `make guest` prepares.
 
+#![allow(unsafe_code, reason = "the test reads the processor's clock")]
+
 // clippy.toml lets tests unwrap, and does not count their helpers.
 #![allow(clippy::unwrap_used)]
 
@@ -178,7 +180,7 @@ async fn shell(agent: &Agent, script: &str) -> String {
 }
 
 fn now_ns() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64
+    u64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos()).unwrap()
 }
 
 fn restored(name: &str, seed: u8) -> Restored {

@@ -18,6 +18,8 @@
 //! What it does not do: keep a cache, write a filesystem (the caller's [`merge::ContentSink`] and the tree's walk feed
 //! one), push, build, or know what a template is.
 
+#![warn(clippy::cast_possible_truncation)]
+
 pub mod config;
 pub mod import;
 mod json;

@@ -12,6 +12,8 @@
 //!
 //! Memory is bounded by the channel (at most 16 MiB), the reader's own bounds, and the trees.
 
+#![warn(clippy::cast_possible_truncation)]
+
 mod sink;
 mod writing;
 

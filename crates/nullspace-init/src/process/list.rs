@@ -1,5 +1,7 @@
 //! The guest's processes, from /proc.
 
+#![allow(unsafe_code, reason = "a test asks for its parent")]
+
 use std::fs;
 use std::io::Read;
 

@@ -9,6 +9,8 @@
 //! Mounts are shared between the two mount namespaces, but for /proc: what the command mounts, file operations see. The
 //! pids that the host hears of are the namespace's, so that they are those that `ps` and `$!` show inside.
 
+#![allow(unsafe_code, reason = "setns on a pidfd is called directly")]
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};

@@ -1,5 +1,7 @@
 //! The one place that waits for children.
 
+#![allow(unsafe_code, reason = "waits and signals name processes by number")]
+
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicI32, Ordering};

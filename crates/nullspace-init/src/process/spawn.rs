@@ -13,6 +13,8 @@
 //!   frees stack and strings
 //! ```
 
+#![allow(unsafe_code, reason = "a child that shares memory with its parent makes raw system calls")]
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -326,6 +328,7 @@ impl Image {
     /// Only in the child. It shares memory and thread-local storage with a parent that runs: so it allocates nothing, takes no
     /// lock, writes to nothing but its stack, and makes its system calls without the C library, which keeps errno in that
     /// storage.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the kernel takes and gives registers")]
     unsafe fn become_it(&self) -> ! {
         let default = [0u64; 4];
         let none = 0u64;
@@ -377,6 +380,7 @@ impl Image {
     ///
     /// # Safety
     /// As [`Image::become_it`].
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the kernel takes and gives registers")]
     unsafe fn mount_proc(&self) {
         let (proc, kind) = (c"/proc".as_ptr().addr(), c"proc".as_ptr().addr());
         let plain = (libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC) as usize;
@@ -395,6 +399,7 @@ impl Image {
     ///
     /// # Safety
     /// As [`Image::become_it`].
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the kernel takes and gives registers")]
     unsafe fn must(&self, stage: Stage, result: isize) {
         if result >= 0 {
             return;
@@ -423,6 +428,7 @@ unsafe fn exit() -> ! {
 /// # Safety
 /// As the call itself.
 #[cfg(target_arch = "x86_64")]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the kernel takes and gives registers")]
 unsafe fn syscall(number: libc::c_long, arguments: [usize; 5]) -> isize {
     let [a, b, c, d, e] = arguments;
     let result: isize;

@@ -8,6 +8,8 @@
 //!          background process that holds stdout does not hold the operation
 //! ```
 
+#![allow(unsafe_code, reason = "FIONREAD has no safe wrapper for pipes here")]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};

@@ -66,12 +66,15 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
 }
 
 fn carried(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let bits = address.to_bits();
-    let at = |shift: u32| Ipv4Addr::from_bits((bits >> shift) as u32);
     if CARRIES_LAST.iter().any(|net| net.contains(&address)) {
-        return Some(at(0));
+        return Some(v4_at(address, 12));
     }
-    SIX_TO_FOUR.contains(&address).then(|| at(80))
+    SIX_TO_FOUR.contains(&address).then(|| v4_at(address, 2))
+}
+
+fn v4_at(address: Ipv6Addr, at: usize) -> Ipv4Addr {
+    let bytes = address.octets();
+    Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3])
 }
 
 #[cfg(test)]

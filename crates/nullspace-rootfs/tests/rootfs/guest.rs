@@ -145,7 +145,7 @@ fn boot(folder: &Path, plan: &str, disk: &Path, lists: &Path) {
     // The rate of the processor's own counter, which the guest reads and cannot measure; near enough will do.
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let mhz = processor.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split_once(": ")?.1.parse::<f64>().ok());
-    let khz = (mhz.unwrap_or(2000.0) * 1000.0) as u64;
+    let khz: u64 = format!("{:.0}", mhz.unwrap_or(2000.0) * 1000.0).parse().unwrap();
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-M", "microvm,x-option-roms=off,isa-serial=on,rtc=on", "-accel", "tcg", "-cpu", "max,-la57,-erms"]);
     // Room for a second processor: see `nullspace-vmm`, qemu/args.rs. So are the kernel's arguments.
@@ -215,7 +215,8 @@ fn initramfs(folder: &Path, plan: &str) -> PathBuf {
 
 /// Appends a file to a cpio archive of the form that the kernel reads ("newc").
 fn cpio(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
-    let fields = [0, mode, 0, 0, 1, 0, u32::try_from(data.len()).unwrap(), 0, 0, 0, 0, name.len() as u32 + 1, 0];
+    let [name_len, data_len] = [name.len() + 1, data.len()].map(|len| u32::try_from(len).unwrap());
+    let fields = [0, mode, 0, 0, 1, 0, data_len, 0, 0, 0, 0, name_len, 0];
     archive.extend_from_slice(b"070701");
     archive.extend(fields.iter().flat_map(|field| format!("{field:08x}").into_bytes()));
     archive.extend_from_slice(name.as_bytes());

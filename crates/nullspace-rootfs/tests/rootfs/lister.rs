@@ -9,6 +9,8 @@
 //! Compiled by the test with rustc alone, so that there is a static program; hence no crates, and declarations of libc's
 //! functions by hand.
 
+#![allow(unsafe_code, reason = "this program runs as PID 1 and has only the standard library")]
+
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsStr, c_char, c_int, c_long, c_ulong, c_void};
 use std::fmt::Write as _;

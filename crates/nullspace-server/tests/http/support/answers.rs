@@ -9,7 +9,7 @@ pub(crate) fn entry(offset: u64, kind: TemplateBuildLogKind, message: &str) -> T
         build_id: BUILD.into(),
         template_id: TEMPLATE.into(),
         offset,
-        timestamp: Time::from_microsecond(1_700_000_000_000_000 + offset as i64).unwrap(),
+        timestamp: Time::from_microsecond(1_700_000_000_000_000 + i64::try_from(offset).unwrap()).unwrap(),
         kind,
         level: TemplateBuildLogLevel::Info,
         message: message.into(),
