@@ -3,6 +3,7 @@
 # make test-client         its part with the published client
 # make test-firecracker    its part on a real Firecracker, in a nested host
 # make lint                its part with format, clippy and rustdoc
+# make deny      licences, duplicates and sources of the dependencies
 # make test-long           soaks and attacks: hours
 # make dist                the optimised, stripped binary: target/dist/nullspace
 # make bench-rebuild POST to ready when nothing, a step, or the base image has changed
@@ -20,7 +21,7 @@ GUEST := target/guest
 # What tests/sdk starts in benchmarks: the optimised program.
 OPTIMISED := NULLSPACE_PROGRAM=target/release/nullspace
 
-.PHONY: build release dist guest base demo test test-long test-attack test-firecracker test-client lint \
+.PHONY: build release dist guest base demo deny test test-long test-attack test-firecracker test-client lint \
 	bench-api bench-rebuild bench-restore bench-import bench-store
 
 setup-%:
@@ -56,6 +57,10 @@ lint: setup-build-run-guest-base-test
 test: setup-build-run-guest-base-test
 	scripts/parts.py test
 
+## the dependencies against deny.toml
+deny: setup-build
+	scripts/deny.sh
+
 ## the published client's own tests, requests made from the OpenAPI document, and packages of the real mirrors, against the
 ## running service
 test-client: setup-build-run-guest-base-test
@@ -72,6 +77,7 @@ test-attack: setup-build-run-guest-base-test
 
 ## what takes too long for `make test`: attacks, and soaks on a real Firecracker
 test-long: setup-build-run-guest-base-test
+	$(MAKE) deny
 	scripts/parts.py firecracker-long
 	$(MAKE) test-attack
 
