@@ -65,6 +65,8 @@ PARTS = {
     "client": Part("tests/sdk/published.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1, limit=1800),
     "fuzz-api": Part("tests/sdk/contract_fuzz.py", needs=("guest", "base"), cores=1),
     "packages": Part("tests/sdk/packages.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1),
+    # nextest does not run examples in documentation. All packages, so that features are those of `tests`.
+    "doctests": Part("cargo test --locked --workspace --doc --quiet", needs=("tests",)),
     "nextest": Part("cargo nextest run --locked --workspace", needs=("tests", "guest", "base", "fetch"), limit=3000,
                     env={"NULLSPACE_TEST_COMPLETE": "1"}),
 }
@@ -73,7 +75,7 @@ TARGETS = {
     "lint": ("fmt", "clippy", "doc"),
     "test-client": ("client", "fuzz-api", "packages"),
     "test-firecracker": ("firecracker",),
-    "test": ("fmt", "clippy", "doc", "firecracker", "client", "fuzz-api", "packages", "nextest"),
+    "test": ("fmt", "clippy", "doc", "doctests", "firecracker", "client", "fuzz-api", "packages", "nextest"),
 }
 
 

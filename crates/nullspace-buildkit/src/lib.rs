@@ -18,6 +18,22 @@
 //!
 //! Knows nothing of templates or tenants. Protocols: BuildKit's `api/services/control`, `session/*`, and
 //! `tonistiigi/fsutil`; generated code from `bollard-buildkit-proto`.
+//! # Example
+//!
+//! ```
+//! use nullspace_buildkit::{BuildKit, Endpoint, Source, Tree};
+//!
+//! let mut context = Tree::default();
+//! context.file("app/main.py", None, Source::Memory("print('hello')".into()))?;
+//! assert!(context.get("app/main.py").is_some());
+//! assert!(context.file("../outside", None, Source::Memory("".into())).is_err());
+//!
+//! let buildkit = BuildKit::new("tcp://builder".parse()?, None);
+//! assert_eq!(buildkit.endpoint(), &Endpoint::Tcp { host: "builder".into(), port: 1234 });
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! [`BuildKit::build`] then takes a [`Job`] with this context.
 
 #![warn(clippy::cast_possible_truncation)]
 

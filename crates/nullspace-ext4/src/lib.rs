@@ -32,6 +32,31 @@
 //!
 //! The on-disk format follows the kernel's `Documentation/filesystems/ext4/` and, where that is silent, the kernel's
 //! `fs/ext4` and e2fsprogs.
+//! # Example
+//!
+//! ```
+//! use nullspace_ext4::{ImageWriter, Meta, Options, Superblock, Timestamp, Tree};
+//! use uuid::Uuid;
+//!
+//! let file = tempfile::tempfile()?;
+//! let time = Timestamp { seconds: 1_700_000_000, nanoseconds: 0 };
+//! let mut writer = ImageWriter::create(file.try_clone()?, Options::new(64 << 20, Uuid::from_u128(1), Uuid::from_u128(2), time))?;
+//!
+//! let mut contents = writer.begin_file();
+//! contents.push(b"hello\n")?;
+//! let contents = contents.finish()?;
+//!
+//! let directory = || Meta { mode: 0o755, ..Meta::default() };
+//! let mut tree = Tree::new(directory())?;
+//! let etc = tree.add_dir(Tree::ROOT, b"etc", directory())?;
+//! tree.add_file(etc, b"greeting", Meta { mode: 0o644, ..Meta::default() }, contents)?;
+//! writer.finish(tree)?;
+//!
+//! let superblock = Superblock::read(&file)?;
+//! assert_eq!(superblock.uuid(), Uuid::from_u128(1));
+//! assert!(superblock.is_clean() && superblock.free_bytes() < 64 << 20);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod acl;
 mod block_map;

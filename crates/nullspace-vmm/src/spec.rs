@@ -26,6 +26,32 @@ pub struct GuestImage {
 }
 
 /// A machine to boot.
+///
+/// # Example
+///
+/// ```no_run
+/// use std::path::Path;
+///
+/// use nullspace_vmm::{BootSpec, Disk, Network, Vmm, VmmError};
+///
+/// /// Boots a root image, copies its console and ends the machine.
+/// async fn console(vmm: &dyn Vmm, image: &Path, folder: &Path) -> Result<String, VmmError> {
+///     let spec = BootSpec {
+///         id: "example".into(),
+///         vcpus: 1,
+///         memory_mib: 512,
+///         disk: Disk::Overlay { base: image.into(), size_bytes: 1 << 30 },
+///         network: Network::Isolated,
+///         work_dir: folder.into(),
+///     };
+///     let machine = vmm.boot(spec).await?;
+///     let agent = machine.agent().await?;
+///     drop(agent);
+///     let text = machine.console_tail();
+///     machine.kill().await?;
+///     Ok(text)
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct BootSpec {
     /// Unique among the machines of this service: `[a-z0-9-]{1,64}`.
