@@ -50,7 +50,7 @@ struct Sealed {
 impl Sealed {
     fn new(file: File) -> io::Result<Self> {
         seal(&file)?;
-        let bytes = file.metadata()?.blocks() * 512;
+        let bytes = sparse::stored_bytes(&file.metadata()?);
         Ok(Self { file, bytes })
     }
 }

@@ -1,14 +1,20 @@
-//! Copies of files that are mostly holes.
+//! Files that are mostly holes: what they take on the disk, and copies of them.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 const PAGE: usize = 4096;
 const BUFFER: usize = 1 << 20;
+
+/// Returns the bytes that a file takes on its disk or in memory: its length without holes, rounded up to blocks.
+pub(crate) fn stored_bytes(metadata: &Metadata) -> u64 {
+    // st_blocks counts units of 512 bytes on every filesystem.
+    metadata.blocks().saturating_mul(512)
+}
 
 /// Copies the first `len` bytes of `from` into the empty file `to`: holes and pages of zeros become holes. Returns the
 /// bytes written. It is an error when `from` is shorter than `len`. Blocks.
@@ -72,7 +78,6 @@ fn write_nonzero(to: &File, bytes: &[u8], at: u64) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
 
     use proptest::prelude::*;
 

@@ -15,12 +15,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::files;
 use super::jail::{DISK, Jail};
 use super::overlay::Overlay;
+use crate::sparse;
 
 /// Data that is copied rather than mapped, bytes. The kernel copies a GB/s and more from its cache; making and removing
 /// a mapping takes it about 20 ms, in RCU grace periods.
@@ -51,7 +51,7 @@ pub(super) fn make(image: &Path, size: u64, jail: &Jail, work: &Path, choice: Ch
     let meta = image.metadata()?;
     let target = jail.path(DISK);
     if let (Choice::MapAbove(limit), Some(uid)) = (choice, jail.uid())
-        && meta.blocks() * 512 > limit
+        && sparse::stored_bytes(&meta) > limit
         && meta.len() >= size
     {
         if let Some(file) = files::reflink(&image, &target)? {

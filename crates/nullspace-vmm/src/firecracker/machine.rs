@@ -12,7 +12,6 @@
 //! the snapshot, which costs nothing; only a machine that was itself restored, and lives on, has its disk copied.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -32,6 +31,7 @@ use super::files;
 use super::folder::Folder;
 use super::jail::{DISK, VSOCK};
 use crate::process::Process;
+use crate::sparse;
 use crate::tail::Tail;
 use crate::{AgentStream, Compatibility, DiskChanges, Ended, SnapshotSummary, Vm, VmmError};
 
@@ -271,7 +271,7 @@ impl Vm for Running {
 
     fn nameless_bytes(&self) -> u64 {
         let metadata = self.0.written.as_ref().and_then(|file| file.metadata().ok());
-        metadata.map_or(0, |metadata| metadata.blocks().saturating_mul(512))
+        metadata.map_or(0, |metadata| sparse::stored_bytes(&metadata))
     }
 
     fn console_tail(&self) -> String {

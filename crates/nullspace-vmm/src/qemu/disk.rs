@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -118,7 +118,7 @@ impl Written {
     pub(super) fn nameless_bytes(&self) -> u64 {
         let overlay = self.top.as_ref().map(|(overlay, _)| overlay).filter(|overlay| overlay.name.is_none());
         let metadata = overlay.and_then(|overlay| overlay.file.metadata().ok());
-        metadata.map_or(0, |metadata| metadata.blocks().saturating_mul(512))
+        metadata.map_or(0, |metadata| sparse::stored_bytes(&metadata))
     }
 
     /// An empty overlay to lie on these layers. Blocks.
