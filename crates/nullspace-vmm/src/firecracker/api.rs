@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::folder::Folder;
@@ -227,14 +228,14 @@ impl Api {
     async fn send<T: Serialize>(&self, method: &str, path: &str, body: &T, limit: Duration) -> Result<(), VmmError> {
         let body = serde_json::to_vec(body)
             .map_err(|e| VmmError::Io { context: format!("encode {method} {path}"), source: e.into() })?;
-        self.call(method, path, Some(&body), limit).await.map(drop)
+        self.call(method, path, Some(body), limit).await.map(drop)
     }
 
-    async fn call(&self, method: &str, path: &str, body: Option<&[u8]>, limit: Duration) -> Result<Vec<u8>, VmmError> {
+    async fn call(&self, method: &str, path: &str, body: Option<Vec<u8>>, limit: Duration) -> Result<Bytes, VmmError> {
         let context = || format!("{method} {path}");
         let exchange = async {
-            let mut stream = self.folder.connect(self.socket).await?;
-            http::exchange(&mut stream, method, path, body).await
+            let stream = self.folder.connect(self.socket).await?;
+            http::exchange(stream, method, path, body).await
         };
         let answer = tokio::time::timeout(limit, exchange)
             .await
@@ -259,6 +260,15 @@ fn fault(status: u16, body: &[u8]) -> String {
         message.truncate(cut);
     }
     message
+}
+
+/// Reads any answer as the driver does, `piece` bytes at a time: status, body, and the text that an error would have. For
+/// fuzzing.
+#[cfg(feature = "fuzzing")]
+pub(crate) async fn read_any(answer: &[u8], piece: usize) -> std::io::Result<(u16, Bytes, String)> {
+    let answer = http::exchange(http::Scripted::new(answer, piece), "GET", "/version", None).await?;
+    let fault = fault(answer.status, &answer.body);
+    Ok((answer.status, answer.body, fault))
 }
 
 #[cfg(test)]
