@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::driver::{Firecracker, blocking, disk_error};
 use super::version::{OLDEST, Version};
-use super::{Firecracker, blocking, compatibility, disk, disk_error, overlay};
+use super::{compatibility, disk, overlay};
 use crate::cgroups::Cgroups;
 use crate::net::NetPool;
 use crate::uids::{RunAs, Uids};
@@ -122,16 +123,6 @@ impl Firecracker {
             disk_limits: config.disk_limits,
             disks,
         })
-    }
-
-    /// True when VMMs run jailed; else `doctor` should warn.
-    pub fn is_jailed(&self) -> bool {
-        self.jailer.is_some()
-    }
-
-    /// The VMM's version.
-    pub fn version(&self) -> Version {
-        self.version
     }
 
     /// Boots a guest without anything on its disk, in the empty folder `work`, and ends it: only this tells whether a KVM

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use nullspace_guest::message::{AGENT_ABI, GuestNetwork};
 use serde_json::json;
 
@@ -16,7 +17,7 @@ use super::disk::OpenDisk;
 use super::guest::GuestFiles;
 use super::host;
 use super::launch::{self, Running, start};
-use super::machine::{Machine, Own};
+use super::machine::{Machine, Maker, Own};
 use super::qmp::timed_out;
 use super::snapshot::{self, CardKind, FORMAT, MEMORY, Manifest, STATE};
 use super::version::{self, Version};
@@ -274,7 +275,7 @@ impl Driver {
             running,
             own: Mutex::new(Own { memory: Some(memory), disk: Arc::new(disk.written), captures: 0 }),
             snapshotted: AtomicBool::new(false),
-            driver: self.clone(),
+            maker: self.clone(),
         })
     }
 
@@ -354,56 +355,7 @@ impl Driver {
             running,
             own: Mutex::new(Own { memory: None, disk: Arc::new(disk.written), captures: 0 }),
             snapshotted: AtomicBool::new(false),
-            driver: self.clone(),
-        })
-    }
-
-    /// A QEMU of the same shape as `machine` that takes in its state, memory included, from `inlet`, and never runs. Its
-    /// disk is empty.
-    pub(super) async fn receiver(self: &Arc<Self>, machine: &Machine, inlet: OwnedFd) -> Result<Machine, VmmError> {
-        let failed = |source| VmmError::Io { context: "make a machine to be snapshotted".into(), source };
-        // A tap that leads nowhere is a tap; a user network's state is only taken in by a user network.
-        let card = match machine.manifest.card {
-            CardKind::Tap => self.card(&Network::Isolated).await?,
-            CardKind::Plain => self.card(&machine.network).await?,
-        };
-        let memory = memory::anonymous("nullspace-guest", memory_bytes(machine.memory_mib)).map_err(failed)?;
-        let shared = Memory::Shared(memory.try_clone().map_err(failed)?.into());
-        let disk = OpenDisk::empty(machine.disk_bytes).map_err(failed)?;
-        let id = "snapshot".to_owned();
-        let shape = self.shape(&id, machine.vcpus, machine.memory_mib);
-        let user_network = matches!(card.netdev, Netdev::User);
-        let mut line = CommandLine::new(&shape, shared, disk.layers, card.netdev, Start::Incoming);
-        let number = inlet.as_raw_fd();
-        line.inherit.push(inlet);
-        let needs = Needs { shape: &shape, lease: card.lease, user_network, disk_bytes: machine.disk_bytes };
-        let (running, hello) = self.start(line, needs, ()).await?;
-        let outcome = tokio::time::timeout(self.start_limit, async {
-            let monitor = &running.monitor;
-            let capabilities = monitor.send("migrate-set-capabilities", snapshot::capabilities(false), None).await?;
-            let incoming = monitor.send("migrate-incoming", json!({ "uri": format!("fd:{number}") }), None).await?;
-            for answer in [hello, capabilities, incoming] {
-                answer.answer().await?;
-            }
-            Ok(())
-        });
-        let outcome = outcome.await;
-        let running = self.settled(running, outcome).await?;
-        Ok(Machine {
-            id,
-            vcpus: machine.vcpus,
-            memory_mib: machine.memory_mib,
-            disk_bytes: machine.disk_bytes,
-            network: card.network,
-            guest_network: None,
-            manifest: machine.manifest.clone(),
-            restored: false,
-            work_dir: PathBuf::new(),
-            capturing: tokio::sync::Mutex::default(),
-            running,
-            own: Mutex::new(Own { memory: Some(memory), disk: Arc::default(), captures: 0 }),
-            snapshotted: AtomicBool::new(false),
-            driver: self.clone(),
+            maker: self.clone(),
         })
     }
 
@@ -524,6 +476,64 @@ impl Driver {
 
     fn shape<'a>(&'a self, id: &'a str, vcpus: u32, memory_mib: u32) -> args::Machine<'a> {
         args::Machine { id, accelerator: self.accelerator, version: &self.parts.version, vcpus, memory_mib }
+    }
+}
+
+#[async_trait]
+impl Maker for Driver {
+    fn compatibility(&self) -> &Compatibility {
+        &self.compatibility
+    }
+
+    fn templates(&self) -> &Arc<TemplateMemory> {
+        &self.templates
+    }
+
+    async fn receiver(self: Arc<Self>, machine: &Machine, inlet: OwnedFd) -> Result<Machine, VmmError> {
+        let failed = |source| VmmError::Io { context: "make a machine to be snapshotted".into(), source };
+        // A tap that leads nowhere is a tap; a user network's state is only taken in by a user network.
+        let card = match machine.manifest.card {
+            CardKind::Tap => self.card(&Network::Isolated).await?,
+            CardKind::Plain => self.card(&machine.network).await?,
+        };
+        let memory = memory::anonymous("nullspace-guest", memory_bytes(machine.memory_mib)).map_err(failed)?;
+        let shared = Memory::Shared(memory.try_clone().map_err(failed)?.into());
+        let disk = OpenDisk::empty(machine.disk_bytes).map_err(failed)?;
+        let id = "snapshot".to_owned();
+        let shape = self.shape(&id, machine.vcpus, machine.memory_mib);
+        let user_network = matches!(card.netdev, Netdev::User);
+        let mut line = CommandLine::new(&shape, shared, disk.layers, card.netdev, Start::Incoming);
+        let number = inlet.as_raw_fd();
+        line.inherit.push(inlet);
+        let needs = Needs { shape: &shape, lease: card.lease, user_network, disk_bytes: machine.disk_bytes };
+        let (running, hello) = self.start(line, needs, ()).await?;
+        let outcome = tokio::time::timeout(self.start_limit, async {
+            let monitor = &running.monitor;
+            let capabilities = monitor.send("migrate-set-capabilities", snapshot::capabilities(false), None).await?;
+            let incoming = monitor.send("migrate-incoming", json!({ "uri": format!("fd:{number}") }), None).await?;
+            for answer in [hello, capabilities, incoming] {
+                answer.answer().await?;
+            }
+            Ok(())
+        });
+        let outcome = outcome.await;
+        let running = self.settled(running, outcome).await?;
+        Ok(Machine {
+            id,
+            vcpus: machine.vcpus,
+            memory_mib: machine.memory_mib,
+            disk_bytes: machine.disk_bytes,
+            network: card.network,
+            guest_network: None,
+            manifest: machine.manifest.clone(),
+            restored: false,
+            work_dir: PathBuf::new(),
+            capturing: tokio::sync::Mutex::default(),
+            running,
+            own: Mutex::new(Own { memory: Some(memory), disk: Arc::default(), captures: 0 }),
+            snapshotted: AtomicBool::new(false),
+            maker: self,
+        })
     }
 }
 

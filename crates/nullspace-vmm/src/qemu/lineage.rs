@@ -26,7 +26,7 @@ impl Machine {
     pub(super) async fn snapshot_of_restored(&self, folder: &Path) -> Result<SnapshotSummary, VmmError> {
         let failed = |source| VmmError::Io { context: "make a socket for a migration".into(), source };
         let (outlet, inlet) = StdUnixStream::pair().map_err(failed)?;
-        let receiver = self.driver.receiver(self, inlet.into()).await?;
+        let receiver = Arc::clone(&self.maker).receiver(self, inlet.into()).await?;
         let outcome = async {
             bounded(self.send_to(&receiver, outlet.into())).await?;
             receiver.take_disk_of(self, folder).await?;

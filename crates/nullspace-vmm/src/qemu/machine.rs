@@ -1,6 +1,7 @@
 //! A machine under QEMU.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +12,10 @@ use nullspace_guest::message::GuestNetwork;
 use serde_json::Value;
 
 use super::disk::Written;
-use super::driver::Driver;
 use super::launch::Running;
 use super::snapshot::{self, Manifest};
-use crate::{AgentStream, DiskChanges, Ended, Network, SnapshotSummary, Vm, VmmError};
+use crate::memory::TemplateMemory;
+use crate::{AgentStream, Compatibility, DiskChanges, Ended, Network, SnapshotSummary, Vm, VmmError};
 
 /// Bound of a monitor command that takes microseconds, on a host that is busy. `stop` flushes the disk's metadata.
 const COMMAND: Duration = Duration::from_secs(30);
@@ -39,7 +40,22 @@ pub(super) struct Machine {
     pub(super) own: Mutex<Own>,
     /// A snapshot ended QEMU on purpose.
     pub(super) snapshotted: AtomicBool,
-    pub(super) driver: Arc<Driver>,
+    /// What it needs of the driver that made it.
+    pub(super) maker: Arc<dyn Maker>,
+}
+
+/// What a machine needs of the driver that made it, to be snapshotted.
+#[async_trait]
+pub(super) trait Maker: std::fmt::Debug + Send + Sync {
+    /// What its snapshots need to be restored.
+    fn compatibility(&self) -> &Compatibility;
+
+    /// Where the memory of templates is kept.
+    fn templates(&self) -> &Arc<TemplateMemory>;
+
+    /// Starts a QEMU of the same shape as `machine` that takes in its state, memory included, from `inlet`, and never runs.
+    /// Its disk is empty.
+    async fn receiver(self: Arc<Self>, machine: &Machine, inlet: OwnedFd) -> Result<Machine, VmmError>;
 }
 
 /// What goes with the machine, or into its snapshot.
@@ -77,7 +93,7 @@ impl Machine {
         self.snapshotted.store(true, Ordering::SeqCst);
         self.running.process.kill().await?;
         let (target, manifest) = (folder.to_path_buf(), self.manifest.clone());
-        let templates = self.driver.templates.clone();
+        let templates = Arc::clone(self.maker.templates());
         let write = move || -> Result<Vec<String>, VmmError> {
             let (file, files) = snapshot::write_files(&target, &memory, &disk, &manifest)?;
             templates.put(&file, memory);
@@ -87,7 +103,7 @@ impl Machine {
             .await
             .map_err(|error| VmmError::Io { context: "write a snapshot".into(), source: error.into() })??;
         Ok(SnapshotSummary {
-            compatibility: self.driver.compatibility.clone(),
+            compatibility: self.maker.compatibility().clone(),
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             disk_bytes: self.disk_bytes,
