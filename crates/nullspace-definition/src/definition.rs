@@ -1,0 +1,126 @@
+//! A build's definition: the request after validation, normalised, without secrets. It is what the database keeps and all
+//! that a worker needs, on whichever host.
+//!
+//! A new field is also named in [`crate::keys`]: as a part of a key, or with the reason why it is none.
+
+use std::collections::BTreeMap;
+
+use nullspace_api::TemplateStep;
+use nullspace_image_ref::Written;
+use nullspace_types::ArtifactId;
+use serde::{Deserialize, Serialize};
+
+use crate::context::PlannedContext;
+use crate::machine::MachineSize;
+use crate::runtime::{Runtime, RuntimeWish};
+
+/// A build's definition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Definition {
+    /// Where the root filesystem comes from.
+    pub source: Source,
+    /// What is done to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<TemplateStep>,
+    /// The files that steps copy.
+    #[serde(default, skip_serializing_if = "PlannedContext::is_empty")]
+    pub context: PlannedContext,
+    /// Size and reach of the machine.
+    pub machine: MachineSize,
+    /// Variables of build time; gone afterwards.
+    pub build_envs: BTreeMap<String, String>,
+    /// The user's start command, run by `sh -c`.
+    pub start_cmd: Option<String>,
+    /// What sandboxes run when they are resumed, by `sh -c`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume_cmd: Option<String>,
+    /// What the request says of run time; the source fills the gaps.
+    pub runtime: RuntimeWish,
+    /// Reuse nothing.
+    pub skip_cache: bool,
+    /// Credentials came with the request; their values are in memory only.
+    pub authenticated: bool,
+}
+
+/// Where a root filesystem comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Source {
+    /// An image in a registry.
+    Image {
+        /// As the user wrote it, and what that means.
+        reference: Written,
+    },
+    /// Another template, pinned when the build was accepted.
+    Template {
+        /// As the user wrote it.
+        reference: String,
+        /// What it meant then.
+        artifact: ArtifactId,
+    },
+    /// A Dockerfile, built by BuildKit.
+    Dockerfile(PlannedDockerfile),
+    /// The root tree of the built-in base template: a tar on this host.
+    BaseTar {
+        /// SHA-256 of the tar, hex.
+        sha256: String,
+    },
+}
+
+/// A Dockerfile and what its build is told, but for values that are secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedDockerfile {
+    /// The Dockerfile.
+    pub text: String,
+    /// Its path in the context, which says where its own ignore file is.
+    pub path: String,
+    /// Build arguments.
+    pub args: BTreeMap<String, String>,
+    /// Stage to build; the last one when it is `None`.
+    pub target: Option<String>,
+    /// Registry of the one image that `base_image_auth` is for, when that was given.
+    pub base_registry: Option<String>,
+    /// Registries of `registry_auth`.
+    pub registries: Vec<String>,
+    /// Ids of `build_secrets`.
+    pub secrets: Vec<String>,
+}
+
+impl Definition {
+    /// What sandboxes start with: `source` is what the source and the steps leave behind, this definition's own wishes go
+    /// over it.
+    pub fn runtime(&self, source: Runtime) -> Runtime {
+        source.with(self.start_cmd.as_deref(), self.resume_cmd.as_deref(), &self.runtime)
+    }
+
+    /// Variables of the steps: those of run time, and those of build time over them.
+    pub fn step_envs(&self, runtime: &Runtime) -> BTreeMap<String, String> {
+        let mut envs = runtime.envs.clone();
+        envs.extend(self.build_envs.clone());
+        envs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_stored_definition_is_read_and_written_as_before() {
+        let stored = json!({
+            "source": {"kind": "image", "reference": "ubuntu:22.04"},
+            "machine": {"vcpus": 1, "memory_mib": 512, "internet_access": true, "disk_mb": null},
+            "build_envs": {},
+            "start_cmd": null,
+            "runtime": {"user": null, "workdir": null, "envs": {}, "readiness": null},
+            "skip_cache": false,
+            "authenticated": false,
+        });
+        let read: Definition = serde_json::from_value(stored.clone()).unwrap();
+        let Source::Image { reference } = &read.source else { panic!() };
+        assert_eq!(reference.reference().repository(), "library/ubuntu");
+        assert_eq!(serde_json::to_value(&read).unwrap(), stored);
+    }
+}

@@ -1,0 +1,29 @@
+//! `skip_cache`: the cache is not asked for the steps that follow.
+
+use nullspace_api::TemplateSkipCacheStep;
+
+use crate::encoder::Encoder;
+use crate::steps::action::{Action, Files, Line};
+use crate::steps::checks::Check;
+use crate::steps::task::Effect;
+
+impl Action for TemplateSkipCacheStep {
+    fn check(&self, _check: &mut Check<'_>) {}
+
+    fn key(&self, _key: &mut Encoder, _files: &Files<'_>) {
+        // Says whether layers are looked up, not what is in them.
+        let TemplateSkipCacheStep {} = self;
+    }
+
+    fn render(&self) -> Vec<Line> {
+        Vec::new()
+    }
+
+    fn effect(&self) -> Effect<'_> {
+        Effect::CacheBoundary
+    }
+
+    fn shown(&self) -> String {
+        "(what follows is not taken from the cache)".to_owned()
+    }
+}
