@@ -28,6 +28,32 @@
 //!
 //! One process at a time opens a store for writing: its owner has a lock. All calls block; memory is bounded by the index
 //! (about 100 bytes a chunk), one manifest, and a few megabytes for each call.
+//! # Example
+//!
+//! ```
+//! use std::os::unix::fs::FileExt;
+//!
+//! use nullspace_chunks::{Settings, Stop, Store};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let store = Store::open(folder.path(), Settings::default())?;
+//!
+//! let image = tempfile::tempfile()?;
+//! image.set_len(1 << 20)?;
+//! image.write_all_at(b"boot sector", 512 << 10)?;
+//! let first = store.put_image(&image, &Stop::default())?;
+//! let again = store.put_image(&image, &Stop::default())?;
+//! assert_eq!(first.id(), again.id());
+//! assert_eq!(store.stats().manifests, 1);
+//!
+//! let copy = tempfile::tempfile()?;
+//! store.materialise(first.id(), &copy, None, &Stop::default())?;
+//! let mut read = [0; 11];
+//! copy.read_exact_at(&mut read, 512 << 10)?;
+//! assert_eq!(&read, b"boot sector");
+//! assert_eq!(copy.metadata()?.len(), 1 << 20);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod codec;
 mod collect;
