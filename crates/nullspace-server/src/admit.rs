@@ -1,4 +1,4 @@
-//! Who calls, before anything of the request's body is read; and what a request holds from there to its answer's last byte.
+//! Authentication and limits before the body is read; the resources of a request until its answer is sent.
 //!
 //! ```text
 //!   key ──> caller ──> rate ──> requests at once ──> handler ──> answer's body

@@ -1,4 +1,4 @@
-//! What the contract has and this service has not: 501, so that a client can tell "not here" from "no such thing".
+//! Operations of the contract that are not implemented. They answer 501; unknown paths answer 404.
 //!
 //! The list is a data file beside the contract, so that it can be seen to shrink; a test holds it to the truth.
 

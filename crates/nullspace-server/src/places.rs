@@ -1,4 +1,4 @@
-//! How much may be under way at a time: requests, log followers and WebSockets of each tenant, WebSockets of each sandbox.
+//! Concurrency limits for each tenant and sandbox: requests, log followers and WebSockets.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

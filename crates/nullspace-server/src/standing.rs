@@ -1,4 +1,4 @@
-//! Whether the keys of requests under way still open anything.
+//! Revocation: ends requests whose API key is no longer valid.
 //!
 //! A request shows its key once, and may then last for hours: a log that is followed, a WebSocket, a command that is
 //! waited for. While any request is under way, one task asks every [`ServerConfig::key_check`](crate::ServerConfig) which of
