@@ -4,7 +4,6 @@
 //! which `make guest` prepares.
 
 #![allow(unsafe_code, reason = "the test reads the processor's clock")]
-
 // clippy.toml lets tests unwrap, and does not count their helpers.
 #![allow(clippy::unwrap_used)]
 

@@ -1,7 +1,6 @@
 //! The real agent and the real client over a socket pair, in this process: what needs neither root nor PID 1.
 
 #![allow(unsafe_code, reason = "the test becomes the reaper of its children")]
-
 // clippy.toml lets tests unwrap, and does not count their helpers.
 #![allow(clippy::unwrap_used)]
 
