@@ -15,17 +15,17 @@ use serde::{Deserialize, Serialize};
 /// A file operation.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct FileCall {
-    /// Who does it, as in [`Exec::user`](crate::message::Exec::user): the kernel judges what that user may do.
+    /// The user who does it, as in [`Exec::user`](crate::message::Exec::user): the kernel judges what that user may do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// An absolute path, where relative ones start; default `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// What is to be done.
+    /// The operation.
     pub action: FileOp,
 }
 
-/// What is to be done with files.
+/// An operation on files.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(tag = "file", rename_all = "snake_case")]
 pub enum FileOp {
@@ -85,9 +85,9 @@ pub enum FileOp {
     },
     /// Make a symbolic link as `ln -s` does: in `path` under the target's name when that is a directory.
     MakeSymlink {
-        /// What it points to.
+        /// Its target.
         target: String,
-        /// Where it is.
+        /// Its path.
         path: String,
     },
     /// Remove as `rm` does: a directory only with `recursive`, what is not there only with `force`.
@@ -96,7 +96,7 @@ pub enum FileOp {
         path: String,
         /// With everything in it.
         recursive: bool,
-        /// What is not there is fine.
+        /// True: a missing entry is no error.
         force: bool,
     },
     /// Move as `mv -f` does: into `to` when that is a directory; a file that is there is replaced.
@@ -108,14 +108,14 @@ pub enum FileOp {
     },
     /// Copy one source, a file or what is in a directory, as BuildKit's `COPY` does. Its entries come over stdin.
     Copy(CopyTo),
-    /// How much can still be written to the filesystem of `path`.
+    /// The free space of the filesystem of `path`.
     Space {
         /// Any entry of it.
         path: String,
     },
 }
 
-/// Where the source of a copy goes.
+/// The destination of a copy's source.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct CopyTo {
     /// Destination as it was written: one that ends with a slash is a directory.

@@ -25,12 +25,12 @@ pub const MAX_MESSAGE: usize = 1024 * 1024;
 pub const MAX_CHANNELS: usize = 64;
 /// Credit that a direction of a channel starts with.
 pub const INITIAL_WINDOW: u32 = 256 * 1024;
-/// What a data frame costs on top of its bytes.
+/// Credit that a data frame costs in addition to its bytes.
 pub const FRAME_COST: u32 = 64;
 
 const MORE: u8 = 1;
 
-/// What a frame is. `Window` carries the credit given back, as u32 LE, for the direction towards its sender.
+/// The kind of a frame. `Window` carries the credit given back, as u32 LE, for the direction towards its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
@@ -84,7 +84,7 @@ pub struct Frame {
     pub session: u64,
     /// Channel, 0 for the session's own frames.
     pub channel: u32,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// True when the message goes on in the next frame.
     pub more: bool,
@@ -99,13 +99,13 @@ impl Frame {
     }
 }
 
-/// Bytes that no honest peer sends.
+/// Breaches of the frame format, which no honest peer commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// A frame does not start with [`MAGIC`].
     #[error("a frame starts with {found:#010x}")]
     Magic {
-        /// What stood there.
+        /// The word found instead.
         found: u32,
     },
     /// The kind, the flags or the reserved bytes are unknown.
@@ -132,12 +132,12 @@ pub enum FrameError {
     },
 }
 
-/// What a data frame of `len` bytes takes from its sender's credit.
+/// Returns the credit that a data frame of `len` bytes costs its sender.
 pub fn cost(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX).saturating_add(FRAME_COST)
 }
 
-/// How many bytes a data frame may carry with this much credit left: at most [`MAX_PAYLOAD`], 0 when not even one.
+/// Returns the bytes that a data frame may carry with `credit` left: at most [`MAX_PAYLOAD`], 0 when not even one.
 pub fn affordable(credit: u32) -> usize {
     (credit.saturating_sub(FRAME_COST) as usize).min(MAX_PAYLOAD)
 }
@@ -202,7 +202,7 @@ fn parse_header(raw: &[u8; HEADER_LEN]) -> Result<Header, FrameError> {
     Ok(Header { session, channel, kind, more: flags & MORE != 0, len })
 }
 
-/// Where a decoder starts to believe what it reads.
+/// The frame at which a decoder stops skipping bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seek {
     /// Guest: the next HELLO, of whatever session.

@@ -36,18 +36,18 @@ use crate::message::{
 const QUICK: Duration = Duration::from_secs(20);
 /// Bound of an operation that may have to write a disk's dirty pages out first.
 const FLUSH: Duration = Duration::from_secs(120);
-/// What a process or probe may take beyond its own timeout before the agent counts as hung.
+/// Time beyond the timeout of a process or probe until the agent counts as hung.
 const GRACE: Duration = Duration::from_millis(5000 + KILL_AFTER_MS);
 /// Bound of a restored guest's hooks, once it has its identity.
 const RESUME: Duration = Duration::from_millis(RESUME_LIMIT_MS).saturating_add(GRACE);
-/// What a restored guest is asked first, in errors.
+/// Name of a restored guest's first operation, in errors.
 const IDENTITY: &str = "restored";
 /// One reset comes with a restore; more than a few mean something else.
 const MAX_RESETS: u32 = 5;
 /// Bound of [`Agent::exec_collect`] for a process without a timeout of its own.
 const LONGEST_EXEC: Duration = Duration::from_secs(24 * 3600);
 
-/// Why the agent could not do something.
+/// Errors of the agent's operations.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
@@ -57,7 +57,7 @@ pub enum AgentError {
     /// No answer in time.
     #[error("the guest agent did not answer {what} within {limit_ms} ms")]
     Timeout {
-        /// Which operation.
+        /// The operation.
         what: &'static str,
         /// The bound in ms.
         limit_ms: u64,

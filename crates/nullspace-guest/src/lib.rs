@@ -1,4 +1,4 @@
-//! Protocol between host and guest agent: frames, messages, and the host's client.
+//! The protocol between host and guest agent: frames, messages, and the host's client.
 //!
 //! One duplex byte stream joins the host and the agent in the guest (virtio-serial under QEMU, vsock under
 //! Firecracker). Frames on it carry numbered channels; a channel is one operation: the host opens it with a

@@ -17,10 +17,10 @@ pub const KILL_AFTER_MS: u64 = 1000;
 /// Milliseconds that all resume hooks and the resume command of a restored guest may take together.
 pub const RESUME_LIMIT_MS: u64 = 30_000;
 
-/// How [`AgentInfo::root_error`] begins when the root has no room for what a machine needs on it.
+/// Start of [`AgentInfo::root_error`] when the root has no space for the files that a machine needs.
 pub const ROOT_FULL: &str = "its disk is full";
 
-/// What the agent says of itself in HELLO_ACK.
+/// The agent's description of itself and its guest, in HELLO_ACK.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct AgentInfo {
     /// [`AGENT_ABI`] of the agent that runs in the guest.
@@ -31,12 +31,12 @@ pub struct AgentInfo {
     pub boot_id: String,
     /// True when the root filesystem is mounted and operations on it may be asked for.
     pub root_ready: bool,
-    /// Why the root could not be mounted, when it could not.
+    /// The reason why the root could not be mounted, if it could not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_error: Option<String>,
 }
 
-/// What the host asks for when it opens a channel.
+/// The operation that the host asks for when it opens a channel.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
@@ -61,7 +61,7 @@ pub enum Request {
     Attach {
         /// Pid that `StartService` answered.
         pid: u32,
-        /// Whether to wait for more.
+        /// True: wait for more output until it exits.
         follow: bool,
     },
     /// List processes of the guest (kernel threads left out). Ends with [`Outcome::Processes`].
@@ -160,7 +160,7 @@ pub struct Exec {
 /// One readiness attempt, in the guest.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Probe {
-    /// What counts as ready.
+    /// The check to make.
     pub check: ProbeCheck,
     /// Bound of this attempt in ms.
     pub timeout_ms: u64,
@@ -189,7 +189,7 @@ pub enum ProbeCheck {
     Idle,
 }
 
-/// Who the guest is from now on.
+/// The new identity of a restored guest.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Restored {
     /// Host name.
@@ -203,13 +203,13 @@ pub struct Restored {
     /// New address when it differs from the one in the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<GuestNetwork>,
-    /// What the template runs at every resume, behind the hooks of /etc/nullspace/resume.d. Its `timeout_ms` is not used:
+    /// The template's resume command, which runs after the hooks of /etc/nullspace/resume.d at every resume. Its `timeout_ms` is not used:
     /// [`RESUME_LIMIT_MS`] bounds hooks and command together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<Exec>,
 }
 
-/// How a channel ends (or, for `Started`, how it begins).
+/// The result that ends a channel, or begins it (`Started`, `Attached`).
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum Outcome {
@@ -238,14 +238,14 @@ pub enum Outcome {
     },
     /// A file, as it is after the operation.
     File {
-        /// What it is.
+        /// The file's description.
         entry: FileEntry,
     },
     /// One readiness attempt was made.
     Probed {
         /// True when the check holds.
         ready: bool,
-        /// Why not, for the log: "connection refused", "HTTP 503", the command's exit code and last line.
+        /// The reason why not, for the log: "connection refused", "HTTP 503", the command's exit code and last line.
         detail: String,
     },
     /// The root filesystem was grown.
@@ -253,7 +253,7 @@ pub enum Outcome {
         /// Its size in bytes now.
         bytes: u64,
     },
-    /// How much can still be written.
+    /// Free space of a filesystem.
     Space {
         /// Bytes for users other than root.
         free_bytes: u64,
@@ -264,7 +264,7 @@ pub enum Outcome {
     Failed(Failure),
 }
 
-/// How a process ended.
+/// The end of a process.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Exit {
     /// Exit code; 128 + signal when a signal ended it, as shells say it.
@@ -294,16 +294,16 @@ pub struct Process {
     pub command: String,
     /// False for a zombie.
     pub running: bool,
-    /// How often a service of this pid was started by the agent: 1 for the start command, absent for other processes.
+    /// Number of times that the agent started a service of this pid: 1 for the start command, absent for other processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub starts: Option<u32>,
 }
 
-/// Why an operation failed, for the host to map.
+/// The failure of an operation, for the host to map.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// What kind of failure.
+    /// Its kind.
     pub kind: FailureKind,
     /// One sentence for the user: names the user, path or program that it is about.
     pub message: String,

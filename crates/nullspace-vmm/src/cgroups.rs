@@ -1,4 +1,4 @@
-//! A control group per machine: what a VMM may take from the host, whatever its guest makes of it.
+//! A control group for each machine: limits on the processor, memory and threads of its VMM.
 //!
 //! ```text
 //!   <hierarchy>/nullspace-<pid of the service>-<driver>             all machines of a driver: a small share of the CPUs
@@ -25,7 +25,7 @@ const SHARES: u32 = 256;
 /// Period of the CPU quota, µs.
 const PERIOD: u64 = 100_000;
 
-/// What one machine may take.
+/// The limits of one machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) vcpus: u32,
@@ -87,7 +87,7 @@ impl Cgroups {
                 match prepare(&root, &name, version, &controllers) {
                     Ok(parent) => parents.push((parent, controllers)),
                     Err(error) => {
-                        tracing::warn!(%error, hierarchy = %root.display(), "control groups cannot be made here");
+                        tracing::warn!(%error, hierarchy = %root.display(), "control groups cannot be created here");
                     }
                 }
             }
@@ -250,7 +250,7 @@ fn prepare(root: &Path, name: &str, version: u8, controllers: &[&str]) -> io::Re
     if controllers.contains(&"cpu") {
         let (file, weight) = if version == 2 { ("cpu.weight", WEIGHT) } else { ("cpu.shares", SHARES) };
         if let Err(error) = fs::write(parent.join(file), weight.to_string()) {
-            tracing::warn!(%error, group = %parent.display(), "machines weigh as much as the service itself");
+            tracing::warn!(%error, group = %parent.display(), "machines have the same CPU weight as the service itself");
         }
     }
     Ok(parent)
@@ -287,13 +287,13 @@ fn remove_dir(group: &Path) {
                 std::thread::sleep(std::time::Duration::from_millis(2));
             }
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, group = %group.display(), "a control group is left");
+                tracing::warn!(%error, group = %group.display(), "a control group was not removed");
                 return;
             }
             _ => return,
         }
     }
-    tracing::warn!(group = %group.display(), "a control group stays busy and is left");
+    tracing::warn!(group = %group.display(), "a control group stays busy and was not removed");
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What a running machine has written to its disk.
+//! The writes of a running machine to its disk, as extents and their bytes.
 //!
 //! ```text
 //!   disk    |....aaaa....bb..0000....|        . as in the base image      0 given back, reads as zeros
@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 /// A part of a disk that differs from the base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// Where it begins on the disk, bytes; a multiple of 512.
+    /// Offset on the disk, bytes; a multiple of 512.
     pub offset: u64,
     /// Its length, bytes; not zero, a multiple of 512.
     pub len: u64,
@@ -21,13 +21,13 @@ pub struct Extent {
     pub zero: bool,
 }
 
-/// What [`Vm::capture`](crate::Vm::capture) took. Applied to the disk as it was at the last capture (or to the base image, grown
+/// The result of [`Vm::capture`](crate::Vm::capture). Applied to the disk as it was at the last capture (or to the base image, grown
 /// to `disk_bytes` with zeros), it gives the disk as it was at this one. It outlives the machine.
 #[derive(Debug)]
 pub struct DiskChanges {
     disk_bytes: u64,
     extents: Vec<Extent>,
-    /// Where each extent's bytes begin in `file`; anything for one of zeros.
+    /// Offset of each extent's bytes in `file`; without meaning for an extent of zeros.
     places: Vec<u64>,
     file: File,
 }
@@ -52,12 +52,12 @@ impl DiskChanges {
         changes
     }
 
-    /// The disk's size as the guest sees it, bytes.
+    /// Returns the disk's size as the guest sees it, bytes.
     pub fn disk_bytes(&self) -> u64 {
         self.disk_bytes
     }
 
-    /// What differs: sorted, disjoint.
+    /// Returns the extents that differ from the base: sorted, disjoint.
     pub fn extents(&self) -> &[Extent] {
         &self.extents
     }

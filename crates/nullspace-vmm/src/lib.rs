@@ -1,4 +1,4 @@
-//! Microvms: boot, pause, snapshot, restore, kill.
+//! MicroVMs: boot, pause, snapshot, restore, kill.
 //!
 //! ```text
 //!            boot(BootSpec)                       restore(RestoreSpec)
@@ -47,10 +47,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> AgentStream for T {}
 /// A virtual machine monitor.
 #[async_trait]
 pub trait Vmm: Send + Sync {
-    /// Which driver this is.
+    /// Returns the kind of this driver.
     fn kind(&self) -> VmmKind;
 
-    /// What snapshots of this driver on this host need to be restored: recorded with each, compared at restore.
+    /// Returns the compatibility class of this driver's snapshots on this host: recorded with each, compared at restore.
     fn compatibility(&self) -> &Compatibility;
 
     /// Memory that a machine takes on the host besides its guest's own, MiB: the VMM itself, and what it keeps of guest code.
@@ -60,10 +60,10 @@ pub trait Vmm: Send + Sync {
     /// machines, or kept for the next one.
     fn template_memory_mib(&self) -> u64;
 
-    /// Lets go of templates' memory that no machine uses.
+    /// Frees memory of templates that no machine uses.
     fn trim_templates(&self);
 
-    /// What stands between a guest and this host, for people.
+    /// Describes the walls between a guest and this host, for people.
     fn walls(&self) -> String;
 
     /// True when guests reach this host's loopback, so that a connection from there may be a guest's.
@@ -100,7 +100,7 @@ pub trait Vm: Send + Sync {
     /// Lets the vCPUs run again. Idempotent.
     async fn resume(&self) -> Result<(), VmmError>;
 
-    /// Takes what the machine has written to its root disk since it was booted or last captured. It may run; its root
+    /// Returns the machine's writes to its root disk since it was booted or last captured. It may run; its root
     /// filesystem must be frozen, and may be thawed as soon as this returns. For machines that were booted over a
     /// [`Disk::Overlay`] only. Under QEMU the cost depends on what changed alone; see `firecracker/capture.rs` for the other.
     ///
@@ -117,11 +117,11 @@ pub trait Vm: Send + Sync {
     /// caller's. With [`BootSpec`]'s machine this may move files out of its working folder, so that afterwards it can only be killed.
     async fn snapshot(&self, dir: &Path) -> Result<SnapshotSummary, VmmError>;
 
-    /// Resolves when the VMM process has ended, with how. For a machine that lives on it never resolves.
+    /// Resolves when the VMM process has ended, and returns how. It never resolves for a machine that keeps running.
     async fn exited(&self) -> Ended;
 
-    /// Whether a write of the guest's disk has failed because the host's disk was full. What the guest holds for written is
-    /// then not all there, and neither a capture nor a snapshot of it is worth keeping. True once the guest's flush or a
+    /// Returns true when a write to the guest's disk has failed because the host's disk was full. Data that the guest takes
+    /// for written is then lost, and neither a capture nor a snapshot of the machine may be kept. True once the guest's flush or a
     /// [`Vm::pause`] after that write has been answered. Firecracker does not tell: always false there.
     fn has_lost_writes(&self) -> bool {
         false

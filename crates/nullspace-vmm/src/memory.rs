@@ -6,7 +6,7 @@
 //!                                  TemplateMemory: unused ones stay up to a limit, the longest unused go first
 //! ```
 //!
-//! Why a copy: QEMU up to 8.1 opens its memory file for writing even when it maps it privately. A machine that breaks
+//! The reason for a copy: QEMU up to 8.1 opens its memory file for writing even when it maps it privately. A machine that breaks
 //! out of QEMU could then write into the file that all later sandboxes start from. A memfd sealed with `F_SEAL_WRITE`
 //! lets itself be opened and mapped privately, and nobody, root included, can change its bytes any more.
 
@@ -55,7 +55,7 @@ impl Sealed {
     }
 }
 
-/// Which file on disk some memory was made from. A rename keeps it, a rewrite does not.
+/// The identity of the file on disk that some memory was made from. A rename keeps it, a rewrite does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Origin {
     device: u64,

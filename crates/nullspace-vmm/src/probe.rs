@@ -1,4 +1,4 @@
-//! Whether an accelerator really runs a guest.
+//! The test of an accelerator: a guest is booted with it.
 //!
 //! A `/dev/kvm` that opens says little: a nested or para-virtual KVM creates machines and then hangs in their kernel.
 //! So a guest is booted, with an empty disk, as the user and in the sandbox that machines will have, and the verdict is
@@ -23,7 +23,7 @@ use crate::qemu::host::{boot_id, kvm_device};
 
 /// Software emulation on a busy host may take this long to boot; only `doctor` waits for it.
 const TCG_LIMIT: Duration = Duration::from_secs(60);
-/// How long "does not work" is believed.
+/// Validity of the verdict "does not work".
 const NEGATIVE_HOLDS: Duration = Duration::from_secs(24 * 3600);
 /// Memory of the guest that is booted, MiB.
 const MEMORY_MIB: u32 = 256;
@@ -32,20 +32,20 @@ const FILE: &str = "kvm-verdict.json";
 /// A verdict has a few hundred bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
-/// What works on this host.
+/// The accelerators and walls that work on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeReport {
     /// QEMU's version.
     pub vmm_version: String,
     /// KVM first.
     pub accelerators: Vec<AcceleratorReport>,
-    /// What stands between a guest and this host.
+    /// The walls between a guest and this host.
     pub walls: String,
-    /// What could stand there and does not, each with why.
+    /// The missing walls, each with its reason.
     pub missing_walls: Vec<String>,
 }
 
-/// What was found about one accelerator.
+/// The result of one accelerator's test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceleratorReport {
     /// `kvm` or `tcg`.
@@ -54,7 +54,7 @@ pub struct AcceleratorReport {
     pub works: bool,
     /// A sentence: how it went, or what is wrong and what to do.
     pub detail: String,
-    /// How long the trial took, ms.
+    /// Duration of the test, ms.
     pub took_ms: u64,
     /// True when the verdict is from an earlier trial of this boot of the host.
     pub cached: bool,
@@ -70,7 +70,7 @@ struct Verdict {
     report: AcceleratorReport,
 }
 
-/// Whether KVM works: from an earlier trial when nothing has changed, else by a new one.
+/// Tests KVM, or returns the result of an earlier test if nothing has changed.
 pub(crate) async fn kvm(config: &QemuConfig, parts: &Parts) -> AcceleratorReport {
     // Looked at each time: it costs nothing, and may have been cured since.
     if let Err(detail) = kvm_device(parts.has_own_users()) {
@@ -97,7 +97,7 @@ pub(crate) async fn kvm(config: &QemuConfig, parts: &Parts) -> AcceleratorReport
             if let Some(folder) = config.cache_dir.as_deref()
                 && let Err(error) = store(folder, &verdict)
             {
-                tracing::warn!(%error, folder = %folder.display(), "keep the verdict on KVM");
+                tracing::warn!(%error, folder = %folder.display(), "the verdict on KVM could not be stored");
             }
             verdict
         }
@@ -137,7 +137,7 @@ async fn try_boot(driver: &Arc<Driver>, limit: Duration) -> Result<String, Strin
         ended = machine.exited() => Err(ended.how),
     };
     if let Err(error) = machine.kill().await {
-        tracing::error!(%error, "end the guest of a probe");
+        tracing::error!(%error, "the guest of a probe could not be ended");
     }
     outcome.map_err(|error| {
         let console = machine.console_tail();

@@ -1,4 +1,4 @@
-//! What callers hand to a driver and get back.
+//! Arguments and results of the traits [`Vmm`](crate::Vmm) and [`Vm`](crate::Vm).
 
 use std::path::PathBuf;
 
@@ -75,7 +75,7 @@ pub enum Disk {
     Overlay {
         /// Raw image, opened read-only.
         base: PathBuf,
-        /// What the guest sees.
+        /// Size that the guest sees, bytes.
         size_bytes: u64,
     },
     /// A raw image that the guest writes to directly.
@@ -85,7 +85,7 @@ pub enum Disk {
     },
 }
 
-/// What one machine may ask of the disk that it shares with others; more waits.
+/// Limits of one machine on the disk that it shares with others; requests beyond them wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskLimits {
     /// Read and written together, MiB in a second.
@@ -120,18 +120,18 @@ pub struct RestoreSpec {
     pub base: Option<PathBuf>,
     /// Folder that [`Vm::snapshot`](crate::Vm::snapshot) filled; never written to.
     pub snapshot_dir: PathBuf,
-    /// What `snapshot` returned.
+    /// The result of [`Vm::snapshot`](crate::Vm::snapshot).
     pub summary: SnapshotSummary,
-    /// As in [`BootSpec`]. May differ from the snapshotted machine's.
+    /// As in [`BootSpec`]; it may differ from the snapshotted machine's.
     pub network: Network,
     /// As in [`BootSpec`].
     pub work_dir: PathBuf,
 }
 
-/// What a snapshot is, to be kept beside its files.
+/// The description of a snapshot, to be kept beside its files.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct SnapshotSummary {
-    /// Where it can be restored.
+    /// The compatibility class that it needs.
     pub compatibility: Compatibility,
     /// Virtual CPUs of the machine.
     pub vcpus: u32,
@@ -143,7 +143,8 @@ pub struct SnapshotSummary {
     pub files: Vec<String>,
 }
 
-/// What must be equal for a snapshot to run. Field by field, so that a refusal can name the difference.
+/// A compatibility class: the properties that must be equal for a snapshot to run. Fields are compared one by one, so that
+/// a refusal can name the difference.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Compatibility {
     /// Driver.
@@ -163,7 +164,7 @@ pub struct Compatibility {
 }
 
 impl Compatibility {
-    /// Whether machines here are emulated in software, and so slower by a multiple.
+    /// True when machines are emulated in software, and so several times slower.
     pub fn is_emulated(&self) -> bool {
         self.accelerator == "tcg"
     }
@@ -187,7 +188,7 @@ impl Compatibility {
 }
 
 impl VmmError {
-    /// Whether the host's disk had no room. What failed may succeed once there is room.
+    /// True when the host's disk was full. The operation may succeed once there is space.
     pub fn is_storage_full(&self) -> bool {
         use std::io::ErrorKind;
         match self {
@@ -201,7 +202,7 @@ impl VmmError {
     }
 }
 
-/// How a machine's VMM process ended.
+/// The end of a machine's VMM process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
     /// Whose doing it was.
@@ -210,7 +211,7 @@ pub struct Ended {
     pub how: String,
 }
 
-/// Who ended a machine. Only the guest's own doing is its owner's business; the rest are faults of the host.
+/// The cause of a machine's end. [`EndCause::Guest`] is the user's; the others are faults of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndCause {
     /// The guest powered off, rebooted, or its kernel stopped.
@@ -227,7 +228,7 @@ impl std::fmt::Display for Ended {
     }
 }
 
-/// Why a VMM operation failed.
+/// Errors of VMM operations.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
     /// The snapshot cannot run here; booting cold instead is not done.
@@ -242,7 +243,7 @@ pub enum VmmError {
     /// Something took longer than its bound.
     #[error("{what} took longer than {limit_ms} ms")]
     Timeout {
-        /// What was waited for.
+        /// The awaited event or operation.
         what: String,
         /// The bound in ms.
         limit_ms: u64,
@@ -250,7 +251,7 @@ pub enum VmmError {
     /// The VMM answered with an error.
     #[error("{context}: {message}")]
     Refused {
-        /// What was asked.
+        /// The refused operation.
         context: String,
         /// The VMM's words.
         message: String,
@@ -258,7 +259,7 @@ pub enum VmmError {
     /// The host's system refused.
     #[error("{context}")]
     Io {
-        /// What was tried.
+        /// The failed operation.
         context: String,
         /// The system's error.
         #[source]

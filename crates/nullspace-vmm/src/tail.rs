@@ -40,7 +40,7 @@ impl Tail {
         bytes.extend(new);
     }
 
-    /// What is kept, as text without control characters, from the first whole line when something was cut off.
+    /// Returns the kept bytes as text without control characters, from the first whole line if output was cut off.
     pub(crate) fn text(&self) -> String {
         let bytes = self.lock();
         let (mut first, mut second) = bytes.as_slices();

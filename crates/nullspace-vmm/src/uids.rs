@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use crate::VmmError;
 
-/// Where the locks of all services on this host are.
+/// The folder of the locks of all services on this host.
 const FOLDER: &str = "/run/nullspace/uids";
 
 /// A range of uids (and gids of the same numbers) that nothing else on this host uses.
@@ -28,7 +28,7 @@ const FOLDER: &str = "/run/nullspace/uids";
 pub struct RunAs {
     /// The first uid. The default lies above what `useradd`, containers and systemd give out by themselves.
     pub uid_base: u32,
-    /// How many, and so how many machines may run at a time.
+    /// Number of uids, and so of machines at a time.
     pub count: u32,
 }
 

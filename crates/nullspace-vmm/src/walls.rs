@@ -1,4 +1,4 @@
-//! What a VMM can see of this host, besides the descriptors that it was given: as little as the kernel can arrange.
+//! The walls around a VMM: the namespaces, the file tree and the Landlock rules that leave it only its descriptors.
 //!
 //! ```text
 //!   root   namespaces   PID, IPC and UTS of its own; a mount namespace whose root is a read-only tmpfs with
@@ -35,13 +35,13 @@ use crate::process::Namespaces;
 
 /// The newest Landlock that is made use of; older kernels give what they have.
 const LANDLOCK: ABI = ABI::V6;
-/// Where the tree is put together; in the host's own mount namespace this stays an empty folder.
+/// The folder where the tree is mounted; in the host's own mount namespace it stays empty.
 const PLACE: &str = "/run/nullspace/root";
 /// Folders with programs and libraries.
 const SYSTEM: [&str; 6] = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32"];
-/// What a dynamic linker reads besides.
+/// Files that a dynamic linker reads besides.
 const LINKER: [&str; 2] = ["/etc/ld.so.cache", "/etc/alternatives"];
-/// What a resolver reads (QEMU's user network).
+/// Files that a resolver reads (QEMU's user network).
 const RESOLVER: [&str; 4] = ["/etc", "/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf"];
 const DEVICES: [&str; 4] = ["/dev/null", "/dev/zero", "/dev/urandom", "/dev/kvm"];
 
@@ -51,11 +51,11 @@ pub(crate) struct Walls {
     tree: Option<Arc<Tree>>,
     namespaces: bool,
     landlock: Option<Arc<Allowed>>,
-    /// Why one of them is missing.
+    /// Missing walls, each with its reason.
     missing: Vec<String>,
 }
 
-/// What one VMM gets; see [`Walls::around`].
+/// The walls of one VMM; see [`Walls::around`].
 #[derive(Debug)]
 pub(crate) struct Around {
     /// PID, IPC, UTS and mount namespaces of its own, or none.
@@ -207,7 +207,7 @@ impl Allowed {
     }
 }
 
-/// What a regular file's descriptor is open for; `None` for anything else, which is not opened by name.
+/// Returns the access that a regular file's descriptor is open for; `None` for anything else, which is not opened by name.
 fn access_of(file: &OwnedFd) -> Option<BitFlags<AccessFs>> {
     let stat = rustix::fs::fstat(file).ok()?;
     // Not linked anywhere: anonymous memory and unnamed files are beyond rules.
@@ -231,7 +231,7 @@ fn place(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Where a program that is not the system's own has its parts: its prefix, and the store of its libraries.
+/// Returns the folders of a program outside the system's own: its prefix, and the store of its libraries.
 fn own_folders(program: &Path) -> Vec<PathBuf> {
     let Ok(program) = program.canonicalize() else { return Vec::new() };
     if SYSTEM.iter().any(|folder| program.starts_with(folder)) {

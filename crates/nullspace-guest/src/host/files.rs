@@ -18,13 +18,13 @@ const DONE: Duration = Duration::from_secs(300);
 const STALLED: Duration = Duration::from_secs(120);
 /// A listing larger than this, bytes of JSON, is given up.
 const MAX_LISTING: usize = 16 << 20;
-/// What a listing takes in memory, times its JSON: that, its entries, and what is made of them.
+/// Memory of a listing as a multiple of its JSON: the JSON, its entries, and the answer made of them.
 const LISTING_COST: usize = 4;
 
 /// A file that is being read. Dropping it ends the reading.
 #[derive(Debug)]
 pub struct FileReader {
-    /// What is read: the file at the end of links.
+    /// The file that is read, at the end of links.
     pub entry: FileEntry,
     channel: OpenChannel,
     over: bool,
@@ -129,7 +129,7 @@ impl Agent {
         }
     }
 
-    /// How many bytes and how many entries can still be written to the filesystem of `path`.
+    /// Returns the free bytes and the free entries of the filesystem of `path`.
     pub async fn space(&self, path: &str) -> Result<(u64, u64), AgentError> {
         match self.file_channel(None, "/", FileOp::Space { path: path.to_owned() })?.end(OPEN).await? {
             Outcome::Space { free_bytes, free_inodes } => Ok((free_bytes, free_inodes)),

@@ -16,11 +16,11 @@ use crate::frame::{
 };
 use crate::message::{AGENT_ABI, AgentInfo, FailureKind, Outcome, Request};
 
-/// How often HELLO is repeated until it is answered.
+/// Interval at which HELLO is repeated until it is answered.
 const HELLO_EVERY: Duration = Duration::from_millis(250);
 /// Every so many HELLOs, one is preceded by [`flush_pad`].
 const PAD_EVERY: u32 = 4;
-/// How long a closing connection may take to send what is queued.
+/// Time limit for a closing connection to send its queue.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// Most bytes queued towards a guest. Credit keeps honest use far below; beyond it the guest does not read.
 const MAX_QUEUED: usize = 32 * 1024 * 1024;
@@ -29,7 +29,7 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
 /// So many signs of life that did not come, one after the other, end the connection: 30 s of silence. A guest under
 /// software emulation that gets a twentieth of a busy processor answers within one.
 const HEARTBEAT_MISSES: u32 = 5;
-/// What a guest may send, bytes, that belongs to no open channel: frames of channels that were just reset, of an older
+/// Limit, in bytes, of a guest's frames that belong to no open channel: frames of channels that were just reset, of an older
 /// session, repeated acknowledgements. Each channel opened and each byte sent to the guest allows for more.
 const STRAY: u64 = 4 << 20;
 /// Consumed credit is given back in portions of at least this.
@@ -40,7 +40,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What handles and the driver task share.
+/// State that handles and the driver task share.
 #[derive(Debug)]
 struct Link {
     session: u64,
@@ -56,9 +56,9 @@ struct Link {
     opening: Mutex<()>,
     /// Something of this session was heard since the heartbeat looked last.
     heard: AtomicBool,
-    /// What the agent said of itself, once it has.
+    /// The agent's description of itself, once it has come.
     greeted: watch::Sender<Option<AgentInfo>>,
-    /// Why the connection ended, once it has.
+    /// The reason why the connection ended, once it has.
     closed: watch::Sender<Option<AgentError>>,
     stop: Notify,
 }
@@ -88,11 +88,11 @@ struct ChannelState {
     output: VecDeque<(Kind, Bytes)>,
     end: Option<Result<Outcome, AgentError>>,
     over: bool,
-    /// What the guest may still send.
+    /// Credit of the guest.
     receive_credit: u32,
-    /// What was consumed and not yet given back.
+    /// Credit that was consumed and not yet given back to the guest.
     owed: u32,
-    /// What the host may still send.
+    /// Credit of the host.
     send_credit: u32,
 }
 
@@ -250,7 +250,7 @@ impl Channel {
     }
 }
 
-/// What a channel gives its reader next.
+/// The next item for a channel's reader.
 pub(super) enum Item {
     /// The operation has begun.
     Reply(Outcome),
@@ -500,7 +500,7 @@ async fn ended(closed: &mut watch::Receiver<Option<AgentError>>) -> AgentError {
     }
 }
 
-/// As many zeros as the rest of any half frame can be. A snapshot may have been taken while the agent had read half of an
+/// Returns as many zeros as the rest of any half frame can have. A snapshot may have been taken while the agent had read half of an
 /// older session's frame: it would swallow HELLO as that frame's payload. The pad fills the frame, and what is left
 /// of it makes the agent search for the next HELLO.
 fn flush_pad() -> Vec<u8> {

@@ -13,7 +13,7 @@ use crate::message::{Exit, Outcome, Request};
 /// Bound from asking for a process until it runs.
 const START: Duration = Duration::from_secs(30);
 
-/// What a process does.
+/// An event of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecEvent {
     /// It wrote to stdout.
@@ -33,7 +33,7 @@ pub struct ExecOutput {
     pub stdout: Vec<u8>,
     /// The first bytes of stderr.
     pub stderr: Vec<u8>,
-    /// How it ended.
+    /// Its end.
     pub exit: Exit,
     /// True when stdout or stderr was longer than what is kept here.
     pub truncated: bool,
@@ -49,7 +49,7 @@ pub struct ExecSession {
     channel: Arc<OpenChannel>,
     stdin: Option<ExecStdin>,
     over: bool,
-    /// Whether the events may end before the process.
+    /// True when the events may end before the process.
     may_run_on: bool,
     /// Keeps the connection open.
     _handle: Arc<Handle>,

@@ -19,7 +19,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::folder::Folder;
 
-/// Where the agent listens.
+/// The vsock port that the agent listens on.
 const AGENT_PORT: u32 = 1024;
 /// Longest answer to CONNECT: `OK 4294967295\n`.
 const MAX_LINE: usize = 32;

@@ -1,4 +1,4 @@
-//! Firecracker's API, as far as the driver uses it: typed requests, typed refusals, a bound on every call.
+//! The part of Firecracker's API that the driver uses: typed requests, typed refusals, a time limit on every call.
 //!
 //! Source: `src/firecracker/swagger/firecracker.yaml` of Firecracker 1.10 to 1.17. Each call opens a connection of its
 //! own; the server is one thread, and an idle connection would only take one of its ten places.
@@ -46,7 +46,7 @@ pub(super) struct Drive<'a> {
     pub(super) rate_limiter: RateLimiter,
 }
 
-/// What a machine may ask of a drive.
+/// Limits of a machine on a drive.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct RateLimiter {
     bandwidth: TokenBucket,

@@ -1,4 +1,4 @@
-//! What a booted machine has written to its disk, which Firecracker writes as a plain file.
+//! Captures: the writes of a booted machine to its disk, which is a plain file under Firecracker.
 //!
 //! ```text
 //!   image   |aaaaaaaa|bbbbbbbb|cccccccc|        the disk's blocks are compared with the image's, or, once a block has
@@ -19,9 +19,9 @@ use super::files::nameless;
 use crate::changes::{DiskChanges, Extent};
 use crate::sparse;
 
-/// What is compared and captured at once, bytes: a block of the guest's filesystem.
+/// Unit of comparison and capture, bytes: a block of the guest's filesystem.
 const BLOCK: u64 = 4096;
-/// What is read at once, bytes.
+/// Bytes read at once.
 const CHUNK: u64 = 1 << 20;
 
 /// A disk, the image that it began as, and what was captured of it.
@@ -29,7 +29,7 @@ const CHUNK: u64 = 1 << 20;
 pub(super) struct Tracked {
     disk: File,
     image: File,
-    /// Where the captured blocks go, on the machine's own filesystem.
+    /// The folder for captured blocks, on the machine's own filesystem.
     scratch: PathBuf,
     /// Digests of blocks that were captured, by number.
     captured: HashMap<u64, blake3::Hash>,
@@ -41,7 +41,7 @@ impl Tracked {
         Self { disk, image, scratch: scratch.to_owned(), captured: HashMap::new() }
     }
 
-    /// What differs from the last capture. The guest must not write meanwhile. Blocks.
+    /// Returns the blocks that differ from the last capture. The guest must not write meanwhile. Blocks.
     pub(super) fn capture(&mut self) -> io::Result<DiskChanges> {
         let size = self.disk.metadata()?.len();
         let copy = nameless(&self.scratch)?;
@@ -80,7 +80,7 @@ impl Tracked {
         Ok(DiskChanges::new(size, parts, copy))
     }
 
-    /// Where the disk, or the image, has data at or after `at`.
+    /// Returns the first offset, at or after `at`, where the disk or the image has data.
     fn next(&self, at: u64, size: u64) -> io::Result<Option<u64>> {
         let of = |file| Ok::<_, io::Error>(sparse::next_data(file, at, size)?.map(|(start, _)| start));
         Ok([of(&self.disk)?, of(&self.image)?].into_iter().flatten().min())

@@ -1,4 +1,4 @@
-//! Where a snapshot of this host can be restored.
+//! The compatibility class of this host's snapshots.
 
 use std::io;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! How a machine gets a disk of its own from an image that stays as it is.
+//! A machine's own disk, made from an image that does not change.
 //!
 //! | way | where | cost by the image's size |
 //! |---|---|---|
@@ -36,7 +36,7 @@ pub(super) struct Made {
     pub(super) overlay: Option<Overlay>,
 }
 
-/// What a disk may be made of.
+/// The permitted kinds of disk.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Choice {
     /// A file.
@@ -61,7 +61,7 @@ pub(super) fn make(image: &Path, size: u64, jail: &Jail, work: &Path, choice: Ch
         match Overlay::make(&image, work).and_then(|overlay| Ok((overlay.place(&target, uid)?, overlay))) {
             Ok((file, overlay)) => return Ok(Made { file, bytes: meta.len(), overlay: Some(overlay) }),
             Err(error) => {
-                tracing::warn!(%error, "a disk cannot be mapped; its image is copied");
+                tracing::warn!(%error, "device-mapper cannot map a disk; its image is copied instead");
                 let _ = std::fs::remove_file(&target);
             }
         }

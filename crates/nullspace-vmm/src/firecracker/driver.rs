@@ -29,9 +29,9 @@ use crate::{BootSpec, Compatibility, Disk, DiskLimits, Network, RestoreSpec, Vm,
 
 /// From exec to a listening API socket: milliseconds, or seconds where everything is emulated.
 const API_LIMIT: Duration = Duration::from_secs(20);
-/// What is kept of a VMM's output; the guest decides how much that is.
+/// Bytes of a VMM's output that are kept; the guest decides how much it writes.
 const CONSOLE_BYTES: usize = 16 << 10;
-/// How much of a failed start's output goes into the error.
+/// Lines of a failed start's output that go into the error.
 const LAST_LINES: usize = 4;
 /// Every guest's vsock address; the host's end is a socket of the machine's own, so they need not differ.
 const GUEST_CID: u32 = 3;
@@ -41,7 +41,7 @@ const DRIVE: &str = "root";
 const OWN_MIB: u32 = 32;
 /// Threads of a VMM besides its vCPUs are three; the rest is room.
 const MORE_THREADS: u32 = 32;
-/// Room in a VMM's file size limit beyond its largest file.
+/// Bytes of a VMM's file size limit beyond its largest file.
 const FILE_SLACK: u64 = 64 << 20;
 
 /// The driver.
@@ -59,11 +59,11 @@ pub struct Firecracker {
     pub(super) cgroups: Option<Arc<Cgroups>>,
     pub(super) net: Option<Arc<NetPool>>,
     pub(super) disk_limits: DiskLimits,
-    /// How restored machines get their disks.
+    /// The kind of disk that restored machines get.
     pub(super) disks: disk::Choice,
 }
 
-/// What a machine occupies while its process lives. Dropping it removes all of that, and blocks for it.
+/// A machine's resources on the host while its process lives. Dropping it removes all of them, and blocks meanwhile.
 struct Holdings {
     cgroups: Option<Arc<Cgroups>>,
     id: String,
@@ -94,7 +94,7 @@ struct Prepared {
     holdings: Holdings,
     disk: DiskPlace,
     disk_bytes: u64,
-    /// Where a mapped disk is written to.
+    /// The file that takes the writes of a mapped disk.
     written: Option<std::fs::File>,
     /// To be dropped when the VMM has opened its disk: from then on the kernel removes it by itself.
     overlay: Option<Overlay>,
@@ -434,7 +434,7 @@ fn console() -> std::io::Result<(Tail, std::os::fd::OwnedFd)> {
 async fn give_up(running: &Running, error: VmmError) -> VmmError {
     tracing::debug!(machine = %running.0.id, console = %running.0.console.text(), "a machine did not come up");
     if let Err(kill) = running.kill().await {
-        tracing::warn!(machine = %running.0.id, error = %kill, "and could not be ended");
+        tracing::warn!(machine = %running.0.id, error = %kill, "a machine that did not come up could not be ended");
     }
     error
 }

@@ -1,4 +1,4 @@
-//! What the exit status of a Firecracker says.
+//! The exit status of a Firecracker, and the cause of its end.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;

@@ -12,7 +12,7 @@ use super::folder::Folder;
 
 /// Granularity of holes: a page of the guest, a block of nearly every filesystem.
 const PAGE: usize = 4096;
-/// What is read at once.
+/// Bytes read at once.
 const CHUNK: usize = 1 << 20;
 
 /// Makes `to`, a new file of `size` bytes (at least the source's), with the content of `source`, a file or a block

@@ -140,7 +140,7 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of these bytes behind a request, and then the stream's end.
+    /// Reads these bytes, then the stream's end, as the answer to a request.
     async fn answer_to(bytes: &[u8]) -> io::Result<Answer> {
         exchange(Scripted::new(bytes, 1000), "GET", "/", None).await
     }

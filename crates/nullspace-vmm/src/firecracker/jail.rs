@@ -1,4 +1,4 @@
-//! What one VMM gets to see: its folder, the files in it, the arguments it is started with.
+//! The jail of one VMM: its folder, the files in it, and the arguments it is started with.
 //!
 //! ```text
 //!   jailed (root)                                      plain
@@ -56,7 +56,7 @@ struct Shared {
     writable: bool,
 }
 
-/// Who owned a file before its machine did.
+/// The owner of a file before it was lent to a machine.
 #[derive(Debug)]
 pub(super) struct Lent {
     path: PathBuf,
@@ -73,7 +73,7 @@ impl Lent {
         if let Err(error) = given
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, path = %self.path.display(), "a disk stays with the uid of its machine");
+            tracing::warn!(%error, path = %self.path.display(), "a disk could not be given back and still belongs to its machine's uid");
         }
     }
 }
@@ -101,12 +101,12 @@ impl Jail {
         &self.folder
     }
 
-    /// Where `name` is for us.
+    /// Returns the host's path of `name`.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// What is removed when the machine is gone.
+    /// Returns the folder to remove when the machine is gone.
     pub(super) fn top(&self) -> &Path {
         &self.top
     }
@@ -157,7 +157,7 @@ impl Jail {
         Ok(Some(lent))
     }
 
-    /// How to start the VMM. `jailer` is there exactly when the jail was made with a uid.
+    /// Returns the VMM's process, ready to start. `jailer` must be given exactly when the jail was made with a uid.
     pub(super) fn launch(
         &self,
         binary: &Path,
@@ -213,7 +213,7 @@ impl Shared {
 pub(super) fn remove(top: &Path) {
     match fs::remove_dir_all(top) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(%error, path = %top.display(), "a machine's folder is left");
+            tracing::warn!(%error, path = %top.display(), "a machine's folder was not removed");
         }
         _ => {}
     }

@@ -1,4 +1,4 @@
-//! A running Firecracker, and what its snapshots consist of.
+//! A machine under Firecracker, and the files of its snapshots.
 //!
 //! ```text
 //!   <snapshot folder>/state         Firecracker's device state
@@ -45,7 +45,7 @@ const MEMORY_PART: &str = "memory.part";
 /// A guest's kernel, modules and agent are up in well under a second with hardware virtualisation, and in half a minute
 /// where that itself is emulated on a busy machine.
 const AGENT_LIMIT: Duration = Duration::from_secs(120);
-/// How long an API error waits to see whether the VMM is ending, which is the better explanation.
+/// Time that an API error waits for the VMM's end, which would explain the error better.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Kept in a snapshot.
@@ -56,7 +56,7 @@ pub(super) struct Description {
     pub(super) card: bool,
 }
 
-/// Where a machine's disk is.
+/// The location of a machine's disk.
 #[derive(Debug)]
 pub(super) enum DiskPlace {
     /// In its folder; can be moved into a snapshot.
@@ -78,7 +78,7 @@ pub(super) struct Machine {
     pub(super) console: Tail,
     pub(super) disk: Mutex<DiskPlace>,
     pub(super) disk_bytes: u64,
-    /// Where a mapped disk is written to; any other disk has a name in the machine's folder.
+    /// The file that takes the writes of a mapped disk; any other disk has a name in the machine's folder.
     pub(super) written: Option<File>,
     pub(super) vcpus: u32,
     pub(super) memory_mib: u32,

@@ -92,7 +92,7 @@ impl Overlay {
 impl Drop for Overlay {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.control, &self.name) {
-            tracing::warn!(%error, name = self.name, "a device mapping is left");
+            tracing::warn!(%error, name = self.name, "a device mapping was not removed");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the driver looks at before its first machine: the binaries, the guest's files, KVM, the host.
+//! The driver's settings, and its checks before the first machine: the binaries, the guest's files, KVM, the host.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub struct FirecrackerConfig {
     pub uids: RunAs,
     /// Networks; `None`: machines have no card, and [`Network::Internet`] is refused.
     pub net: Option<Arc<NetPool>>,
-    /// What a machine may ask of its disk.
+    /// Limits of a machine on its disk.
     pub disk_limits: DiskLimits,
     /// Images with more data than this, bytes, get a device-mapper snapshot where files cannot share blocks;
     /// [`Self::COPY_UP_TO`] suits.
@@ -53,7 +53,7 @@ impl FirecrackerConfig {
 }
 
 impl Firecracker {
-    /// Looks at binary, KVM, kernel and host. Whether KVM really runs guests only a boot can tell.
+    /// Checks binary, KVM, kernel and host. Only a boot shows whether KVM really runs guests: see [`Self::try_boot`].
     pub async fn new(config: FirecrackerConfig) -> Result<Self, VmmError> {
         let unavailable = |text: String| VmmError::Unavailable(text);
         let binary = std::fs::canonicalize(&config.binary).map_err(|_| {

@@ -36,7 +36,7 @@ pub(super) fn pair(network: &Ipv4Net, index: u32) -> Option<(Ipv4Addr, Ipv4Addr)
 /// A hole in the default rules: a network, at one TCP and UDP port or at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowed {
-    /// Where to.
+    /// The destination.
     pub network: Ipv4Net,
     /// `None`: every port and protocol.
     pub port: Option<u16>,

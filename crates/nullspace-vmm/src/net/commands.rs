@@ -27,7 +27,7 @@ impl Commands {
         run(Command::new(&self.ip).args(["-batch", "-"]), script, "ip").map(drop)
     }
 
-    /// As [`Self::ip`], going on past lines that fail: for removals.
+    /// Runs `ip` as [`Self::ip`] does, but continues after lines that fail: for removals.
     pub(super) fn ip_force(&self, script: &str) -> Result<(), VmmError> {
         run(Command::new(&self.ip).args(["-force", "-batch", "-"]), script, "ip").map(drop)
     }

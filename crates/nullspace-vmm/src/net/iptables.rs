@@ -1,10 +1,10 @@
-//! Room in somebody else's firewall.
+//! Rules for machines' packets in another firewall's FORWARD chain.
 //!
 //! Docker sets the policy of iptables' FORWARD chain to DROP, which no accept in our own table overrules: every base
 //! chain of a hook must let a packet pass. So while that policy is DROP, two rules at the chain's end let our machines'
 //! packets pass there. Ours is still the table that decides what they may reach: it comes first. They are appended, so
-//! that an administrator's own rules come before them. Docker may start after this service, hence it is looked at again
-//! now and then.
+//! that an administrator's own rules come before them. Docker may start after this service, so the policy is checked
+//! again every ten seconds.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -19,7 +19,7 @@ const EVERY: Duration = Duration::from_secs(10);
 /// More copies of our rules than this nobody made.
 const MAX_COPIES: usize = 8;
 
-/// What is known of the chain.
+/// The state of the chain, as far as it is known.
 #[derive(Debug)]
 pub(super) struct Iptables {
     program: Option<PathBuf>,
@@ -58,10 +58,10 @@ impl Iptables {
         match placed {
             Ok(()) => {
                 self.placed = true;
-                tracing::info!("another firewall drops what this host forwards: rules for virtual machines were added");
+                tracing::info!("another firewall drops forwarded packets: rules for virtual machines were added to it");
             }
             Err(error) => {
-                tracing::warn!(%error, "another firewall drops what this host forwards; machines are cut off")
+                tracing::warn!(%error, "another firewall drops forwarded packets, and rules could not be added: machines have no network")
             }
         }
     }

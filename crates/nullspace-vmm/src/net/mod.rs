@@ -12,7 +12,7 @@
 //!   the host's own route
 //! ```
 //!
-//! What a guest may reach by default: addresses of the internet. What it may not: this host (any of its addresses),
+//! By default a guest reaches addresses of the internet. Closed are this host (any of its addresses),
 //! other machines, loopback, link-local (the clouds' metadata service at 169.254.169.254), private and shared ranges,
 //! multicast, and anything over IPv6 (its namespace has none). [`NetConfig::allow`] opens holes. Name servers are
 //! reached through the gateway's address, which the namespace rewrites to the host's resolvers: a snapshot holds no
@@ -59,7 +59,7 @@ pub const GUEST_MAC: &str = "06:00:ac:1e:ff:02";
 /// The tap itself; fixed because a snapshot's ARP cache holds it.
 const TAP_MAC: &str = "06:00:ac:1e:ff:01";
 
-/// How long one machine's network may take to come up.
+/// Time limit for one machine's network.
 const ACQUIRE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Settings of [`NetPool`].
@@ -77,13 +77,13 @@ pub struct NetConfig {
     pub resolvers: Vec<Ipv4Addr>,
     /// Turn on this host's IPv4 forwarding when it is off. Packets that are not of our machines stay unforwarded then.
     pub enable_forwarding: bool,
-    /// How many namespaces with a way out are made ahead.
+    /// Number of namespaces with a way out that are made ahead.
     pub spare: usize,
-    /// What one machine may do to the network.
+    /// Limits of one machine on the network.
     pub limits: NetLimits,
 }
 
-/// What one machine may do to the network that it shares with others; more is dropped. The rules are in its namespace,
+/// Limits of one machine on the network that it shares with others; packets beyond them are dropped. The rules are in its namespace,
 /// which its guest cannot reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NetLimits {
@@ -161,7 +161,7 @@ impl NetPool {
         }
     }
 
-    /// What a guest of this pool configures on its `eth0`; the same for all.
+    /// Returns the configuration of a guest's `eth0`; the same for all guests of a pool.
     pub fn guest_network() -> GuestNetwork {
         GuestNetwork {
             address: GUEST_ADDRESS.into(),

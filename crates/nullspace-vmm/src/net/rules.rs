@@ -1,4 +1,4 @@
-//! The text that `ip` and `nft` get. Every value in it is a number or a parsed address.
+//! The input of `ip` and `nft`. Every value in it is a number or a parsed address.
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;

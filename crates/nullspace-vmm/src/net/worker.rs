@@ -1,5 +1,5 @@
-//! The thread that makes and removes networks. It alone changes its network namespace, always for one request, and
-//! comes back to the host's before the next; when it cannot come back it ends.
+//! The thread that makes and removes networks. It is the only thread that changes its network namespace. It returns to
+//! the host's namespace after each request; if it cannot return, the process ends.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -282,7 +282,7 @@ impl<'a> Worker<'a> {
             .map_err(|e| io_error("return to the host's network namespace")(e.into()))
             .unwrap_or_else(|error| {
                 // Going on here would apply the next host rule to some machine's namespace.
-                tracing::error!(%error, "the network thread is lost in a namespace; ending the service");
+                tracing::error!(%error, "the network thread cannot return to the host's namespace; ending the service");
                 std::process::abort()
             });
         made
@@ -319,17 +319,17 @@ impl<'a> Worker<'a> {
         self.spares.clear();
         self.iptables.remove();
         if let Err(error) = self.remove_interfaces() {
-            tracing::warn!(%error, "interfaces of machines may be left");
+            tracing::warn!(%error, "interfaces of machines may not have been removed");
         }
         if self.forwarding_was_off
             && let Err(error) = std::fs::write("/proc/sys/net/ipv4/ip_forward", "0")
         {
-            tracing::warn!(%error, "IPv4 forwarding stays on");
+            tracing::warn!(%error, "IPv4 forwarding could not be turned off");
             // The table holds the rule that keeps others' packets unforwarded.
             return;
         }
         if let Err(error) = self.commands.nft(&rules::drop_host_table(self.config)) {
-            tracing::warn!(%error, "the nftables table is left");
+            tracing::warn!(%error, "the nftables table was not removed");
         }
     }
 }

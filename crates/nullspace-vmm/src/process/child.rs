@@ -1,4 +1,4 @@
-//! The only place that clones this process, and what the clone does before its program runs.
+//! The clone of this process, and the clone's set-up before its program runs. No other code clones this process.
 //!
 //! ```text
 //!   stdio, signals          every child starts with the same
@@ -32,7 +32,7 @@ use super::life::Child;
 /// Niceness of a child that no control group weighs.
 pub(super) const NICE: libc::c_int = 10;
 
-/// What the child does, in this order, for an error's text.
+/// The child's steps, in this order, for an error's text.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 enum Step {

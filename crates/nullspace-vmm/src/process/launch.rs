@@ -1,4 +1,4 @@
-//! What a child is: its program, its descriptors, and the walls around it.
+//! The description of a child: its program, its descriptors, and the walls around it.
 
 use std::ffi::{CString, OsString};
 use std::os::fd::OwnedFd;
@@ -45,13 +45,13 @@ pub(crate) enum Namespaces {
 pub(crate) struct Bind {
     /// The file.
     pub(crate) from: CString,
-    /// Where it is shown: an existing empty file.
+    /// The path where it appears: an existing empty file.
     pub(crate) to: CString,
     /// False: the child cannot write to it there.
     pub(crate) writable: bool,
 }
 
-/// What a child may do, when the service itself confines it.
+/// The rights of a child that the service itself confines.
 #[derive(Debug)]
 pub(crate) struct Confinement {
     /// Control groups to enter, by their `cgroup.procs`. Without one the child is made nice instead, so that the service
@@ -65,7 +65,7 @@ pub(crate) struct Confinement {
     pub(crate) ruleset: Option<OwnedFd>,
 }
 
-/// Who a child is.
+/// The user and groups of a child.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
     /// Its uid and gid.

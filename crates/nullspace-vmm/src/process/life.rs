@@ -13,11 +13,11 @@ use tokio::sync::watch;
 
 use crate::VmmError;
 
-/// How long a process and what it held may take to vanish after SIGKILL: the kernel may have to free gigabytes, a disk may
+/// Time limit for a process and its resources to vanish after SIGKILL: the kernel may have to free gigabytes, a disk may
 /// be dying, and folders and control groups are removed.
 const REAP_LIMIT: Duration = Duration::from_secs(30);
 
-/// What lives as long as a child: dropped when the child is gone, and not before.
+/// Resources that live as long as a child: dropped when the child is gone, and not before.
 pub(super) type Held = Box<dyn Send>;
 
 /// A child that was not reaped yet. Dropping it before its end was seen ends it, and blocks until it is gone.
@@ -77,13 +77,13 @@ pub(super) struct Started {
     pub(super) _held: Held,
 }
 
-/// How far a child's life has come.
+/// The state of a child.
 #[derive(Debug, Clone, Copy)]
 enum Life {
     Running,
     /// Reaped; what it held is being dropped.
     Ended(ExitStatus),
-    /// What it held is dropped too.
+    /// Its resources are dropped too.
     Gone(ExitStatus),
 }
 
@@ -121,7 +121,7 @@ impl Process {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// How it ended; `None` while it runs.
+    /// Returns its exit status; `None` while it runs.
     pub(crate) fn status(&self) -> Option<ExitStatus> {
         match *self.life.borrow() {
             Life::Running => None,

@@ -65,7 +65,7 @@ fn spawner() -> &'static mpsc::Sender<Request> {
         };
         if let Err(error) = std::thread::Builder::new().name("vmm-spawner".into()).spawn(run) {
             // The sender then has no receiver: every launch fails and says so.
-            tracing::error!(%error, "start the thread that starts virtual machines");
+            tracing::error!(%error, "the thread that starts virtual machines could not be started");
         }
         sender
     })

@@ -1,4 +1,4 @@
-//! What an overlay holds, read from its tables.
+//! The extents of an overlay, read from its tables.
 //!
 //! ```text
 //!  L1 entry -> L2 table (one cluster of 4096 entries) -> entry: 64-bit host cluster, 64-bit bitmap
@@ -22,7 +22,7 @@ const COMPRESSED: u64 = 1 << 62;
 const SUBCLUSTERS: u64 = 32;
 const SUBCLUSTER: u64 = CLUSTER / SUBCLUSTERS;
 
-/// All that `file`, an overlay of `size` bytes, has instead of its backing: extents, and where their bytes are in it.
+/// Returns all that `file`, an overlay of `size` bytes, has instead of its backing: extents and their offsets in it.
 pub(crate) fn allocated(file: &File, size: u64) -> io::Result<Vec<(Extent, u64)>> {
     verify(file, size)?;
     let length = file.metadata()?.len();

@@ -1,4 +1,4 @@
-//! Overlays in QEMU's format qcow2: how an empty one is written, and what a used one holds.
+//! Overlays in QEMU's format qcow2: a writer of empty ones and a reader of used ones.
 
 mod allocated;
 mod overlay;

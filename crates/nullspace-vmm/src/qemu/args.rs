@@ -33,7 +33,7 @@ pub(super) struct Machine<'a> {
     pub(super) memory_mib: u32,
 }
 
-/// Where the card leads to. All of them look the same to the guest, except that only [`Netdev::Tap`] offloads checksums
+/// The other end of the card. All of them look the same to the guest, except that only [`Netdev::Tap`] offloads checksums
 /// and segmentation.
 #[derive(Debug)]
 pub(super) enum Netdev {
@@ -45,7 +45,7 @@ pub(super) enum Netdev {
     Tap(OwnedFd),
 }
 
-/// What guest memory is made of.
+/// The file behind guest memory.
 #[derive(Debug)]
 pub(super) enum Memory {
     /// The machine's own, shared with us: what a snapshot is taken from.
@@ -95,7 +95,7 @@ pub(super) fn node_of_overlay(index: usize) -> (Value, Value) {
     nodes(index, Format::Qcow2, true, None)
 }
 
-/// How the machine starts.
+/// The start of the machine: a kernel, or a snapshot.
 #[derive(Debug)]
 pub(super) enum Start {
     /// From a kernel.

@@ -1,4 +1,4 @@
-//! What a running machine has written, taken while it runs.
+//! Captures: the writes of a machine since the last capture, read while it runs.
 //!
 //! ```text
 //!   before        image <- disk1 (written)

@@ -8,7 +8,7 @@ use crate::net::NetPool;
 use crate::uids::RunAs;
 use crate::{DiskLimits, GuestImage};
 
-/// How guest code runs.
+/// The accelerator: the way in which guest code runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Accelerator {
     /// The processor's virtualisation.
@@ -40,15 +40,15 @@ pub struct QemuConfig {
     pub run_as: Option<RunAs>,
     /// Namespaces and taps, which need root. `None`: QEMU's user network, with the hole described in [`self`](crate::qemu).
     pub network: Option<Arc<NetPool>>,
-    /// What a machine may ask of its disk.
+    /// Limits of a machine on its disk.
     pub disk_limits: DiskLimits,
-    /// How much memory of templates that no machine uses at the moment is kept, bytes.
+    /// Memory of templates that is kept while no machine uses it, bytes.
     pub template_memory_bytes: u64,
-    /// How long QEMU may take to start, the guest's boot not counted.
+    /// Time limit for QEMU's start, without the guest's boot.
     pub start_limit: Duration,
-    /// How long a guest may take to boot under KVM in order to count as working. A real one takes less than a second.
+    /// Time limit for the guest whose boot shows that KVM works. A real boot takes less than a second.
     pub probe_limit: Duration,
-    /// Where the verdict on KVM is kept until this host reboots. `None`: each process tries anew.
+    /// Folder of the verdict on KVM, which is valid until this host reboots. `None`: each process tries again.
     pub cache_dir: Option<PathBuf>,
 }
 

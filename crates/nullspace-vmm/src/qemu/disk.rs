@@ -25,9 +25,9 @@ pub(super) fn overlay_name(index: usize) -> String {
 #[derive(Debug)]
 pub(super) struct OpenDisk {
     pub(super) layers: Vec<Layer>,
-    /// As the guest sees it, bytes.
+    /// Size as the guest sees it, bytes.
     pub(super) size: u64,
-    /// What a snapshot would hold of it.
+    /// The files of it that go into a snapshot.
     pub(super) written: Written,
 }
 
@@ -114,7 +114,7 @@ impl Written {
         self.below.is_empty() && self.top.is_some()
     }
 
-    /// What the machine's own overlay takes on the disk, bytes, where no folder shows it. Blocks.
+    /// Returns the space on the disk, bytes, of the machine's own overlay if it has no name in a folder; else 0. Blocks.
     pub(super) fn nameless_bytes(&self) -> u64 {
         let overlay = self.top.as_ref().map(|(overlay, _)| overlay).filter(|overlay| overlay.name.is_none());
         let metadata = overlay.and_then(|overlay| overlay.file.metadata().ok());
@@ -215,7 +215,7 @@ impl Drop for Overlay {
         if let Some(name) = &self.name
             && let Err(error) = std::fs::remove_file(name)
         {
-            tracing::warn!(%error, file = %name.display(), "remove a machine's disk overlay");
+            tracing::warn!(%error, file = %name.display(), "a machine's disk overlay could not be removed");
         }
     }
 }

@@ -1,4 +1,9 @@
-//! What all machines of a driver share, and how one is put together.
+//! The driver: resources that all machines share, and the start of a machine.
+//!
+//! ```text
+//!   boot, restore ──> disk, card, memory ──> start: uid, control group, walls ──> QEMU ──> Machine
+//!   a restored machine's snapshot ── Maker::receiver ──> a second QEMU that takes its state in
+//! ```
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -35,7 +40,7 @@ const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=1 << 20;
 
 /// An allowance for QEMU's own heap, stacks and tables, MiB. Not measured.
 const OWN_MIB: u32 = 64;
-/// Room in a machine's group for the page cache of its disk; the kernel takes it back under pressure.
+/// Memory in a machine's group for the page cache of its disk, MiB; the kernel reclaims it under pressure.
 const PAGE_CACHE_MIB: u32 = 256;
 /// Threads of a QEMU besides its vCPUs: main loop, RCU, and up to 64 that do its disk's work.
 const MORE_THREADS: u32 = 96;
@@ -43,7 +48,7 @@ const MORE_THREADS: u32 = 96;
 /// Disk of a machine that is only booted to see whether it boots, bytes.
 const TRIAL_DISK: u64 = 1 << 20;
 
-/// What is the same whichever accelerator is chosen.
+/// The parts of a driver that do not depend on the accelerator.
 #[derive(Debug, Clone)]
 pub(crate) struct Parts {
     binary: PathBuf,
@@ -55,7 +60,7 @@ pub(crate) struct Parts {
     walls: Walls,
 }
 
-/// What one machine's process stands on, besides its command line.
+/// The needs of one machine's process, besides its command line.
 struct Needs<'a> {
     shape: &'a args::Machine<'a>,
     lease: Option<NetLease>,
@@ -106,7 +111,7 @@ impl Parts {
         parts.join("; ")
     }
 
-    /// What there is not, each with why.
+    /// The missing walls, each with its reason.
     pub(super) fn missing_walls(&self) -> &[String] {
         self.walls.missing()
     }
@@ -120,7 +125,7 @@ impl Parts {
         &self.version.text
     }
 
-    /// What a verdict on an accelerator depends on, besides the host's boot.
+    /// Identifies the QEMU and guest that a verdict on an accelerator is valid for, besides the host's boot.
     pub(crate) fn fingerprint(&self) -> String {
         format!("{} guest {} uid {}", self.version.text, self.guest.digest, self.uids.is_some())
     }

@@ -11,7 +11,7 @@ use crate::{GuestImage, VmmError, memory, sparse};
 /// ELF notes are read up to this many bytes; a kernel's have a few hundred.
 const MAX_NOTES: u64 = 64 * 1024;
 
-/// What machines boot, as descriptors that any uid may open again by `/proc/self/fd`.
+/// Kernel and initramfs as descriptors that any uid may open again by `/proc/self/fd`.
 #[derive(Debug)]
 pub(super) struct GuestFiles {
     kernel: File,

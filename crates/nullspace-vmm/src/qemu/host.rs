@@ -1,4 +1,4 @@
-//! What of this host a guest sees or depends on.
+//! Properties of this host that a guest sees or depends on: KVM, processor, time stamp counter, boot id.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -59,7 +59,7 @@ fn cpu_of(info: &str) -> String {
     )
 }
 
-/// Whether there is a KVM that QEMU may open; else what to do about it. With `own_users`, QEMU runs as a uid that has
+/// Checks that QEMU may open KVM; the error says what to do. With `own_users`, QEMU runs as a uid that has
 /// nothing but perhaps [`kvm_group`].
 pub(crate) fn kvm_device(own_users: bool) -> Result<(), String> {
     match std::fs::File::options().read(true).write(true).open(KVM) {

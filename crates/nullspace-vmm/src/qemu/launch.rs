@@ -20,16 +20,16 @@ use crate::uids::Uid;
 use crate::walls::{Around, Walls};
 use crate::{EndCause, Ended, VmmError};
 
-/// How much of the guest's console is kept.
+/// Bytes of the guest's console that are kept.
 const CONSOLE: usize = 64 * 1024;
-/// How much of what QEMU itself prints is kept.
+/// Bytes of QEMU's own output that are kept.
 const LOG: usize = 8 * 1024;
 /// Bound of `--version`, on a host that is busy.
 const TRIAL: Duration = Duration::from_secs(20);
-/// How long a QEMU that closed its monitor may take to end.
+/// Time limit for the end of a QEMU that closed its monitor.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// What a QEMU starts from.
+/// Everything that a QEMU process is started with.
 pub(super) struct Parts<'a> {
     pub(super) binary: &'a Path,
     pub(super) line: CommandLine,
@@ -132,12 +132,12 @@ impl Running {
         }
         let by_itself = self.process.status().is_some();
         if let Err(error) = self.process.kill().await {
-            tracing::error!(%error, "end a QEMU that could not be started");
+            tracing::error!(%error, "a QEMU that failed to start could not be ended");
         }
         if by_itself { VmmError::Exited(self.how_it_ended().await.how) } else { error }
     }
 
-    /// How QEMU ended; waits until it and what it held are gone.
+    /// Waits until QEMU and its resources are gone, and returns how it ended.
     pub(super) async fn how_it_ended(&self) -> Ended {
         let status = self.process.gone().await;
         // What it said last may still be on its way through our readers. Bounded: a forked child of QEMU, which its

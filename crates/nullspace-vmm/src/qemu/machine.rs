@@ -20,7 +20,7 @@ use crate::{AgentStream, Compatibility, DiskChanges, Ended, Network, SnapshotSum
 /// Bound of a monitor command that takes microseconds, on a host that is busy. `stop` flushes the disk's metadata.
 const COMMAND: Duration = Duration::from_secs(30);
 
-/// A QEMU and what is kept of its machine on our side.
+/// A QEMU process and the host's side of its machine.
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) id: String,
@@ -32,7 +32,7 @@ pub(super) struct Machine {
     pub(super) manifest: Manifest,
     /// Its memory is a private mapping of a template's.
     pub(super) restored: bool,
-    /// Where its overlays are made.
+    /// The folder of its overlays.
     pub(super) work_dir: PathBuf,
     /// Held by a capture.
     pub(super) capturing: tokio::sync::Mutex<()>,
@@ -40,17 +40,17 @@ pub(super) struct Machine {
     pub(super) own: Mutex<Own>,
     /// A snapshot ended QEMU on purpose.
     pub(super) snapshotted: AtomicBool,
-    /// What it needs of the driver that made it.
+    /// The driver that made it.
     pub(super) maker: Arc<dyn Maker>,
 }
 
-/// What a machine needs of the driver that made it, to be snapshotted.
+/// The driver as its machines see it: the parts that a snapshot needs.
 #[async_trait]
 pub(super) trait Maker: std::fmt::Debug + Send + Sync {
-    /// What its snapshots need to be restored.
+    /// The compatibility class of its snapshots.
     fn compatibility(&self) -> &Compatibility;
 
-    /// Where the memory of templates is kept.
+    /// The memory of templates.
     fn templates(&self) -> &Arc<TemplateMemory>;
 
     /// Starts a QEMU of the same shape as `machine` that takes in its state, memory included, from `inlet`, and never runs.
@@ -58,14 +58,14 @@ pub(super) trait Maker: std::fmt::Debug + Send + Sync {
     async fn receiver(self: Arc<Self>, machine: &Machine, inlet: OwnedFd) -> Result<Machine, VmmError>;
 }
 
-/// What goes with the machine, or into its snapshot.
+/// Files that end with the machine, or go into its snapshot.
 #[derive(Debug, Default)]
 pub(super) struct Own {
     /// Memory of a machine that was booted; a restored one maps its template's.
     pub(super) memory: Option<File>,
-    /// What is written of its disk.
+    /// The layers of its disk that it writes.
     pub(super) disk: Arc<Written>,
-    /// How often it was captured.
+    /// Number of captures so far.
     pub(super) captures: u32,
 }
 

@@ -95,7 +95,7 @@ impl Qemu {
         Ok(Self { driver: Arc::new(Driver::new(&config, &parts, accelerator).await) })
     }
 
-    /// What works on this host, tried by booting a guest with each accelerator. For a person: it may take seconds.
+    /// Tries each accelerator by booting a guest, and reports which work on this host. May take seconds: for people.
     pub async fn probe(config: &QemuConfig) -> Result<ProbeReport, VmmError> {
         let parts = Parts::open(config).await?;
         let tcg: AcceleratorReport = crate::probe::boot(config, &parts, Accelerator::Tcg).await;

@@ -29,10 +29,10 @@ use crate::VmmError;
 /// Longest line taken from QEMU. Its greeting has 200 bytes, `query-migrate` a kilobyte.
 const MAX_LINE: u64 = 256 * 1024;
 
-/// What QEMU has told by itself so far.
+/// Events that QEMU has reported so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Observed {
-    /// How often a migration, in or out, has ended.
+    /// Number of migrations, in or out, that have ended.
     pub(super) migrations: u64,
     /// True when the last of them was completed.
     pub(super) migrated: bool,
@@ -154,7 +154,7 @@ impl Qmp {
         }
     }
 
-    /// What QEMU has told by itself so far.
+    /// Returns the events that QEMU has reported so far.
     pub(super) fn observed(&self) -> Observed {
         self.observed.borrow().clone()
     }
@@ -239,7 +239,7 @@ fn note_event(event: &str, data: &Value, observed: &watch::Sender<Observed>) {
         "BLOCK_IO_ERROR" if data["nospace"] == true => {
             tracing::warn!(
                 device = text("qom-path").or_else(|| text("device")),
-                "a machine's disk has no room on the host"
+                "the host's disk is full: a machine's write was lost"
             );
             observed.send_modify(|observed| observed.no_room = true);
         }

@@ -1,4 +1,4 @@
-//! A snapshot's folder.
+//! The files of a snapshot: written from a paused machine, read for a restore.
 //!
 //! ```text
 //!   memory         guest memory, sparse: pages of zeros are holes
@@ -35,7 +35,7 @@ pub(super) const MIGRATION: Duration = Duration::from_secs(120);
 /// A manifest has a few hundred bytes.
 const MAX_MANIFEST: u64 = 64 * 1024;
 
-/// What a restore must know besides the summary.
+/// Properties of the machine that a restore needs besides the summary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
@@ -67,7 +67,7 @@ impl Manifest {
         serde_json::from_slice(&text).map_err(|error| VmmError::Incompatible(format!("{}: {error}", path.display())))
     }
 
-    /// Why a snapshot with this manifest cannot run on a host with `ours`; `None` when it can.
+    /// Compares with `ours`, the host's: returns why a snapshot with this manifest cannot run here; `None` when it can.
     pub(super) fn conflict_with(&self, ours: &Manifest) -> Option<String> {
         if self.card == CardKind::Tap && ours.card == CardKind::Plain {
             return Some(
@@ -176,7 +176,7 @@ pub(super) fn discard(folder: &Path) {
     for name in names.chain((0..MAX_OVERLAYS).map(overlay_name)) {
         match std::fs::remove_file(folder.join(&name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, folder = %folder.display(), name, "remove a part of a failed snapshot");
+                tracing::warn!(%error, folder = %folder.display(), name, "a part of a failed snapshot could not be removed");
             }
             _ => {}
         }

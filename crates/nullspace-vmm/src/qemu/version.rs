@@ -1,18 +1,18 @@
-//! Which QEMU this is.
+//! The program and version of QEMU.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::VmmError;
 
-/// How long `--version` may take on a busy host with a cold disk.
+/// Time limit of `--version`, on a busy host with a cold disk.
 const LIMIT: Duration = Duration::from_secs(20);
 const PREFIX: &str = "QEMU emulator version ";
 
 /// A QEMU's version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Version {
-    /// As it prints it, packaging included: another build may have another migration format.
+    /// The version as QEMU prints it, packaging included: another build may have another migration format.
     pub(super) text: String,
     major: u32,
     minor: u32,
