@@ -5,6 +5,7 @@
 # make lint                its part with format, clippy and rustdoc
 # make deny      licences, duplicates and sources of the dependencies
 # make test-long           soaks and attacks: hours
+# make fuzz                fuzz targets, an hour each unless NULLSPACE_FUZZ_SECONDS says otherwise
 # make dist                the optimised, stripped binary: target/dist/nullspace
 # make bench-rebuild POST to ready when nothing, a step, or the base image has changed
 # make bench-store   what templates of one base cost on the disk
@@ -21,7 +22,7 @@ GUEST := target/guest
 # What tests/sdk starts in benchmarks: the optimised program.
 OPTIMISED := NULLSPACE_PROGRAM=target/release/nullspace
 
-.PHONY: build release dist guest base demo deny test test-long test-attack test-firecracker test-client lint \
+.PHONY: build release dist guest base demo deny test test-long test-attack test-firecracker test-client lint fuzz \
 	bench-api bench-rebuild bench-restore bench-import bench-store
 
 setup-%:
@@ -78,8 +79,13 @@ test-attack: setup-build-run-guest-base-test
 ## what takes too long for `make test`: attacks, and soaks on a real Firecracker
 test-long: setup-build-run-guest-base-test
 	$(MAKE) deny
+	NULLSPACE_FUZZ_SECONDS=30 scripts/parts.py fuzz
 	scripts/parts.py firecracker-long
 	$(MAKE) test-attack
+
+## hostile bytes for every parser that reads some, two targets at a time
+fuzz: setup-build-test
+	NULLSPACE_FUZZ_SECONDS=$${NULLSPACE_FUZZ_SECONDS:-3600} NULLSPACE_FUZZ_JOBS=2 scripts/fuzz.sh
 
 ## 200 clients poll and stream one build's log while 20 builds run
 bench-api: setup-build-run-guest-test release guest

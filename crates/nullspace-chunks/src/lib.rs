@@ -59,6 +59,8 @@ mod codec;
 mod collect;
 mod error;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod id;
 mod manifest;
 mod pack;

@@ -20,9 +20,9 @@ use crate::error::io_error;
 use crate::files::Draft;
 use crate::{ChunkId, Result};
 
-const MAGIC: &[u8; 8] = b"nspack01";
-const ENTRY: usize = 40;
-const TAIL: usize = 56;
+pub(crate) const MAGIC: &[u8; 8] = b"nspack01";
+pub(crate) const ENTRY: usize = 40;
+pub(crate) const TAIL: usize = 56;
 const EXTENSION: &str = "pack";
 
 /// A pack's name: unlike any other's, ever.

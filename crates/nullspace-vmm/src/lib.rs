@@ -19,6 +19,8 @@
 mod cgroups;
 mod changes;
 pub mod firecracker;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod memory;
 pub mod net;
 pub mod probe;

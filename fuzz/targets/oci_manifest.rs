@@ -1,8 +1,4 @@
 //! Any answer to a manifest request is read or refused, and a platform chosen from it is one that was on offer.
-//!
-//! ```text
-//! cargo +nightly fuzz run --fuzz-dir fuzz/oci manifest -- -dict=fuzz/oci/dictionaries/json.dict
-//! ```
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -61,7 +57,10 @@ fn reference(bytes: &[u8]) {
     let again: Reference = reference.to_string().parse().expect("it was written by us");
     assert_eq!(again, reference);
     for part in [reference.registry(), reference.repository(), reference.selector()] {
-        assert!(!part.is_empty() && !part.contains(|c: char| c.is_control() || c == ' ' || c == '?' || c == '#'), "{part:?}");
+        assert!(
+            !part.is_empty() && !part.contains(|c: char| c.is_control() || c == ' ' || c == '?' || c == '#'),
+            "{part:?}"
+        );
         assert!(!part.split('/').any(|part| part == ".."), "{part:?}");
     }
 }

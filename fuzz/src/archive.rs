@@ -3,43 +3,64 @@
 //! Of random bytes nearly none pass a tar header's checksum, so the bytes are read as orders to write an archive: headers
 //! of each format with any field overwritten and sealed again, extended records, blocks as they are.
 
-/// What a target wants as its archives.
+use crate::input::Input;
+
+/// Names that collide, nest, and mean something to a merge.
 pub const SHORT: &[&[u8]] = &[
-    b"a", b"b", b"c", b"a/b", b"a/c", b"a/b/c", b"b/a", b".wh.a", b".wh.b", b"a/.wh.b", b"a/b/.wh.c", b".wh..wh..opq",
-    b"a/.wh..wh..opq", b"a/b/.wh..wh..opq", b"..", b"../a", b"a/..", b"./", b"/a", b"a/", b"", b".wh.", b"a/.wh..",
-    b".wh..wh.plnk/1", b"a//b", b".", b"a/b/c/a/b", b"c/a",
+    b"a",
+    b"b",
+    b"c",
+    b"a/b",
+    b"a/c",
+    b"a/b/c",
+    b"b/a",
+    b".wh.a",
+    b".wh.b",
+    b"a/.wh.b",
+    b"a/b/.wh.c",
+    b".wh..wh..opq",
+    b"a/.wh..wh..opq",
+    b"a/b/.wh..wh..opq",
+    b"..",
+    b"../a",
+    b"a/..",
+    b"./",
+    b"/a",
+    b"a/",
+    b"",
+    b".wh.",
+    b"a/.wh..",
+    b".wh..wh.plnk/1",
+    b"a//b",
+    b".",
+    b"a/b/c/a/b",
+    b"c/a",
 ];
 
 const KEYS: &[&[u8]] = &[
-    b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime", b"SCHILY.xattr.user.a", b"SCHILY.xattr.security.capability",
-    b"SCHILY.xattr.", b"GNU.sparse.major", b"GNU.sparse.minor", b"GNU.sparse.name", b"GNU.sparse.realsize",
-    b"GNU.sparse.size", b"GNU.sparse.map", b"GNU.sparse.offset", b"GNU.sparse.numbytes", b"comment",
+    b"path",
+    b"linkpath",
+    b"size",
+    b"uid",
+    b"gid",
+    b"mtime",
+    b"SCHILY.xattr.user.a",
+    b"SCHILY.xattr.security.capability",
+    b"SCHILY.xattr.",
+    b"GNU.sparse.major",
+    b"GNU.sparse.minor",
+    b"GNU.sparse.name",
+    b"GNU.sparse.realsize",
+    b"GNU.sparse.size",
+    b"GNU.sparse.map",
+    b"GNU.sparse.offset",
+    b"GNU.sparse.numbytes",
+    b"comment",
 ];
 
 const FLAGS: &[u8] = b"0511250005271\0SLKxgV346sM";
 
-/// Takes values off the fuzzer's bytes; behind their end everything is zero.
-pub struct Input<'a>(pub &'a [u8]);
-
 impl<'a> Input<'a> {
-    /// The next byte.
-    pub fn byte(&mut self) -> u8 {
-        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
-        *first
-    }
-
-    /// At most `length` bytes.
-    pub fn bytes(&mut self, length: usize) -> &'a [u8] {
-        let (taken, rest) = self.0.split_at(length.min(self.0.len()));
-        self.0 = rest;
-        taken
-    }
-
-    fn word(&mut self) -> u16 {
-        u16::from_le_bytes([self.byte(), self.byte()])
-    }
-
     fn name(&mut self) -> &'a [u8] {
         match self.byte() {
             long @ 240.. => self.bytes(usize::from(long) - 200),

@@ -1,8 +1,4 @@
 //! Any image config is read or refused, and what was read is written and read again as the same.
-//!
-//! ```text
-//! cargo +nightly fuzz run --fuzz-dir fuzz/oci config -- -dict=fuzz/oci/dictionaries/json.dict
-//! ```
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

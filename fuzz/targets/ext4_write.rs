@@ -1,8 +1,4 @@
 //! Any sequence of calls gives an error or an image that e2fsck has nothing to say about.
-//!
-//! ```text
-//! cargo +nightly fuzz run --fuzz-dir fuzz/ext4 write -- -max_len=2048
-//! ```
 #![no_main]
 
 use std::process::Command;

@@ -1,13 +1,9 @@
 //! Any archive is read to its end or to an error, within its limits.
-//!
-//! ```text
-//! cargo +nightly fuzz run --fuzz-dir fuzz/oci tar -- -max_len=4096
-//! ```
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use nullspace_fuzz::input::Input;
 use nullspace_oci::tar::{Chunk, EntryKind, TarError, TarLimits, TarReader};
-use nullspace_oci_fuzz::Input;
 
 const LIMITS: TarLimits =
     TarLimits { extended_header: 2048, sparse_segments: 40, xattr_value: 100, file_size: 1 << 40 };

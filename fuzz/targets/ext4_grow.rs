@@ -1,8 +1,4 @@
 //! An image that a guest has filled with nonsense grows or does not, and nothing worse happens.
-//!
-//! ```text
-//! cargo +nightly fuzz run --fuzz-dir fuzz/ext4 grow
-//! ```
 #![no_main]
 
 use std::fs::File;

@@ -1,16 +1,12 @@
 //! Any stack of layers merges to a tree that a filesystem can hold, or to an error.
-//!
-//! ```text
-//! cargo +nightly fuzz run --fuzz-dir fuzz/oci merge -- -max_len=1024
-//! ```
 #![no_main]
 
 use std::collections::BTreeSet;
 
 use libfuzzer_sys::fuzz_target;
+use nullspace_fuzz::input::Input;
 use nullspace_oci::merge::{ContentSink, EntryKind, LayerEnd, LayerError, Merge, MergeLimits, MergedTree, SinkError};
 use nullspace_oci::tar::TarLimits;
-use nullspace_oci_fuzz::Input;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);
@@ -49,7 +45,9 @@ fn check(tree: &MergedTree<u32>, sink: &Sink) {
         }
         assert!(entry.parent < index && matches!(entries[entry.parent].kind, EntryKind::Directory { .. }));
         let name = &*entry.name;
-        assert!(!matches!(name, b"" | b"." | b"..") && name.len() <= 255 && !name.contains(&b'/') && !name.contains(&0));
+        assert!(
+            !matches!(name, b"" | b"." | b"..") && name.len() <= 255 && !name.contains(&b'/') && !name.contains(&0)
+        );
         assert!(names.insert((entry.parent, name)), "{} is there twice", tree.path(index).escape_ascii());
         assert_eq!(tree.find(&tree.path(index)), Some(index));
         match &entry.kind {
