@@ -9,7 +9,7 @@ work=$(mktemp -d "${TMPDIR:-/var/tmp}/nullspace-bench-store.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
 
-cargo build --release --locked --quiet -p nullspace -p nullspace-rootfs -p nullspace-store -p nullspace-chunks \
+cargo build --release --locked --quiet -p nullspace -p nullspace-rootfs -p nullspace-data -p nullspace-chunks \
     --bin nullspace --example import_image --example store_growth --example chunk_sizes
 examples=target/release/examples
 

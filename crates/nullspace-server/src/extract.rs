@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use nullspace_api::ErrorResponseCode;
-use nullspace_service::{ByteStream, Caller, RequestContext};
+use nullspace_service::{ByteStream, Caller, LiveSandbox, RequestContext};
 use serde::de::DeserializeOwned;
 
 use crate::budget::Room;
@@ -38,12 +38,12 @@ pub(crate) struct PathParam(pub(crate) String);
 /// The two parameters of the path, decoded.
 pub(crate) struct PathParams(pub(crate) String, pub(crate) String);
 
-/// The one parameter of the path of a sandbox's route with a body: the caller's own sandbox, which runs. Asked before
-/// anything of the body is read.
-pub(crate) struct OwnSandbox(pub(crate) String);
+/// The caller's own sandbox, which runs: the one parameter of the path. A route with a body takes it before the body, so
+/// that it is looked up before anything of the body is read.
+pub(crate) struct OwnSandbox(pub(crate) Arc<dyn LiveSandbox>);
 
 /// The same with the second parameter of the path.
-pub(crate) struct OwnSandboxAnd(pub(crate) String, pub(crate) String);
+pub(crate) struct OwnSandboxAnd(pub(crate) Arc<dyn LiveSandbox>, pub(crate) String);
 
 /// A body of raw bytes as it arrives. A client that sends nothing for longer than the body's time ends it.
 pub(crate) struct RawBody(pub(crate) ByteStream);
@@ -286,8 +286,7 @@ impl FromRequestParts<AppState> for OwnSandbox {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Refusal> {
         let PathParam(id) = PathParam::from_request_parts(parts, state).await?;
         let caller = Caller::from_request_parts(parts, state).await?;
-        state.service.check_running(&caller, &id).await?;
-        Ok(Self(id))
+        Ok(Self(state.service.live_sandbox(&caller, &id).await?))
     }
 }
 
@@ -297,8 +296,7 @@ impl FromRequestParts<AppState> for OwnSandboxAnd {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Refusal> {
         let PathParams(id, second) = PathParams::from_request_parts(parts, state).await?;
         let caller = Caller::from_request_parts(parts, state).await?;
-        state.service.check_running(&caller, &id).await?;
-        Ok(Self(id, second))
+        Ok(Self(state.service.live_sandbox(&caller, &id).await?, second))
     }
 }
 

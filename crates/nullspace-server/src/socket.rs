@@ -178,16 +178,16 @@ async fn follow(
     message: ExecClientMessage,
     queue: mpsc::Sender<ExecServerMessage>,
 ) {
-    let (id, command) = match message {
-        ExecClientMessage::ExecStart(ExecStart { id, request }) => {
-            (id, state.service.run_command(&caller, &sandbox, request).await)
-        }
-        ExecClientMessage::ExecConnect(ExecConnect { id, pid }) => {
-            (id, state.service.connect_command(&caller, &sandbox, pid).await)
+    let id = id(&message);
+    let command = async {
+        let sandbox = state.service.live_sandbox(&caller, &sandbox).await?;
+        match message {
+            ExecClientMessage::ExecStart(ExecStart { request, .. }) => sandbox.run_command(request).await,
+            ExecClientMessage::ExecConnect(ExecConnect { pid, .. }) => sandbox.connect_command(pid).await,
         }
     };
     // Sending fails when the socket is gone.
-    let _ = match command {
+    let _ = match command.await {
         Ok(command) => tell(&id, command, &queue).await,
         Err(error) => queue.send(failure(&id, error)).await.map_err(drop),
     };

@@ -67,3 +67,15 @@ impl Error {
         Error::new(ErrorResponseCode::SandboxNotFound, format!("there is no sandbox {id}, or it has ended"))
     }
 }
+
+/// An error with all that it was caused by, in one line, for the log. It may have internals: never for a caller.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

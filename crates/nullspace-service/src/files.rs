@@ -1,22 +1,19 @@
-//! Files of sandboxes. Contents travel as streams in both directions: no file is ever whole in this process, unless a
-//! client asks for it in JSON.
+//! Argument and answer types of file operations. Contents travel as streams in both directions: no file is ever whole in
+//! this process, unless a client asks for it in JSON.
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use nullspace_api::FileInfo;
 
-use crate::{ByteStream, Caller, Memory, Result};
+use crate::{Error, Result};
 
 /// A file's bytes on their way out. Nothing follows an error.
 pub type FileContent = BoxStream<'static, Result<Bytes>>;
 
-/// Where a file operation works, and as whom.
+/// Where in a sandbox a file operation works, and as whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileAt {
-    /// The sandbox.
-    pub sandbox_id: String,
-    /// Path in it; a relative one starts at its working directory.
+    /// Path in the sandbox; a relative one starts at its working directory.
     pub path: String,
     /// `None`: the sandbox's default user.
     pub user: Option<String>,
@@ -30,35 +27,39 @@ pub struct FileDownload {
     pub content: FileContent,
 }
 
-/// Files of sandboxes.
-#[async_trait]
-pub trait Files: Send + Sync + 'static {
-    /// Opens a regular file for reading.
-    async fn read_file(&self, caller: &Caller, at: FileAt) -> Result<FileDownload>;
+/// The levels of a directory listing: 1 is the directory's own entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Depth(u32);
 
-    /// Makes or replaces a file's content, with the directories above it. When the content breaks off, the file stays as far
-    /// as it has come.
-    async fn write_file(&self, caller: &Caller, at: FileAt, content: ByteStream) -> Result<FileInfo>;
+impl Depth {
+    /// The deepest listing.
+    pub const MAX: u32 = 32;
 
-    /// The entries of a directory, so many levels deep, 1 to 32. `memory` is charged with what they take; when there is no
-    /// more, its [`Exhausted`](crate::Exhausted) is the error.
-    async fn list_files(&self, caller: &Caller, at: FileAt, depth: u32, memory: &dyn Memory) -> Result<Vec<FileInfo>>;
+    /// The number of levels, 1 to [`Depth::MAX`].
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
 
-    /// One entry; a link itself.
-    async fn file_info(&self, caller: &Caller, at: FileAt) -> Result<FileInfo>;
+impl TryFrom<u32> for Depth {
+    type Error = Error;
 
-    /// Whether there is something at the path.
-    async fn file_exists(&self, caller: &Caller, at: FileAt) -> Result<bool>;
+    fn try_from(depth: u32) -> Result<Self> {
+        if !(1..=Self::MAX).contains(&depth) {
+            return Err(Error::invalid(format!("depth is {depth}: it must be 1 to {}", Self::MAX)));
+        }
+        Ok(Self(depth))
+    }
+}
 
-    /// Makes a directory and those above it that are missing.
-    async fn make_dir(&self, caller: &Caller, at: FileAt) -> Result<()>;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Removes an entry, a directory with all that is in it.
-    async fn remove_file(&self, caller: &Caller, at: FileAt) -> Result<()>;
-
-    /// Renames an entry.
-    async fn rename_file(&self, caller: &Caller, at: FileAt, to: String) -> Result<FileInfo>;
-
-    /// Sets permission bits, given in octal.
-    async fn set_file_permissions(&self, caller: &Caller, at: FileAt, permissions: &str) -> Result<()>;
+    #[test]
+    fn a_depth_is_1_to_32() {
+        for (depth, fits) in [(0, false), (1, true), (32, true), (33, false), (u32::MAX, false)] {
+            assert_eq!(Depth::try_from(depth).map(Depth::get).ok(), fits.then_some(depth));
+        }
+    }
 }

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! `Service` is the sum of one trait for each topic, so that an operation is declared beside its relatives here and is
-//! implemented in the engine in the file that does the work.
+//! implemented in the engine in the file that does the work. The operations of one running sandbox are [`LiveSandbox`],
+//! which [`Sandboxes::live_sandbox`] looks up once for a caller.
 //!
 //! Every implementation keeps these rules:
 //! - A future may be dropped at any await, when its client goes away. Work that must not stop half-way runs in a task of
@@ -20,6 +21,7 @@
 mod builds;
 mod error;
 mod files;
+mod live;
 mod sandboxes;
 mod templates;
 
@@ -34,26 +36,16 @@ pub use nullspace_types::{Caller, KeyId, TenantId};
 use secrecy::SecretString;
 
 pub use builds::{Blobs, BuildChecks, BuildHistory, BuildQuery, Builds, LogStream};
-pub use error::{Error, Result};
-pub use files::{FileAt, FileContent, FileDownload, Files};
-pub use sandboxes::{CommandEvent, Commands, FollowedCommand, Processes, SandboxQuery, Sandboxes};
+pub use error::{Error, Result, chain};
+pub use files::{Depth, FileAt, FileContent, FileDownload};
+pub use live::{CommandEvent, FollowedCommand, LiveSandbox};
+pub use sandboxes::{SandboxQuery, Sandboxes};
 pub use templates::{Names, Templates};
 
 /// Everything that the server calls. An implementation has a body for each topic, and says
 /// `impl Service for … {}` once.
 pub trait Service:
-    Access
-    + Health
-    + Builds
-    + BuildHistory
-    + BuildChecks
-    + Blobs
-    + Templates
-    + Names
-    + Sandboxes
-    + Commands
-    + Processes
-    + Files
+    Access + Health + Builds + BuildHistory + BuildChecks + Blobs + Templates + Names + Sandboxes
 {
 }
 

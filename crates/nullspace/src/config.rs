@@ -137,7 +137,7 @@ pub(crate) struct Config {
     pub(crate) network_allow: Vec<String>,
     /// Name servers of guests; default: the host's.
     pub(crate) dns: Vec<String>,
-    /// Log filter, as in `info,nullspace_engine=debug`.
+    /// Log filter, as in `info,nullspace_host=debug`.
     pub(crate) log: String,
     /// `text` or `json` log lines on standard error.
     pub(crate) log_format: LogFormat,
@@ -229,7 +229,7 @@ impl Default for Config {
             requests_per_second: 200,
             metrics_token: None,
             upload_mib_per_tenant: 10_240,
-            rootfs_cache_mib: nullspace_store::DEFAULT_CACHE >> 20,
+            rootfs_cache_mib: nullspace_data::DEFAULT_CACHE >> 20,
             disk_reserve_mib: None,
             lease_secs: 30,
             memory_mib: None,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use comfy_table::Table;
 use jiff::Timestamp;
-use nullspace_store::{Metadata, NamespaceKind, NewKey};
+use nullspace_db::{Health, NamespaceKind, NewKey, Tenants};
 
 use crate::config::Config;
 use crate::serve;
@@ -18,7 +18,7 @@ pub(crate) async fn create(config: &Config, tenant: &str, label: &str) -> anyhow
     if !config.data_dir.exists() {
         eprintln!("There is no data folder {} yet: it is made for this key.", config.data_dir.display());
     }
-    let store = serve::open_metadata(config).await?;
+    let store = serve::open_database(config).await?;
     let now = Timestamp::now();
     let tenant = store.ensure_tenant(tenant, NamespaceKind::User, now).await.context("make the tenant")?;
     let key = NewKey::generate();
@@ -30,7 +30,7 @@ pub(crate) async fn create(config: &Config, tenant: &str, label: &str) -> anyhow
 }
 
 pub(crate) async fn list(config: &Config) -> anyhow::Result<ExitCode> {
-    let store = serve::open_existing_metadata(config).await?;
+    let store = serve::open_existing_database(config).await?;
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(["ID", "TENANT", "KEY", "LABEL", "CREATED", "STATE"]);
     for tenant in store.list_tenants().await.context("list tenants")? {
@@ -47,7 +47,7 @@ pub(crate) async fn list(config: &Config) -> anyhow::Result<ExitCode> {
 
 pub(crate) async fn revoke(config: &Config, id: &str) -> anyhow::Result<ExitCode> {
     let id = id.parse().with_context(|| format!("'{id}' is not a key's id; `nullspace keys list` shows them"))?;
-    let store = serve::open_existing_metadata(config).await?;
+    let store = serve::open_existing_database(config).await?;
     store.revoke_key(id, Timestamp::now()).await.context("revoke the key")?;
     store.close().await;
     eprintln!("Key {id} opens nothing from now on.");

@@ -1,7 +1,8 @@
 //! The `nullspace` command: the service, its operator's tools, and a client of its API.
 //!
 //! ```text
-//!   serve    config ─> store + VMM + registry ─> Engine ─> HTTP     (serve.rs wires it, one screen)
+//!   serve    config ─> data folder + VMM + registry ─> LocalHost ─┐
+//!                      database ──────────────────> Control ──────┴─> HTTP   (serve.rs wires it, one screen)
 //!   keys     writes a key's hash into the store
 //!   store    says what the data folder holds, checks it, removes what is unused
 //!   doctor   says what this host lacks and what cures it
@@ -17,6 +18,7 @@ mod remote;
 mod sandbox;
 mod serve;
 mod store;
+mod survey;
 mod template;
 mod vmm;
 

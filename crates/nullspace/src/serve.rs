@@ -7,15 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use nullspace_engine::{Capacity, Engine, EngineConfig, TenantQuota};
+use nullspace_control::{Control, ControlConfig};
+use nullspace_data::ArtifactStore;
+use nullspace_db::{Database, QueueLimits, SqliteStore};
+use nullspace_host::{HostConfig, LocalHost, TenantQuota};
+use nullspace_host_interface::Capacity;
 use nullspace_oci::registry::{DockerConfig, Registry, RegistryConfig};
 use nullspace_server::{BufferLimits, ConnectionLimits, RequestRate, ServerConfig};
-use nullspace_store::{ArtifactStore, Metadata, QueueLimits, SqliteStore};
 use nullspace_vmm::Vmm;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::survey::survey;
 use crate::{buildkit, guest, vmm};
 
 /// File name of the database in the data folder.
@@ -25,7 +29,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     // Before there is anything that an orderly end has to remove; the start is finished before a signal is obeyed.
     let signals = Signals::install()?;
     let files = open_files(&config)?;
-    let metadata: Arc<dyn Metadata> = Arc::new(open_metadata(&config).await?);
+    let database: Arc<dyn Database> = Arc::new(open_database(&config).await?);
     let machines = vmm::choose(&config).await?;
     let server_config = server_config(&config, machines.as_ref());
     let registry = registry(&config)?;
@@ -46,13 +50,15 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         }
     };
     let host = files.host(&hostname()).context("read whose data folder this is")?;
-    let engine = Engine::new(engine_config(&config, host)?, metadata, files, machines, registry, buildkits);
-    engine.start().await.context("start the engine")?;
+    belong_together(&files, database.as_ref()).await?;
+    let machines = LocalHost::new(host_config(&config, &host)?, files, machines, registry, buildkits);
+    let control = Control::new(control_config(&config, host), database, Arc::new(machines));
+    control.start().await.context("start the service")?;
 
     let address = listener.local_addr().context("read the address listened on")?;
     tracing::info!("listening on http://{address}");
     let stop = CancellationToken::new();
-    let routers = nullspace_server::routers(Arc::new(engine.clone()), server_config);
+    let routers = nullspace_server::routers(Arc::new(control.clone()), server_config);
     let limits = connection_limits(&config);
     let serving = nullspace_server::serve_with_limits(listener, routers.api, limits, stop.clone().cancelled_owned());
     let server = tokio::spawn(serving);
@@ -70,7 +76,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     signals.arrived().await;
     tracing::info!("stopping: running builds go back to the queue, sandboxes end");
     stop.cancel();
-    engine.stop().await;
+    control.stop().await;
     server.await.context("join the server")?.context("serve HTTP")?;
     if let Some(operators) = operators {
         operators.await.context("join the operators' server")?.context("serve operators")?;
@@ -102,14 +108,14 @@ impl Signals {
 }
 
 /// Opens the database of the data folder, made and migrated if needed. None is made beside files that belonged to another.
-pub(crate) async fn open_metadata(config: &Config) -> anyhow::Result<SqliteStore> {
+pub(crate) async fn open_database(config: &Config) -> anyhow::Result<SqliteStore> {
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("make the data folder {}", config.data_dir.display()))?;
     let path = config.data_dir.join(DATABASE);
     // One that is empty was made by something that died at once, or is what a failed copy left.
     let is_there = std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > 0);
     if !is_there {
-        let stored = nullspace_store::stored_without_database(&config.data_dir).context("look at the data folder")?;
+        let stored = nullspace_data::stored_without_database(&config.data_dir).context("look at the data folder")?;
         if !stored.is_empty() {
             bail!(
                 "the database {} is missing, and the files that it names are there: {}. Nothing was changed. Restore the \
@@ -123,14 +129,14 @@ pub(crate) async fn open_metadata(config: &Config) -> anyhow::Result<SqliteStore
 }
 
 /// Opens the database of a data folder that a service has used; makes nothing.
-pub(crate) async fn open_existing_metadata(config: &Config) -> anyhow::Result<SqliteStore> {
+pub(crate) async fn open_existing_database(config: &Config) -> anyhow::Result<SqliteStore> {
     let path = config.data_dir.join(DATABASE);
     // A database that is missing beside its files has an error of its own.
-    let stored = nullspace_store::stored_without_database(&config.data_dir).context("look at the data folder")?;
+    let stored = nullspace_data::stored_without_database(&config.data_dir).context("look at the data folder")?;
     if !path.is_file() && stored.is_empty() {
         bail!("there is no data folder of a service at {}: give --data-dir", config.data_dir.display());
     }
-    open_metadata(config).await
+    open_database(config).await
 }
 
 /// Opens the data folder, which no other process may have.
@@ -197,25 +203,49 @@ fn raise_descriptor_limit(config: &Config) {
     }
 }
 
-fn engine_config(config: &Config, host: String) -> anyhow::Result<EngineConfig> {
-    Ok(EngineConfig {
+/// Refuses a database and a data folder that do not belong together; nothing was changed then.
+async fn belong_together(files: &ArtifactStore, database: &dyn Database) -> anyhow::Result<()> {
+    let found = survey(files, database).await.context("compare database and data folder")?;
+    if let Some(refusal) = found.refusal() {
+        bail!("{refusal}");
+    }
+    if !found.is_clean() {
+        let (lost, blobs) = (&found.lost, &found.lost_blobs);
+        tracing::error!(
+            ?lost,
+            ?blobs,
+            "files of the store are missing: what needs them fails until they are back, or until `nullspace store \
+             accept-loss` gives them up"
+        );
+    }
+    Ok(())
+}
+
+fn control_config(config: &Config, host: String) -> ControlConfig {
+    ControlConfig {
         host,
         build_concurrency: config.build_concurrency,
         build_timeout: Duration::from_secs(config.build_timeout_secs),
-        step_timeout: Duration::from_secs(config.step_timeout_secs),
-        extra_ca_pem: extra_ca(config)?,
         lease_ttl: Duration::from_secs(config.lease_secs),
         max_attempts: 3,
+        queue: QueueLimits { per_tenant: config.builds_per_tenant, total: 10_000 },
+        running_per_tenant: config.running_builds_per_tenant,
+        untagged_retention: Duration::from_secs(config.untagged_retention_secs),
+        blob_bytes_per_tenant: config.upload_mib_per_tenant.saturating_mul(1 << 20),
+    }
+}
+
+fn host_config(config: &Config, name: &str) -> anyhow::Result<HostConfig> {
+    Ok(HostConfig {
+        name: name.to_owned(),
+        step_timeout: Duration::from_secs(config.step_timeout_secs),
+        extra_ca_pem: extra_ca(config)?,
         capacity: capacity(config)?,
         quota: TenantQuota {
             sandboxes: config.sandboxes_per_tenant,
             vcpus: config.vcpus_per_tenant,
             memory_mib: config.memory_mib_per_tenant,
         },
-        queue: QueueLimits { per_tenant: config.builds_per_tenant, total: 10_000 },
-        running_per_tenant: config.running_builds_per_tenant,
-        untagged_retention: Duration::from_secs(config.untagged_retention_secs),
-        blob_bytes_per_tenant: config.upload_mib_per_tenant.saturating_mul(1 << 20),
         disk_reserve: config.disk_reserve_mib.map(|mib| mib.saturating_mul(1 << 20)),
         base_tar: guest::base_tar(config),
     })

@@ -9,15 +9,17 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
-use nullspace_store::{ArtifactStore, ManifestId, Metadata, StoreError, Survey, look_at_chunks};
+use nullspace_data::{ArtifactStore, DataError, ManifestId, look_at_chunks};
+use nullspace_db::{Blobs, Collection, Health};
 
 use crate::config::Config;
 use crate::serve;
+use crate::survey::{Survey, survey};
 
 const MIB: f64 = 1_048_576.0;
 
 pub(crate) async fn stats(config: &Config) -> anyhow::Result<ExitCode> {
-    let metadata = serve::open_existing_metadata(config).await?;
+    let metadata = serve::open_existing_database(config).await?;
     let known = metadata.known_files().await.context("list what is known")?;
     metadata.close().await;
     let store = look_at_chunks(&config.data_dir).context("open the chunk store")?;
@@ -39,15 +41,15 @@ pub(crate) async fn stats(config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
-    let metadata = serve::open_existing_metadata(config).await?;
+    let metadata = serve::open_existing_database(config).await?;
     let files = match serve::open_files(config) {
-        Err(error) if matches!(error.downcast_ref(), Some(StoreError::DataDirInUse { .. })) => {
+        Err(error) if matches!(error.downcast_ref(), Some(DataError::DataDirInUse { .. })) => {
             bail!("a service uses {}: it collects by itself; stop it to collect now", config.data_dir.display())
         }
         opened => opened?,
     };
     let began = Instant::now();
-    let found = nullspace_store::survey(&files, &metadata).await.context("compare database and folders")?;
+    let found = survey(&files, &metadata).await.context("compare database and folders")?;
     if let Some(refusal) = found.refusal() {
         bail!("{refusal}");
     }
@@ -56,7 +58,11 @@ pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
         println!("removed {name}, which nothing refers to");
     }
     files.trim_rootfs().await.context("remove raw files that there is no room for")?;
-    let collected = files.collect_images(metadata.known_files()).await.context("collect chunks")?;
+    let known = async {
+        let known = metadata.known_files().await;
+        known.map_err(|error| DataError::Conflict { what: error.to_string() })
+    };
+    let collected = files.collect_images(known).await.context("collect chunks")?;
     metadata.close().await;
     println!(
         "removed {} root images, {} chunks, {} packs ({} rewritten): {:.1} MiB in {} ms",
@@ -76,9 +82,9 @@ pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
 
 /// Gives up what will not come back: the only way in which anything is forgotten because it cannot be seen.
 pub(crate) async fn accept_loss(config: &Config, yes: bool) -> anyhow::Result<ExitCode> {
-    let metadata = serve::open_existing_metadata(config).await?;
+    let metadata = serve::open_existing_database(config).await?;
     let files = open_files(config)?;
-    let found = nullspace_store::survey(&files, &metadata).await.context("compare database and folders")?;
+    let found = survey(&files, &metadata).await.context("compare database and folders")?;
     let Survey { lost, lost_blobs, foreign, .. } = &found;
     for folder in &lost.artifacts {
         println!("lost     the snapshot artifacts/{folder}: its template can no longer be used");
@@ -112,7 +118,7 @@ pub(crate) async fn accept_loss(config: &Config, yes: bool) -> anyhow::Result<Ex
 /// The data folder's files, which no service may have.
 fn open_files(config: &Config) -> anyhow::Result<ArtifactStore> {
     match serve::open_files(config) {
-        Err(error) if matches!(error.downcast_ref(), Some(StoreError::DataDirInUse { .. })) => {
+        Err(error) if matches!(error.downcast_ref(), Some(DataError::DataDirInUse { .. })) => {
             bail!("a service uses {}: stop it first", config.data_dir.display())
         }
         opened => opened,
@@ -120,7 +126,7 @@ fn open_files(config: &Config) -> anyhow::Result<ArtifactStore> {
 }
 
 pub(crate) async fn verify(config: &Config) -> anyhow::Result<ExitCode> {
-    let metadata = serve::open_existing_metadata(config).await?;
+    let metadata = serve::open_existing_database(config).await?;
     let began = Instant::now();
     let before = metadata.known_files().await.context("list what is known")?;
     let store = look_at_chunks(&config.data_dir).context("open the chunk store")?;

@@ -71,7 +71,6 @@ fn one(context: &PlannedContext, path: &str) -> CopySource {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use super::*;
 

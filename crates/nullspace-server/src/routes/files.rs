@@ -16,7 +16,7 @@ use nullspace_api::{
     ReadFileRequestEncoding, ReadFileResponse, RenameRequest, SetPermissionsRequest, WriteFileRequest,
     WriteFileRequestEncoding,
 };
-use nullspace_service::{Caller, Exhausted, FileAt};
+use nullspace_service::{Caller, Depth, Exhausted, FileAt, LiveSandbox};
 use serde::Deserialize;
 use serde_json::json as object;
 use utoipa::{IntoParams, ToSchema};
@@ -30,10 +30,6 @@ use crate::long::{self, Long};
 
 /// Largest file that is read into a JSON answer, bytes.
 const MAX_JSON_FILE: usize = 16 << 20;
-
-fn at(sandbox_id: String, path: String, user: Option<String>) -> FileAt {
-    FileAt { sandbox_id, path, user }
-}
 
 /// Read a file
 ///
@@ -53,11 +49,11 @@ fn at(sandbox_id: String, path: String, user: Option<String>) -> FileAt {
 pub(super) async fn read_file(
     State(state): State<AppState>,
     caller: Caller,
-    OwnSandbox(id): OwnSandbox,
+    OwnSandbox(sandbox): OwnSandbox,
     JsonBody(request): JsonBody<ReadFileRequest>,
 ) -> Result<Response, Refusal> {
     let room = state.budget.room(caller.tenant);
-    let mut file = state.service.read_file(&caller, at(id, request.path, request.user)).await?;
+    let mut file = sandbox.read_file(FileAt { path: request.path, user: request.user }).await?;
     let mut content = Vec::new();
     while let Some(piece) = file.content.next().await {
         let piece = piece?;
@@ -112,7 +108,7 @@ pub(super) async fn read_file(
 pub(super) async fn write_file(
     State(state): State<AppState>,
     caller: Caller,
-    OwnSandbox(id): OwnSandbox,
+    OwnSandbox(sandbox): OwnSandbox,
     JsonBody(request): JsonBody<WriteFileRequest>,
 ) -> Result<Response, Refusal> {
     let room = state.budget.room(caller.tenant);
@@ -127,7 +123,8 @@ pub(super) async fn write_file(
         }
     };
     let content = stream::once(async move { Ok(content) }).boxed();
-    json(StatusCode::OK, &state.service.write_file(&caller, at(id, request.path, request.user), content).await?)
+    let at = FileAt { path: request.path, user: request.user };
+    json(StatusCode::OK, &sandbox.write_file(at, content).await?)
 }
 
 /// Which file.
@@ -158,7 +155,8 @@ pub(super) async fn download_file(
     PathParam(id): PathParam,
     QueryParams(query): QueryParams<FileQuery>,
 ) -> Result<Response, Refusal> {
-    let file = state.service.read_file(&caller, at(id, query.path, query.user)).await?;
+    let sandbox = state.service.live_sandbox(&caller, &id).await?;
+    let file = sandbox.read_file(FileAt { path: query.path, user: query.user }).await?;
     // No length: the guest may change the file meanwhile. A transfer that fails ends without the last chunk, which clients see.
     let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     Ok((StatusCode::OK, headers, Body::from_stream(file.content)).into_response())
@@ -201,13 +199,12 @@ pub(super) enum FormOrBytes {
 )]
 pub(super) async fn upload_file_raw(
     State(state): State<AppState>,
-    caller: Caller,
-    OwnSandbox(id): OwnSandbox,
+    OwnSandbox(sandbox): OwnSandbox,
     QueryParams(query): QueryParams<FileQuery>,
     request: Request,
 ) -> Result<Response, Refusal> {
     let content = body(&state, request);
-    upload(&state, &caller, at(id, query.path, query.user), content).await
+    upload(&*sandbox, FileAt { path: query.path, user: query.user }, content).await
 }
 
 /// Upload a file from a form
@@ -228,23 +225,21 @@ pub(super) async fn upload_file_raw(
 )]
 pub(super) async fn upload_file_multipart(
     State(state): State<AppState>,
-    caller: Caller,
-    OwnSandbox(id): OwnSandbox,
+    OwnSandbox(sandbox): OwnSandbox,
     QueryParams(query): QueryParams<FileQuery>,
     request: Request,
 ) -> Result<Response, Refusal> {
     let boundary = form::boundary(request.headers())?;
     let content = body(&state, request);
-    let at = at(id, query.path, query.user);
     let content = match boundary {
         None => content,
         Some(boundary) => form::file(content, boundary, "file").await?,
     };
-    upload(&state, &caller, at, content).await
+    upload(&*sandbox, FileAt { path: query.path, user: query.user }, content).await
 }
 
 /// Writes a file from a body. When the body broke off, the answer says what was wrong with it.
-async fn upload(state: &AppState, caller: &Caller, at: FileAt, content: Content) -> Result<Response, Refusal> {
+async fn upload(sandbox: &dyn LiveSandbox, at: FileAt, content: Content) -> Result<Response, Refusal> {
     let broke = Arc::new(Mutex::new(None));
     let noted = Arc::clone(&broke);
     let content = content.map(move |piece| {
@@ -253,7 +248,7 @@ async fn upload(state: &AppState, caller: &Caller, at: FileAt, content: Content)
             io::Error::other("the body broke off")
         })
     });
-    let written = state.service.write_file(caller, at, content.boxed()).await;
+    let written = sandbox.write_file(at, content.boxed()).await;
     if let Some(refusal) = broke.lock().unwrap_or_else(PoisonError::into_inner).take() {
         return Err(refusal);
     }
@@ -304,9 +299,11 @@ pub(super) async fn list_dir(
     PathParam(id): PathParam,
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Response, Refusal> {
-    let at = at(id, query.path.unwrap_or_else(|| ".".into()), query.user);
+    let at = FileAt { path: query.path.unwrap_or_else(|| ".".into()), user: query.user };
+    let depth = Depth::try_from(query.depth.unwrap_or(1))?;
     let room = state.budget.room(caller.tenant);
-    json(StatusCode::OK, &state.service.list_files(&caller, at, query.depth.unwrap_or(1), &room).await?)
+    let sandbox = state.service.live_sandbox(&caller, &id).await?;
+    json(StatusCode::OK, &sandbox.list_files(at, depth, &room).await?)
 }
 
 /// Look at a file
@@ -323,12 +320,10 @@ pub(super) async fn list_dir(
     ),
 )]
 pub(super) async fn file_info(
-    State(state): State<AppState>,
-    caller: Caller,
-    OwnSandbox(id): OwnSandbox,
+    OwnSandbox(sandbox): OwnSandbox,
     JsonBody(request): JsonBody<PathRequest>,
 ) -> Result<Response, Refusal> {
-    json(StatusCode::OK, &state.service.file_info(&caller, at(id, request.path, request.user)).await?)
+    json(StatusCode::OK, &sandbox.file_info(FileAt { path: request.path, user: request.user }).await?)
 }
 
 /// Ask whether a file exists
@@ -345,12 +340,10 @@ pub(super) async fn file_info(
     ),
 )]
 pub(super) async fn file_exists(
-    State(state): State<AppState>,
-    caller: Caller,
-    OwnSandbox(id): OwnSandbox,
+    OwnSandbox(sandbox): OwnSandbox,
     JsonBody(request): JsonBody<PathRequest>,
 ) -> Result<Response, Refusal> {
-    let exists = state.service.file_exists(&caller, at(id, request.path, request.user)).await?;
+    let exists = sandbox.file_exists(FileAt { path: request.path, user: request.user }).await?;
     json(StatusCode::OK, &FileExistsResponse200 { exists })
 }
 
@@ -369,12 +362,10 @@ pub(super) async fn file_exists(
     ),
 )]
 pub(super) async fn make_dir(
-    State(state): State<AppState>,
-    caller: Caller,
-    OwnSandbox(id): OwnSandbox,
+    OwnSandbox(sandbox): OwnSandbox,
     JsonBody(request): JsonBody<PathRequest>,
 ) -> Result<Response, Refusal> {
-    state.service.make_dir(&caller, at(id, request.path, request.user)).await?;
+    sandbox.make_dir(FileAt { path: request.path, user: request.user }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -392,12 +383,10 @@ pub(super) async fn make_dir(
     ),
 )]
 pub(super) async fn remove_file(
-    State(state): State<AppState>,
-    caller: Caller,
-    OwnSandbox(id): OwnSandbox,
+    OwnSandbox(sandbox): OwnSandbox,
     JsonBody(request): JsonBody<PathRequest>,
 ) -> Result<Response, Refusal> {
-    state.service.remove_file(&caller, at(id, request.path, request.user)).await?;
+    sandbox.remove_file(FileAt { path: request.path, user: request.user }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -416,13 +405,11 @@ pub(super) async fn remove_file(
     ),
 )]
 pub(super) async fn rename_file(
-    State(state): State<AppState>,
-    caller: Caller,
-    OwnSandbox(id): OwnSandbox,
+    OwnSandbox(sandbox): OwnSandbox,
     JsonBody(request): JsonBody<RenameRequest>,
 ) -> Result<Response, Refusal> {
-    let at = at(id, request.old_path, request.user);
-    json(StatusCode::OK, &state.service.rename_file(&caller, at, request.new_path).await?)
+    let at = FileAt { path: request.old_path, user: request.user };
+    json(StatusCode::OK, &sandbox.rename_file(at, request.new_path).await?)
 }
 
 /// Set a file's permissions
@@ -440,12 +427,10 @@ pub(super) async fn rename_file(
     ),
 )]
 pub(super) async fn set_file_permissions(
-    State(state): State<AppState>,
-    caller: Caller,
-    OwnSandbox(id): OwnSandbox,
+    OwnSandbox(sandbox): OwnSandbox,
     JsonBody(request): JsonBody<SetPermissionsRequest>,
 ) -> Result<Response, Refusal> {
-    let at = at(id, request.path, request.user);
-    state.service.set_file_permissions(&caller, at, &request.permissions).await?;
+    let at = FileAt { path: request.path, user: request.user };
+    sandbox.set_file_permissions(at, &request.permissions).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -8,7 +8,7 @@ use nullspace_service::Caller;
 
 use super::{AppState, json};
 use crate::error::Refusal;
-use crate::extract::{JsonBody, OwnSandboxAnd, PathParam, PathParams};
+use crate::extract::{JsonBody, OwnSandbox, OwnSandboxAnd, PathParams};
 
 /// List a sandbox's processes
 #[utoipa::path(
@@ -25,12 +25,8 @@ use crate::extract::{JsonBody, OwnSandboxAnd, PathParam, PathParams};
         (status = 504, description = "The guest took too long.", body = ErrorResponse),
     ),
 )]
-pub(super) async fn list_processes(
-    State(state): State<AppState>,
-    caller: Caller,
-    PathParam(id): PathParam,
-) -> Result<Response, Refusal> {
-    json(StatusCode::OK, &state.service.list_processes(&caller, &id).await?)
+pub(super) async fn list_processes(OwnSandbox(sandbox): OwnSandbox) -> Result<Response, Refusal> {
+    json(StatusCode::OK, &sandbox.list_processes().await?)
 }
 
 /// End a process
@@ -52,7 +48,8 @@ pub(super) async fn kill_process(
     caller: Caller,
     PathParams(id, pid): PathParams,
 ) -> Result<Response, Refusal> {
-    state.service.kill_process(&caller, &id, number(&pid)?).await?;
+    let pid = number(&pid)?;
+    state.service.live_sandbox(&caller, &id).await?.kill_process(pid).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -75,7 +72,8 @@ pub(super) async fn get_process_logs(
     caller: Caller,
     PathParams(id, pid): PathParams,
 ) -> Result<Response, Refusal> {
-    json(StatusCode::OK, &state.service.process_logs(&caller, &id, number(&pid)?).await?)
+    let pid = number(&pid)?;
+    json(StatusCode::OK, &state.service.live_sandbox(&caller, &id).await?.process_logs(pid).await?)
 }
 
 /// Write to a process's stdin
@@ -97,12 +95,10 @@ pub(super) async fn get_process_logs(
     ),
 )]
 pub(super) async fn send_stdin(
-    State(state): State<AppState>,
-    caller: Caller,
-    OwnSandboxAnd(id, pid): OwnSandboxAnd,
+    OwnSandboxAnd(sandbox, pid): OwnSandboxAnd,
     JsonBody(request): JsonBody<SendStdinRequest>,
 ) -> Result<Response, Refusal> {
-    state.service.send_stdin(&caller, &id, number(&pid)?, request.data.as_bytes()).await?;
+    sandbox.send_stdin(number(&pid)?, request.data.as_bytes()).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -203,13 +203,13 @@ pub(super) async fn destroy_sandbox(
 pub(super) async fn exec_command(
     State(state): State<AppState>,
     caller: Caller,
-    OwnSandbox(id): OwnSandbox,
+    OwnSandbox(sandbox): OwnSandbox,
     JsonBody(request): JsonBody<ExecRequest>,
 ) -> Result<Response, Refusal> {
     let room = state.budget.room(caller.tenant);
     // Nothing has run yet, so a client may try again; what runs and finds no room loses output, and says so.
     room.grow(EXEC)?;
-    let mut answer = state.service.exec(&caller, &id, request, &room).await?;
+    let mut answer = sandbox.exec(request, &room).await?;
     let (stdout, stderr) = (std::mem::take(&mut answer.stdout), std::mem::take(&mut answer.stderr));
     let fields = long::without(object!(answer), &["stdout", "stderr"])?;
     long::object(fields, vec![("stdout", Long::Text(stdout)), ("stderr", Long::Text(stderr))], room)

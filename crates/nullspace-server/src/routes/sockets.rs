@@ -46,7 +46,8 @@ pub(super) async fn connect(
         }
         _ => return Err(Refusal::invalid("The query must name a channel: `channel=exec`.")),
     }
-    state.service.check_running(&caller, &id).await?;
+    // Each command looks it up anew: the socket may outlive it.
+    state.service.live_sandbox(&caller, &id).await?;
     let upgrade = upgrade.map_err(|_| Refusal::invalid("This route speaks WebSocket: ask for an upgrade."))?;
     let place = state.places.socket(caller.tenant, &id, &state.config)?;
     let max = state.config.sockets.max_message;

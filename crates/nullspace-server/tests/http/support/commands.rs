@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use nullspace_api::*;
-use nullspace_service::{Caller, CommandEvent, Commands, Error, FollowedCommand, Result};
+use nullspace_service::{CommandEvent, Error, FollowedCommand, Result};
 
-use super::{Fake, SANDBOX};
+use super::live::Live;
 
 /// A piece of the command `much`, and how many there are of them.
 pub(crate) const PIECE: usize = 64 << 10;
@@ -24,19 +23,9 @@ impl Drop for Followed {
     }
 }
 
-fn own(caller: &Caller, id: &str) -> Result<()> {
-    Fake::own(caller, id, SANDBOX, ErrorResponseCode::SandboxNotFound)
-}
-
-#[async_trait]
-impl Commands for Fake {
-    async fn check_running(&self, caller: &Caller, id: &str) -> Result<()> {
-        own(caller, id)
-    }
-
-    async fn run_command(&self, caller: &Caller, id: &str, request: ExecRequest) -> Result<FollowedCommand> {
-        own(caller, id)?;
-        self.call(format!("{request:?}"));
+impl Live {
+    pub(super) fn run(&self, request: ExecRequest) -> Result<FollowedCommand> {
+        self.fake.call(format!("{request:?}"));
         let out = |bytes: &'static [u8]| Ok(CommandEvent::Stdout(Bytes::from_static(bytes)));
         let err = |bytes: &'static [u8]| Ok(CommandEvent::Stderr(Bytes::from_static(bytes)));
         let exit = |code, timed_out| Ok(CommandEvent::Exit { code, timed_out });
@@ -44,7 +33,7 @@ impl Commands for Fake {
             "text" => stream::iter([out(b"a\xe2"), err(b"fault\n"), out(b"\x82\xac\n"), exit(3, false)]).boxed(),
             "binary" => stream::iter([out(b"a\xff\0b"), out(b"\xe2\x82"), exit(0, false)]).boxed(),
             "much" => {
-                let made = Arc::clone(&self.made);
+                let made = Arc::clone(&self.fake.made);
                 let pieces = stream::iter(0..PIECES).map(move |at| {
                     made.fetch_add(1, Ordering::SeqCst);
                     Ok(CommandEvent::Stdout(vec![b'a' + (at % 26) as u8; PIECE].into()))
@@ -62,8 +51,8 @@ impl Commands for Fake {
                 return Err(Error::new(ErrorResponseCode::ExecFailed, message));
             }
         };
-        self.followed.fetch_add(1, Ordering::SeqCst);
-        let followed = Followed(Arc::clone(&self.followed));
+        self.fake.followed.fetch_add(1, Ordering::SeqCst);
+        let followed = Followed(Arc::clone(&self.fake.followed));
         let events = events.map(move |event| {
             let _ = &followed;
             event
@@ -71,8 +60,7 @@ impl Commands for Fake {
         Ok(FollowedCommand { pid: 42, lost: (0, 0), events: events.boxed() })
     }
 
-    async fn connect_command(&self, caller: &Caller, id: &str, pid: u32) -> Result<FollowedCommand> {
-        own(caller, id)?;
+    pub(super) fn connect(pid: u32) -> Result<FollowedCommand> {
         if pid != 42 {
             return Err(Error::new(ErrorResponseCode::NotFound, format!("There is no process {pid}.")));
         }
@@ -81,9 +69,8 @@ impl Commands for Fake {
         Ok(FollowedCommand { pid, lost: (1000, 0), events: events.boxed() })
     }
 
-    async fn send_stdin(&self, caller: &Caller, id: &str, pid: u32, data: &[u8]) -> Result<()> {
-        own(caller, id)?;
-        self.call(format!("stdin of {pid}: {}", String::from_utf8_lossy(data)));
+    pub(super) fn feed(&self, pid: u32, data: &[u8]) -> Result<()> {
+        self.fake.call(format!("stdin of {pid}: {}", String::from_utf8_lossy(data)));
         match pid {
             42 => Ok(()),
             43 => Err(Error::new(ErrorResponseCode::TransitionConflict, "The process has closed its stdin.")),

@@ -3,11 +3,11 @@
 
 mod answers;
 pub(crate) mod commands;
-mod files;
+mod live;
 mod service;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use nullspace_api::*;
 use nullspace_server::{ServerConfig, router};
@@ -51,6 +51,8 @@ fn letter(caller: &Caller) -> &'static str {
 }
 
 pub(crate) struct Fake {
+    /// Itself, for the sandbox that it gives out.
+    this: Weak<Self>,
     log: watch::Sender<Vec<TemplateBuildLogEntry>>,
     /// What arrived, as the service sees it.
     pub(crate) calls: Mutex<Vec<String>>,
@@ -74,7 +76,8 @@ impl Service for Fake {}
 impl Fake {
     pub(crate) fn new() -> Arc<Self> {
         let (log, _) = watch::channel(Vec::new());
-        Arc::new(Self {
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
             log,
             calls: Mutex::new(Vec::new()),
             break_after: Mutex::new(None),

@@ -1,5 +1,6 @@
 //! The fake service's builds, templates and sandboxes.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -7,14 +8,13 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use nullspace_api::*;
 use nullspace_service::{
-    Access, Blobs, BuildChecks, BuildHistory, BuildQuery, Builds, ByteStream, Caller, Error, Health, KeyId, LogStream,
-    Memory, Names, RequestContext, Result, SandboxQuery, Sandboxes, Templates, Warned,
+    Access, Blobs, BuildChecks, BuildHistory, BuildQuery, Builds, ByteStream, Caller, Error, Health, KeyId,
+    LiveSandbox, LogStream, Names, RequestContext, Result, SandboxQuery, Sandboxes, Templates, Warned,
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{
-    BUILD, Fake, KEY, MUCH, OTHER_KEY, SANDBOX, TEMPLATE, build, cause, key_id, letter, sandbox, template, tenant,
-};
+use super::live::Live;
+use super::{BUILD, Fake, KEY, OTHER_KEY, SANDBOX, TEMPLATE, build, cause, key_id, letter, sandbox, template, tenant};
 
 #[async_trait]
 impl Health for Fake {
@@ -343,22 +343,9 @@ impl Sandboxes for Fake {
         Ok(DestroySandboxResponse { id: id.into(), status: SandboxStatus::Destroyed })
     }
 
-    async fn exec(&self, caller: &Caller, id: &str, request: ExecRequest, memory: &dyn Memory) -> Result<ExecResponse> {
+    async fn live_sandbox(&self, caller: &Caller, id: &str) -> Result<Arc<dyn LiveSandbox>> {
         Self::own(caller, id, SANDBOX, ErrorResponseCode::SandboxNotFound)?;
-        self.call(format!("{request:?}"));
-        match request.command.as_str() {
-            "slow" => Err(Error::new(ErrorResponseCode::ExecTimeout, "The command did not end within 30 s.")),
-            "missing" => Err(Error::new(ErrorResponseCode::ExecFailed, "There is no `missing`.")),
-            "sleep" => {
-                tokio::time::sleep(Duration::from_millis(300)).await;
-                Ok(ExecResponse { exit_code: 0, stdout: "slept".into(), stderr: String::new(), pid: Some(8) })
-            }
-            "hang" => std::future::pending().await,
-            "much" => {
-                memory.grow(MUCH)?;
-                Ok(ExecResponse { exit_code: 0, stdout: "\0".repeat(MUCH), stderr: String::new(), pid: Some(9) })
-            }
-            _ => Ok(ExecResponse { exit_code: 0, stdout: "out\n".into(), stderr: String::new(), pid: Some(7) }),
-        }
+        let fake = self.this.upgrade().expect("it is called");
+        Ok(Arc::new(Live { fake, id: id.to_owned() }))
     }
 }

@@ -1,0 +1,121 @@
+//! What a running build asks of control and tells it, written under the lease of its worker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use nullspace_api::{TemplateBuildConfig, TemplateBuildLogEntry};
+use nullspace_db::{Artifact, Build, DbError, Lease};
+use nullspace_host_interface::{BuildRecord, CacheLookup, FinishedArtifact, HeldFile, Parent, RecordError};
+use nullspace_service::chain;
+use nullspace_types::{ArtifactId, Rootfs};
+use serde_json::json;
+
+use super::logs::to_store;
+use crate::Inner;
+use crate::catalog::wire::column;
+
+/// The record of one attempt.
+pub(crate) struct Record {
+    inner: Arc<Inner>,
+    lease: Lease,
+    build: Build,
+}
+
+impl Record {
+    pub(crate) fn new(inner: Arc<Inner>, lease: Lease, build: Build) -> Record {
+        Record { inner, lease, build }
+    }
+}
+
+/// The database's error for a host.
+fn to_host(error: DbError) -> RecordError {
+    match error {
+        DbError::LeaseLost => RecordError::LeaseLost,
+        DbError::NotFound => RecordError::NotFound,
+        DbError::Corrupt { what } => RecordError::Corrupt(what),
+        full if full.is_storage_full() => RecordError::StorageFull(chain(&full)),
+        other => RecordError::Failed(chain(&other)),
+    }
+}
+
+#[async_trait]
+impl BuildRecord for Record {
+    async fn append(&self, entries: Vec<TemplateBuildLogEntry>) -> Result<(), RecordError> {
+        let now = Timestamp::now();
+        let entries =
+            entries.iter().map(|entry| to_store(entry, now)).collect::<Result<Vec<_>, _>>().map_err(to_host)?;
+        self.inner.db.append_log(&self.lease, entries).await.map_err(to_host)?;
+        self.inner.builds.hub.notify(self.build.id);
+        Ok(())
+    }
+
+    async fn set_source_digest(&self, digest: &str) -> Result<(), RecordError> {
+        self.inner.db.set_source_digest(&self.lease, digest, Timestamp::now()).await.map_err(to_host)
+    }
+
+    async fn set_disk_mb(&self, disk_mb: u32) -> Result<(), RecordError> {
+        let config: Result<TemplateBuildConfig, DbError> = column("builds.build_config", &self.build.build_config);
+        let config = TemplateBuildConfig { disk_mb: Some(disk_mb), ..config.map_err(to_host)? };
+        self.inner.db.set_build_config(&self.lease, json!(config), Timestamp::now()).await.map_err(to_host)
+    }
+
+    async fn held_files(&self) -> Result<Vec<HeldFile>, RecordError> {
+        let held = self.inner.db.held_blobs(&self.lease).await.map_err(to_host)?;
+        Ok(held.into_iter().map(|blob| HeldFile { id: blob.id, generation: blob.generation }).collect())
+    }
+
+    async fn parent(&self, artifact: ArtifactId) -> Result<Parent, RecordError> {
+        let held = self.inner.db.hold_artifact(&self.lease, artifact).await.map_err(to_host)?;
+        let rootfs = self.find_rootfs(&held.rootfs.key).await?;
+        let missing = || RecordError::Corrupt(format!("root image of artifact {artifact}"));
+        let read = || -> Result<Parent, DbError> {
+            let oci_metadata = held.oci_metadata.as_ref();
+            Ok(Parent {
+                build: held.build,
+                rootfs: held.rootfs.clone(),
+                disk_bytes: held.disk_bytes,
+                runtime: column("artifacts.runtime", &held.runtime.0)?,
+                oci_metadata: oci_metadata.map(|json| column("artifacts.oci_metadata", json)).transpose()?,
+            })
+        };
+        Ok(Parent { rootfs: rootfs.ok_or_else(missing)?, ..read().map_err(to_host)? })
+    }
+
+    async fn find_rootfs(&self, key: &str) -> Result<Option<Rootfs>, RecordError> {
+        self.inner.db.find_rootfs(&self.lease, key, Timestamp::now()).await.map_err(to_host)
+    }
+
+    async fn put_rootfs(&self, rootfs: Rootfs) -> Result<Rootfs, RecordError> {
+        self.inner.db.put_rootfs(&self.lease, rootfs, Timestamp::now()).await.map_err(to_host)
+    }
+
+    async fn find_layer(&self, key: &str) -> Result<Option<Rootfs>, RecordError> {
+        self.inner.db.find_layer(&self.lease, key, Timestamp::now()).await.map_err(to_host)
+    }
+
+    async fn put_layer(&self, rootfs: Rootfs, key: &str) -> Result<Rootfs, RecordError> {
+        self.inner.db.put_layer(&self.lease, rootfs, key, Timestamp::now()).await.map_err(to_host)
+    }
+
+    async fn find_final(&self, key: &str) -> Result<Option<FinishedArtifact>, RecordError> {
+        let found = self.inner.db.find_final(&self.lease, key).await.map_err(to_host)?;
+        let finished = |Artifact { id, folder, disk_bytes, compatibility, snapshot, .. }| FinishedArtifact {
+            id,
+            folder,
+            disk_bytes,
+            compatibility,
+            snapshot,
+        };
+        Ok(found.map(finished))
+    }
+
+    fn looked_up(&self, lookup: CacheLookup) {
+        self.inner.metrics.looked_up(lookup);
+    }
+
+    fn phase(&self, phase: &'static str, took: Duration) {
+        self.inner.metrics.phase(phase, took);
+    }
+}

@@ -1,0 +1,7 @@
+//! The catalog: templates, what they are called, who sees them, and the built-in one.
+
+pub(crate) mod base;
+pub(crate) mod names;
+pub(crate) mod publication;
+pub(crate) mod templates;
+pub(crate) mod wire;

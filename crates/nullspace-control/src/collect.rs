@@ -1,0 +1,126 @@
+//! Collection: files that nothing refers to any more go, by reference and never by age alone.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+use nullspace_db::DbError;
+use nullspace_host_interface::{HostError, KnownImages, RecordError};
+use nullspace_service::chain;
+use nullspace_types::KnownFiles;
+
+use crate::Inner;
+
+/// Between two looks when nobody asks for one.
+const EVERY: Duration = Duration::from_secs(60);
+/// A root image without artifacts is kept for the next build of the same source.
+const KEEP_ROOTFS: SignedDuration = SignedDuration::from_hours(24);
+/// Things collected in one look.
+const BATCH: u32 = 100;
+
+/// Between two looks at the chunk store when no root image went: builds that failed leave chunks there, too.
+const CHUNKS_EVERY: Duration = Duration::from_secs(3600);
+
+/// Collects until the service stops.
+pub(crate) async fn run(inner: Arc<Inner>) {
+    adopt(&inner).await;
+    let mut chunks = Chunks::default();
+    loop {
+        tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            () = inner.collect.notified() => {}
+            () = tokio::time::sleep(EVERY) => {}
+        }
+        if let Err(error) = once(&inner, &mut chunks).await {
+            tracing::warn!(error = %chain(&error), "collection failed");
+        }
+    }
+}
+
+/// Why a round of collection broke off. The next one goes on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error(transparent)]
+    Database(#[from] DbError),
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// What the database knows, for a collection that has begun.
+struct Known<'a>(&'a Inner);
+
+#[async_trait]
+impl KnownImages for Known<'_> {
+    async fn known_files(&self) -> Result<KnownFiles, RecordError> {
+        self.0.db.known_files().await.map_err(|error| RecordError::Failed(chain(&error)))
+    }
+}
+
+/// When chunks are looked at next.
+#[derive(Default)]
+struct Chunks {
+    /// `None`: never yet, since the start.
+    last: Option<Instant>,
+    /// Some may have become unused.
+    unused: bool,
+}
+
+async fn once(inner: &Inner, chunks: &mut Chunks) -> Result<(), Broken> {
+    let now = Timestamp::now();
+    for unused in inner.db.collectable_artifacts(now, BATCH).await? {
+        // The row first: files without a row are swept at the next start, a row without files would be a lie.
+        if inner.db.purge_artifact(unused.id, now).await? {
+            inner.host.remove_artifact(&unused.folder).await?;
+            tracing::info!(artifact = %unused.id, "artifact removed");
+        }
+    }
+    inner.collect_blobs(now, BATCH).await?;
+    let unused_since = now - KEEP_ROOTFS;
+    for rootfs in inner.db.collectable_rootfs(unused_since, BATCH).await? {
+        if inner.db.purge_rootfs(&rootfs.key, unused_since).await? {
+            chunks.unused = true;
+            inner.host.remove_rootfs(&rootfs.file).await?;
+            tracing::info!(file = rootfs.file, "root image removed");
+        }
+    }
+    inner.host.trim_rootfs().await?;
+    if chunks.unused || chunks.last.is_none_or(|last| last.elapsed() >= CHUNKS_EVERY) {
+        let began = Instant::now();
+        let collected = inner.host.collect_images(&Known(inner)).await?;
+        chunks.unused = false;
+        chunks.last = Some(Instant::now());
+        if !collected.lost.is_empty() {
+            tracing::error!(lost = ?collected.lost, "stored root images cannot be read: see `nullspace store verify`");
+        }
+        if collected.packs > 0 || collected.manifests > 0 {
+            let ms = began.elapsed().as_millis();
+            tracing::info!(collected.manifests, collected.chunks, collected.freed_bytes, ms, "chunks collected");
+        }
+    }
+    Ok(())
+}
+
+/// Takes root images that an older version left as files into the chunk store, one after the other.
+async fn adopt(inner: &Inner) {
+    let known = match inner.db.known_files().await {
+        Ok(known) => known,
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "root images of an older version are looked for at the next start");
+            return;
+        }
+    };
+    for (file, _) in known.rootfs.iter().filter(|(_, manifest)| manifest.is_none()) {
+        if inner.shutdown.is_cancelled() {
+            return;
+        }
+        let adopted = async {
+            let manifest = inner.host.adopt_rootfs(file).await?;
+            Ok::<_, Broken>(inner.db.set_rootfs_manifest(file, &manifest).await?)
+        };
+        match adopted.await {
+            Ok(_) => tracing::info!(file, "a root image of an older version is stored as chunks now"),
+            Err(error) => tracing::warn!(file, error = %chain(&error), "a root image of an older version stays a file"),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Files of build contexts, uploaded before the build that uses them.
+//!
+//! ```text
+//!   preflight   path, sha256, size  ──>  blob_id, missing?
+//!   upload      blob_id, bytes      ──>  the host (streamed, compared with the id), then the row
+//! ```
+//! The id says digest and size, so an upload needs no memory of its preflight, and doing it twice changes nothing. What no
+//! request has asked for in [`KEEP`] is collected.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use jiff::{SignedDuration, Timestamp};
+use nullspace_api::{
+    ErrorResponseCode, TemplateBlobPreflightRequest, TemplateBlobPreflightResponse, TemplateBlobPreflightResult,
+    TemplateBuildContext, TemplateContextEntryType, TemplateFailureDetail, TemplateFailureDetailCode,
+    TemplateFailurePhase,
+};
+use nullspace_db::DbError;
+use nullspace_definition::context::{MAX_ENTRIES, check_path, octal};
+use nullspace_definition::problems::Wrong;
+use nullspace_host_interface::invalid;
+use nullspace_service::{Blobs, ByteStream};
+use nullspace_types::{Blob, BlobId, Caller};
+use sha2::{Digest, Sha256};
+use tokio::sync::Mutex;
+
+use crate::collect::Broken;
+use crate::error::{Error, Result, Stored, internal, of_host};
+use crate::{Control, Inner};
+
+/// A file that nobody asks for is kept so long.
+pub(crate) const KEEP: SignedDuration = SignedDuration::from_hours(24);
+
+/// What uploads share.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// Held while an uploaded file and its row change together.
+    alone: Mutex<()>,
+}
+
+#[async_trait]
+impl Blobs for Control {
+    async fn preflight_blobs(
+        &self,
+        caller: &Caller,
+        request: TemplateBlobPreflightRequest,
+    ) -> Result<TemplateBlobPreflightResponse> {
+        if request.files.len() > MAX_ENTRIES {
+            return Err(Error::invalid(format!("files has more than {MAX_ENTRIES} entries")));
+        }
+        let mut wrong = Wrong::default();
+        let mut ids = Vec::with_capacity(request.files.len());
+        for (index, file) in request.files.iter().enumerate() {
+            let field = format!("files[{index}]");
+            check_path(&format!("{field}.path"), &file.path, &mut wrong);
+            if let Some(mode) = &file.mode {
+                octal(&format!("{field}.mode"), mode, &mut wrong);
+            }
+            ids.push(match (file.entry_type, &file.sha256, file.size_bytes) {
+                (TemplateContextEntryType::Dir, ..) => None,
+                (TemplateContextEntryType::File, Some(sha256), Some(bytes)) => match BlobId::new(sha256, bytes) {
+                    Ok(id) => {
+                        if bytes > self.inner.config.blob_bytes_per_tenant {
+                            let most = self.inner.config.blob_bytes_per_tenant;
+                            wrong.say(&format!("{field}.size_bytes"), format_args!("is more than {most}"));
+                        }
+                        Some(id)
+                    }
+                    Err(_) => {
+                        wrong.say(&format!("{field}.sha256"), "must be 64 lower-case hexadecimal digits");
+                        None
+                    }
+                },
+                (TemplateContextEntryType::File, ..) => {
+                    wrong.say(&field, "is a file: sha256 and size_bytes must be given");
+                    None
+                }
+            });
+        }
+        wrong.result().map_err(invalid)?;
+        let wanted: Vec<BlobId> = ids.iter().flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+        let found = self.inner.found_blobs(caller, &wanted).await?;
+        let files = request.files.into_iter().zip(ids).map(|(file, id)| TemplateBlobPreflightResult {
+            path: file.path,
+            entry_type: file.entry_type,
+            missing: id.as_ref().is_some_and(|id| file.force_upload == Some(true) || !found.contains(id)),
+            mode: file.mode,
+            blob_id: id.map(|id| id.to_string()),
+        });
+        Ok(TemplateBlobPreflightResponse { files: files.collect() })
+    }
+
+    async fn upload_blob(&self, caller: &Caller, blob_id: &str, bytes: ByteStream) -> Result<()> {
+        let inner = &self.inner;
+        let id: BlobId = blob_id.parse().map_err(|_| {
+            refused("unknown_blob", "this is no blob id: take one that POST /v1/templates/blobs/preflight gives")
+        })?;
+        if id.bytes() > inner.config.blob_bytes_per_tenant {
+            return Err(refused("blob_too_large", "the file is larger than what a tenant may upload together"));
+        }
+        inner.store(caller, id, bytes).await
+    }
+}
+
+impl Inner {
+    /// Has the host receive a file, and makes it a blob of the caller's.
+    async fn store(&self, caller: &Caller, id: BlobId, content: ByteStream) -> Result<()> {
+        let blob = Blob { tenant: caller.tenant, id };
+        let received = self.host.receive_file(blob.clone(), content).await?;
+        // Against the collector, which forgets a row and removes its file in two steps.
+        let _alone = self.files.alone.lock().await;
+        received.publish().await.map_err(of_host)?;
+        let limit = self.config.blob_bytes_per_tenant;
+        match self.db.put_blob(caller, &blob.id, limit, Timestamp::now()).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // Nobody knows it; when that is not certain the next start's sweep sees to it.
+                if matches!(error, DbError::LimitReached { .. }) {
+                    self.host.remove_file(&blob).await.map_err(of_host)?;
+                }
+                Err(error).or_missing(|| Error::invalid("the blob cannot be stored"))
+            }
+        }
+    }
+
+    /// Those of the wanted files that are stored. One that something else has removed is asked for again.
+    async fn found_blobs(&self, caller: &Caller, wanted: &[BlobId]) -> Result<BTreeSet<BlobId>> {
+        let known = self.db.find_blobs(caller, wanted, Timestamp::now()).await.stored()?;
+        let known: Vec<BlobId> = known.into_iter().collect();
+        Ok(self.host.has_files(caller.tenant, &known).await)
+    }
+
+    /// Stores the files that came with a checked request, so that a build finds them whenever and wherever it runs.
+    pub(crate) async fn keep_inline(&self, caller: &Caller, context: Option<&TemplateBuildContext>) -> Result<()> {
+        let mut contents: BTreeMap<BlobId, &str> = BTreeMap::new();
+        for text in context.iter().flat_map(|context| &context.files).filter_map(|file| file.content_base64.as_ref()) {
+            let bytes = decoded(text)?;
+            let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+            let id = BlobId::new(&hex::encode(Sha256::digest(&bytes)), size);
+            contents.insert(id.map_err(|error| internal("name a file of a context", &error))?, text);
+        }
+        let wanted: Vec<BlobId> = contents.keys().cloned().collect();
+        let there = self.found_blobs(caller, &wanted).await?;
+        for (id, text) in contents.into_iter().filter(|(id, _)| !there.contains(id)) {
+            let bytes = Bytes::from(decoded(text)?);
+            self.store(caller, id, stream::once(async move { Ok(bytes) }).boxed()).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes files that nobody asked for in a while.
+    pub(crate) async fn collect_blobs(&self, now: Timestamp, batch: u32) -> std::result::Result<(), Broken> {
+        let unused_since = now - KEEP;
+        for blob in self.db.collectable_blobs(unused_since, batch).await? {
+            let _alone = self.files.alone.lock().await;
+            if self.db.purge_blob(&blob, unused_since).await? {
+                self.host.remove_file(&blob).await?;
+                tracing::info!(blob = %blob.id, tenant = %blob.tenant, "uploaded file removed");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Content that a checked request has.
+fn decoded(text: &str) -> Result<Vec<u8>> {
+    STANDARD.decode(text).map_err(|_| Error::invalid("build_context has content_base64 that is not base64"))
+}
+
+fn detail(reason: &str, message: &str) -> TemplateFailureDetail {
+    TemplateFailureDetail::new(
+        TemplateFailureDetailCode::FileUploadError,
+        TemplateFailurePhase::BlobUpload,
+        false,
+        message,
+        "Ask POST /v1/templates/blobs/preflight for the file's blob_id and send exactly its bytes.",
+    )
+    .with_reason(reason)
+}
+
+fn refused(reason: &str, message: &str) -> Error {
+    let detail = Box::new(detail(reason, message));
+    Error { detail: Some(detail), ..Error::new(ErrorResponseCode::FileUploadError, message) }
+}

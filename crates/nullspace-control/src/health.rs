@@ -1,0 +1,75 @@
+//! What operators ask: whether requests can be served, what there is, what was counted.
+
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use nullspace_api::ErrorResponseCode;
+use nullspace_host_interface::HostInfo;
+use nullspace_service::{Health, chain};
+use tokio::sync::Mutex;
+
+use crate::Control;
+use crate::error::{Error, Result};
+
+/// What was found out about the database counts so long.
+const FRESH: Duration = Duration::from_secs(2);
+/// A database that does not take a write in this time is not ready.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// Whether the database took a write, and when.
+#[derive(Debug)]
+pub(crate) struct Probed {
+    at: Instant,
+    found: Result<()>,
+}
+
+/// Whether writes work, as last found out.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    probed: Mutex<Option<Probed>>,
+}
+
+#[async_trait]
+impl Health for Control {
+    fn details(&self) -> Vec<String> {
+        let HostInfo { vmm, version, accelerator, walls } = self.inner.host.info();
+        let (used, limit) = self.inner.host.admitted();
+        vec![
+            format!("machines: {vmm} {version}, accelerator {accelerator}"),
+            format!("walls: {walls}"),
+            format!(
+                "admitted: {} of {} MiB, {} of {} vCPUs",
+                used.memory_mib, limit.memory_mib, used.vcpus, limit.vcpus
+            ),
+        ]
+    }
+
+    async fn metrics(&self) -> Result<String> {
+        self.inner.metrics_page().await
+    }
+
+    async fn ready(&self) -> Result<()> {
+        if self.inner.shutdown.is_cancelled() {
+            return Err(Error::new(ErrorResponseCode::FeatureUnavailable, "the service is stopping"));
+        }
+        // One asks at a time, and what it finds out serves those who waited: a thousand probes are one write.
+        let mut probed = self.inner.health.probed.lock().await;
+        if let Some(last) = &*probed
+            && last.at.elapsed() < FRESH
+        {
+            return last.found.clone();
+        }
+        let found = match tokio::time::timeout(PROBE, self.inner.db.ping(Timestamp::now())).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(chain(&error)),
+            Err(_) => Err(format!("it did not take a write within {} s", PROBE.as_secs())),
+        };
+        let found = found.map_err(|error| {
+            tracing::error!(error, "the database takes no writes");
+            Error::new(ErrorResponseCode::DatabaseError, "the database takes no writes now")
+        });
+        *probed = Some(Probed { at: Instant::now(), found: found.clone() });
+        found
+    }
+}

@@ -1,0 +1,164 @@
+//! What lies in the data folder, to be compared with what a database names.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nullspace_chunks::ManifestId;
+use nullspace_types::{Blob, TenantId};
+
+use crate::{
+    ArtifactStore, DataError, Result,
+    artifacts::{ARTIFACTS, BLOBS, ROOTFS, artifact_of, io_error, read_dir, remove},
+    images::CHUNKS,
+};
+
+/// Names of everything durable in a data folder.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// The data folder.
+    pub root: PathBuf,
+    /// Under `artifacts/`.
+    pub artifacts: BTreeSet<String>,
+    /// Under `rootfs/`: root images as raw files.
+    pub raw_files: BTreeSet<String>,
+    /// Root images whose chunks are stored.
+    pub manifests: BTreeSet<ManifestId>,
+    /// Under `blobs/`: folders, one for each tenant, and the digests that are in each.
+    pub blobs: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Inventory {
+    /// Where artifacts are, within the data folder.
+    pub const ARTIFACTS: &'static str = ARTIFACTS;
+    /// Where the chunks of root images are, within the data folder.
+    pub const CHUNKS: &'static str = CHUNKS;
+    /// Where uploaded files are, within the data folder.
+    pub const BLOBS: &'static str = BLOBS;
+
+    /// Whether a root image is stored: as this raw file, or as the chunks of this manifest.
+    pub fn has_rootfs(&self, file: &str, manifest: Option<&str>) -> bool {
+        self.raw_files.contains(file)
+            || manifest.and_then(|id| id.parse().ok()).is_some_and(|id| self.manifests.contains(&id))
+    }
+
+    /// Whether a tenant's uploaded file is stored.
+    pub fn has_blob(&self, blob: &Blob) -> bool {
+        self.blobs.get(&blob.tenant.to_string()).is_some_and(|files| files.contains(blob.id.sha256()))
+    }
+}
+
+impl ArtifactStore {
+    /// Lists what is stored. Reads every folder: for the start of a service, not for requests.
+    ///
+    /// # Errors
+    /// [`DataError::Io`] when a folder cannot be read.
+    pub async fn inventory(&self) -> Result<Inventory> {
+        let store = self.clone();
+        self.blocking(move |root| {
+            let mut blobs = BTreeMap::new();
+            for path in read_dir(&root.join(BLOBS))? {
+                let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+                // A stray file is no tenant's folder, and the sweep's to remove.
+                let files = if path.is_dir() { names(&path)? } else { BTreeSet::new() };
+                blobs.insert(name.to_owned(), files);
+            }
+            Ok(Inventory {
+                root: root.to_owned(),
+                artifacts: names(&root.join(ARTIFACTS))?,
+                raw_files: names(&root.join(ROOTFS))?,
+                manifests: store.images().manifests().into_iter().collect(),
+                blobs,
+            })
+        })
+        .await
+    }
+}
+
+fn names(dir: &Path) -> Result<BTreeSet<String>> {
+    let paths = read_dir(dir)?;
+    Ok(paths.iter().filter_map(|path| path.file_name()?.to_str().map(str::to_owned)).collect())
+}
+
+/// What is stored in a data directory that has no database, as `folder/` with a count; empty for a new one. A new database
+/// beside such files would make all of them nobody's.
+///
+/// # Errors
+/// [`DataError::Io`] when a folder that is there cannot be read.
+pub fn stored_without_database(data_dir: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for folder in [ARTIFACTS.to_owned(), format!("{CHUNKS}/packs"), ROOTFS.to_owned(), BLOBS.to_owned()] {
+        let path = data_dir.join(&folder);
+        let count = match fs::read_dir(&path) {
+            Ok(entries) => entries.count(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(io_error("read", &path)(error)),
+        };
+        if count > 0 {
+            found.push(format!("{folder}/ ({count})"));
+        }
+    }
+    Ok(found)
+}
+
+impl ArtifactStore {
+    /// Removes what a comparison of the [`inventory`](Self::inventory) with the database found to be another one's.
+    ///
+    /// # Errors
+    /// [`DataError::Conflict`] for a name that no such comparison gives.
+    pub async fn remove_foreign(&self, foreign: &BTreeSet<String>) -> Result<()> {
+        let foreign = foreign.clone();
+        self.blocking(move |root| {
+            for name in &foreign {
+                let path: Option<PathBuf> = match name.split_once('/') {
+                    Some((ARTIFACTS, folder)) if artifact_of(folder).is_some() => Some(root.join(name)),
+                    Some((BLOBS, tenant)) if tenant.parse::<TenantId>().is_ok() => Some(root.join(name)),
+                    _ => None,
+                };
+                remove(&path.ok_or_else(|| DataError::conflict(format!("{name} is nothing that a survey finds")))?)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nullspace_types::{ArtifactId, BlobId};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_lies_in_each_folder_is_listed() {
+        let dir = TempDir::new().unwrap();
+        let files = ArtifactStore::open(dir.path()).unwrap();
+        let blob = Blob { tenant: TenantId::new(), id: BlobId::new(&"a".repeat(64), 1).unwrap() };
+        let folder = format!("{}.{}", ArtifactId::new(), "b".repeat(32));
+        fs::create_dir(files.root().join("artifacts").join(&folder)).unwrap();
+        fs::write(files.root().join("rootfs/raw"), "image").unwrap();
+        fs::write(files.root().join("blobs/stray"), "x").unwrap();
+        fs::create_dir(files.root().join("blobs").join(blob.tenant.to_string())).unwrap();
+        let there = files.inventory().await.unwrap();
+        assert!(!there.has_blob(&blob));
+        fs::write(files.blob_path(&blob), "x").unwrap();
+        let there = files.inventory().await.unwrap();
+        assert_eq!(there.artifacts, [folder].into());
+        assert!(there.has_blob(&blob) && there.has_rootfs("raw", None));
+        assert!(!there.has_rootfs("other", Some("no manifest")));
+    }
+
+    #[test]
+    fn files_without_a_database_are_counted() {
+        let dir = TempDir::new().unwrap();
+        assert!(stored_without_database(&dir.path().join("new")).unwrap().is_empty());
+        let files = ArtifactStore::open(dir.path()).unwrap();
+        assert!(stored_without_database(dir.path()).unwrap().is_empty(), "empty folders are nothing");
+        fs::create_dir(files.root().join("artifacts/one")).unwrap();
+        fs::write(files.root().join("chunks/packs/p"), "x").unwrap();
+        assert_eq!(stored_without_database(dir.path()).unwrap(), ["artifacts/ (1)", "chunks/packs/ (1)"]);
+    }
+}

@@ -1,0 +1,129 @@
+//! Reading builds and their logs.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sqlx::{QueryBuilder, Sqlite, sqlite::SqliteRow};
+
+use super::{
+    SqliteStore, Tx, finish,
+    rows::{self, Reader, integer, select_build},
+};
+use crate::{
+    Build, BuildFilter, BuildId, BuildPage, Builds, Caller, CancelOutcome, CancelRequest, DbError, LogEntry, Result,
+};
+
+#[async_trait]
+impl Builds for SqliteStore {
+    async fn get_build(&self, caller: &Caller, build: BuildId) -> Result<Build> {
+        Ok(self.build_and_next_offset(caller, build).await?.0)
+    }
+
+    async fn list_builds(&self, caller: &Caller, filter: BuildFilter) -> Result<BuildPage> {
+        list(self, caller, filter).await
+    }
+
+    async fn log_entries(&self, caller: &Caller, build: BuildId, from: u64, limit: u32) -> Result<Vec<LogEntry>> {
+        log_entries(self, caller, build, from, limit).await
+    }
+
+    async fn build_and_next_offset(&self, caller: &Caller, build: BuildId) -> Result<(Build, u64)> {
+        get(self, caller, build).await
+    }
+
+    async fn request_cancel(
+        &self,
+        caller: &Caller,
+        build: BuildId,
+        request: CancelRequest,
+        now: Timestamp,
+    ) -> Result<CancelOutcome> {
+        finish::request_cancel(self, caller, build, request, now).await
+    }
+}
+
+/// Longest page of builds.
+const MAX_PAGE: u32 = 100;
+/// Longest page of a log.
+const MAX_LOG_PAGE: u32 = 1000;
+
+fn with_next_offset(row: Option<SqliteRow>) -> Result<(Build, u64)> {
+    let row = row.ok_or(DbError::NotFound)?;
+    Ok((rows::build(&row)?, Reader(&row).integer("log_next")?))
+}
+
+/// A build of the caller, with its log's next offset.
+pub(super) async fn get_in(tx: &mut Tx, caller: &Caller, build: BuildId) -> Result<(Build, u64)> {
+    let row = sqlx::query(select_build!("WHERE b.id = ? AND b.tenant_id = ?"))
+        .bind(build.to_string())
+        .bind(caller.tenant.to_string())
+        .fetch_optional(&mut **tx)
+        .await?;
+    with_next_offset(row)
+}
+
+/// Any build, for the service itself.
+pub(super) async fn get_any(tx: &mut Tx, build: BuildId) -> Result<(Build, u64)> {
+    let row = sqlx::query(select_build!("WHERE b.id = ?")).bind(build.to_string()).fetch_optional(&mut **tx).await?;
+    with_next_offset(row)
+}
+
+pub(super) async fn get(store: &SqliteStore, caller: &Caller, build: BuildId) -> Result<(Build, u64)> {
+    get_in(&mut store.read().await?, caller, build).await
+}
+
+pub(super) async fn list(store: &SqliteStore, caller: &Caller, filter: BuildFilter) -> Result<BuildPage> {
+    let limit = filter.limit.clamp(1, MAX_PAGE);
+    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(select_build!("WHERE b.tenant_id = "));
+    query.push_bind(caller.tenant.to_string());
+    if let Some(template) = filter.template {
+        query.push(" AND b.template_id = ").push_bind(template.to_string());
+    }
+    if let Some(status) = filter.status {
+        query.push(" AND b.status = ").push_bind(status.as_str());
+    }
+    if let Some(backend) = filter.backend {
+        query.push(" AND b.backend = ").push_bind(backend.as_str());
+    }
+    if let Some(source_type) = filter.source_type {
+        query.push(" AND b.source_type = ").push_bind(source_type.as_str());
+    }
+    if let Some(after) = filter.after {
+        query.push(" AND b.id < ").push_bind(after.to_string());
+    }
+    // One more than asked for, to know whether there is a next page.
+    query.push(" ORDER BY b.id DESC LIMIT ").push_bind(i64::from(limit) + 1);
+    let found = query.build().fetch_all(&store.readers).await?;
+    let mut builds = found.iter().map(rows::build).collect::<Result<Vec<_>>>()?;
+    let size = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = builds.len() > size;
+    builds.truncate(size);
+    let next = if more { builds.last().map(|build| build.id) } else { None };
+    Ok(BuildPage { builds, next })
+}
+
+pub(super) async fn log_entries(
+    store: &SqliteStore,
+    caller: &Caller,
+    build: BuildId,
+    from: u64,
+    limit: u32,
+) -> Result<Vec<LogEntry>> {
+    let mut tx = store.read().await?;
+    sqlx::query("SELECT 1 FROM builds WHERE id = ? AND tenant_id = ?")
+        .bind(build.to_string())
+        .bind(caller.tenant.to_string())
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or(DbError::NotFound)?;
+    // An offset that no log can reach is simply at the end.
+    let Ok(from) = integer(from) else {
+        return Ok(Vec::new());
+    };
+    let found = sqlx::query("SELECT * FROM build_log WHERE build_id = ? AND position >= ? ORDER BY position LIMIT ?")
+        .bind(build.to_string())
+        .bind(from)
+        .bind(i64::from(limit.min(MAX_LOG_PAGE)))
+        .fetch_all(&mut *tx)
+        .await?;
+    found.iter().map(rows::log_entry).collect()
+}

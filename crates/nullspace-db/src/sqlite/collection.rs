@@ -1,0 +1,186 @@
+//! What is kept, why, and what can go.
+//!
+//! Collection is by reference: each rule below is a question about rows, asked again inside the transaction that gives
+//! the thing up. Files are removed only after that transaction.
+
+use std::collections::BTreeSet;
+
+use super::{
+    SqliteStore, Tx,
+    rows::{self, Reader},
+};
+use crate::{ArtifactId, Collection, KnownFiles, Result, Rootfs, UnusedArtifact};
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+#[async_trait]
+impl Collection for SqliteStore {
+    async fn collectable_artifacts(&self, now: Timestamp, limit: u32) -> Result<Vec<UnusedArtifact>> {
+        artifacts(self, now, limit).await
+    }
+
+    async fn purge_artifact(&self, artifact: ArtifactId, now: Timestamp) -> Result<bool> {
+        purge_artifact(self, artifact, now).await
+    }
+
+    async fn collectable_rootfs(&self, unused_since: Timestamp, limit: u32) -> Result<Vec<Rootfs>> {
+        rootfs(self, unused_since, limit).await
+    }
+
+    async fn purge_rootfs(&self, key: &str, unused_since: Timestamp) -> Result<bool> {
+        purge_rootfs(self, key, unused_since).await
+    }
+
+    async fn set_rootfs_manifest(&self, file: &str, manifest: &str) -> Result<bool> {
+        set_rootfs_manifest(self, file, manifest).await
+    }
+
+    async fn known_files(&self) -> Result<KnownFiles> {
+        known_files(self).await
+    }
+
+    async fn allotted(&self, artifacts: &BTreeSet<ArtifactId>) -> Result<BTreeSet<ArtifactId>> {
+        allotted(self, artifacts).await
+    }
+
+    async fn forget_lost(&self, lost: &KnownFiles, now: Timestamp) -> Result<()> {
+        forget_lost(self, lost, now).await
+    }
+}
+
+pub(super) async fn set_rootfs_manifest(store: &SqliteStore, file: &str, manifest: &str) -> Result<bool> {
+    let done = sqlx::query("UPDATE rootfs SET manifest = ? WHERE file = ? AND manifest IS NULL")
+        .bind(manifest)
+        .bind(file)
+        .execute(&store.writer)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// `?1` is now.
+const UNUSED_ARTIFACT: &str = "a.purged_at IS NULL
+    AND (a.deleted_at IS NOT NULL
+         OR (a.retention_expires_at <= ?1
+             AND NOT EXISTS (SELECT 1 FROM template_tags g WHERE g.build_id = a.build_id)))
+    AND NOT EXISTS (SELECT 1 FROM sandboxes s WHERE s.artifact_id = a.id AND s.ended_at IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM artifact_holds h WHERE h.artifact_id = a.id)";
+
+/// `?1` is the moment since when it was not used.
+const UNUSED_ROOTFS: &str = "r.last_used_at < ?1
+    AND NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.rootfs_key = r.key)
+    AND NOT EXISTS (SELECT 1 FROM rootfs_holds h WHERE h.rootfs_key = r.key)";
+
+pub(super) async fn artifacts(store: &SqliteStore, now: Timestamp, limit: u32) -> Result<Vec<UnusedArtifact>> {
+    let query = format!(
+        "SELECT a.id AS id, a.folder AS folder FROM artifacts a WHERE {UNUSED_ARTIFACT} ORDER BY a.id LIMIT ?2"
+    );
+    let found = sqlx::query(sqlx::AssertSqlSafe(query))
+        .bind(now.as_microsecond())
+        .bind(i64::from(limit))
+        .fetch_all(&store.readers)
+        .await?;
+    found
+        .iter()
+        .map(|row| Ok(UnusedArtifact { id: Reader(row).parsed("id")?, folder: Reader(row).text("folder")? }))
+        .collect()
+}
+
+pub(super) async fn purge_artifact(store: &SqliteStore, artifact: ArtifactId, now: Timestamp) -> Result<bool> {
+    let mut tx = store.write().await?;
+    let query = format!("SELECT 1 FROM artifacts a WHERE a.id = ?2 AND {UNUSED_ARTIFACT}");
+    let unused = sqlx::query(sqlx::AssertSqlSafe(query))
+        .bind(now.as_microsecond())
+        .bind(artifact.to_string())
+        .fetch_optional(&mut *tx)
+        .await?
+        .is_some();
+    if unused {
+        forget_artifact(&mut tx, artifact, now).await?;
+        tx.commit().await?;
+    }
+    Ok(unused)
+}
+
+/// What is left answers "what became of it", and has no value of an environment variable in it.
+async fn forget_artifact(tx: &mut Tx, artifact: ArtifactId, now: Timestamp) -> Result<()> {
+    sqlx::query(
+        "UPDATE artifacts SET purged_at = ?1, deleted_at = coalesce(deleted_at, ?1), rootfs_key = NULL, runtime = 'null'
+         WHERE id = ?2 AND purged_at IS NULL",
+    )
+    .bind(now.as_microsecond())
+    .bind(artifact.to_string())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn rootfs(store: &SqliteStore, unused_since: Timestamp, limit: u32) -> Result<Vec<Rootfs>> {
+    let query = format!("SELECT r.* FROM rootfs r WHERE {UNUSED_ROOTFS} ORDER BY r.last_used_at, r.key LIMIT ?2");
+    let found = sqlx::query(sqlx::AssertSqlSafe(query))
+        .bind(unused_since.as_microsecond())
+        .bind(i64::from(limit))
+        .fetch_all(&store.readers)
+        .await?;
+    found.iter().map(rows::rootfs).collect()
+}
+
+pub(super) async fn purge_rootfs(store: &SqliteStore, key: &str, unused_since: Timestamp) -> Result<bool> {
+    let query = format!("DELETE FROM rootfs AS r WHERE r.key = ?2 AND {UNUSED_ROOTFS}");
+    let done = sqlx::query(sqlx::AssertSqlSafe(query))
+        .bind(unused_since.as_microsecond())
+        .bind(key)
+        .execute(&store.writer)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+pub(super) async fn known_files(store: &SqliteStore) -> Result<KnownFiles> {
+    let mut tx = store.read().await?;
+    let artifacts = sqlx::query("SELECT folder FROM artifacts WHERE purged_at IS NULL").fetch_all(&mut *tx).await?;
+    let rootfs = sqlx::query("SELECT file, manifest FROM rootfs").fetch_all(&mut *tx).await?;
+    Ok(KnownFiles {
+        artifacts: artifacts.iter().map(|row| Reader(row).text("folder")).collect::<Result<_>>()?,
+        rootfs: rootfs
+            .iter()
+            .map(|row| Ok((Reader(row).text("file")?, Reader(row).optional_text("manifest")?)))
+            .collect::<Result<_>>()?,
+    })
+}
+
+pub(super) async fn allotted(store: &SqliteStore, artifacts: &BTreeSet<ArtifactId>) -> Result<BTreeSet<ArtifactId>> {
+    let mut tx = store.read().await?;
+    let mut found = BTreeSet::new();
+    for artifact in artifacts {
+        let known = sqlx::query("SELECT 1 FROM builds WHERE artifact_id = ?")
+            .bind(artifact.to_string())
+            .fetch_optional(&mut *tx)
+            .await?;
+        found.extend(known.map(|_| *artifact));
+    }
+    Ok(found)
+}
+
+pub(super) async fn forget_lost(store: &SqliteStore, lost: &KnownFiles, now: Timestamp) -> Result<()> {
+    let mut tx = store.write().await?;
+    let mut artifacts: Vec<ArtifactId> = Vec::new();
+    let by_folder = "SELECT id FROM artifacts WHERE folder = ?";
+    let by_rootfs = "SELECT a.id AS id FROM artifacts a JOIN rootfs r ON r.key = a.rootfs_key WHERE r.file = ?";
+    let folders = lost.artifacts.iter().map(|name| (by_folder, name));
+    for (query, name) in folders.chain(lost.rootfs.keys().map(|name| (by_rootfs, name))) {
+        for row in sqlx::query(query).bind(name).fetch_all(&mut *tx).await? {
+            artifacts.push(Reader(&row).parsed("id")?);
+        }
+    }
+    for artifact in artifacts {
+        forget_artifact(&mut tx, artifact, now).await?;
+    }
+    for file in lost.rootfs.keys() {
+        sqlx::query("DELETE FROM rootfs_holds WHERE rootfs_key IN (SELECT key FROM rootfs WHERE file = ?)")
+            .bind(file)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM rootfs WHERE file = ?").bind(file).execute(&mut *tx).await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! The database over SQLite: one host, one file.
+//!
+//! Readers have a pool of their own and never wait (WAL). Writers queue for one connection; each write is a `BEGIN
+//! IMMEDIATE` transaction, so it sees everything committed before it and cannot fail half-way for want of the lock.
+//! Other processes on the same file (`nullspace keys` beside a running service) take turns through `busy_timeout`.
+//! `synchronous=FULL`: a commit that returned is on the disk.
+
+mod blobs;
+mod builds;
+mod catalog;
+mod claims;
+mod collection;
+mod connections;
+mod finish;
+mod health;
+mod names;
+mod queue;
+mod reuse;
+mod rows;
+mod sandboxes;
+mod templates;
+mod tenants;
+
+use std::{
+    fs::OpenOptions,
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use sqlx::{
+    SqlStr, Sqlite, SqlitePool, Transaction,
+    migrate::{Migration, MigrationType, Migrator},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+};
+
+use crate::{DbError, Result};
+
+/// How long a statement waits for another process's transaction, and a caller for a connection.
+const WAIT: Duration = Duration::from_secs(30);
+const READERS: u32 = 4;
+
+/// A write transaction; dropped without a commit it never happened.
+type Tx = Transaction<'static, Sqlite>;
+
+/// The database file, opened.
+#[derive(Debug, Clone)]
+pub struct SqliteStore {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    /// Taken by the one request that notes a key's use, so that many at once do not all write the same.
+    noting: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl SqliteStore {
+    /// Opens (or makes) the database and brings its tables to this version's shape.
+    ///
+    /// # Errors
+    /// [`DbError::Migrate`] when a newer version has written it.
+    pub async fn open(path: &Path) -> Result<Self> {
+        // Made before SQLite would, to be readable by nobody else; the journal files take its mode.
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .append(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|source| DbError::Io { context: format!("open the database {}", path.display()), source })?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(false)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(WAIT)
+            // A burst of log lines must not leave a huge journal for ever.
+            .pragma("journal_size_limit", "67108864");
+        let writer = connections::pool(1).connect_with(options.clone()).await?;
+        migrate(&writer, path).await?;
+        let readers = connections::pool(READERS).connect_with(options.read_only(true)).await?;
+        Ok(Self { writer, readers, noting: Arc::default() })
+    }
+
+    /// For every write whose rows are read back, too: a statement with `RETURNING` outside a transaction may commit after
+    /// its first row was handed out, and its failure would be lost.
+    async fn write(&self) -> Result<Tx> {
+        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    /// A transaction that sees one moment and writes nothing.
+    async fn read(&self) -> Result<Tx> {
+        Ok(self.readers.begin().await?)
+    }
+}
+
+/// Two processes that open a new file at once would both make its tables: the second waits here and finds them made.
+async fn migrate(writer: &SqlitePool, database: &Path) -> Result<()> {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".migrating");
+    let path = PathBuf::from(name);
+    let context = || format!("lock {}", path.display());
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| DbError::Io { context: context(), source })?;
+    // A separate file: closing any descriptor of the database itself would drop SQLite's own locks on it.
+    let deadline = tokio::time::Instant::now() + WAIT;
+    loop {
+        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(rustix::io::Errno::WOULDBLOCK) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(errno) => return Err(DbError::Io { context: context(), source: io::Error::from(errno) }),
+        }
+    }
+    migrator().run(writer).await.map_err(DbError::Migrate)
+}
+
+/// The migrations, embedded. Not by `sqlx::migrate!`: its macro crate compiles SQLite and sqlx a second time, for the compiler.
+fn migrator() -> Migrator {
+    macro_rules! migration {
+        ($version:literal, $description:literal, $file:literal) => {
+            Migration::new(
+                $version,
+                $description.into(),
+                MigrationType::Simple,
+                SqlStr::from_static(include_str!(concat!("../../migrations/sqlite/", $file))),
+                false,
+            )
+        };
+    }
+    Migrator::with_migrations(vec![
+        migration!(1, "first", "0001_first.sql"),
+        migration!(2, "names and blobs", "0002_names_and_blobs.sql"),
+        migration!(3, "steps", "0003_steps.sql"),
+        migration!(4, "chunks", "0004_chunks.sql"),
+    ])
+}
+
+/// `SQLITE_FULL`: the disk under the database, or the database itself, has no room.
+const FULL: u32 = 13;
+
+/// What SQLite answered; 0 for an error that is not SQLite's. <https://www.sqlite.org/rescode.html>: the low byte is the
+/// primary code.
+fn primary_code(error: &sqlx::Error) -> u32 {
+    let sqlx::Error::Database(database) = error else { return 0 };
+    database.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or_default() & 0xff
+}
+
+/// Whether SQLite had no room on the disk.
+pub(crate) fn is_full(error: &sqlx::Error) -> bool {
+    primary_code(error) == FULL
+}
+
+impl From<sqlx::Error> for DbError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed | sqlx::Error::Io(_) => {
+                Self::Unavailable(error)
+            }
+            sqlx::Error::ColumnDecode { index, .. } => Self::corrupt(format!("column {index}")),
+            sqlx::Error::Database(_) => match primary_code(&error) {
+                // BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN
+                5 | 6 | 7 | 10 | FULL | 14 => Self::Unavailable(error),
+                // CORRUPT, NOTADB
+                11 | 26 => Self::corrupt("the database file"),
+                _ => Self::Database(error),
+            },
+            _ => Self::Database(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Health as _;
+
+    /// What the promise "when it returns `Ok`, the change survives the loss of power" rests on; no test can cut the power.
+    #[tokio::test]
+    async fn a_commit_waits_for_the_disk() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = SqliteStore::open(&dir.path().join("nullspace.db")).await.unwrap();
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&store.writer).await.unwrap();
+        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&store.writer).await.unwrap();
+        let foreign_keys: i64 = sqlx::query_scalar("PRAGMA foreign_keys").fetch_one(&store.writer).await.unwrap();
+        assert_eq!((journal.as_str(), synchronous, foreign_keys), ("wal", 2, 1));
+    }
+
+    #[tokio::test]
+    async fn readers_cannot_write() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = SqliteStore::open(&dir.path().join("nullspace.db")).await.unwrap();
+        let written = sqlx::query("DELETE FROM settings").execute(&store.readers).await;
+        assert!(written.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_database_of_a_newer_version_is_refused() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("nullspace.db");
+        let store = SqliteStore::open(&path).await.unwrap();
+        sqlx::query(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+             VALUES (9999, 'from the future', 1, x'00', 0)",
+        )
+        .execute(&store.writer)
+        .await
+        .unwrap();
+        store.close().await;
+        let reopened = SqliteStore::open(&path).await;
+        assert!(matches!(reopened, Err(DbError::Migrate(_))), "{reopened:?}");
+    }
+}

@@ -1,0 +1,148 @@
+//! Root images, layers and artifacts that a build finds, records and keeps while it runs.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::{
+    SqliteStore, Tx, queue,
+    rows::{self, Reader, integer},
+    templates, tenants,
+};
+use crate::{Artifact, ArtifactId, DbError, Lease, Result, Reuse, Rootfs};
+
+#[async_trait]
+impl Reuse for SqliteStore {
+    async fn find_rootfs(&self, lease: &Lease, key: &str, now: Timestamp) -> Result<Option<Rootfs>> {
+        find_rootfs(self, lease, key, now).await
+    }
+
+    async fn put_rootfs(&self, lease: &Lease, rootfs: Rootfs, now: Timestamp) -> Result<Rootfs> {
+        put_rootfs(self, lease, rootfs, None, now).await
+    }
+
+    async fn find_layer(&self, lease: &Lease, layer_key: &str, now: Timestamp) -> Result<Option<Rootfs>> {
+        find_layer(self, lease, layer_key, now).await
+    }
+
+    async fn put_layer(&self, lease: &Lease, rootfs: Rootfs, layer_key: &str, now: Timestamp) -> Result<Rootfs> {
+        put_rootfs(self, lease, rootfs, Some(layer_key), now).await
+    }
+
+    async fn hold_artifact(&self, lease: &Lease, artifact: ArtifactId) -> Result<Artifact> {
+        hold_artifact(self, lease, artifact).await
+    }
+
+    async fn find_final(&self, lease: &Lease, key: &str) -> Result<Option<Artifact>> {
+        find_final(self, lease, key).await
+    }
+}
+
+pub(super) async fn find_rootfs(
+    store: &SqliteStore,
+    lease: &Lease,
+    key: &str,
+    now: Timestamp,
+) -> Result<Option<Rootfs>> {
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    let found = hold_rootfs(&mut tx, lease, key, now).await?;
+    tx.commit().await?;
+    Ok(found)
+}
+
+pub(super) async fn find_layer(
+    store: &SqliteStore,
+    lease: &Lease,
+    layer_key: &str,
+    now: Timestamp,
+) -> Result<Option<Rootfs>> {
+    let newest = "SELECT key FROM rootfs WHERE layer_key = ? ORDER BY created_at DESC, key LIMIT 1";
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    let Some(row) = sqlx::query(newest).bind(layer_key).fetch_optional(&mut *tx).await? else { return Ok(None) };
+    let found = hold_rootfs(&mut tx, lease, &Reader(&row).text("key")?, now).await?;
+    tx.commit().await?;
+    Ok(found)
+}
+
+pub(super) async fn put_rootfs(
+    store: &SqliteStore,
+    lease: &Lease,
+    rootfs: Rootfs,
+    layer_key: Option<&str>,
+    now: Timestamp,
+) -> Result<Rootfs> {
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    sqlx::query(
+        "INSERT INTO rootfs (key, file, bytes, manifest, info, created_at, last_used_at, layer_key)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT (key) DO NOTHING",
+    )
+    .bind(&rootfs.key)
+    .bind(&rootfs.file)
+    .bind(integer(rootfs.bytes)?)
+    .bind(&rootfs.manifest)
+    .bind(rootfs.info.to_string())
+    .bind(now.as_microsecond())
+    .bind(now.as_microsecond())
+    .bind(layer_key)
+    .execute(&mut *tx)
+    .await?;
+    let kept = hold_rootfs(&mut tx, lease, &rootfs.key, now).await?.ok_or(DbError::NotFound)?;
+    tx.commit().await?;
+    Ok(kept)
+}
+
+async fn hold_rootfs(tx: &mut Tx, lease: &Lease, key: &str, now: Timestamp) -> Result<Option<Rootfs>> {
+    let row = sqlx::query("UPDATE rootfs SET last_used_at = max(last_used_at, ?) WHERE key = ? RETURNING *")
+        .bind(now.as_microsecond())
+        .bind(key)
+        .fetch_optional(&mut **tx)
+        .await?;
+    let Some(row) = row else {
+        return Ok(None);
+    };
+    sqlx::query("INSERT INTO rootfs_holds (rootfs_key, build_id) VALUES (?, ?) ON CONFLICT DO NOTHING")
+        .bind(key)
+        .bind(lease.build.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(Some(rows::rootfs(&row)?))
+}
+
+/// Keeps an artifact for as long as the build runs.
+async fn hold(tx: &mut sqlx::Transaction<'_, sqlx::Sqlite>, lease: &Lease, artifact: ArtifactId) -> Result<()> {
+    sqlx::query("INSERT INTO artifact_holds (artifact_id, build_id) VALUES (?, ?) ON CONFLICT DO NOTHING")
+        .bind(artifact.to_string())
+        .bind(lease.build.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn hold_artifact(store: &SqliteStore, lease: &Lease, artifact: ArtifactId) -> Result<Artifact> {
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    let caller = tenants::caller_of(&mut tx, lease.build).await?;
+    let (_, found) = templates::visible_artifact(&mut tx, &caller, artifact).await?.ok_or(DbError::NotFound)?;
+    hold(&mut tx, lease, artifact).await?;
+    tx.commit().await?;
+    Ok(found)
+}
+
+pub(super) async fn find_final(store: &SqliteStore, lease: &Lease, key: &str) -> Result<Option<Artifact>> {
+    // Mostly there is none: looked for without the write lock first.
+    let id = "SELECT id FROM artifacts WHERE final_key = ? AND deleted_at IS NULL ORDER BY created_at DESC, id LIMIT 1";
+    if sqlx::query(id).bind(key).fetch_optional(&store.readers).await?.is_none() {
+        return Ok(None);
+    }
+    let mut tx = store.write().await?;
+    queue::fence(&mut tx, lease).await?;
+    let Some(row) = sqlx::query(id).bind(key).fetch_optional(&mut *tx).await? else { return Ok(None) };
+    let artifact: ArtifactId = Reader(&row).parsed("id")?;
+    let Some(found) = templates::usable_artifact(&mut tx, artifact).await? else { return Ok(None) };
+    hold(&mut tx, lease, artifact).await?;
+    tx.commit().await?;
+    Ok(Some(found))
+}

@@ -1,0 +1,272 @@
+//! Tenants, namespaces, keys.
+
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+use sqlx::{Row, sqlite::SqliteRow};
+
+use super::{SqliteStore, Tx, rows::Reader};
+use crate::{
+    ApiKey, Caller, DbError, KeyHash, KeyId, MAX_NAME_CHARS, Namespace, NamespaceKind, NewKey, Result,
+    SYSTEM_NAMESPACE, Tenant, TenantId, Tenants,
+};
+
+#[async_trait]
+impl Tenants for SqliteStore {
+    async fn ensure_tenant(&self, name: &str, kind: NamespaceKind, now: Timestamp) -> Result<Tenant> {
+        ensure(self, name, kind, now).await
+    }
+
+    async fn list_tenants(&self) -> Result<Vec<Tenant>> {
+        list(self).await
+    }
+
+    async fn create_key(&self, tenant: &Tenant, label: &str, key: &NewKey, now: Timestamp) -> Result<ApiKey> {
+        create_key(self, tenant, label, key, now).await
+    }
+
+    async fn list_keys(&self, tenant: &Tenant) -> Result<Vec<ApiKey>> {
+        list_keys(self, tenant).await
+    }
+
+    async fn revoke_key(&self, key: KeyId, now: Timestamp) -> Result<()> {
+        revoke_key(self, key, now).await
+    }
+
+    async fn authenticate(&self, key: &KeyHash, now: Timestamp) -> Result<Caller> {
+        authenticate(self, key, now).await
+    }
+
+    async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>> {
+        keys_in_force(self, keys).await
+    }
+
+    async fn get_namespace(&self, caller: &Caller, slug: &str) -> Result<Namespace> {
+        get_namespace(self, caller, slug).await
+    }
+}
+
+/// Not every request is worth a write.
+const LAST_USED_PRECISION: SignedDuration = SignedDuration::from_secs(60);
+
+macro_rules! select_tenant {
+    ($rest:literal) => {
+        concat!(
+            "SELECT t.id AS id, t.name AS name, t.created_at AS created_at, n.slug AS slug, n.kind AS kind
+             FROM tenants t JOIN namespaces n ON n.tenant_id = t.id AND n.is_default = 1 ",
+            $rest
+        )
+    };
+}
+
+fn tenant(row: &SqliteRow) -> Result<Tenant> {
+    let row = Reader(row);
+    let id = row.parsed("id")?;
+    Ok(Tenant {
+        id,
+        name: row.text("name")?,
+        namespace: Namespace { slug: row.text("slug")?, kind: row.parsed("kind")?, owner: id },
+        created_at: row.time("created_at")?,
+    })
+}
+
+pub(super) async fn ensure(store: &SqliteStore, name: &str, kind: NamespaceKind, now: Timestamp) -> Result<Tenant> {
+    let name = name.trim();
+    if name.is_empty() || name.chars().count() > MAX_NAME_CHARS || name.chars().any(char::is_control) {
+        return Err(DbError::conflict("a tenant's name has 1 to 128 characters, none of them a control character"));
+    }
+    let mut tx = store.write().await?;
+    if let Some(row) = sqlx::query(select_tenant!("WHERE t.name = ?")).bind(name).fetch_optional(&mut *tx).await? {
+        let found = tenant(&row)?;
+        if found.namespace.kind == kind {
+            return Ok(found);
+        }
+        return Err(DbError::conflict(format!("the tenant {name} exists and is of another kind")));
+    }
+    let id = TenantId::new();
+    sqlx::query("INSERT INTO tenants (id, name, created_at) VALUES (?, ?, ?)")
+        .bind(id.to_string())
+        .bind(name)
+        .bind(now.as_microsecond())
+        .execute(&mut *tx)
+        .await?;
+    let slug = match kind {
+        NamespaceKind::System => SYSTEM_NAMESPACE.to_owned(),
+        NamespaceKind::User | NamespaceKind::Deployment => free_slug(&mut tx, name).await?,
+    };
+    let inserted = sqlx::query(
+        "INSERT INTO namespaces (slug, kind, tenant_id, is_default, created_at) VALUES (?, ?, ?, 1, ?)
+         ON CONFLICT (slug) DO NOTHING",
+    )
+    .bind(&slug)
+    .bind(kind.as_str())
+    .bind(id.to_string())
+    .bind(now.as_microsecond())
+    .execute(&mut *tx)
+    .await?;
+    if inserted.rows_affected() == 0 {
+        return Err(DbError::conflict(format!("the namespace {slug} has an owner")));
+    }
+    let row = sqlx::query(select_tenant!("WHERE t.id = ?")).bind(id.to_string()).fetch_one(&mut *tx).await?;
+    tx.commit().await?;
+    tenant(&row)
+}
+
+async fn free_slug(tx: &mut Tx, name: &str) -> Result<String> {
+    let base = slug_of(name);
+    for number in 1_u32.. {
+        let slug = if number == 1 { base.clone() } else { format!("{base}-{number}") };
+        // `nullspace/x` means the built-ins and `<uuid>/x` a tenant by its id: neither may be somebody's slug.
+        let reserved = slug == SYSTEM_NAMESPACE || uuid::Uuid::try_parse(&slug).is_ok();
+        let taken = sqlx::query("SELECT 1 FROM namespaces WHERE slug = ?").bind(&slug).fetch_optional(&mut **tx);
+        if !reserved && taken.await?.is_none() {
+            return Ok(slug);
+        }
+    }
+    Err(DbError::conflict("no namespace is left for this name"))
+}
+
+/// The name made into a slug: lower-case letters and digits, everything else one hyphen.
+fn slug_of(name: &str) -> String {
+    let words: Vec<String> = name
+        .to_ascii_lowercase()
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(ToOwned::to_owned)
+        .collect();
+    // Room for a number behind it.
+    let slug: String = words.join("-").chars().take(MAX_NAME_CHARS - 16).collect();
+    let slug = slug.trim_end_matches('-');
+    if slug.is_empty() { "tenant".to_owned() } else { slug.to_owned() }
+}
+
+pub(super) async fn list(store: &SqliteStore) -> Result<Vec<Tenant>> {
+    let rows = sqlx::query(select_tenant!("ORDER BY t.name")).fetch_all(&store.readers).await?;
+    rows.iter().map(tenant).collect()
+}
+
+fn api_key(row: &SqliteRow) -> Result<ApiKey> {
+    let row = Reader(row);
+    Ok(ApiKey {
+        id: row.parsed("id")?,
+        tenant: row.parsed("tenant_id")?,
+        label: row.text("label")?,
+        shown: row.text("shown")?,
+        created_at: row.time("created_at")?,
+        last_used_at: row.optional_time("last_used_at")?,
+        revoked_at: row.optional_time("revoked_at")?,
+    })
+}
+
+pub(super) async fn create_key(
+    store: &SqliteStore,
+    tenant: &Tenant,
+    label: &str,
+    key: &NewKey,
+    now: Timestamp,
+) -> Result<ApiKey> {
+    let mut tx = store.write().await?;
+    let row = sqlx::query(
+        "INSERT INTO api_keys (id, tenant_id, label, shown, hash, created_at) VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
+    )
+    .bind(KeyId::new().to_string())
+    .bind(tenant.id.to_string())
+    .bind(label)
+    .bind(key.shown())
+    .bind(key.hash().as_bytes().to_vec())
+    .bind(now.as_microsecond())
+    .fetch_one(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    api_key(&row)
+}
+
+pub(super) async fn list_keys(store: &SqliteStore, tenant: &Tenant) -> Result<Vec<ApiKey>> {
+    let rows = sqlx::query("SELECT * FROM api_keys WHERE tenant_id = ? ORDER BY id")
+        .bind(tenant.id.to_string())
+        .fetch_all(&store.readers)
+        .await?;
+    rows.iter().map(api_key).collect()
+}
+
+pub(super) async fn revoke_key(store: &SqliteStore, key: KeyId, now: Timestamp) -> Result<()> {
+    let done = sqlx::query("UPDATE api_keys SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?")
+        .bind(now.as_microsecond())
+        .bind(key.to_string())
+        .execute(&store.writer)
+        .await?;
+    if done.rows_affected() == 0 { Err(DbError::NotFound) } else { Ok(()) }
+}
+
+pub(super) async fn authenticate(store: &SqliteStore, key: &KeyHash, now: Timestamp) -> Result<Caller> {
+    let row = sqlx::query(
+        "SELECT k.id AS id, k.tenant_id AS tenant_id, k.last_used_at AS last_used_at, n.slug AS slug
+         FROM api_keys k JOIN namespaces n ON n.tenant_id = k.tenant_id AND n.is_default = 1
+         WHERE k.hash = ? AND k.revoked_at IS NULL",
+    )
+    .bind(key.as_bytes().to_vec())
+    .fetch_optional(&store.readers)
+    .await?
+    .ok_or(DbError::NotFound)?;
+    let row = Reader(&row);
+    let id: KeyId = row.parsed("id")?;
+    let stale = row.optional_time("last_used_at")?.is_none_or(|used| now.duration_since(used) >= LAST_USED_PRECISION);
+    // Who finds another at it goes on: that one's note is as good, and a busy minute must not begin with a queue of writes.
+    if stale && let Ok(_noting) = store.noting.try_lock() {
+        let noted = sqlx::query("UPDATE api_keys SET last_used_at = ? WHERE id = ?")
+            .bind(now.as_microsecond())
+            .bind(id.to_string())
+            .execute(&store.writer)
+            .await;
+        if let Err(error) = noted {
+            // A request that only reads must work while nothing can be written.
+            tracing::warn!(key = %id, %error, "note the last use of a key");
+        }
+    }
+    Ok(Caller { tenant: row.parsed("tenant_id")?, namespace: row.text("slug")?, key: Some(id) })
+}
+
+pub(super) async fn keys_in_force(store: &SqliteStore, keys: &[KeyId]) -> Result<Vec<KeyId>> {
+    let ids: Vec<String> = keys.iter().map(ToString::to_string).collect();
+    let rows = sqlx::query(
+        "SELECT k.id AS id FROM api_keys k JOIN namespaces n ON n.tenant_id = k.tenant_id AND n.is_default = 1
+         WHERE k.revoked_at IS NULL AND k.id IN (SELECT value FROM json_each(?))",
+    )
+    .bind(serde_json::Value::from(ids).to_string())
+    .fetch_all(&store.readers)
+    .await?;
+    rows.iter().map(|row| Reader(row).parsed("id")).collect()
+}
+
+pub(super) async fn get_namespace(store: &SqliteStore, caller: &Caller, slug: &str) -> Result<Namespace> {
+    let row = sqlx::query(
+        "SELECT n.slug AS slug, n.kind AS kind, n.tenant_id AS tenant_id FROM namespaces n
+         WHERE n.slug = ?1 AND (n.tenant_id = ?2 OR n.kind IN ('system', 'deployment') OR EXISTS (
+             SELECT 1 FROM templates t
+             WHERE t.namespace = n.slug AND t.visibility = 'public' AND t.deleted_at IS NULL))",
+    )
+    .bind(slug)
+    .bind(caller.tenant.to_string())
+    .fetch_optional(&store.readers)
+    .await?
+    .ok_or(DbError::NotFound)?;
+    let row = Reader(&row);
+    Ok(Namespace { slug: row.text("slug")?, kind: row.parsed("kind")?, owner: row.parsed("tenant_id")? })
+}
+
+/// The tenant that a build belongs to.
+pub(super) async fn caller_of(tx: &mut Tx, build: crate::BuildId) -> Result<Caller> {
+    let row = sqlx::query(
+        "SELECT b.tenant_id, n.slug FROM builds b
+         JOIN namespaces n ON n.tenant_id = b.tenant_id AND n.is_default = 1 WHERE b.id = ?",
+    )
+    .bind(build.to_string())
+    .fetch_optional(&mut **tx)
+    .await?
+    .ok_or(DbError::NotFound)?;
+    let tenant: String = row.try_get(0)?;
+    Ok(Caller {
+        tenant: tenant.parse().map_err(|_| DbError::corrupt("builds.tenant_id"))?,
+        namespace: row.try_get(1)?,
+        key: None,
+    })
+}

@@ -1,0 +1,147 @@
+//! Tenants and their keys.
+
+use nullspace_db::{DbError, KeyHash, NamespaceKind, NewKey};
+use serde_json::json;
+
+use crate::fixture::{Fixture, at, is_conflict, is_not_found};
+
+#[tokio::test]
+async fn a_tenant_is_made_once() {
+    let f = Fixture::new().await;
+    let first = f.store.ensure_tenant(" acme ", NamespaceKind::User, at(1)).await.unwrap();
+    let again = f.store.ensure_tenant("acme", NamespaceKind::User, at(9)).await.unwrap();
+    assert_eq!(first, again);
+    assert_eq!((first.name.as_str(), first.namespace.slug.as_str(), first.created_at), ("acme", "acme", at(1)));
+    assert_eq!(f.store.list_tenants().await.unwrap(), [first]);
+    for name in ["", "  ", "a\nb", &"x".repeat(129)] {
+        assert!(is_conflict(&f.store.ensure_tenant(name, NamespaceKind::User, at(1)).await), "{name:?}");
+    }
+}
+
+#[tokio::test]
+async fn there_is_one_system_tenant() {
+    let f = Fixture::new().await;
+    let system = f.system().await;
+    assert_eq!(system.namespace, "nullspace");
+    assert_eq!(f.system().await, system);
+    assert!(is_conflict(&f.store.ensure_tenant("nullspace", NamespaceKind::User, at(1)).await));
+    assert!(is_conflict(&f.store.ensure_tenant("second", NamespaceKind::System, at(1)).await));
+    assert_eq!(f.store.list_tenants().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_key_opens_its_tenant_until_it_is_revoked() {
+    let f = Fixture::new().await;
+    let tenant = f.store.ensure_tenant("acme", NamespaceKind::User, at(0)).await.unwrap();
+    let key = NewKey::generate();
+    let kept = f.store.create_key(&tenant, "laptop", &key, at(1)).await.unwrap();
+    assert_eq!((kept.tenant, kept.label.as_str(), kept.shown.as_str()), (tenant.id, "laptop", key.shown().as_str()));
+    let caller = f.store.authenticate(&KeyHash::of(key.expose()), at(5)).await.unwrap();
+    assert_eq!((caller.tenant, caller.namespace.as_str(), caller.key), (tenant.id, "acme", Some(kept.id)));
+    for wrong in ["", "ns_live_", &key.expose()[..47], &key.expose().to_lowercase(), NewKey::generate().expose()] {
+        assert!(is_not_found(&f.store.authenticate(&KeyHash::of(wrong), at(5)).await));
+    }
+    let other = f.store.create_key(&tenant, "phone", &NewKey::generate(), at(1)).await.unwrap();
+    let unknown = nullspace_types::KeyId::new();
+    let mut in_force = f.store.keys_in_force(&[kept.id, unknown, other.id]).await.unwrap();
+    in_force.sort_by_key(|id| *id != kept.id);
+    assert_eq!(in_force, [kept.id, other.id]);
+    assert_eq!(f.store.keys_in_force(&[]).await.unwrap(), []);
+    f.store.revoke_key(kept.id, at(6)).await.unwrap();
+    f.store.revoke_key(kept.id, at(7)).await.unwrap();
+    assert_eq!(f.store.keys_in_force(&[kept.id, other.id]).await.unwrap(), [other.id]);
+    assert!(is_not_found(&f.store.authenticate(&key.hash(), at(8)).await));
+    let keys = f.store.list_keys(&tenant).await.unwrap();
+    assert_eq!((keys[0].revoked_at, keys[0].last_used_at), (Some(at(6)), Some(at(5))));
+    assert!(is_not_found(&f.store.revoke_key(nullspace_types::KeyId::new(), at(8)).await));
+}
+
+#[tokio::test]
+async fn the_last_use_of_a_key_is_noted_to_the_minute() {
+    let f = Fixture::new().await;
+    let tenant = f.store.ensure_tenant("acme", NamespaceKind::User, at(0)).await.unwrap();
+    let key = NewKey::generate();
+    f.store.create_key(&tenant, "", &key, at(0)).await.unwrap();
+    let mut noted = Vec::new();
+    for second in [10, 40, 69, 70, 100] {
+        f.store.authenticate(&key.hash(), at(second)).await.unwrap();
+        noted.push(f.store.list_keys(&tenant).await.unwrap()[0].last_used_at.unwrap());
+    }
+    assert_eq!(noted, [at(10), at(10), at(10), at(70), at(70)]);
+}
+
+#[tokio::test]
+async fn a_key_is_stored_as_its_hash_only() {
+    let f = Fixture::new().await;
+    let tenant = f.store.ensure_tenant("acme", NamespaceKind::User, at(0)).await.unwrap();
+    let key = NewKey::generate();
+    f.store.create_key(&tenant, "label-in-the-file", &key, at(1)).await.unwrap();
+    f.store.authenticate(&key.hash(), at(5)).await.unwrap();
+    let holds = |needle: &[u8]| {
+        f.files().iter().any(|file| std::fs::read(file).unwrap().windows(needle.len()).any(|part| part == needle))
+    };
+    // Before the journal is folded into the file, and after.
+    for _ in 0..2 {
+        assert!(holds(b"label-in-the-file"), "looked in the wrong files");
+        assert!(!holds(key.expose().as_bytes()));
+        assert!(!holds(&key.expose().as_bytes()[16..]), "the secret part is stored");
+        f.store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn the_database_is_readable_by_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let f = Fixture::new().await;
+    f.tenant("acme").await;
+    for file in f.files() {
+        let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", file.display());
+    }
+}
+
+#[tokio::test]
+async fn namespaces_are_seen_by_those_they_concern() {
+    let f = Fixture::new().await;
+    f.system().await;
+    let (acme, other) = (f.tenant("acme").await, f.tenant("other").await);
+    let own = f.store.get_namespace(&acme, "acme").await.unwrap();
+    assert_eq!((own.kind, own.owner), (NamespaceKind::User, acme.tenant));
+    assert_eq!(f.store.get_namespace(&acme, "nullspace").await.unwrap().kind, NamespaceKind::System);
+    assert!(is_not_found(&f.store.get_namespace(&other, "acme").await));
+    assert!(is_not_found(&f.store.get_namespace(&other, "nobody").await));
+}
+
+#[tokio::test]
+async fn settings_are_kept() {
+    let f = Fixture::new().await;
+    assert_eq!(f.store.get_setting("a").await.unwrap(), None);
+    f.store.put_setting("a", &json!({ "n": 1 }), at(1)).await.unwrap();
+    f.store.put_setting("a", &json!([2]), at(2)).await.unwrap();
+    assert_eq!(f.store.get_setting("a").await.unwrap(), Some(json!([2])));
+    f.store.ping(at(0)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn services_that_open_a_new_database_at_once_all_succeed() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("nullspace.db");
+    let opened: Vec<_> = (0..6)
+        .map(|_| {
+            let path = path.clone();
+            tokio::spawn(async move { nullspace_db::SqliteStore::open(&path).await })
+        })
+        .collect();
+    for one in opened {
+        one.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_said_to_be_damaged() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("nullspace.db");
+    std::fs::write(&path, "this is not a database, it is a text of some length".repeat(100)).unwrap();
+    let opened = nullspace_db::SqliteStore::open(&path).await;
+    assert!(matches!(opened, Err(DbError::Corrupt { .. })), "{opened:?}");
+}

@@ -1,0 +1,309 @@
+//! Dockerfiles: BuildKit evaluates them, our importer turns what comes out into a root image.
+//!
+//! ```text
+//!   plan, blobs, secrets ── Job ──> Pool: one BuildKit after another, until one builds
+//!                                      │ events ──> the build's log (log)     failures ──> the user's terms (answer)
+//!                                      v
+//!                       archive ── diff ids ── key ── root image there? ── no: import, publish ──> Prepared
+//! ```
+//! Steps of a Dockerfile run in BuildKit's containers and not in a machine of ours: how well those are kept apart is the
+//! operator's choice of BuildKit. What is cached there is keyed by tenant where the protocol can say so (contexts, cache
+//! mounts).
+
+mod answer;
+mod log;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nullspace_api::{
+    ErrorResponseCode, RequestSecrets, TemplateBuildLogLevel, TemplateFailureDetailCode, TemplateFailurePhase as Phase,
+};
+use nullspace_buildkit::{BuildKit, Job, Login, Output, Source, Tree};
+use nullspace_definition::PlannedDockerfile;
+use nullspace_definition::dockerfile::{Host, elsewhere, registry_named};
+use nullspace_host_interface::{BuildFailure, reason};
+use nullspace_oci::layout::{Layout, LocalImage};
+use nullspace_oci::platform::Platform;
+use nullspace_service::{Error as ApiError, Result as ApiResult, chain};
+use nullspace_types::Blob;
+use tokio::sync::mpsc;
+
+use super::import::{self, RootKey};
+use super::prepare::Prepared;
+use super::{Attempt, Error, image};
+
+/// A BuildKit that answered so long ago counts as there.
+const FRESH: Duration = Duration::from_secs(10);
+/// Largest archive of an image, bytes, when the request names no disk.
+const ARCHIVE: u64 = 64 << 30;
+/// Most registries and hosts of URLs that a Dockerfile may name.
+const MAX_HOSTS: usize = 256;
+/// Events on their way to the log.
+const EVENTS: usize = 256;
+/// What a host without BuildKit is told.
+const INSTALL: &str = "Dockerfile builds need BuildKit, and this service reaches none: the operator can install Docker \
+    (Debian: apt-get install docker.io) or buildkitd and set `buildkit` to docker, unix:///path or tcp://host:port";
+
+/// The BuildKits of this service.
+pub(crate) struct Pool {
+    kits: Vec<Arc<BuildKit>>,
+    /// Name of this service's images on a Docker Engine while they are fetched: that of no other service.
+    repository: String,
+    /// When one last answered.
+    answered: Mutex<Option<Instant>>,
+}
+
+impl Pool {
+    /// `host` and `data` are those of the service: two never share both.
+    pub(crate) fn new(kits: Vec<BuildKit>, host: &str, data: &Path) -> Pool {
+        let data = data.canonicalize().unwrap_or_else(|_| data.to_owned());
+        let who = blake3::hash(format!("{host} {}", data.display()).as_bytes()).to_hex();
+        let repository = format!("nullspace-build-{}", who.get(..16).unwrap_or(&who));
+        Pool { kits: kits.into_iter().map(Arc::new).collect(), repository, answered: Mutex::default() }
+    }
+
+    /// An error that says what to install when no BuildKit answers.
+    pub(crate) async fn ensure_there(&self) -> ApiResult<()> {
+        let answered = *self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        if answered.is_some_and(|at| at.elapsed() < FRESH) {
+            return Ok(());
+        }
+        for kit in &self.kits {
+            match kit.about().await {
+                Ok(_) => {
+                    *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    return Ok(());
+                }
+                Err(error) => tracing::warn!(error = %chain(&error), "a BuildKit does not answer"),
+            }
+        }
+        Err(ApiError::new(ErrorResponseCode::FeatureUnavailable, INSTALL))
+    }
+
+    /// Removes what builds of a killed process left on Docker Engines.
+    pub(crate) async fn sweep(&self) {
+        for kit in &self.kits {
+            if let Err(error) = kit.sweep(&self.repository).await {
+                tracing::debug!(%error, endpoint = %kit.endpoint(), "images of an earlier run were not looked for");
+            }
+        }
+    }
+}
+
+impl Attempt {
+    /// Builds the Dockerfile and imports what came out.
+    pub(crate) async fn dockerfile(&self, dockerfile: &PlannedDockerfile) -> Result<Prepared, Error> {
+        let secrets = self.secrets()?;
+        self.allowed(dockerfile).await?;
+        let logins = self.logins(dockerfile, &secrets).await?;
+        let context = self.context()?;
+        let archive = self.built(dockerfile, &secrets, logins, context).await?;
+
+        let image = blocking(move || opened(archive)).await?;
+        let digest = image.config_digest.to_string();
+        self.record.set_source_digest(&digest).await?;
+        let content = image.layers.iter().fold(0_u64, |sum, layer| {
+            // A plain tar is as large as what is in it; a compressed one holds some times as much.
+            let times = if layer.compression == nullspace_oci::manifest::Compression::None { 1 } else { 5 };
+            sum.saturating_add(layer.size.saturating_mul(times))
+        });
+        let disk_bytes = import::disk_bytes(self.job.definition.machine.disk_mb, content / 5);
+        let diff_ids: Vec<&str> = image.layers.iter().map(|layer| layer.diff_id.as_str()).collect();
+        let key = RootKey::of_layers(&diff_ids, disk_bytes, self.job.tenant);
+        let (runtime, metadata) = (image::runtime(&image.config), image::metadata(&image.config));
+        let rootfs = self
+            .rootfs(&key, &digest, disk_bytes, |target, _| {
+                let lines = import::Lines::new(self.log.clone(), &self.scope.tasks);
+                image::import_local(image, target, lines)
+            })
+            .await?;
+        self.prepared(rootfs, disk_bytes, runtime, Some(metadata))
+    }
+
+    /// Judges what BuildKit would be sent to, as far as the Dockerfile's text tells.
+    async fn allowed(&self, dockerfile: &PlannedDockerfile) -> Result<(), BuildFailure> {
+        let hosts = elsewhere(&dockerfile.text, &self.args(dockerfile));
+        if hosts.len() > MAX_HOSTS {
+            let message = format!("the Dockerfile names {} registries and hosts of URLs", hosts.len());
+            let advice = format!("Use at most {MAX_HOSTS}.");
+            return Err(BuildFailure::user(Phase::Prepare, reason::DOCKERFILE_INVALID, message, advice));
+        }
+        for (host, line) in hosts {
+            let admitted = match &host {
+                Host::Registry(registry) => self.builder.registry.admits_registry(registry).await,
+                Host::Url(url) => self.builder.registry.admits(url).await,
+            };
+            admitted.map_err(|error| {
+                let message = format!("line {line} of the Dockerfile: {error}");
+                BuildFailure::user(Phase::Prepare, reason::ADDRESS_NOT_ALLOWED, message, image::LIST_IT)
+                    .with("line", line)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Build arguments: the request's, over its variables of build time.
+    fn args(&self, dockerfile: &PlannedDockerfile) -> BTreeMap<String, String> {
+        let mut args = self.job.definition.build_envs.clone();
+        args.extend(dockerfile.args.clone());
+        args
+    }
+
+    /// The files of the context, where their blobs are.
+    fn context(&self) -> Result<Tree, Error> {
+        let mut tree = Tree::default();
+        for (path, entry) in &self.job.definition.context.0 {
+            let wrong = |error| BuildFailure::internal(Phase::Prepare, &error);
+            let named = entry.blob_id().transpose();
+            let Some(id) = named.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))? else {
+                tree.directory(path, entry.mode).map_err(wrong)?;
+                continue;
+            };
+            let bytes = id.bytes();
+            let file = self.builder.files.blob_path(&Blob { tenant: self.job.tenant, id });
+            if !file.metadata().is_ok_and(|found| found.len() == bytes) {
+                let message = format!("the file {} of the build context is not stored any more", path.escape_debug());
+                let advice = "Upload the file again and start a new build.";
+                let mut failure = BuildFailure::user(Phase::BlobUpload, reason::MISSING_BLOB, message, advice);
+                failure.code = TemplateFailureDetailCode::FileUploadError;
+                return Err(failure.into());
+            }
+            tree.file(path, entry.mode, Source::File { path: file, bytes }).map_err(wrong)?;
+        }
+        Ok(tree)
+    }
+
+    /// Logins by registry. Cloud identities become passwords here: BuildKit knows nothing of them.
+    async fn logins(
+        &self,
+        dockerfile: &PlannedDockerfile,
+        secrets: &RequestSecrets,
+    ) -> Result<BTreeMap<String, Login>, BuildFailure> {
+        let base = dockerfile.base_registry.as_deref().zip(secrets.base_image_auth.as_ref());
+        let others = secrets.registry_auth.iter().map(|entry| (entry.registry.as_str(), &entry.auth));
+        // The host's serve whoever brings none, as they do when images are imported.
+        let host = self.builder.registry.host_logins().map(|(registry, username, password)| {
+            (registry.to_owned(), Login { username: username.to_owned(), password: password.clone() })
+        });
+        let mut logins: BTreeMap<String, Login> = host.collect();
+        for (registry, auth) in others.chain(base) {
+            let registry = registry_named(registry);
+            let credentials = image::credentials(Some(auth.clone()));
+            let login = self.builder.registry.login(registry, &credentials).await;
+            if let Some((username, password)) = login.map_err(|error| image::refused(&error))? {
+                logins.insert(registry.to_owned(), Login { username, password });
+            }
+        }
+        Ok(logins)
+    }
+
+    /// Has one of the BuildKits build it; the archive's file.
+    async fn built(
+        &self,
+        dockerfile: &PlannedDockerfile,
+        secrets: &RequestSecrets,
+        logins: BTreeMap<String, Login>,
+        context: Tree,
+    ) -> Result<PathBuf, Error> {
+        let platform = Platform::host().ok_or_else(|| {
+            BuildFailure::internal(Phase::Prepare, &format!("no OCI platform for {}", std::env::consts::ARCH))
+        })?;
+        let scratch = self.scope.scratch(&self.builder.files, &self.builder.disk)?;
+        // What it takes is BuildKit's to say, later.
+        let _room = self.builder.disk.room(0)?;
+        let (filename, text) =
+            folder(dockerfile, &context).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+        let tenant = self.job.tenant.to_string();
+        let context_key = format!("{tenant} {}", self.job.context_digest.as_deref().unwrap_or("empty"));
+        let mut job = Job {
+            id: String::new(),
+            context_key: blake3::hash(context_key.as_bytes()).to_hex().to_string(),
+            context: Arc::new(context),
+            dockerfile: Arc::new(text),
+            filename,
+            args: self.args(dockerfile),
+            target: dockerfile.target.clone(),
+            platform: platform.to_string(),
+            no_cache: self.job.definition.skip_cache,
+            network: self.job.definition.machine.internet_access,
+            cache_namespace: blake3::hash(tenant.as_bytes()).to_hex().chars().take(32).collect(),
+            secrets: secrets
+                .build_secrets
+                .iter()
+                .map(|secret| (secret.id.clone(), secret.value.expose().to_owned().into()))
+                .collect(),
+            logins,
+            output: Output::Image,
+            archive: PathBuf::new(),
+            archive_limit: self
+                .job
+                .definition
+                .machine
+                .disk_mb
+                .map_or(ARCHIVE, |mib| (u64::from(mib) << 20).saturating_mul(2)),
+            repository: self.builder.buildkits.repository.clone(),
+        };
+        let mut last = None;
+        for (number, kit) in self.builder.buildkits.kits.iter().enumerate() {
+            job.id = format!("{}-{}-{number}", self.job.build.uuid().as_simple(), self.job.attempt);
+            job.archive = scratch.path().join(format!("image-{number}.tar"));
+            self.log.say("prepare", "Building the Dockerfile with BuildKit").await?;
+            let (events, seen) = mpsc::channel(EVENTS);
+            // A task of the scope's: when this future is dropped, the scope still waits for BuildKit to let go.
+            let building = self.scope.tasks.spawn({
+                let (kit, job, cancel) = (Arc::clone(kit), Arc::new(job.clone()), self.scope.cancel.clone());
+                async move { kit.build(job, events, &cancel).await }
+            });
+            let mut log = log::Writer::new(&self.log, &self.cache, secrets, self.job.definition.skip_cache);
+            log.follow(seen).await?;
+            let built = building.await.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+            match built {
+                Ok(_) => return Ok(job.archive),
+                Err(error @ nullspace_buildkit::Error::Unavailable { .. }) => {
+                    tracing::warn!(error = %chain(&error), "a BuildKit was lost");
+                    let message = "BuildKit is unreachable or closed the connection";
+                    let entry = self.log.message("prepare", TemplateBuildLogLevel::Warn, message);
+                    self.log.append(vec![entry]).await?;
+                    last = Some(error);
+                }
+                Err(error) => return Err(answer::failure(&error, &log).into()),
+            }
+        }
+        let message = match last {
+            Some(_) => "no BuildKit could build the Dockerfile: each was unreachable or closed the connection",
+            None => "this service has no BuildKit",
+        };
+        let mut failure = BuildFailure::infrastructure(Phase::Prepare, reason::BUILDKIT_UNAVAILABLE, message);
+        failure.suggested_action = "Try again; if it persists, tell the operator to look at BuildKit.".to_owned();
+        Err(failure.into())
+    }
+}
+
+/// The folder with the Dockerfile alone, and its own ignore file, as `docker build -f` sends it; and its name there.
+fn folder(dockerfile: &PlannedDockerfile, context: &Tree) -> Result<(String, Tree), nullspace_buildkit::InvalidPath> {
+    let name = dockerfile.path.rsplit('/').next().unwrap_or(&dockerfile.path).to_owned();
+    let mut tree = Tree::default();
+    tree.file(&name, None, Source::Memory(dockerfile.text.clone().into()))?;
+    if let Some(source) = context.get(&format!("{}.dockerignore", dockerfile.path)) {
+        tree.file(&format!("{name}.dockerignore"), None, source.clone())?;
+    }
+    Ok((name, tree))
+}
+
+fn opened(archive: PathBuf) -> Result<LocalImage, BuildFailure> {
+    let platform = Platform::host().ok_or_else(|| {
+        BuildFailure::internal(Phase::Prepare, &format!("no OCI platform for {}", std::env::consts::ARCH))
+    })?;
+    let layout = Layout::open(&archive).map_err(|error| image::invalid(&error))?;
+    layout.resolve(platform, None).map_err(|error| image::invalid(&error))
+}
+
+async fn blocking<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, BuildFailure> + Send + 'static,
+) -> Result<T, BuildFailure> {
+    let done = tokio::task::spawn_blocking(job).await;
+    done.unwrap_or_else(|error| Err(BuildFailure::internal(Phase::Prepare, &error)))
+}

@@ -1,0 +1,418 @@
+//! Root images: their keys and sizes, who makes them, what users read about it. How is `nullspace-rootfs`' business.
+//!
+//! # Keys
+//! What a root image holds is named by its content key: BLAKE3 over length-prefixed parts, which are the kind of source,
+//! its digest (an image's *manifest*, so that a moved tag is another key and an index that only gained platforms is not),
+//! platform, [`IMPORTER`] and the disk's size. Equal content keys mean equal bytes: identifiers inside the filesystem come
+//! from it, times are fixed, so that copies under several keys share their chunks.
+//!
+//! A digest is a claim: a registry can serve anybody's manifest and config without having a layer of it. So a root image is
+//! not found by its content alone, but by its content and a [`Proof`] that whoever asks may have it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use nullspace_api::TemplateFailurePhase as Phase;
+use nullspace_ext4::Options;
+use nullspace_host_interface::{BuildFailure, reason};
+use nullspace_oci::merge::MergedTree;
+use nullspace_rootfs::{Content, Sink, Written};
+use nullspace_types::TenantId;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use uuid::Uuid;
+
+use super::log::BuildLog;
+
+/// Version of what an import makes of the same source; raise it when the bytes change.
+pub(crate) const IMPORTER: &str = "2";
+/// Disk of the base template.
+pub(crate) const BASE_DISK_BYTES: u64 = 4 << 30;
+/// Smallest disk that is chosen when the request names none, MiB.
+const DEFAULT_DISK_MIB: u64 = 4 << 10;
+/// Room that a machine needs of its own on the disk: mount points, host name, resolver, and what a start command writes at
+/// least.
+const SPARE_BYTES: u64 = 32 << 20;
+/// Room beside the image's own content when the request names none, MiB.
+const HEADROOM_MIB: u64 = 1 << 10;
+/// Between two progress lines.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// Disk of a template made from an image: as asked, or the content by a generous guess and headroom. Blocks that nobody
+/// writes cost nothing.
+pub(crate) fn disk_bytes(asked_mib: Option<u32>, compressed_bytes: u64) -> u64 {
+    let mib = match asked_mib {
+        Some(asked) => u64::from(asked),
+        None => {
+            let content = (compressed_bytes >> 20).saturating_mul(5);
+            DEFAULT_DISK_MIB.max(content.saturating_add(HEADROOM_MIB).next_multiple_of(512))
+        }
+    };
+    mib.saturating_mul(1 << 20)
+}
+
+/// Why a tenant may have the root image of a manifest or of layers whose digests it can name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// This repository gave the image to somebody who brought no credentials, and so gives it to everybody. All layers
+    /// were fetched from there.
+    Public {
+        /// Host, perhaps with a port.
+        registry: String,
+        /// Path in it.
+        repository: String,
+    },
+    /// This tenant has had all layers itself: fetched with credentials of its own, or built.
+    Tenant(TenantId),
+}
+
+impl Proof {
+    /// The key under which the content is found with this proof.
+    fn key(&self, content: &str) -> String {
+        match self {
+            Proof::Public { registry, repository } => key(&["public", registry, repository, content]),
+            Proof::Tenant(tenant) => key(&["tenant", &tenant.to_string(), content]),
+        }
+    }
+}
+
+/// Under which keys a root image is looked for, and how it is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RootKey {
+    /// Key that it is stored under; looked for first.
+    pub(crate) key: String,
+    /// Keys that it may also be found under.
+    pub(crate) others: Vec<String>,
+    /// What it holds.
+    pub(crate) content: String,
+}
+
+impl RootKey {
+    /// Found by any of the proofs, stored under the first.
+    fn proven(content: String, first: &Proof, others: &[Proof]) -> RootKey {
+        let others = others.iter().map(|proof| proof.key(&content)).collect();
+        RootKey { key: first.key(&content), others, content }
+    }
+
+    /// The root of an image in a registry, for a tenant that has just been shown its manifest there.
+    pub(crate) fn of_image(
+        manifest_digest: &str,
+        disk_bytes: u64,
+        public: Proof,
+        tenant: TenantId,
+        credentials: bool,
+    ) -> RootKey {
+        let content = key(&["image", manifest_digest, std::env::consts::ARCH, IMPORTER, &disk_bytes.to_string()]);
+        let own = Proof::Tenant(tenant);
+        // What this repository gives to everybody, or this tenant has, need not be fetched again in either case.
+        if credentials { RootKey::proven(content, &own, &[public]) } else { RootKey::proven(content, &public, &[own]) }
+    }
+
+    /// The root of an image that was built here for a tenant, from the digests that its config claims for its layers.
+    pub(crate) fn of_layers(diff_ids: &[&str], disk_bytes: u64, tenant: TenantId) -> RootKey {
+        let disk = disk_bytes.to_string();
+        let content = key(&[&["layers", std::env::consts::ARCH, IMPORTER, &disk], diff_ids].concat());
+        RootKey::proven(content, &Proof::Tenant(tenant), &[])
+    }
+
+    /// The root of the base template, which is the operator's and everybody's.
+    pub(crate) fn of_tar(sha256: &str) -> RootKey {
+        let content = tar_key(sha256);
+        RootKey { key: content.clone(), others: Vec::new(), content }
+    }
+}
+
+/// Key of the base template's root.
+pub(crate) fn tar_key(sha256: &str) -> String {
+    key(&["tar", sha256, std::env::consts::ARCH, IMPORTER, &BASE_DISK_BYTES.to_string()])
+}
+
+fn key(parts: &[&str]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Imports that run in this process: whoever wants the same key waits for the first and finds its result.
+#[derive(Default)]
+pub(crate) struct InFlight {
+    keys: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl InFlight {
+    pub(crate) async fn enter(&self, key: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+            keys.retain(|_, lock| lock.strong_count() > 0);
+            match keys.get(key).and_then(Weak::upgrade) {
+                Some(lock) => lock,
+                None => {
+                    let lock = Arc::default();
+                    keys.insert(key.to_owned(), Arc::downgrade(&lock));
+                    lock
+                }
+            }
+        };
+        lock.lock_owned().await
+    }
+}
+
+/// Progress of an import as log lines, at a humane rate. Called from the reader's thread.
+pub(crate) struct Lines {
+    lines: tokio::sync::mpsc::Sender<String>,
+    last: Mutex<Instant>,
+}
+
+impl Lines {
+    pub(crate) fn new(log: BuildLog, tasks: &TaskTracker) -> Lines {
+        let (lines, mut said) = tokio::sync::mpsc::channel::<String>(1);
+        tasks.spawn(async move {
+            while let Some(line) = said.recv().await {
+                if log.say("prepare", line).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Lines { lines, last: Mutex::new(Instant::now()) }
+    }
+
+    /// Says it, unless something was said a moment ago.
+    pub(crate) fn say(&self, line: impl FnOnce() -> String) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.elapsed() >= EVERY {
+            *last = Instant::now();
+            // Full: the log is slower than we are; the next line will do.
+            let _ = self.lines.try_send(line());
+        }
+    }
+}
+
+/// Imports a root tree's tar whose SHA-256 is known.
+pub(crate) async fn tar(path: PathBuf, sha256: String, target: Target) -> Result<Written, BuildFailure> {
+    let cancel = target.cancel.clone();
+    let (sink, writing) = target.begin()?;
+    let merged = blocking(move || {
+        // Read twice, but hashed first: what was pinned is what is imported.
+        let found = digest_of(&path).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+        if found != sha256 {
+            let message = "the tar of the base template has changed since this build was accepted";
+            return Err(BuildFailure::user(Phase::Prepare, reason::INVALID_IMAGE, message, "Restart the service."));
+        }
+        let file = File::open(&path).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+        let reader = Cancellable { inner: file, cancel };
+        let imported = nullspace_oci::import::import_tar(reader, sink, &Default::default());
+        imported.map(|imported| imported.tree).map_err(|error| super::image::layer_failed(&error, &error))
+    })
+    .await;
+    writing.finish(merged).await
+}
+
+/// SHA-256 of a file, hex.
+pub(crate) fn digest_of(path: &Path) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match std::io::Read::read(&mut file, &mut buffer)? {
+            0 => return Ok(hex::encode(hasher.finalize())),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+}
+
+/// A reader that ends when the build does.
+struct Cancellable<R> {
+    inner: R,
+    cancel: CancellationToken,
+}
+
+impl<R: Read> Read for Cancellable<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(std::io::Error::other("the build was stopped"));
+        }
+        self.inner.read(buffer)
+    }
+}
+
+/// Runs a job on a thread of its own and waits for it.
+async fn blocking<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, BuildFailure> + Send + 'static,
+) -> Result<T, BuildFailure> {
+    let done = tokio::task::spawn_blocking(job).await;
+    done.unwrap_or_else(|error| Err(BuildFailure::internal(Phase::Prepare, &error)))
+}
+
+/// The image file to write.
+pub(crate) struct Target {
+    pub(crate) file: File,
+    /// Content key.
+    pub(crate) content: String,
+    pub(crate) disk_bytes: u64,
+    /// Ends the import.
+    pub(crate) cancel: CancellationToken,
+    /// Held by the writer's thread, which ends last: the file's folder stays until then.
+    pub(crate) busy: TaskTrackerToken,
+}
+
+impl Target {
+    /// Starts the writer's thread.
+    pub(crate) fn begin(self) -> Result<(Sink, Writing), BuildFailure> {
+        let options = options(&self.content, self.disk_bytes);
+        let begun = nullspace_rootfs::begin(self.file, options, self.busy.clone());
+        let (sink, inner) = begun.map_err(|error| Unwritten::from(error).0)?;
+        Ok((sink, Writing { inner, busy: self.busy }))
+    }
+}
+
+/// The writer's thread, from outside.
+pub(crate) struct Writing {
+    inner: nullspace_rootfs::Writing,
+    busy: TaskTrackerToken,
+}
+
+impl Writing {
+    /// Waits for the contents and writes what `merged` says of them. The sink must be gone by now.
+    pub(crate) async fn finish(
+        self,
+        merged: Result<MergedTree<Content>, BuildFailure>,
+    ) -> Result<Written, BuildFailure> {
+        blocking(move || {
+            let _busy = self.busy;
+            self.inner.finish(merged.map_err(Unwritten)).map_err(|unwritten| unwritten.0)
+        })
+        .await
+    }
+}
+
+/// Everything in the image that is not its content, from the content key.
+fn options(key: &str, disk_bytes: u64) -> Options {
+    let id = |name: &str| {
+        let hash = blake3::keyed_hash(blake3::hash(name.as_bytes()).as_bytes(), key.as_bytes());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash.as_bytes()[..16]);
+        uuid::Builder::from_random_bytes(bytes).into_uuid()
+    };
+    let (uuid, hash_seed): (Uuid, Uuid) = (id("filesystem"), id("directories"));
+    Options {
+        label: "nullspace".to_owned(),
+        spare_bytes: SPARE_BYTES,
+        ..Options::new(disk_bytes, uuid, hash_seed, Default::default())
+    }
+}
+
+/// A failure of an import, with what the image's writer says turned into the user's terms.
+struct Unwritten(BuildFailure);
+
+impl From<nullspace_rootfs::Error> for Unwritten {
+    fn from(error: nullspace_rootfs::Error) -> Unwritten {
+        Unwritten(match &error {
+            nullspace_rootfs::Error::Ext4 { path, source } => {
+                let failure = written(path.as_deref(), source);
+                match path {
+                    Some(path) => failure.with("path", path.as_str()),
+                    None => failure,
+                }
+            }
+            _ => BuildFailure::own(Phase::Prepare, &error),
+        })
+    }
+}
+
+/// An ext4 error in the user's terms; `path` is the file that is to blame, if one is.
+fn written(path: Option<&str>, error: &nullspace_ext4::Error) -> BuildFailure {
+    match error {
+        nullspace_ext4::Error::TooSmall { size_bytes, needed_bytes } => {
+            let (size, needed) = (size_bytes >> 20, needed_bytes.div_ceil(1 << 20));
+            BuildFailure::user(
+                Phase::Prepare,
+                reason::DISK_TOO_SMALL,
+                format!("the image and its machine need {needed} MiB, the disk has {size} MiB"),
+                format!("Set build_config.disk_mb to at least {needed}, and more for what the template is to write."),
+            )
+            .with("needed_mb", needed)
+        }
+        nullspace_ext4::Error::Io { .. } => BuildFailure::own(Phase::Prepare, error),
+        other => BuildFailure::user(
+            Phase::Prepare,
+            reason::INVALID_IMAGE,
+            match path {
+                Some(path) => format!("the image cannot be stored as a filesystem: {}: {other}", path.escape_debug()),
+                None => format!("the image cannot be stored as a filesystem: {other}"),
+            },
+            "Mend the file that the message names and build the image again.",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn public(registry: &str, repository: &str) -> Proof {
+        Proof::Public { registry: registry.to_owned(), repository: repository.to_owned() }
+    }
+
+    fn image(registry: &str, repository: &str, tenant: TenantId, credentials: bool) -> RootKey {
+        RootKey::of_image(DIGEST, 1 << 30, public(registry, repository), tenant, credentials)
+    }
+
+    /// Whether `asking` finds what `stored` left.
+    fn finds(asking: &RootKey, stored: &RootKey) -> bool {
+        assert_eq!(asking.content, stored.content, "copies hold the same bytes");
+        asking.key == stored.key || asking.others.contains(&stored.key)
+    }
+
+    #[test]
+    fn a_claimed_manifest_finds_nothing_of_another_tenant() {
+        let (a, b) = (TenantId::new(), TenantId::new());
+        let private = image("r.example", "a/private", a, true);
+        for claimed in [
+            image("evil.example", "x", b, false),
+            image("evil.example", "x", b, true),
+            image("evil.example", "a/private", b, false),
+            // Even where it can be read: another tenant's credentials are no proof.
+            image("r.example", "a/private", b, true),
+            image("r.example", "a/private", b, false),
+        ] {
+            assert!(!finds(&claimed, &private), "{claimed:?}");
+        }
+        // What is served to everybody somewhere is not thereby served by others.
+        let open = image("r.example", "open", a, false);
+        for claimed in [image("evil.example", "open", b, false), image("r.example", "x", b, false)] {
+            assert!(!finds(&claimed, &open), "{claimed:?}");
+        }
+        // Length-prefixed: no other split of the same text is the same repository.
+        assert_ne!(public("r.example/a", "b").key("c"), public("r.example", "a/b").key("c"));
+    }
+
+    #[test]
+    fn what_is_public_is_shared_and_what_a_tenant_has_had_is_found_by_it() {
+        let (a, b) = (TenantId::new(), TenantId::new());
+        let open = image("r.example", "open", a, false);
+        assert!(finds(&image("r.example", "open", b, false), &open));
+        assert!(finds(&image("r.example", "open", b, true), &open));
+        let private = image("r.example", "private", a, true);
+        assert!(finds(&image("r.example", "private", a, true), &private));
+        assert!(finds(&image("copy.example", "private", a, false), &private));
+    }
+
+    #[test]
+    fn built_layers_are_their_tenants_alone() {
+        let (a, b) = (TenantId::new(), TenantId::new());
+        let of = |tenant| RootKey::of_layers(&[DIGEST], 1 << 30, tenant);
+        assert!(finds(&of(a), &of(a)));
+        assert!(!finds(&of(b), &of(a)));
+    }
+}

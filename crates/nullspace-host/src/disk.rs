@@ -1,0 +1,329 @@
+//! Room on the host's disk: what is refused for want of it, and who is ended when it runs out.
+//!
+//! ```text
+//!   free   ───────────────│ reserve │──────────────│ line │──────── 0
+//!   begins  anything       nothing new               nothing new
+//!   runs    everything     everything; unused raw    the machine or build that has
+//!                          images make room          written most since is ended
+//! ```
+//! Disks of machines are thin: together they may promise more than there is, and what their guests write is seen only
+//! when it is written. The reserve is what the database, logs and the ends of builds live on meanwhile.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nullspace_api::{ErrorResponseCode, TemplateFailurePhase};
+use nullspace_data::{ArtifactStore, DataError, Room, Space};
+use nullspace_host_interface::storage_full;
+use nullspace_service::{Error, chain};
+use tokio_util::sync::CancellationToken;
+
+use crate::failures::{internal, of_data};
+
+/// Reserve where the operator names none, bytes; on small disks a share of them.
+const RESERVE: u64 = 512 << 20;
+/// That share.
+const SHARE: u64 = 16;
+/// Between two looks at the disk. A guest can write some hundred MiB meanwhile.
+const LOOK: Duration = Duration::from_millis(250);
+/// Between two removals of unused raw root images.
+const MAKE_ROOM: Duration = Duration::from_secs(10);
+/// What was ended may take so long to give its room back, before the next is ended.
+const ENDING: Duration = Duration::from_secs(5);
+/// Who has written less than this since room got short is not what fills the disk, bytes.
+const WRITES_MUCH: u64 = 1 << 20;
+/// The disk under the data folder, as the service uses it.
+pub(crate) struct Disk {
+    files: ArtifactStore,
+    /// Must stay free for whatever is asked for, bytes.
+    reserve: u64,
+    state: Arc<Mutex<State>>,
+    next: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Folders that running work writes into.
+    writers: HashMap<u64, Writer>,
+    /// When the disk was last seen under its line.
+    last_short: Option<Instant>,
+}
+
+/// Answers how many bytes lie in files that no folder shows.
+type Nameless = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+#[derive(Clone)]
+struct Writer {
+    folder: PathBuf,
+    /// A machine's overlay has no name.
+    nameless: Option<Nameless>,
+    overran: CancellationToken,
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+/// One that writes into a folder of `work/`. Dropped, it writes no more.
+#[derive(Debug)]
+pub(crate) struct Writing {
+    state: Arc<Mutex<State>>,
+    id: u64,
+    /// Cancelled when it must end, because the disk runs full and it has written most.
+    pub(crate) overran: CancellationToken,
+}
+
+impl Writing {
+    /// Counts what `nameless` answers beside what lies in the folder. It is called from a thread that may block.
+    pub(crate) fn count(&self, nameless: impl Fn() -> u64 + Send + Sync + 'static) {
+        if let Some(writer) = lock(&self.state).writers.get_mut(&self.id) {
+            writer.nameless = Some(Arc::new(nameless));
+        }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        lock(&self.state).writers.remove(&self.id);
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The reserve on a file system of this size.
+fn default_reserve(total: u64) -> u64 {
+    RESERVE.min(total / SHARE)
+}
+
+impl Disk {
+    /// With the operator's reserve in bytes, or the default for the file system under `files`.
+    pub(crate) fn new(files: ArtifactStore, reserve: Option<u64>) -> Disk {
+        // A file system that cannot be measured is refused at the first promise, not here.
+        let default = || files.space().map_or(RESERVE, |space| default_reserve(space.total));
+        let reserve = reserve.unwrap_or_else(default);
+        Disk { files, reserve, state: Arc::default(), next: AtomicU64::new(0) }
+    }
+
+    /// Under this the disk is as good as full, bytes.
+    fn line(&self) -> u64 {
+        self.reserve / 2
+    }
+
+    /// Someone writes into this folder from now on; `overran` is cancelled should it have to end.
+    pub(crate) fn enter(&self, folder: &Path, overran: CancellationToken) -> Writing {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let writer = Writer { folder: folder.to_owned(), nameless: None, overran: overran.clone() };
+        lock(&self.state).writers.insert(id, writer);
+        Writing { state: Arc::clone(&self.state), id, overran }
+    }
+
+    /// Whether the disk was seen as good as full since `began`.
+    fn was_short(&self, began: Instant) -> bool {
+        lock(&self.state).last_short.is_some_and(|last| last >= began)
+    }
+
+    fn writers(&self) -> Vec<(u64, Writer)> {
+        lock(&self.state).writers.iter().map(|(id, writer)| (*id, writer.clone())).collect()
+    }
+}
+
+impl Disk {
+    /// Promises room on the disk, beside the reserve and what others were promised.
+    pub(crate) fn room(&self, bytes: u64) -> Result<Room, DataError> {
+        self.files.promise(bytes, self.reserve)
+    }
+
+    /// Refuses a request that would begin something while the disk has no room for it.
+    pub(crate) fn ensure_room(&self, bytes: u64, phase: Option<TemplateFailurePhase>) -> Result<Room, Error> {
+        self.room(bytes).map_err(|error| refused(&error, phase))
+    }
+
+    /// Refuses a disk for a machine that this host could not hold even if it held nothing else.
+    pub(crate) fn ensure_possible(&self, disk_mb: u32) -> Result<(), Error> {
+        let asked = u64::from(disk_mb);
+        let Space { total, .. } = self.files.space().map_err(of_data)?;
+        let most = total.saturating_sub(self.reserve) >> 20;
+        if asked <= most {
+            return Ok(());
+        }
+        let message = format!("build_config.disk_mb is {asked}: the disk of this host has {most} MiB for everything");
+        Err(Error::new(ErrorResponseCode::CapacityExceeded, message))
+    }
+
+    /// Whether the disk was as good as full at any time since `began`, or is now.
+    pub(crate) fn was_full(&self, began: Instant) -> bool {
+        self.was_short(began) || self.files.space().is_ok_and(|space| space.free < self.line())
+    }
+
+    /// Free bytes, and how many must stay free, for the metrics.
+    pub(crate) fn free_and_reserve(&self) -> Result<(u64, u64), DataError> {
+        Ok((self.files.space()?.free, self.reserve))
+    }
+}
+
+/// A request that was refused, or broke off, because the host's disk is full.
+pub(crate) fn refused(error: &DataError, phase: Option<TemplateFailurePhase>) -> Error {
+    if !error.is_storage_full() {
+        return internal("measure the disk", error);
+    }
+    tracing::warn!(error = %chain(error), "refused: the disk under the data folder has no room");
+    storage_full(phase)
+}
+
+/// Looks after the disk until the service stops.
+pub(crate) async fn watch(disk: Arc<Disk>, shutdown: CancellationToken) {
+    let mut shortage = Shortage::default();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        match disk.files.space() {
+            Ok(space) => shortage.look(&disk, space.free).await,
+            Err(error) => tracing::error!(error = %chain(&error), "the disk cannot be measured"),
+        }
+    }
+}
+
+/// What is remembered from the moment on at which the disk had less than its reserve.
+#[derive(Debug, Default)]
+struct Shortage {
+    said: bool,
+    /// What each writer had written when room was short and not yet gone.
+    before: HashMap<u64, u64>,
+    made_room: Option<Instant>,
+    /// Who was ended last, and when.
+    ended: Option<(u64, Instant)>,
+}
+
+impl Shortage {
+    async fn look(&mut self, disk: &Disk, free: u64) {
+        let (reserve, line) = (disk.reserve, disk.line());
+        if free >= reserve {
+            if self.said {
+                tracing::info!(free_mib = free >> 20, "the disk under the data folder has room again");
+            }
+            *self = Shortage::default();
+            return;
+        }
+        if !self.said {
+            self.said = true;
+            let (free, reserve) = (free >> 20, reserve >> 20);
+            tracing::warn!(
+                "the disk under the data folder has {free} MiB free, less than {reserve} MiB: nothing new begins"
+            );
+        }
+        if self.made_room.is_none_or(|last| last.elapsed() >= MAKE_ROOM) {
+            self.made_room = Some(Instant::now());
+            if let Err(error) = disk.files.drop_raw_rootfs().await {
+                tracing::warn!(error = %chain(&error), "unused raw root images cannot make room");
+            }
+        }
+        let writers = disk.writers();
+        let measured = tokio::task::spawn_blocking(move || measure(writers)).await.unwrap_or_default();
+        if free >= line {
+            for (id, _, bytes) in measured {
+                self.before.entry(id).or_insert(bytes);
+            }
+            return;
+        }
+        lock(&disk.state).last_short = Some(Instant::now());
+        let still_ending =
+            |(id, at): (u64, Instant)| at.elapsed() < ENDING && measured.iter().any(|found| found.0 == id);
+        if self.ended.is_some_and(still_ending) {
+            return;
+        }
+        if let Some((id, writer, bytes)) = worst(&self.before, measured) {
+            let folder = writer.folder.display();
+            tracing::warn!(%folder, mib = bytes >> 20, "the disk runs full: ending what has written most of late");
+            writer.overran.cancel();
+            self.ended = Some((id, Instant::now()));
+        }
+    }
+}
+
+/// Who has grown most; nobody when nobody has grown much.
+fn worst(before: &HashMap<u64, u64>, now: Vec<(u64, Writer, u64)>) -> Option<(u64, Writer, u64)> {
+    let growth = |id: &u64, bytes: u64| bytes.saturating_sub(before.get(id).copied().unwrap_or(0));
+    let worst = now.into_iter().max_by_key(|(id, _, bytes)| (growth(id, *bytes), *bytes))?;
+    (growth(&worst.0, worst.2) >= WRITES_MUCH).then_some(worst)
+}
+
+/// What lies in each writer's folder and in its files without a name, bytes on the disk. Blocks.
+fn measure(writers: Vec<(u64, Writer)>) -> Vec<(u64, Writer, u64)> {
+    let bytes = |writer: &Writer| {
+        let nameless = writer.nameless.as_ref().map_or(0, |nameless| nameless());
+        stored(&writer.folder).saturating_add(nameless)
+    };
+    writers.into_iter().map(|(id, writer)| (id, writer.clone(), bytes(&writer))).collect()
+}
+
+/// Files come and go while they are counted: what is gone counts nothing.
+fn stored(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
+    let own = metadata.blocks().saturating_mul(512);
+    if !metadata.is_dir() {
+        return own;
+    }
+    let Ok(entries) = fs::read_dir(path) else { return own };
+    entries.flatten().map(|entry| stored(&entry.path())).fold(own, u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writer() -> Writer {
+        Writer { folder: PathBuf::new(), nameless: None, overran: CancellationToken::new() }
+    }
+
+    #[test]
+    fn a_small_disk_has_a_small_reserve() {
+        assert_eq!(default_reserve(1 << 40), 512 << 20);
+        assert_eq!(default_reserve(1_400 << 20), (1_400 << 20) / 16);
+    }
+
+    #[test]
+    fn who_has_grown_most_of_late_is_ended_and_nobody_when_nobody_grows() {
+        let gib = 1u64 << 30;
+        let now =
+            |sizes: [u64; 3]| sizes.into_iter().zip(1..).map(|(bytes, id)| (id, writer(), bytes)).collect::<Vec<_>>();
+        let before = HashMap::from([(1, 5 * gib), (2, gib), (3, 0)]);
+        let ended = |sizes| worst(&before, now(sizes)).map(|(id, ..)| id);
+        // The largest has not written anything since.
+        assert_eq!(ended([5 * gib, 2 * gib, gib / 2]), Some(2));
+        assert_eq!(ended([5 * gib, gib, 4096]), None, "something else fills the disk");
+        // All within one look: who has most.
+        assert_eq!(worst(&HashMap::new(), now([5 * gib, gib, 0])).map(|(id, ..)| id), Some(1));
+        assert!(worst(&before, Vec::new()).is_none());
+    }
+
+    #[test]
+    fn a_folder_is_measured_by_what_it_takes() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let data = tempfile::TempDir::new().unwrap();
+        let disk = Disk::new(ArtifactStore::open(data.path()).unwrap(), Some(1 << 20));
+        let token = CancellationToken::new();
+        let writing = disk.enter(dir.path(), token.clone());
+        fs::create_dir(dir.path().join("deep")).unwrap();
+        fs::write(dir.path().join("deep/disk"), vec![1; 1 << 20]).unwrap();
+        fs::File::create(dir.path().join("sparse")).unwrap().set_len(1 << 40).unwrap();
+        let measured = measure(disk.writers());
+        assert!((1 << 20..2 << 20).contains(&measured[0].2), "{}", measured[0].2);
+        writing.count(|| 5 << 20);
+        assert_eq!(measure(disk.writers())[0].2, measured[0].2 + (5 << 20));
+        drop(writing);
+        assert!(disk.writers().is_empty() && !token.is_cancelled());
+        assert!(!disk.was_short(Instant::now()));
+    }
+}

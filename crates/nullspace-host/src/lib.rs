@@ -1,0 +1,109 @@
+//! One host: its machines, caches and disk, behind the [host interface](nullspace_host_interface). It runs builds and sandboxes
+//! for control, and knows neither database nor HTTP.
+//!
+//! ```text
+//!   control ── Host ──> LocalHost
+//!                         ├─ build/     one attempt of a build: prepare, steps, start, snapshot, publish
+//!                         ├─ sandbox/   a sandbox from its snapshot to its end
+//!                         ├─ files      files of build contexts      storage   what can go
+//!                         └─ machine · admission · disk              what both kinds of work have in common
+//! ```
+
+mod admission;
+mod build;
+mod disk;
+mod failures;
+mod files;
+mod lines;
+mod machine;
+mod sandbox;
+mod storage;
+mod usage;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nullspace_buildkit::BuildKit;
+use nullspace_data::ArtifactStore;
+use nullspace_host_interface::{Capacity, Host};
+use nullspace_oci::registry::Registry;
+use nullspace_vmm::Vmm;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use admission::TenantQuota;
+
+use self::build::Builder;
+use self::disk::Disk;
+use self::machine::Machines;
+use self::sandbox::Actors;
+
+/// Settings of a [`LocalHost`].
+#[derive(Debug, Clone)]
+pub struct HostConfig {
+    /// Name of this host among those that share the database. With the data folder's path it tells the images of this service on a
+    /// Docker Engine from those of others.
+    pub name: String,
+    /// Bound of one program of a build's step.
+    pub step_timeout: Duration,
+    /// Certificates in PEM that the programs of build steps trust besides their image's.
+    pub extra_ca_pem: Option<Vec<u8>>,
+    /// What machines may hold together.
+    pub capacity: Capacity,
+    /// What one tenant's machines may hold.
+    pub quota: TenantQuota,
+    /// Must stay free on the disk under the data folder for anything to begin, bytes; `None`: the default for its size.
+    pub disk_reserve: Option<u64>,
+    /// Tar of the root tree of the built-in base template.
+    pub base_tar: Option<PathBuf>,
+}
+
+/// The host that this process is. Cheap to clone.
+#[derive(Clone)]
+pub struct LocalHost {
+    inner: Arc<Inner>,
+}
+
+/// What the host interface is answered from. Each topic has a value of its own, and reaches no other.
+struct Inner {
+    machines: Machines,
+    disk: Arc<Disk>,
+    files: ArtifactStore,
+    builder: Arc<Builder>,
+    actors: Arc<Actors>,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl LocalHost {
+    /// Puts the parts together. Nothing runs before [`Lifecycle::start`](nullspace_host_interface::Lifecycle::start).
+    pub fn new(
+        config: HostConfig,
+        files: ArtifactStore,
+        vmm: Arc<dyn Vmm>,
+        registry: Registry,
+        buildkits: Vec<BuildKit>,
+    ) -> LocalHost {
+        let HostConfig { name, step_timeout, extra_ca_pem, capacity, quota, disk_reserve, base_tar } = config;
+        let machines = Machines::new(vmm, capacity, quota);
+        let disk = Arc::new(Disk::new(files.clone(), disk_reserve));
+        let settings = build::Settings { step_timeout, extra_ca_pem, base_tar };
+        let buildkits = build::buildkit::Pool::new(buildkits, &name, files.root());
+        let builder = Builder::new(settings, machines.clone(), Arc::clone(&disk), files.clone(), registry, buildkits);
+        let actors = Actors::new(machines.clone(), Arc::clone(&disk), files.clone());
+        LocalHost {
+            inner: Arc::new(Inner {
+                machines,
+                disk,
+                files,
+                builder: Arc::new(builder),
+                actors: Arc::new(actors),
+                shutdown: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+            }),
+        }
+    }
+}
+
+impl Host for LocalHost {}

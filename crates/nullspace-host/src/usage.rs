@@ -1,0 +1,69 @@
+//! What this host is, its start and its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use nullspace_host_interface::{
+    Capacity, HostError, HostEvents, HostInfo, HostUsage, ImageStoreUsage, Lifecycle, RawImageUsage,
+};
+use nullspace_vmm::VmmKind;
+
+use crate::failures::to_control;
+use crate::{LocalHost, disk};
+
+/// Background work ends within this.
+const ENDING: Duration = Duration::from_secs(120);
+
+#[async_trait]
+impl Lifecycle for LocalHost {
+    async fn start(&self, events: Arc<dyn HostEvents>) {
+        let inner = &self.inner;
+        inner.actors.report_to(events);
+        inner.builder.buildkits.sweep().await;
+        inner.tasks.spawn(disk::watch(Arc::clone(&inner.disk), inner.shutdown.clone()));
+    }
+
+    async fn stop(&self) {
+        let inner = &self.inner;
+        inner.shutdown.cancel();
+        for tasks in [&inner.tasks, &inner.builder.tasks, &inner.actors.tasks] {
+            tasks.close();
+            if tokio::time::timeout(ENDING, tasks.wait()).await.is_err() {
+                tracing::error!("background work of the host does not end");
+            }
+        }
+    }
+
+    fn info(&self) -> HostInfo {
+        let (vmm, what) = (&self.inner.machines.vmm, self.inner.machines.vmm.compatibility());
+        HostInfo {
+            vmm: match what.vmm {
+                VmmKind::Firecracker => "firecracker",
+                VmmKind::Qemu => "qemu",
+            },
+            version: what.vmm_version.clone(),
+            accelerator: what.accelerator.clone(),
+            walls: vmm.walls(),
+        }
+    }
+
+    fn admitted(&self) -> (Capacity, Capacity) {
+        self.inner.machines.admission.usage()
+    }
+
+    async fn usage(&self) -> Result<HostUsage, HostError> {
+        let (stored, raw) = (self.inner.files.image_stats(), self.inner.files.cache_usage());
+        let (disk_free, disk_reserve) = self.inner.disk.free_and_reserve().map_err(to_control)?;
+        Ok(HostUsage {
+            images: ImageStoreUsage {
+                chunks: stored.chunks,
+                pack_bytes: stored.pack_bytes,
+                plain_bytes: stored.plain_bytes,
+            },
+            raw: RawImageUsage { files: raw.files, bytes: raw.bytes, written_back: raw.written_back },
+            disk_free,
+            disk_reserve,
+        })
+    }
+}

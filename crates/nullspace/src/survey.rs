@@ -1,0 +1,226 @@
+//! Whether database and folders belong together, before anything is removed from either.
+//!
+//! ```text
+//!   the database names it, the disk has it not   lost      a volume that is not mounted, or really gone
+//!   the disk has it, no build ever was to make it  foreign   the database is another one, or an older copy
+//!   the disk has it, a build was to make it        left over by a crash: the sweep removes it
+//! ```
+//! What cannot be seen may come back. So a service does not start when everything of one kind is lost or anything is
+//! foreign, forgets nothing by itself, and removes nothing of a database that it cannot see. `nullspace store accept-loss`
+//! is how an operator says that something will not come back.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context;
+use nullspace_data::{ArtifactStore, Inventory, artifact_of};
+use nullspace_db::Database;
+use nullspace_types::{ArtifactId, Blob, KnownFiles, TenantId};
+
+/// The database's half of the comparison.
+#[derive(Debug, Clone, Default)]
+struct Named {
+    files: KnownFiles,
+    blobs: BTreeSet<Blob>,
+    tenants: BTreeSet<TenantId>,
+    /// Artifacts that the folder has and `files` has not, and that a build was to make.
+    allotted: BTreeSet<ArtifactId>,
+}
+
+/// What database and folders say of each other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Survey {
+    /// Named by the database, and not there.
+    pub(crate) lost: KnownFiles,
+    /// The same, of uploaded files.
+    pub(crate) lost_blobs: BTreeSet<Blob>,
+    /// Names, relative to the data directory, of what this database has nothing to do with.
+    pub(crate) foreign: BTreeSet<String>,
+    /// Sentences on kinds of which all that is named is lost.
+    pub(crate) all_lost: Vec<String>,
+}
+
+impl Survey {
+    /// Why the service must not start; `None` when it may.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let mut faults = self.all_lost.clone();
+        if let Some(first) = self.foreign.first() {
+            faults.push(format!(
+                "{} folders or files (the first is {first}) were made with another database than this one, or with a newer \
+                 copy of it",
+                self.foreign.len()
+            ));
+        }
+        (!faults.is_empty()).then(|| {
+            format!(
+                "{}. Nothing was changed. Mount or restore what is missing and start again; or, to go on without it, see \
+                 `nullspace store accept-loss`",
+                faults.join("; ")
+            )
+        })
+    }
+
+    /// Whether nothing at all is lost or foreign.
+    pub(crate) fn is_clean(&self) -> bool {
+        *self == Survey::default()
+    }
+}
+
+/// Compares the two, and changes neither. For the start of a service, or beside none.
+///
+/// # Errors
+/// When the database or a folder cannot be read.
+pub(crate) async fn survey(files: &ArtifactStore, database: &dyn Database) -> anyhow::Result<Survey> {
+    let mut named = Named {
+        files: database.known_files().await.context("list what is known")?,
+        blobs: database.known_blobs().await.context("list uploaded files")?,
+        tenants: database.list_tenants().await.context("list tenants")?.into_iter().map(|tenant| tenant.id).collect(),
+        allotted: BTreeSet::new(),
+    };
+    let there = files.inventory().await.context("look at the data folder")?;
+    let unnamed = there.artifacts.difference(&named.files.artifacts).filter_map(|name| artifact_of(name)).collect();
+    named.allotted = database.allotted(&unnamed).await.context("ask which builds made them")?;
+    Ok(compare(&there, &named))
+}
+
+fn compare(there: &Inventory, named: &Named) -> Survey {
+    let mut survey = Survey::default();
+    for name in there.artifacts.difference(&named.files.artifacts) {
+        if artifact_of(name).is_some_and(|id| !named.allotted.contains(&id)) {
+            survey.foreign.insert(format!("{}/{name}", Inventory::ARTIFACTS));
+        }
+    }
+    for folder in there.blobs.keys() {
+        if folder.parse::<TenantId>().is_ok_and(|tenant| !named.tenants.contains(&tenant)) {
+            survey.foreign.insert(format!("{}/{folder}", Inventory::BLOBS));
+        }
+    }
+    survey.lost.artifacts = named.files.artifacts.difference(&there.artifacts).cloned().collect();
+    let lost = named.files.rootfs.iter().filter(|(file, manifest)| !there.has_rootfs(file, manifest.as_deref()));
+    survey.lost.rootfs = lost.map(|(file, manifest)| (file.clone(), manifest.clone())).collect();
+    survey.lost_blobs = named.blobs.iter().filter(|blob| !there.has_blob(blob)).cloned().collect();
+
+    let mut say = |what: &str, folder: &str, named: usize, lost: usize| {
+        if named > 0 && named == lost {
+            let folder = there.root.join(folder);
+            survey
+                .all_lost
+                .push(format!("the database names {named} {what}, and none of them is in {}", folder.display()));
+        }
+    };
+    say("snapshots", Inventory::ARTIFACTS, named.files.artifacts.len(), survey.lost.artifacts.len());
+    say("root images", Inventory::CHUNKS, named.files.rootfs.len(), survey.lost.rootfs.len());
+    say("uploaded files", Inventory::BLOBS, named.blobs.len(), survey.lost_blobs.len());
+    survey
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use nullspace_types::BlobId;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A snapshot, a root image and an uploaded file that are there, and the database's half of them.
+    fn stored(files: &ArtifactStore) -> Named {
+        let mut named = Named::default();
+        let folder = format!("{}.{}", ArtifactId::new(), "a".repeat(32));
+        fs::create_dir(files.root().join("artifacts").join(&folder)).unwrap();
+        named.files.artifacts.insert(folder);
+        let file = format!("{}.ext4", "b".repeat(32));
+        fs::write(files.root().join("rootfs").join(&file), "image").unwrap();
+        named.files.rootfs.insert(file, None);
+        let blob = Blob { tenant: TenantId::new(), id: BlobId::new(&"a".repeat(64), 1).unwrap() };
+        let blobs = files.root().join("blobs").join(blob.tenant.to_string());
+        fs::create_dir(&blobs).unwrap();
+        fs::write(blobs.join(blob.id.sha256()), "x").unwrap();
+        named.tenants.insert(blob.tenant);
+        named.blobs.insert(blob);
+        named
+    }
+
+    async fn compared(files: &ArtifactStore, named: &Named) -> Survey {
+        compare(&files.inventory().await.unwrap(), named)
+    }
+
+    /// Every name under the folder.
+    fn all(dir: &Path) -> Vec<String> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            found.push(path.display().to_string());
+            if path.is_dir() {
+                found.extend(all(&path));
+            }
+        }
+        found.sort();
+        found
+    }
+
+    #[tokio::test]
+    async fn a_volume_that_is_not_mounted_is_no_reason_to_forget() {
+        let dir = TempDir::new().unwrap();
+        let files = ArtifactStore::open(dir.path()).unwrap();
+        assert!(compared(&files, &Named::default()).await.is_clean(), "nothing is stored yet");
+        let named = stored(&files);
+        assert!(compared(&files, &named).await.is_clean());
+        for (folder, what) in [("artifacts", "1 snapshots"), ("rootfs", "1 root images"), ("blobs", "1 uploaded files")]
+        {
+            let (mounted, elsewhere) = (dir.path().join(folder), dir.path().join("elsewhere"));
+            fs::rename(&mounted, &elsewhere).unwrap();
+            fs::create_dir(&mounted).unwrap();
+            let refusal = compared(&files, &named).await.refusal().unwrap();
+            assert!(refusal.contains(&format!("the database names {what}, and none of them is in")), "{refusal}");
+            assert!(refusal.contains("accept-loss"), "{refusal}");
+            fs::remove_dir(&mounted).unwrap();
+            fs::rename(&elsewhere, &mounted).unwrap();
+            assert!(compared(&files, &named).await.is_clean(), "mounted again, all is well");
+        }
+    }
+
+    #[tokio::test]
+    async fn one_of_many_that_is_lost_is_named_and_stops_nothing() {
+        let dir = TempDir::new().unwrap();
+        let files = ArtifactStore::open(dir.path()).unwrap();
+        let mut named = stored(&files);
+        let lost = format!("{}.{}", ArtifactId::new(), "c".repeat(32));
+        named.files.artifacts.insert(lost.clone());
+        let found = compared(&files, &named).await;
+        assert_eq!(found.refusal(), None);
+        assert_eq!(found.lost, KnownFiles { artifacts: [lost].into(), ..KnownFiles::default() });
+        assert!(found.lost_blobs.is_empty() && !found.is_clean());
+    }
+
+    #[tokio::test]
+    async fn what_another_database_names_is_not_taken_for_the_leftovers_of_a_crash() {
+        let dir = TempDir::new().unwrap();
+        let files = ArtifactStore::open(dir.path()).unwrap();
+        let mut named = stored(&files);
+        // A crash after publishing: a build was to make it.
+        let unnamed = ArtifactId::new();
+        let left = format!("{unnamed}.{}", "b".repeat(32));
+        fs::create_dir(dir.path().join("artifacts").join(&left)).unwrap();
+        named.allotted.insert(unnamed);
+        assert!(compared(&files, &named).await.is_clean());
+        assert_eq!(files.sweep(named.files.clone()).await.unwrap().removed, [format!("artifacts/{left}")]);
+
+        // The same folders beside a new, empty database.
+        let before = all(dir.path());
+        let found = compared(&files, &Named::default()).await;
+        assert_eq!(found.lost, KnownFiles::default());
+        let folder = named.files.artifacts.first().unwrap();
+        let tenant = named.tenants.first().unwrap();
+        assert_eq!(found.foreign, [format!("artifacts/{folder}"), format!("blobs/{tenant}")].into());
+        let refusal = found.refusal().unwrap();
+        assert!(refusal.contains("2 folders or files") && refusal.contains("another database"), "{refusal}");
+        assert_eq!(all(dir.path()), before, "a survey changes nothing");
+        // Only what a survey names can be removed so.
+        for name in ["nullspace.db", "artifacts/..", "chunks/packs", "/etc/passwd", "blobs/../host"] {
+            assert!(files.remove_foreign(&[name.to_owned()].into()).await.is_err(), "{name}");
+        }
+        files.remove_foreign(&found.foreign).await.unwrap();
+        assert_eq!(compared(&files, &Named::default()).await, Survey::default());
+    }
+}
