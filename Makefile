@@ -85,7 +85,7 @@ test-long: setup-build-run-guest-base-test
 
 ## hostile bytes for every parser that reads some, two targets at a time
 fuzz: setup-build-test
-	NULLSPACE_FUZZ_SECONDS=$${NULLSPACE_FUZZ_SECONDS:-3600} NULLSPACE_FUZZ_JOBS=2 scripts/fuzz.sh
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=3 NULLSPACE_FUZZ_SECONDS=$${NULLSPACE_FUZZ_SECONDS:-3600} NULLSPACE_FUZZ_JOBS=2 scripts/fuzz.sh
 
 ## 200 clients poll and stream one build's log while 20 builds run
 bench-api: setup-build-run-guest-test release guest

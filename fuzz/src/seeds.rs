@@ -21,6 +21,7 @@ fn main() -> std::io::Result<()> {
         ("chunks_pack", nullspace_chunks::fuzzing::pack_seeds()),
         ("oci_manifest", oci_manifest()),
         ("oci_config", oci_config()),
+        ("dockerfile_outline", dockerfiles()?),
     ];
     for (target, seeds) in all {
         let folder = Path::new(&folder).join(target);
@@ -30,6 +31,19 @@ fn main() -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The Dockerfiles of the definition's own tests.
+fn dockerfiles() -> std::io::Result<Vec<Vec<u8>>> {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/nullspace-definition/tests/dockerfiles");
+    let mut found = Vec::new();
+    for case in std::fs::read_dir(cases)? {
+        let file = case?.path().join("Dockerfile");
+        if file.is_file() {
+            found.push(std::fs::read(file)?);
+        }
+    }
+    Ok(found)
 }
 
 /// A mode, the length of pieces, a stream.
