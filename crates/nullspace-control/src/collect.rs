@@ -1,4 +1,4 @@
-//! Collection: files that nothing refers to any more go, by reference and never by age alone.
+//! Collection: removes files that nothing refers to. References decide, never age alone.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,14 +12,14 @@ use nullspace_types::KnownFiles;
 
 use crate::Inner;
 
-/// Between two looks when nobody asks for one.
+/// Longest time between two rounds of collection.
 const EVERY: Duration = Duration::from_secs(60);
-/// A root image without artifacts is kept for the next build of the same source.
+/// Time for which a root image without artifacts is kept for the next build of the same source.
 const KEEP_ROOTFS: SignedDuration = SignedDuration::from_hours(24);
-/// Things collected in one look.
+/// Most things that one round removes.
 const BATCH: u32 = 100;
 
-/// Between two looks at the chunk store when no root image went: builds that failed leave chunks there, too.
+/// Time between two collections of the chunk store when no root image was removed: failed builds leave chunks, too.
 const CHUNKS_EVERY: Duration = Duration::from_secs(3600);
 
 /// Collects until the service stops.
@@ -38,7 +38,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
     }
 }
 
-/// Why a round of collection broke off. The next one goes on.
+/// The error that ended a round of collection. The next round goes on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
     #[error(transparent)]
@@ -47,7 +47,7 @@ pub(crate) enum Broken {
     Host(#[from] HostError),
 }
 
-/// What the database knows, for a collection that has begun.
+/// The database's answers for a collection that has begun.
 struct Known<'a>(&'a Inner);
 
 #[async_trait]
@@ -57,12 +57,12 @@ impl KnownImages for Known<'_> {
     }
 }
 
-/// When chunks are looked at next.
+/// The next time at which chunks are collected.
 #[derive(Default)]
 struct Chunks {
-    /// `None`: never yet, since the start.
+    /// `None`: not yet since the start.
     last: Option<Instant>,
-    /// Some may have become unused.
+    /// Chunks may have become unused.
     unused: bool,
 }
 
@@ -101,12 +101,12 @@ async fn once(inner: &Inner, chunks: &mut Chunks) -> Result<(), Broken> {
     Ok(())
 }
 
-/// Takes root images that an older version left as files into the chunk store, one after the other.
+/// Imports root images that an older version stored as files into the chunk store, one after the other.
 async fn adopt(inner: &Inner) {
     let known = match inner.db.known_files().await {
         Ok(known) => known,
         Err(error) => {
-            tracing::warn!(error = %chain(&error), "root images of an older version are looked for at the next start");
+            tracing::warn!(error = %chain(&error), "root images of an older version are imported at the next start");
             return;
         }
     };

@@ -1,4 +1,4 @@
-//! How the store's errors, and faults of our own, become the service's [`Error`].
+//! Errors of the database and internal faults, as the service's [`Error`].
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use nullspace_host_interface::{HostError, storage_full};
 use nullspace_service::chain;
 pub(crate) use nullspace_service::{Error, Result};
 
-/// A fault of the service: logged whole, shown without internals.
+/// An internal fault: logged in full, shown without internals.
 pub(crate) fn internal(what: &str, error: &dyn std::error::Error) -> Error {
     tracing::error!(error = %chain(error), "{what}");
-    Error::new(ErrorResponseCode::InternalError, "the service failed at its own work; its log has this request's id")
+    Error::new(ErrorResponseCode::InternalError, "internal error: look for this request's id in the service's log")
 }
 
-/// What the store answers, with the service's error.
+/// Converts the database's errors to the service's.
 pub(crate) trait Stored<T> {
-    /// For calls where nothing can be missing.
+    /// Converts the error of a call in which nothing can be missing.
     fn stored(self) -> Result<T>;
 
-    /// [`DbError::NotFound`] becomes `missing`.
+    /// Converts the error; [`DbError::NotFound`] becomes `missing`.
     fn or_missing(self, missing: impl FnOnce() -> Error) -> Result<T>;
 }
 
@@ -36,7 +36,7 @@ impl<T> Stored<T> for std::result::Result<T, DbError> {
     }
 }
 
-/// The service's error for one of the store's where nothing can be missing.
+/// The service's error for an error of the database in a call in which nothing can be missing.
 pub(crate) fn of_store(error: DbError) -> Error {
     match error {
         DbError::NotFound => Error::new(ErrorResponseCode::NotFound, "not found"),
@@ -60,7 +60,7 @@ pub(crate) fn of_store(error: DbError) -> Error {
     }
 }
 
-/// The service's error for one of a host's.
+/// The service's error for an error of the host.
 pub(crate) fn of_host(error: HostError) -> Error {
     if error.is_storage_full() {
         tracing::warn!(%error, "refused: the disk under the data folder has no room");

@@ -4,8 +4,8 @@
 //!   preflight   path, sha256, size  ──>  blob_id, missing?
 //!   upload      blob_id, bytes      ──>  the host (streamed, compared with the id), then the row
 //! ```
-//! The id says digest and size, so an upload needs no memory of its preflight, and doing it twice changes nothing. What no
-//! request has asked for in [`KEEP`] is collected.
+//! The id has the digest and the size. So an upload needs no memory of its preflight, and a second upload changes nothing. A
+//! file that no request has used for [`KEEP`] is collected.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,10 +33,10 @@ use crate::collect::Broken;
 use crate::error::{Error, Result, Stored, internal, of_host};
 use crate::{Control, Inner};
 
-/// A file that nobody asks for is kept so long.
+/// Time for which an unused file is kept.
 pub(crate) const KEEP: SignedDuration = SignedDuration::from_hours(24);
 
-/// What uploads share.
+/// State that uploads share.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     /// Held while an uploaded file and its row change together.
@@ -108,7 +108,7 @@ impl Blobs for Control {
 }
 
 impl Inner {
-    /// Has the host receive a file, and makes it a blob of the caller's.
+    /// Has the host receive a file, and makes it the caller's blob.
     async fn store(&self, caller: &Caller, id: BlobId, content: ByteStream) -> Result<()> {
         let blob = Blob { tenant: caller.tenant, id };
         let received = self.host.receive_file(blob.clone(), content).await?;
@@ -128,14 +128,14 @@ impl Inner {
         }
     }
 
-    /// Those of the wanted files that are stored. One that something else has removed is asked for again.
+    /// Returns the wanted files that are stored. A file that another program has removed counts as missing.
     async fn found_blobs(&self, caller: &Caller, wanted: &[BlobId]) -> Result<BTreeSet<BlobId>> {
         let known = self.db.find_blobs(caller, wanted, Timestamp::now()).await.stored()?;
         let known: Vec<BlobId> = known.into_iter().collect();
         Ok(self.host.has_files(caller.tenant, &known).await)
     }
 
-    /// Stores the files that came with a checked request, so that a build finds them whenever and wherever it runs.
+    /// Stores the files that came inside a checked request. The build can then run later and on another host.
     pub(crate) async fn keep_inline(&self, caller: &Caller, context: Option<&TemplateBuildContext>) -> Result<()> {
         let mut contents: BTreeMap<BlobId, &str> = BTreeMap::new();
         for text in context.iter().flat_map(|context| &context.files).filter_map(|file| file.content_base64.as_ref()) {
@@ -153,7 +153,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Removes files that nobody asked for in a while.
+    /// Removes files that were not used for [`KEEP`].
     pub(crate) async fn collect_blobs(&self, now: Timestamp, batch: u32) -> std::result::Result<(), Broken> {
         let unused_since = now - KEEP;
         for blob in self.db.collectable_blobs(unused_since, batch).await? {
@@ -167,7 +167,7 @@ impl Inner {
     }
 }
 
-/// Content that a checked request has.
+/// Decodes the content of a file in a checked request.
 fn decoded(text: &str) -> Result<Vec<u8>> {
     STANDARD.decode(text).map_err(|_| Error::invalid("build_context has content_base64 that is not base64"))
 }

@@ -1,4 +1,4 @@
-//! What operators ask: whether requests can be served, what there is, what was counted.
+//! Questions of operators: readiness, information about the service, and metrics.
 
 use std::time::{Duration, Instant};
 
@@ -12,19 +12,19 @@ use tokio::sync::Mutex;
 use crate::Control;
 use crate::error::{Error, Result};
 
-/// What was found out about the database counts so long.
+/// Time for which a probe's result is used again.
 const FRESH: Duration = Duration::from_secs(2);
-/// A database that does not take a write in this time is not ready.
+/// Time limit of a probe's write. A slower database is not ready.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// Whether the database took a write, and when.
+/// The last probe's result and time.
 #[derive(Debug)]
 pub(crate) struct Probed {
     at: Instant,
     found: Result<()>,
 }
 
-/// Whether writes work, as last found out.
+/// The cached state of the database.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     probed: Mutex<Option<Probed>>,

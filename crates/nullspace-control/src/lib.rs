@@ -1,17 +1,17 @@
-//! Control: what should be. It has the database, implements the service, and asks a host for everything that happens on a
+//! Control: the desired state. It has the database, implements the service, and asks a host for everything that happens on a
 //! machine.
 //!
 //! ```text
 //!   server ── Service ──> Control ── Host ──> host
-//!                           ├─ catalog/     templates, tags, aliases, claims, references, who sees them
+//!                           ├─ catalog/     templates, tags, aliases, claims, references, visibility
 //!                           ├─ builds/      check, accept, queue, run on a host, follow, retry, promote
 //!                           ├─ sandboxes/   create, look up, end
-//!                           ├─ files        files of build contexts        collect   what nobody refers to goes
+//!                           ├─ files        files of build contexts        collect   removes unreferenced data
 //!                           └─ db           the rows are the truth
 //! ```
-//! Control imports no machine, no guest, no image format, and no path of a host's file: the test `tests/rooms.rs` of the binary
-//! holds that. One task runs a build and writes its row and log (`builds::worker`). [`Control::start`] begins the background
-//! work, [`Control::stop`] hands running builds back and ends sandboxes.
+//! Control imports no machine, no guest, no image format, and no path of a host's file; the binary's test `tests/rooms.rs`
+//! checks it. One task runs a build and writes its row and log (`builds::worker`). [`Control::start`] starts the background
+//! tasks. [`Control::stop`] hands running builds back and ends sandboxes.
 
 mod builds;
 mod catalog;
@@ -40,23 +40,23 @@ use self::error::Stored;
 /// Settings of [`Control`].
 #[derive(Debug, Clone)]
 pub struct ControlConfig {
-    /// Name of this host among those that share the database; owner of its leases and sandboxes.
+    /// Name of this host among the hosts that share the database. It owns leases and sandboxes.
     pub host: String,
-    /// Builds that run here at once.
+    /// Most builds that run here at once.
     pub build_concurrency: usize,
-    /// Bound of one attempt of a build.
+    /// Time limit of one attempt of a build.
     pub build_timeout: Duration,
-    /// A worker that is silent for so long has lost its build.
+    /// Time after which a worker without a heartbeat loses its build.
     pub lease_ttl: Duration,
-    /// Attempts of a build before its interruption is its end.
+    /// Most attempts of a build. The last one's failure ends it.
     pub max_attempts: u32,
-    /// Unfinished builds.
+    /// Limits of unfinished builds.
     pub queue: QueueLimits,
-    /// Builds of one tenant that run at once, over all hosts.
+    /// Most builds of one tenant that run at once, over all hosts.
     pub running_per_tenant: u32,
-    /// What no tag points to is kept so long after its build.
+    /// Time for which an artifact without a tag is kept after its build.
     pub untagged_retention: Duration,
-    /// Files of build contexts that one tenant may have stored together, bytes.
+    /// Most bytes of stored build context files for one tenant.
     pub blob_bytes_per_tenant: u64,
 }
 
@@ -66,7 +66,7 @@ pub struct Control {
     inner: Arc<Inner>,
 }
 
-/// What every topic has in common, and the state of each.
+/// The parts that all topics use, and the state of each topic.
 pub(crate) struct Inner {
     config: ControlConfig,
     db: Arc<dyn Database>,
@@ -77,14 +77,14 @@ pub(crate) struct Inner {
     files: files::State,
     health: health::State,
     metrics: metrics::Metrics,
-    /// Something was let go: the collector looks.
+    /// Wakes the collector after something was released.
     collect: Notify,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Control {
-    /// Puts the parts together. Nothing runs before [`Control::start`].
+    /// Creates the service. Nothing runs before [`Control::start`].
     pub fn new(config: ControlConfig, db: Arc<dyn Database>, host: Arc<dyn Host>) -> Control {
         Control {
             inner: Arc::new(Inner {
@@ -104,9 +104,9 @@ impl Control {
         }
     }
 
-    /// Cleans up after a crash, then starts workers and collector and sees to the built-in template. The caller has found
-    /// database and data folder to belong together, and has the data folder's lock: what an earlier service of it held is
-    /// nobody's any more.
+    /// Cleans up after a crash, starts workers and collector, and builds the built-in template if needed. The caller has
+    /// checked that database and data folder belong together, and has the data folder's lock. So everything that an earlier
+    /// service had leased or run from it is free.
     ///
     /// # Errors
     /// When the database or the host cannot be asked.
@@ -121,7 +121,7 @@ impl Control {
         }
         let taken = inner.db.take_over(host, now).await?;
         if !taken.is_empty() {
-            tracing::info!(builds = ?taken, "builds of an earlier run that was killed go on");
+            tracing::info!(builds = ?taken, "builds of an earlier run that was killed are back in the queue");
         }
         inner.host.start(Arc::new(sandboxes::Ends(Arc::downgrade(inner)))).await;
         for _ in 0..inner.config.build_concurrency {
@@ -134,14 +134,14 @@ impl Control {
         Ok(())
     }
 
-    /// Hands running builds back to the queue, ends all sandboxes, and returns when nothing of them is left.
+    /// Hands running builds back to the queue and ends all sandboxes. Returns when both are done.
     pub async fn stop(&self) {
         let inner = &self.inner;
         inner.shutdown.cancel();
         inner.end_all_sandboxes("the service stopped").await;
         inner.tasks.close();
         if tokio::time::timeout(Duration::from_secs(120), inner.tasks.wait()).await.is_err() {
-            tracing::error!("background work does not end");
+            tracing::error!("background work has not ended in time");
         }
         // A create that was under way when the first round went by.
         inner.end_all_sandboxes("the service stopped").await;
@@ -150,7 +150,7 @@ impl Control {
     }
 }
 
-/// Why control could not start.
+/// Errors of [`Control::start`].
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The database.

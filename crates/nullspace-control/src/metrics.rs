@@ -1,5 +1,5 @@
-//! What the domain counts, for Prometheus. The questions behind it: is the queue moving, where does a build's time go,
-//! what do caches save, why do builds fail, how fast do sandboxes start.
+//! Metrics of the domain, for Prometheus. They answer: does the queue move, which phase of a build takes long, how much do
+//! caches save, why do builds fail, how fast do sandboxes start.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::Inner;
 use crate::error::{Result, Stored, internal};
 /// Seconds of a build's phase.
 const PHASE: [f64; 11] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];
-/// Seconds from a request for a sandbox to its running.
+/// Seconds from a request for a sandbox until it runs.
 const RESTORE: [f64; 11] = [0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -32,7 +32,7 @@ struct Failure {
     reason: &'static str,
 }
 
-/// What machines run under.
+/// VMM and accelerator of the machines.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Driver {
     vmm: &'static str,
@@ -59,7 +59,7 @@ struct Lookup {
 
 type Seconds<L> = Family<L, Histogram, fn() -> Histogram>;
 
-/// Counters of this process.
+/// Metrics of this process.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
@@ -102,21 +102,21 @@ impl Default for Metrics {
         let phases: Seconds<Phase> = Family::new_with_constructor(|| Histogram::new(PHASE));
         registry.register("build_phase_seconds", "Time of a build's phases", phases.clone());
         let cache = Family::<Lookup, Counter>::default();
-        registry.register("cache_lookups", "What caches gave", cache.clone());
+        registry.register("cache_lookups", "Answers of caches, by kind and status", cache.clone());
         let restores = Family::<Status, Counter>::default();
-        registry.register("sandbox_starts", "Sandboxes asked for", restores.clone());
+        registry.register("sandbox_starts", "Requests for a sandbox, by result", restores.clone());
         let restore_seconds = Histogram::new(RESTORE);
-        registry.register("sandbox_start_seconds", "From a request to a running sandbox", restore_seconds.clone());
+        registry.register("sandbox_start_seconds", "Time from a request to a running sandbox", restore_seconds.clone());
         let sandbox_failures = Family::<Reason, Counter>::default();
         let help = "Sandboxes that ended by a fault after they had run, by reason";
         registry.register("sandbox_failures", help, sandbox_failures.clone());
         let driver = Family::<Driver, Gauge>::default();
-        registry.register("machine_driver", "What machines run under: always 1, the labels say it", driver.clone());
+        registry.register("machine_driver", "VMM and accelerator of machines, in the labels; always 1", driver.clone());
         let [memory_used, memory_limit, vcpus_used, vcpus_limit] = [
-            ("machines_memory_mib", "Memory that machines were admitted with, VMMs' own included"),
-            ("machines_memory_limit_mib", "Memory that all machines together may have"),
-            ("machines_vcpus", "Virtual CPUs that machines were admitted with"),
-            ("machines_vcpus_limit", "Virtual CPUs that all machines together may have"),
+            ("machines_memory_mib", "Memory of admitted machines, with that of their VMMs"),
+            ("machines_memory_limit_mib", "Limit of the memory of all machines"),
+            ("machines_vcpus", "Virtual CPUs of admitted machines"),
+            ("machines_vcpus_limit", "Limit of the virtual CPUs of all machines"),
         ]
         .map(|(name, help)| {
             let gauge: Gauge = Gauge::default();
@@ -124,30 +124,30 @@ impl Default for Metrics {
             gauge
         });
         let waiting = Gauge::default();
-        registry.register("builds_waiting", "Builds that no worker has", waiting.clone());
+        registry.register("builds_waiting", "Builds that wait for a worker", waiting.clone());
         let oldest_waiting = Gauge::default();
-        registry.register("builds_oldest_waiting_seconds", "How long the first of them waits", oldest_waiting.clone());
+        registry.register("builds_oldest_waiting_seconds", "Wait of the oldest waiting build", oldest_waiting.clone());
         let building = Gauge::default();
-        registry.register("builds_running", "Builds that a worker has", building.clone());
+        registry.register("builds_running", "Builds in the state building", building.clone());
         let sandboxes = Gauge::default();
-        registry.register("sandboxes_live", "Sandboxes that are not over", sandboxes.clone());
+        registry.register("sandboxes_live", "Sandboxes that have not ended", sandboxes.clone());
         let chunks = Gauge::default();
         registry.register("store_chunks", "Different chunks of root images", chunks.clone());
         let chunk_bytes = Gauge::default();
-        registry.register("store_bytes", "Size of the packs that hold them", chunk_bytes.clone());
+        registry.register("store_bytes", "Size of the packs of the chunk store", chunk_bytes.clone());
         let image_bytes = Gauge::default();
         registry.register("store_plain_bytes", "Size of the chunks before compression", image_bytes.clone());
         let raw_files = Gauge::default();
-        registry.register("rootfs_cache_files", "Root images that are there as raw files", raw_files.clone());
+        registry.register("rootfs_cache_files", "Raw root images in the cache", raw_files.clone());
         let raw_bytes = Gauge::default();
-        registry.register("rootfs_cache_bytes", "What they take on the disk", raw_bytes.clone());
+        registry.register("rootfs_cache_bytes", "Size of the raw root images on the disk", raw_bytes.clone());
         let written_back = Gauge::default();
-        let help = "Raw files made from chunks since the start, because they were not there";
+        let help = "Raw root images made from chunks since the start";
         registry.register("rootfs_written_back", help, written_back.clone());
         let disk_free = Gauge::default();
-        registry.register("disk_free_bytes", "Free on the disk under the data folder", disk_free.clone());
+        registry.register("disk_free_bytes", "Free space on the disk under the data folder", disk_free.clone());
         let disk_reserve = Gauge::default();
-        registry.register("disk_reserve_bytes", "With less than so much free nothing new begins", disk_reserve.clone());
+        registry.register("disk_reserve_bytes", "Free space below which new work is refused", disk_reserve.clone());
         Self {
             registry,
             builds,
@@ -180,28 +180,28 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A build that ended well, or on request.
+    /// Counts a build that is ready or was cancelled.
     pub(crate) fn ended(&self, status: &'static str) {
         self.builds.get_or_create(&Status { status }).inc();
     }
 
-    /// A build that ended with an error.
+    /// Counts a build that ended with an error.
     pub(crate) fn failed(&self, phase: &'static str, reason: &'static str) {
         self.ended("error");
         self.failures.get_or_create(&Failure { phase, reason }).inc();
     }
 
-    /// An attempt that goes back to the queue.
+    /// Counts an attempt that goes back to the queue.
     pub(crate) fn retried(&self) {
         self.retries.inc();
     }
 
-    /// A phase that ended well.
+    /// Counts a phase that succeeded.
     pub(crate) fn phase(&self, phase: &'static str, took: Duration) {
         self.phases.get_or_create(&Phase { phase }).observe(took.as_secs_f64());
     }
 
-    /// An answer of a cache.
+    /// Counts a cache's answer.
     pub(crate) fn looked_up(&self, lookup: CacheLookup) {
         let kind = match lookup.kind {
             CacheKind::FileBlob => "file_blob",
@@ -217,12 +217,12 @@ impl Metrics {
         self.cache.get_or_create(&Lookup { kind, status }).inc();
     }
 
-    /// A sandbox that ran and ended by a fault.
+    /// Counts a running sandbox that ended by a fault.
     pub(crate) fn sandbox_failed(&self, reason: &'static str) {
         self.sandbox_failures.get_or_create(&Reason { reason }).inc();
     }
 
-    /// A sandbox that was asked for.
+    /// Counts a request for a sandbox.
     pub(crate) fn started(&self, well: bool, took: Duration) {
         let status = if well { "running" } else { "error" };
         self.restores.get_or_create(&Status { status }).inc();
@@ -233,7 +233,7 @@ impl Metrics {
 }
 
 impl Inner {
-    /// Everything counted, with what is so at this moment, in Prometheus' text form.
+    /// Returns all metrics, with the current values of gauges, in Prometheus' text form.
     pub(crate) async fn metrics_page(&self) -> Result<String> {
         let counters = self.db.counters().await.stored()?;
         let metrics = &self.metrics;

@@ -25,10 +25,10 @@ use crate::catalog::templates::generated_name;
 use crate::catalog::wire;
 use crate::error::{Error, Result, Stored, internal};
 
-/// What a request without a source builds from.
+/// The template that a request without a source starts from.
 pub(crate) const DEFAULT_BASE: &str = "nullspace/base";
 
-/// What the plan keeps of a checked request's Dockerfile.
+/// The part of a checked request's Dockerfile that the definition keeps.
 fn planned(
     request: &CreateTemplateRequest,
     valid: &Valid,
@@ -46,13 +46,13 @@ fn planned(
     }
 }
 
-/// Digest of a request without its secrets, to tell a repetition from another request under the same idempotency key.
+/// Digest of a request without its secrets. It tells a repetition from another request under the same idempotency key.
 fn digest(request: &CreateTemplateRequest) -> Result<String> {
     let bytes = serde_json::to_vec(request).map_err(|error| internal("digest a request", &error))?;
     Ok(blake3::hash(&bytes).to_hex().to_string())
 }
 
-/// The files of a build's context; forced where a step wants them uploaded again.
+/// The files of a build's context. A file is forced when a step asks for a new upload.
 pub(super) fn wanted_blobs(definition: &Definition) -> Vec<WantedBlob> {
     let forced = forced_blobs(&definition.steps, &definition.context);
     let blobs = definition.context.blobs().into_iter();
@@ -137,7 +137,7 @@ impl Inner {
         Ok(Warned { value, warnings })
     }
 
-    /// Accepts a build whose credentials and secrets, if it has any, stay in memory.
+    /// Accepts a build. Its credentials and secrets stay in memory.
     pub(crate) async fn accept_with(
         &self,
         caller: &Caller,
@@ -160,7 +160,7 @@ impl Inner {
         accepted
     }
 
-    /// What `base_image` means: a template where it is written as one, or names a namespace that has it; else an image.
+    /// Parses `base_image`. It is a template if it is written as one or names a namespace that has it; else it is an image.
     pub(crate) async fn source(&self, caller: &Caller, reference: &str) -> Result<Source> {
         let image = || -> Result<Source> {
             let parsed = reference.parse::<Written>();
@@ -195,7 +195,7 @@ impl Inner {
         Ok(Source::Template { reference: reference.to_owned(), artifact: resolved.artifact.id })
     }
 
-    /// A build of this plan, not accepted yet.
+    /// A build of this definition, not accepted yet.
     pub(crate) fn new_build(
         &self,
         name: TemplateName,
@@ -242,7 +242,7 @@ impl Inner {
         })
     }
 
-    /// One transaction: the build waits, its log has its first entry. Wakes a worker.
+    /// Puts the build into the queue with its first log entry, in one transaction, and wakes a worker.
     pub(crate) async fn accept(&self, caller: &Caller, build: NewBuild) -> Result<TemplateBuild> {
         let now = Timestamp::now();
         let ids = LogIds { build: build.id, artifact: build.artifact_id };

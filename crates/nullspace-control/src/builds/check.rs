@@ -1,4 +1,4 @@
-//! Requests looked at without building: all that is wrong with one, and what a build of it would do.
+//! Checks of a request without a build: all its problems, and the plan of the build.
 //!
 //! ```text
 //!   request ──validate::check──> Valid + problems ──> blobs there? room on this host? ──> Examined
@@ -32,21 +32,21 @@ use crate::error::{Error, Result, Stored, internal};
 
 use crate::{Control, Inner};
 
-/// Warnings about a Dockerfile's lines: more would say nothing new.
+/// Most warnings about a Dockerfile's lines.
 const MAX_WARNINGS: usize = 100;
 
-/// A request with all that is wrong with it.
+/// A request with all its problems.
 #[derive(Debug)]
 pub(crate) struct Examined {
     valid: Valid,
     problems: Vec<Problem>,
-    /// Files of the context that nobody uploaded, and those of their ids that could be uploaded.
+    /// Context files that were not uploaded. The second field has the ids of those that could be uploaded.
     unknown: Vec<Problem>,
     lacking: BTreeSet<BlobId>,
 }
 
 impl Examined {
-    /// The request, if nothing is wrong with it.
+    /// Returns the request if it has no problem.
     pub(crate) fn accepted(self) -> Result<Valid> {
         if !self.problems.is_empty() {
             return Err(Error::invalid(messages(&self.all())));
@@ -66,7 +66,7 @@ impl Examined {
         Err(Error { detail: Some(Box::new(detail)), ..Error::new(ErrorResponseCode::FileUploadError, message) })
     }
 
-    /// The request, if nothing is wrong with it but that files were not uploaded; and which of them.
+    /// Returns the request if missing files are its only problem, and the ids of those files.
     pub(crate) fn accepted_without_files(self) -> Result<(Valid, BTreeSet<BlobId>)> {
         if self.problems.is_empty() {
             return Ok((self.valid, self.lacking));
@@ -80,7 +80,7 @@ impl Examined {
 }
 
 impl Inner {
-    /// Everything that is wrong with a request, but for whether its source exists.
+    /// Finds every problem of a request, except whether its source exists.
     pub(crate) async fn examine(
         &self,
         caller: &Caller,
@@ -239,33 +239,33 @@ impl BuildChecks for Control {
 const AUTH_FOR_TEMPLATE: &str = "base_image_auth is for images in registries, base_image is a template";
 
 impl Inner {
-    /// A warning when a template's disk is larger than what a child of it asks for.
+    /// Returns a warning when a template's disk is larger than the disk that a child of it asks for.
     async fn disk_warning(&self, caller: &Caller, source: &Source, asked: Option<u32>) -> Result<Option<String>> {
         let Source::Template { reference, .. } = source else { return Ok(None) };
         let parent = self.resolve(caller, reference).await?;
         Ok(larger_disk(asked, parent.artifact.disk_bytes, reference))
     }
 
-    /// Whether a registry refuses to show an image without credentials. What cannot be found out is a warning.
+    /// Whether a registry refuses to show an image without credentials. An unknown answer becomes a warning.
     async fn wants_credentials(&self, reference: &Written, warnings: &mut Vec<String>) -> bool {
         match self.host.image_access(reference.reference()).await {
             ImageAccess::Open => false,
             ImageAccess::NeedsCredentials => true,
             ImageAccess::Unknown(cause) => {
-                warnings.push(format!("whether {reference} needs credentials could not be found out: {cause}"));
+                warnings.push(format!("it is unknown whether {reference} needs credentials: {cause}"));
                 false
             }
         }
     }
 
-    /// True when a machine of this size can never start, however idle the host.
+    /// True when a machine of this size can never start, even on an idle host.
     fn never_fits(&self, memory_mib: u32, vcpus: u32) -> bool {
         let largest = self.host.largest_machine(vcpus);
         u64::from(memory_mib) > largest.memory_mib || u64::from(vcpus) > largest.vcpus
     }
 }
 
-/// What the user should know of a sound request.
+/// Warnings about a valid request.
 fn warnings(valid: &Valid) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Err(error) = valid.runnable() {
@@ -280,7 +280,7 @@ fn warnings(valid: &Valid) -> Vec<String> {
     warnings
 }
 
-/// The Dockerfile-shaped plan.
+/// The plan in the form of a Dockerfile.
 fn shown(valid: &Valid, base: String) -> TemplateBuildPlan {
     let mut plan = TemplateBuildPlan {
         base_template: base,

@@ -1,8 +1,8 @@
 //! Credentials and secrets of running builds: in memory only, from acceptance to the build's end.
 //!
-//! Nothing here is written anywhere. A build that needs them and runs after a restart, or on another host, ends with
-//! `credentials_lost` and can be sent again with them. What one tenant's builds keep, and what all keep, is bounded; what a
-//! build keeps that was ended elsewhere (with its template, by another host) goes with the next look.
+//! Nothing here is written to disk. A build that needs credentials and runs after a restart, or on another host, ends with
+//! `credentials_lost` and can be sent again with them. The memory for one tenant's builds, and for all builds, is bounded. A
+//! build can also end elsewhere: with its template, or on another host. The next sweep then removes its credentials.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,16 +14,16 @@ use nullspace_types::{BuildId, Caller};
 
 use crate::error::{Error, Result};
 
-/// What one request may bring, bytes.
+/// Most bytes of one request.
 const MOST_OF_REQUEST: usize = 2 << 20;
-/// What one tenant's unfinished builds may keep, bytes.
+/// Most bytes for one tenant's unfinished builds.
 const MOST_OF_TENANT: usize = 32 << 20;
-/// What all unfinished builds may keep, bytes.
+/// Most bytes for all unfinished builds.
 const MOST_OF_ALL: usize = 256 << 20;
-/// When to try again.
+/// The time after which a refused caller should retry.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What came with requests, by build.
+/// Secrets of requests, by build.
 #[derive(Default)]
 pub(crate) struct Credentials {
     builds: Mutex<HashMap<BuildId, Kept>>,
@@ -36,7 +36,7 @@ struct Kept {
 }
 
 impl Credentials {
-    /// Keeps what came with a build's request, or refuses when it is too much.
+    /// Keeps a request's secrets for its build, or refuses them when they are too large.
     pub(crate) fn keep(&self, caller: &Caller, build: BuildId, secrets: RequestSecrets) -> Result<()> {
         let bytes = secrets.size();
         if bytes > MOST_OF_REQUEST {
@@ -57,7 +57,7 @@ impl Credentials {
             return Ok(());
         };
         let what =
-            format!("{whose} unfinished builds keep as many secrets in memory as they may: wait for some to end");
+            format!("the memory limit for secrets of {whose} unfinished builds is reached: wait for some to end");
         Err(Error { retry_after: Some(RETRY), ..Error::new(code, what) })
     }
 
@@ -65,12 +65,13 @@ impl Credentials {
         self.lock().get(&build).map(|kept| Arc::clone(&kept.secrets))
     }
 
-    /// To be called at every end of a build.
+    /// Removes a build's secrets. Every end of a build calls it.
     pub(crate) fn forget(&self, build: BuildId) {
         self.lock().remove(&build);
     }
 
-    /// Forgets what builds keep that have ended without anybody here being told. What the store cannot tell stays.
+    /// Removes the secrets of builds that ended without a call of [`Self::forget`]. They stay when the database cannot
+    /// answer.
     pub(crate) async fn sweep(&self, db: &dyn Database) {
         let kept: Vec<(BuildId, Caller)> = self.lock().iter().map(|(id, kept)| (*id, kept.caller.clone())).collect();
         for (id, caller) in kept {

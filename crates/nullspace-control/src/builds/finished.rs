@@ -1,4 +1,4 @@
-//! Builds that are over: a template's history, building once more, moving tags to what an earlier build made.
+//! Finished builds: a template's history, retry, and promotion, which moves tags to an earlier build's artifact.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -19,7 +19,7 @@ use crate::catalog::publication::{self, Published};
 use crate::catalog::wire;
 use crate::error::{Error, Result, Stored};
 
-/// Longest page, and the page when none is asked for.
+/// Longest page, and the default page.
 const MAX_PAGE: u32 = 100;
 const PAGE: u32 = 50;
 
@@ -165,7 +165,7 @@ impl BuildHistory for Control {
     }
 }
 
-/// What is not kept of an earlier build must be given again, and nothing else.
+/// Refuses a retry unless it brings exactly the secrets that the earlier build had.
 fn same_secrets(plan: &Definition, given: &RequestSecrets) -> Result<()> {
     let (base, registries, ids): (bool, &[String], &[String]) = match &plan.source {
         Source::Dockerfile(dockerfile) => {

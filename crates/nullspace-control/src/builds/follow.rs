@@ -1,4 +1,4 @@
-//! Builds as callers follow them: status, log, waiting for the end, asking for it.
+//! Builds as callers follow them: status, log, waiting for the end, cancellation.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::catalog::wire;
 use crate::error::{Error, Result, Stored};
 use crate::{Control, Inner};
 
-/// Entries that a follower keeps on their way, about so many bytes.
+/// Bytes of entries that one follower buffers, about.
 const FOLLOW_BYTES: usize = 128 << 10;
 
 #[async_trait]
@@ -158,7 +158,7 @@ impl Inner {
         })
     }
 
-    /// A build and a part of its log, of one moment after this was asked.
+    /// Reads a build and a part of its log, as of one moment after the call.
     async fn read_log(
         &self,
         caller: &Caller,

@@ -1,12 +1,12 @@
-//! The log of a build: written once by the worker that holds the lease, durable before anyone sees it, replayed
-//! identically for ever, followed live.
+//! Build logs: written by the worker that holds the lease, durable before they are shown, replayed identically, and followed
+//! live.
 //!
 //! ```text
 //!  running build ── BuildRecord::append ──> store (offset given, fsynced) ── LogHub::notify ──> followers read on, one for all
 //! ```
-//! Followers never get an entry that was not read from the store: a notification only says "look again", and what one of
-//! them has read the others share ([`tails`](super::shared_reads)). A follower on another host, which no notification reaches,
-//! looks again every [`POLL`].
+//! Followers only get entries that were read from the database. A notification only tells them to read again, and they share
+//! the reads ([`shared_reads`](super::shared_reads)). Notifications do not reach a follower on another host; it reads again
+//! every [`POLL`].
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use super::shared_reads::{Source, Tails};
 use crate::error::{Error, Result, Stored};
 
-/// How long a follower waits for a notification before it looks again anyway.
+/// Longest wait of a follower for a notification before it reads again.
 pub(crate) const POLL: Duration = Duration::from_secs(1);
 
 /// Tells followers in this process that a build's log has grown.
@@ -32,7 +32,7 @@ pub(crate) struct LogHub {
 }
 
 impl LogHub {
-    /// Wakes the followers of a build and forgets builds that nobody follows.
+    /// Wakes the followers of a build, and forgets builds without followers.
     pub(crate) fn notify(&self, build: BuildId) {
         let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = builds.get(&build)
@@ -42,7 +42,7 @@ impl LogHub {
         }
     }
 
-    /// Hears each notification from now on.
+    /// Returns a follower that hears each notification from now on.
     pub(crate) fn follow(self: &Arc<Self>, build: BuildId) -> Following {
         let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = builds.entry(build).or_insert_with(|| watch::channel(()).0).subscribe();
@@ -50,17 +50,17 @@ impl LogHub {
     }
 }
 
-/// A follower of a build. Of a build without one nothing is kept: one that is over is never notified again.
+/// A follower of a build. Only builds with followers are kept.
 #[derive(Debug)]
 pub(crate) struct Following {
     hub: Arc<LogHub>,
     build: BuildId,
-    /// Always there until it is dropped.
+    /// `Some` until it is dropped.
     changed: Option<watch::Receiver<()>>,
 }
 
 impl Following {
-    /// What comes before this is known.
+    /// Marks all notifications so far as seen.
     pub(crate) fn look(&mut self) {
         if let Some(changed) = &mut self.changed {
             changed.borrow_and_update();
@@ -101,8 +101,8 @@ pub(crate) fn to_store(entry: &TemplateBuildLogEntry, at: Timestamp) -> std::res
     Ok(NewLogEntry { at, body })
 }
 
-/// The entry as the API shows it. Offset, time and ids are the store's and the build's own: one body may stand in the logs
-/// of several builds (those that end with their deleted template).
+/// The entry as the API shows it. Offset, time and ids come from the row and the build, because several builds can share one
+/// body: those that end with their deleted template.
 pub(crate) fn from_store(stored: LogEntry, ids: LogIds) -> std::result::Result<TemplateBuildLogEntry, DbError> {
     let mut entry: TemplateBuildLogEntry = serde_json::from_value(stored.body)
         .map_err(|error| DbError::Corrupt { what: format!("build_log.entry: {error}") })?;
@@ -113,10 +113,10 @@ pub(crate) fn from_store(stored: LogEntry, ids: LogIds) -> std::result::Result<T
     Ok(entry)
 }
 
-/// What the readers of builds share.
+/// The shared reads of build logs.
 pub(crate) type LogReads = Tails<BuildId, LogSource>;
 
-/// A build and its log, for one caller.
+/// The source of one caller's reads: a build and its log.
 pub(crate) struct LogSource {
     pub(crate) db: Arc<dyn Database>,
     pub(crate) caller: Caller,

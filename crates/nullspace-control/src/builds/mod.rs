@@ -1,4 +1,4 @@
-//! Builds: what is asked for, what is accepted, and how it comes to its end.
+//! Builds: checked, accepted, run on a host, and followed to their end.
 //!
 //! ```text
 //!   request ── check ──> accept ──> queue ── worker ── Host::build ──> ready | error | cancelled
@@ -22,18 +22,18 @@ use tokio::sync::Notify;
 
 use crate::Inner;
 
-/// What builds share in this process.
+/// State that builds share in this process.
 #[derive(Default)]
 pub(crate) struct State {
     hub: Arc<logs::LogHub>,
     reads: logs::LogReads,
     running: worker::Running,
     credentials: credentials::Credentials,
-    /// A build was accepted: a waiting worker looks.
+    /// Wakes a waiting worker when a build was accepted.
     queued: Notify,
 }
 
-/// Lets go of what readers of logs and ended builds left in memory, until the service stops.
+/// Removes idle logs and the secrets of ended builds from memory, until the service stops.
 pub(crate) async fn forget(inner: Arc<Inner>) {
     loop {
         tokio::select! {

@@ -1,4 +1,4 @@
-//! What a running build asks of control and tells it, written under the lease of its worker.
+//! The record of a running build: the host's questions and reports, written under the worker's lease.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ impl Record {
     }
 }
 
-/// The database's error for a host.
+/// The database's error, as a host gets it.
 fn to_host(error: DbError) -> RecordError {
     match error {
         DbError::LeaseLost => RecordError::LeaseLost,

@@ -1,15 +1,17 @@
-//! What many readers of one log share, so that they cost one reader.
+//! A bounded cache of build logs: any number of followers cost one database reader.
 //!
 //! ```text
 //!   reader 1 ──asks──┐                       ┌ the build's row
 //!   reader 2 ──asks──┼─> one read at a time ─┤                    ──> every reader that asked before it began
 //!   reader 3 ──asks──┘                       └ entries past those that are known
 //! ```
-//! Nobody gets an answer older than the question: who asks while a read is under way waits for the next one, which then
-//! answers all who wait. The row is never answered from memory alone. Entries are: a log only grows, and what was read
-//! from the store is durable, so an entry that is known is known for ever. Kept are one run of at most [`KEPT`] entries
-//! and about [`KEPT_BYTES`] of each of the [`LOGS`] logs that were read last, [`ALL_BYTES`] of them together, and nothing of
-//! a log that nobody has read for [`IDLE`]; what is older is read from the store by whoever wants it.
+//! An answer is never older than its question: a reader that asks during a read waits for the next one, which answers all
+//! waiting readers. The row is always read. Known entries come from memory: a log only grows, and an entry that was read is
+//! durable and does not change.
+//!
+//! The cache has limits. It keeps one run of entries for each of the [`LOGS`] most recently read logs: at most [`KEPT`] entries
+//! and about [`KEPT_BYTES`] a log, and [`ALL_BYTES`] together. A log that was not read for [`IDLE`] is dropped. Older entries
+//! are read from the database by each reader on its own.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -23,39 +25,39 @@ const KEPT: u64 = 8192;
 const KEPT_BYTES: usize = 4 << 20;
 /// Bytes kept of all logs together.
 const ALL_BYTES: usize = 16 << 20;
-/// Logs of which something is kept.
+/// Most logs in the cache.
 const LOGS: usize = 16;
-/// A log that nobody reads for so long is kept no more.
+/// A log that was not read for this time is dropped from the cache.
 pub(crate) const IDLE: Duration = Duration::from_secs(30);
-/// Most entries of one page, and of one read from the store.
+/// Most entries of one page, and of one read from the database.
 pub(crate) const PAGE: u32 = 1000;
-/// Of an entry, when a page that is bounded in bytes is read from the store: short ones make a longer page.
+/// Assumed bytes of an entry when a page with a limit in bytes is read from the database. Shorter entries make a longer page.
 const ENTRY: usize = 2 << 10;
 
-/// How much of a log to answer with at once.
+/// Most of a log to answer with at once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limit {
     /// Entries.
     pub(crate) entries: u32,
-    /// About so many bytes of entries, at least one entry.
+    /// Bytes of entries, about; at least one entry is given.
     pub(crate) bytes: usize,
 }
 
-/// A row and the log's next offset, or why there is none.
+/// A row and the log's next offset, or the error.
 type Read<R, E> = Result<(R, u64), E>;
 
-/// Where rows and entries come from, for one reader.
+/// The source of rows and entries for one reader.
 pub(crate) trait Source {
-    /// What changes beside the log.
+    /// The data that changes beside the log.
     type Row: Clone;
-    /// What the log is made of.
+    /// An entry of the log.
     type Entry;
-    /// Why there is none. A clone goes to everybody who waited for the same read.
+    /// The error of a read. Every reader that waited for the read gets a clone.
     type Error: Clone;
 
-    /// The row, and the offset of the log's next entry at the same moment.
+    /// Reads the row, and the offset of the log's next entry at the same moment.
     fn row(&self) -> impl Future<Output = Read<Self::Row, Self::Error>> + Send;
-    /// `limit` entries from `from` on, as far as there are so many.
+    /// Reads up to `limit` entries from `from` on.
     fn entries(
         &self,
         row: &Self::Row,
@@ -66,7 +68,7 @@ pub(crate) trait Source {
     fn may_see(&self, row: &Self::Row) -> Result<(), Self::Error>;
     /// Whether an error concerns this reader alone.
     fn is_own(error: &Self::Error) -> bool;
-    /// About how many bytes an entry takes.
+    /// Bytes of an entry, about.
     fn size(entry: &Self::Entry) -> usize;
 }
 
@@ -74,12 +76,12 @@ pub(crate) trait Source {
 #[derive(Debug)]
 pub(crate) struct Page<R, E> {
     pub(crate) row: R,
-    /// The log's next offset when the row was read. No entry of this page lies beyond.
+    /// The log's next offset when the row was read. All entries of this page lie before it.
     pub(crate) end: u64,
     pub(crate) entries: Vec<Arc<E>>,
 }
 
-/// The logs that are being read.
+/// The logs in the cache.
 pub(crate) struct Tails<K, S: Source> {
     logs: Mutex<Logs<K, S>>,
 }
@@ -90,29 +92,29 @@ struct Logs<K, S: Source> {
 }
 
 struct Kept<S: Source> {
-    /// When it was read last, as a count of all uses and as a time.
+    /// Time of the last read, as a count of all uses and as a time.
     used: u64,
     at: Instant,
     tail: Arc<Tail<S>>,
 }
 
 struct Tail<S: Source> {
-    /// Held by the one that reads for all.
+    /// Held by the reader that reads for all.
     turn: tokio::sync::Mutex<()>,
     known: Mutex<Known<S>>,
-    /// Bytes that are kept, for whoever looks without the lock.
+    /// Bytes in the cache, for readers without the lock.
     bytes: AtomicUsize,
 }
 
 struct Known<S: Source> {
-    /// Reads that were begun, and the last one of them that has ended.
+    /// Number of reads begun, and the last one that ended.
     begun: u64,
     ended: u64,
-    /// What the last read gave.
+    /// The result of the last read.
     row: Option<Read<S::Row, S::Error>>,
-    /// Below this nothing will be kept again: it was let go, or passed over.
+    /// Entries below this offset are not kept again: they were dropped or skipped.
     floor: u64,
-    /// Offset of the first entry that is kept.
+    /// Offset of the first entry in the cache.
     first: u64,
     entries: VecDeque<Arc<S::Entry>>,
     bytes: usize,
@@ -129,8 +131,8 @@ impl<K: Copy + Eq + Hash, S: Source> Default for Tails<K, S> {
 }
 
 impl<K: Copy + Eq + Hash, S: Source> Tails<K, S> {
-    /// The row of `key`, and entries of its log from `from` on, as many as there are and `limit` allows. A row that tells of
-    /// the log's end comes with the end.
+    /// Returns the row of `key` and the entries of its log from `from` on, up to `limit`. A row that says that the log has
+    /// ended comes with all entries up to the end.
     pub(crate) async fn read(
         &self,
         key: K,
@@ -152,7 +154,7 @@ impl<K: Copy + Eq + Hash, S: Source> Tails<K, S> {
         page
     }
 
-    /// Lets go of the logs that nobody has read for so long.
+    /// Drops the logs that were not read for `idle`.
     pub(crate) fn forget(&self, idle: Duration) {
         lock(&self.logs).tails.retain(|_, kept| kept.at.elapsed() < idle);
     }
@@ -177,7 +179,7 @@ impl<K: Copy + Eq + Hash, S: Source> Tails<K, S> {
         Arc::clone(&logs.tails.entry(key).or_insert_with(new).tail)
     }
 
-    /// Lets the logs go that were read longest ago, until what is left is not too much together.
+    /// Drops the least recently read logs until the rest fits.
     fn trim(&self) {
         let mut logs = lock(&self.logs);
         let bytes = |kept: &Kept<S>| kept.tail.bytes.load(Ordering::Relaxed);
@@ -202,13 +204,13 @@ impl<S: Source> Default for Tail<S> {
     }
 }
 
-/// What is to be done for a reader.
+/// The next action for a reader.
 enum Next<E> {
-    /// All that it wants is known.
+    /// Answer from the cache.
     Have(Vec<Arc<E>>),
-    /// Read on from here, for all.
+    /// Read on from this offset, for all readers.
     Extend(u64),
-    /// It wants what is not kept.
+    /// Read alone: the entries are not in the cache.
     Alone,
 }
 
@@ -246,7 +248,7 @@ impl<S: Source> Tail<S> {
         Ok(Page { row, end, entries: read.into_iter().map(Arc::new).collect() })
     }
 
-    /// The row as it is after `asked`. Whoever calls it has the turn.
+    /// Returns the row as it is after read `asked`. The caller holds the turn.
     async fn row_after(&self, asked: u64, source: &S) -> Read<S::Row, S::Error> {
         let number = {
             let mut known = lock(&self.known);
@@ -270,7 +272,7 @@ impl<S: Source> Tail<S> {
     }
 }
 
-/// Whether one entry more is taken for a page of so many bytes: the first always is, and the last may pass the bound.
+/// Whether a page of so many bytes takes one more entry. It always takes the first, and the last may pass the limit.
 fn fits_into<S: Source, E: std::borrow::Borrow<S::Entry>>(bytes: usize) -> impl FnMut(&&E) -> bool {
     let mut left = bytes.max(1);
     move |entry| {
@@ -281,7 +283,7 @@ fn fits_into<S: Source, E: std::borrow::Borrow<S::Entry>>(bytes: usize) -> impl 
 }
 
 impl<S: Source> Known<S> {
-    /// What to do for a reader that wants so many entries from `from` on, all of which the log has.
+    /// Returns the next action for a reader of so many entries from `from` on, all of which the log has.
     fn next(&self, from: u64, wanted: u64, bytes: usize) -> Next<S::Entry> {
         let (first, after) = (self.first, self.first.saturating_add(self.entries.len() as u64));
         if wanted == 0 {
@@ -306,7 +308,7 @@ impl<S: Source> Known<S> {
         }
     }
 
-    /// Keeps entries that were read, from `start` on.
+    /// Keeps entries that were read, from offset `start` on.
     fn keep(&mut self, start: u64, read: Vec<S::Entry>) {
         let after = self.first.saturating_add(self.entries.len() as u64);
         if start != after || self.entries.is_empty() {

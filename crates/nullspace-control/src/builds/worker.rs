@@ -1,4 +1,4 @@
-//! Workers: take builds from the queue and bring each to its end, whatever happens.
+//! Workers: each takes builds from the queue and brings them to their end.
 //!
 //! ```text
 //!  lease ──> run ──┬─ artifact ────────────> finish_ready   (a cancel that was answered wins: cancelled)
@@ -9,11 +9,11 @@
 //!       or POLL    ├─ the disk was full ───> retry later, as a typed failure, whatever it seemed to end with
 //!                  └─ lease lost ──────────> write nothing more
 //! ```
-//! Whatever the end, everything that the run had on this host (machine, folder, threads) is gone *before* the end is
-//! written, so that whoever sees a final status finds nothing left behind.
+//! A run's machine, folder and threads on this host are gone *before* its end is written. A final status means that nothing
+//! is left behind.
 //!
-//! Only the task that runs a build writes its row and its log. Others ask: through the store (`cancel_requested`, seen at
-//! the next heartbeat) and, in the same process, through [`Running`], which makes the heartbeat come at once.
+//! Only the task that runs a build writes its row and its log. Others ask it: through the database (`cancel_requested`, seen
+//! at the next heartbeat), and in the same process through [`Running`], which brings the heartbeat forward.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,19 +40,19 @@ use crate::catalog::publication;
 use crate::catalog::wire::column;
 use crate::{ControlConfig, Inner};
 
-/// How long a worker without work waits for a notification before it asks the queue again.
+/// Longest wait of an idle worker for a notification before it asks the queue again.
 const POLL: Duration = Duration::from_secs(1);
-/// Pause before another attempt, doubled with each.
+/// Pause before another attempt, doubled with each attempt.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// Builds that run in this process, each with what wakes its heartbeat.
+/// Builds that run in this process, each with the notification of its heartbeat.
 #[derive(Debug, Default)]
 pub(crate) struct Running {
     builds: Mutex<HashMap<BuildId, Arc<Notify>>>,
 }
 
 impl Running {
-    /// Makes the build's worker ask the store now whether it is to go on.
+    /// Makes the build's worker check now whether to go on.
     pub(crate) fn ask_now(&self, build: BuildId) {
         if let Some(notify) = self.lock().get(&build) {
             notify.notify_one();
@@ -74,17 +74,17 @@ impl Running {
     }
 }
 
-/// Why control stops a run before its own end.
+/// The reasons for which control stops a run before its own end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
     Cancelled,
     LeaseLost,
     ShuttingDown,
-    /// It has run for as long as the service allows.
+    /// It has run for the longest time that the service allows.
     TimeOver,
 }
 
-/// One worker. Returns when the service shuts down and its build, if it had one, is handed back.
+/// Runs one worker. Returns when the service shuts down and its build, if any, is handed back.
 pub(crate) async fn work(inner: Arc<Inner>) {
     let mut storage_down = false;
     while !inner.shutdown.is_cancelled() {
@@ -203,7 +203,7 @@ async fn attempt(inner: &Arc<Inner>, lease: &Lease, build: &Build) -> Result<(),
     written
 }
 
-/// A build's failure because of what the database says, or does not.
+/// The failure of a build by an error of the database.
 fn stored(error: &DbError) -> BuildFailure {
     let phase = TemplateFailurePhase::Interrupted;
     if error.is_storage_full() {
@@ -213,7 +213,7 @@ fn stored(error: &DbError) -> BuildFailure {
     }
 }
 
-/// Writes what a run came to.
+/// Writes the end of a run.
 async fn end(
     inner: &Arc<Inner>,
     lease: &Lease,
@@ -276,7 +276,7 @@ async fn end(
     insist(inner, || release(inner, lease, build, Release::RetryAfter(delay), &message)).await
 }
 
-/// Removes the files of a run that was stopped just as it was done: no row will name them.
+/// Removes the files of a run that was stopped at its very end: no row will name them.
 async fn discard(inner: &Inner, outcome: Result<Made, BuildStop>) {
     let Ok(made) = outcome else { return };
     if let Err(error) = inner.host.remove_artifact(&made.folder).await {
@@ -284,8 +284,8 @@ async fn discard(inner: &Inner, outcome: Result<Made, BuildStop>) {
     }
 }
 
-/// Writes a build's end, again and again while the database refuses for a reason that may pass: room on its disk comes back
-/// with what the build had there. Gives up after a lease's time; then the build is found by its lease, which runs out.
+/// Writes a build's end. Retries while the database refuses for a reason that may pass: a full disk has space again once the
+/// build's files are removed. Gives up after a lease's time; the lease then runs out, and another worker finds the build.
 async fn insist<W>(inner: &Inner, write: impl Fn() -> W) -> Result<(), DbError>
 where
     W: Future<Output = Result<(), DbError>>,
@@ -302,8 +302,8 @@ where
     }
 }
 
-/// Names the published artifact. One that nobody names goes; but when it is not known whether the transaction happened,
-/// it stays for the sweep of the next start.
+/// Names the published artifact in the database, and removes it if the database refuses the name. When the outcome of the
+/// transaction is unknown, the files stay for the sweep of the next start.
 async fn finish_ready(
     inner: &Inner,
     lease: &Lease,
@@ -344,7 +344,7 @@ async fn finish_ready(
     }
 }
 
-/// All that the transaction needs which makes the build ready.
+/// Collects the values of the transaction that makes the build ready.
 async fn ready(
     inner: &Inner,
     build: &Build,
@@ -380,13 +380,13 @@ async fn ready(
     })
 }
 
-/// When an artifact that is made now may go, unless a tag points to it then. `None`, for a time that no clock reaches, is
-/// for ever.
+/// The time at which an artifact made now may be removed, unless a tag points to it. `None` means for ever: the time is
+/// beyond the clock's range.
 fn retention(keep: Duration) -> Option<Timestamp> {
     Timestamp::now().checked_add(jiff::SignedDuration::try_from(keep).ok()?).ok()
 }
 
-/// Keeps the lease and says when the run must stop.
+/// Renews the lease, and returns when the run must stop.
 async fn heartbeats(inner: Arc<Inner>, lease: Lease, wake: Arc<Notify>, stop: watch::Sender<Option<Stop>>) {
     let ttl = inner.config.lease_ttl;
     let mut held_until = tokio::time::Instant::now() + ttl;

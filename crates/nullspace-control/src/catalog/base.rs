@@ -1,4 +1,4 @@
-//! The built-in template `nullspace/base`: built by the service itself when its tar or the host has changed.
+//! The built-in template `nullspace/base`. The service builds it when its tar or the host has changed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,17 +19,17 @@ use nullspace_service::chain;
 
 /// Name of the template in the namespace `nullspace`.
 pub(crate) const BASE: &str = "base";
-/// Whose it is, among tenants.
+/// The tenant that owns it.
 const TENANT: &str = "nullspace";
 
-/// Whether the built-in template is on its way.
+/// State of the built-in template.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pending: AtomicBool,
 }
 
 impl State {
-    /// What to answer when the base template does not resolve: wait, or it will never come.
+    /// The error when the base template does not resolve: it is being built, or this host cannot build it.
     pub(crate) fn missing(&self) -> Error {
         if self.pending.load(Ordering::Relaxed) {
             Error {
@@ -48,7 +48,7 @@ impl State {
     }
 }
 
-/// Starts a build of the base template unless the one there is fits. Failure is logged: everything else works without.
+/// Starts a build of the base template unless the stored one fits. A failure is only logged.
 pub(crate) async fn ensure(inner: &Arc<Inner>) {
     inner.base.pending.store(true, Ordering::Relaxed);
     let root = match inner.host.base().await {

@@ -1,4 +1,4 @@
-//! The catalog: templates, what they are called, who sees them, and the built-in one.
+//! The catalog: templates, their names, their visibility, and the built-in one.
 
 pub(crate) mod base;
 pub(crate) mod names;

@@ -1,4 +1,4 @@
-//! What templates are called: tags, aliases, new names, who sees them, names held for later.
+//! Names of templates: tags, aliases, renames, visibility, claims.
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
@@ -15,9 +15,9 @@ use super::wire;
 use crate::error::{Error, Result, Stored, internal};
 use crate::{Control, Inner};
 
-/// A reserved name lapses after this.
+/// A claim of a name expires after this.
 const CLAIM_TTL: SignedDuration = SignedDuration::from_hours(1);
-/// Tags in one request.
+/// Most tags in one request.
 const MAX_TAGS: usize = 64;
 
 #[async_trait]
@@ -153,7 +153,7 @@ impl Inner {
         found.or_missing(|| Error::template_not_found(reference))
     }
 
-    /// The hash of a build's claim token and the name that it holds.
+    /// The hash of a build's claim token, and the claimed name.
     pub(crate) async fn claim(&self, caller: &Caller, token: &str) -> Result<(ClaimHash, TemplateName)> {
         let hash = ClaimHash::of(token);
         let name = self.db.claimed_name(caller, hash, Timestamp::now()).await;
@@ -181,7 +181,7 @@ pub(crate) fn parse_tags(tags: &[String]) -> Result<Vec<Tag>> {
     Ok(parsed)
 }
 
-/// A name of the caller's own namespace, written with or without it.
+/// Parses a name of the caller's own namespace, written with or without the namespace.
 fn own_name(field: &str, caller: &Caller, text: &str) -> Result<TemplateName> {
     match text.parse() {
         Ok(TemplateRef::Named { namespace, name, selector: None })
@@ -198,7 +198,7 @@ fn own_name(field: &str, caller: &Caller, text: &str) -> Result<TemplateName> {
     }
 }
 
-/// A template as a whole, with the id of what stands for it: its default, else its newest.
+/// A template as a whole, with the id of the build that represents it: its default, else its newest.
 fn whole(standing: &Standing) -> Result<TemplateInfo> {
     let (build, id) = match (&standing.artifact, standing.newest) {
         (Some(artifact), _) => (artifact.build, artifact.id),

@@ -1,5 +1,5 @@
-//! What becomes everybody's with a public template: the values of its variables, and the memory of its start command, which
-//! ran with variables of build time. Whoever publishes is told so, by the variables' names; values are shown nowhere.
+//! Data that a public template exposes: the values of its variables, and the memory of its start command, which ran with
+//! build-time variables. The publisher gets a warning with the variables' names. No warning shows a value.
 
 use std::collections::BTreeSet;
 
@@ -13,24 +13,24 @@ use nullspace_types::{BuildId, Caller, TemplateId};
 use super::wire::column;
 use crate::Inner;
 
-/// Names in one warning.
+/// Most names in one warning.
 const MAX_NAMES: usize = 40;
-/// Builds of one template that are looked at for its warning, the newest.
+/// Number of builds of one template that its warning covers, newest first.
 const MAX_BUILDS: u32 = 100;
 
-/// What a template gives away to whoever may use it.
+/// Data that a template exposes to every caller.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Published {
-    /// Names of the variables that sandboxes start with.
+    /// Names of the variables of its sandboxes.
     envs: BTreeSet<String>,
-    /// Names of the variables that a start command's process was started with besides.
+    /// Names of the additional variables of the start command's process.
     build_envs: BTreeSet<String>,
-    /// A start command's memory is in the snapshot.
+    /// The snapshot has a start command's memory.
     start: bool,
 }
 
 impl Published {
-    /// As far as a definition says it; what its source brings along is not known before the build.
+    /// Takes it from a definition. The variables that the source adds are not known before the build.
     pub(crate) fn of_plan(plan: &Definition) -> Published {
         Published {
             envs: plan.runtime.envs.keys().cloned().collect(),
@@ -39,7 +39,7 @@ impl Published {
         }
     }
 
-    /// Of a build that is being finished.
+    /// Takes it from a build that is being finished.
     pub(crate) fn of_runtime(plan: &Definition, runtime: &Runtime) -> Published {
         Published {
             envs: runtime.envs.keys().cloned().collect(),
@@ -67,7 +67,7 @@ impl Published {
         self.start |= other.start;
     }
 
-    /// What to tell whoever publishes it; nothing when it gives away nothing.
+    /// The warning for the publisher; `None` when nothing is exposed.
     pub(crate) fn warning(&self, template: &str) -> Option<String> {
         let mut parts = Vec::new();
         if !self.envs.is_empty() {
@@ -87,7 +87,7 @@ impl Published {
     }
 }
 
-/// Names in one line, printable ASCII.
+/// Names in one line, as printable ASCII.
 fn names(names: &BTreeSet<String>) -> String {
     let shown = |name: &String| name.escape_default().to_string().chars().take(64).collect::<String>();
     let mut shown: Vec<String> = names.iter().take(MAX_NAMES).map(shown).collect();
@@ -98,7 +98,7 @@ fn names(names: &BTreeSet<String>) -> String {
 }
 
 impl Inner {
-    /// Warnings about a template that is public now with everything that was built for it.
+    /// Warnings about a template that is now public with all its builds.
     pub(crate) async fn publishes(
         &self,
         caller: &Caller,
@@ -125,7 +125,7 @@ impl Inner {
         Ok(warned(info, &published))
     }
 
-    /// Warnings about what one build made, if its template is public.
+    /// Warnings about one build's artifact, if its template is public.
     pub(crate) async fn publishes_build(
         &self,
         caller: &Caller,
@@ -147,7 +147,7 @@ fn warned(info: TemplateInfo, published: &Published) -> Warned<TemplateInfo> {
     Warned { value: info, warnings: warning.into_iter().collect() }
 }
 
-/// A build's warning when it is accepted for a template that is public already.
+/// A build's warning when it is accepted for a template that is already public.
 pub(crate) fn accepted(visibility: TemplateVisibility, template: &str, plan: Published) -> Vec<String> {
     if visibility != TemplateVisibility::Public {
         return Vec::new();
@@ -159,7 +159,7 @@ pub(crate) fn accepted(visibility: TemplateVisibility, template: &str, plan: Pub
     warning.into_iter().collect()
 }
 
-/// What a build that is about to be ready gives away, if its template is public: a line for its log.
+/// The log line about the data that a build exposes when it is ready, if its template is public.
 pub(crate) async fn of_ready(
     inner: &Inner,
     build: &Build,

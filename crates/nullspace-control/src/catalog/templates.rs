@@ -1,4 +1,4 @@
-//! Templates: what references mean, what a caller sees, and what goes when one is deleted.
+//! Templates: references are resolved, shown to callers that may see them, and deleted.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -54,13 +54,13 @@ impl Templates for Control {
     }
 }
 
-/// A reference from a path: what is none names nothing.
+/// Parses a reference of a path. An invalid one is answered as not found.
 pub(crate) fn parse(reference: &str) -> Result<TemplateRef> {
     reference.parse().map_err(|_| Error::template_not_found(reference))
 }
 
 impl Inner {
-    /// What a reference means to the caller now. `latest` means `default` where no build has the tag `latest`: the
+    /// Resolves a reference for the caller. `latest` means `default` where no build has the tag `latest`, because the
     /// published client writes `nullspace/x:latest` for a bare `x`.
     pub(crate) async fn resolve(&self, caller: &Caller, reference: &str) -> Result<Resolved> {
         let parsed = parse(reference)?;
@@ -80,7 +80,7 @@ impl Inner {
         }
     }
 
-    /// The `TemplateInfo` that a build ends with: the template as it will be once its tags have moved.
+    /// The `TemplateInfo` of a finished build: the template as it will be once its tags have moved.
     pub(crate) async fn ready_info(
         &self,
         build: &Build,

@@ -1,4 +1,4 @@
-//! Stored records as the wire shows them.
+//! Database records in their wire form.
 
 use jiff::Timestamp;
 use nullspace_api as api;
@@ -7,7 +7,7 @@ use nullspace_types::Tag;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// A JSON column that must be of this type.
+/// Parses a JSON column as this type.
 pub(crate) fn column<T: DeserializeOwned>(what: &str, value: &Value) -> Result<T, DbError> {
     T::deserialize(value).map_err(|error| DbError::Corrupt { what: format!("{what}: {error}") })
 }
@@ -117,7 +117,7 @@ pub(crate) fn summary(stored: &Build, now: Timestamp) -> Result<api::TemplateBui
     })
 }
 
-/// What is true of the build's artifact right now.
+/// The state of the build's artifact now.
 fn standing(build: &Build, usable: bool) -> (api::TemplateBuildArtifactAvailability, api::TemplateBuildPromotability) {
     use api::TemplateBuildArtifactAvailabilityStatus as Available;
     use api::TemplateBuildPromotabilityStatus as Promotable;
@@ -141,7 +141,7 @@ fn standing(build: &Build, usable: bool) -> (api::TemplateBuildArtifactAvailabil
     )
 }
 
-/// A template with what a reference to it means right now.
+/// A template with the current target of a reference to it.
 pub(crate) fn template(resolved: &Resolved) -> Result<api::TemplateInfo, DbError> {
     // The tags of *this* artifact: what another tag of the template points to has an id of its own.
     let here = resolved.tags.iter().filter(|target| target.build == resolved.artifact.build);

@@ -1,4 +1,4 @@
-//! Rows of the store as the contract shows them.
+//! Database rows of sandboxes in their wire form.
 
 use jiff::Timestamp;
 use nullspace_api::{

@@ -1,15 +1,15 @@
-//! Making a sandbox.
+//! Creation of a sandbox.
 //!
 //! ```text
 //!   resolve, admit ──┬── machine:  start the VMM ──resumed──> give the guest its identity ──┬── live
 //!                    └── database: insert `creating` ········> set `running` ───────────────┘
 //! ```
-//! Each commit waits for the disk, so the two go side by side. What keeps this safe:
-//! - Who loses the race against a deleted template learns it from the insert, whose answer comes before the machine's:
-//!   the machine, whatever became of it, is ended. Once the row is there, the artifact is in use and stays.
+//! Each commit waits for the disk, so the two go side by side. This is safe because:
+//! - The insert fails if the template was deleted meanwhile, and its answer is awaited before the machine's. The machine is then
+//!   ended. Once the row is there, the artifact is in use and stays.
 //! - A request with an idempotency key is inserted first: a repetition starts no machine.
-//! - A sandbox that is ended while it starts loses its place on the host. Its start finds that out when
-//!   the machine could be used, and ends it; who ended it waits for that.
+//! - A sandbox that is ended while it starts loses its place on the host. Its start finds that out when the machine is ready,
+//!   and ends the machine. The task that ends the sandbox waits for that.
 //! - A killed service takes its machines along, and the next start ends the rows that it left.
 
 use std::future::ready;
@@ -153,7 +153,7 @@ impl Inner {
     }
 }
 
-/// What the contract knows and this version does not serve is refused, never ignored.
+/// Refuses fields of the contract that this version does not implement. They are never ignored.
 fn refuse_unserved(request: &CreateSandboxRequest) -> Result<()> {
     let network = request.network.as_ref().is_some_and(|network| *network != Default::default());
     let pauses = request.lifecycle.as_ref().and_then(|lifecycle| lifecycle.on_timeout);
@@ -176,7 +176,7 @@ fn refuse_unserved(request: &CreateSandboxRequest) -> Result<()> {
     Ok(())
 }
 
-/// `disk_mb` is the least that a sandbox's disk must have: what the template's has not, none of its sandboxes can.
+/// Refuses a request whose `disk_mb` is larger than the template's disk.
 fn fits(request: &CreateSandboxRequest, config: &Config) -> Result<()> {
     match request.disk_mb {
         Some(asked) if asked > config.disk_mb => Err(Error::invalid(format!(
@@ -188,7 +188,7 @@ fn fits(request: &CreateSandboxRequest, config: &Config) -> Result<()> {
     }
 }
 
-/// `vcpus` and `memory_mb` are the snapshot's, whatever is asked for.
+/// Warnings about `vcpus` and `memory_mb` that differ from the snapshot's, which are used.
 fn warnings(request: &CreateSandboxRequest, config: &Config) -> Vec<String> {
     [("vcpus", request.vcpus, config.vcpus), ("memory_mb", request.memory_mb, config.memory_mb)]
         .into_iter()
@@ -199,7 +199,7 @@ fn warnings(request: &CreateSandboxRequest, config: &Config) -> Vec<String> {
         .collect()
 }
 
-/// Digest of a request, to tell a repetition from another request under the same idempotency key.
+/// Digest of a request. It tells a repetition from another request under the same idempotency key.
 fn digest(request: &CreateSandboxRequest) -> Result<String> {
     let bytes = serde_json::to_vec(request).map_err(|error| internal("digest a request", &error))?;
     Ok(blake3::hash(&bytes).to_hex().to_string())

@@ -1,4 +1,4 @@
-//! Sandboxes as rows: created, looked up, listed, ended. Their machines are a host's.
+//! Sandboxes as rows: created, looked up, listed, ended. Their machines belong to a host.
 //!
 //! ```text
 //!  create ──> creating ──restored, new identity──> running ──destroy, timeout──> destroyed
@@ -32,10 +32,10 @@ use self::answers::{info, status_to_store};
 use crate::error::{Error, Result, Stored, internal};
 use crate::{Control, Inner};
 
-/// Between two attempts to record ends that the database did not take.
+/// Time between two attempts to record ends that the database refused.
 const RECORD_AGAIN: Duration = Duration::from_millis(250);
 
-/// What the database keeps of a sandbox's size and settings.
+/// A sandbox's size and settings, as the database stores them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Config {
     vcpus: u32,
@@ -46,7 +46,7 @@ struct Config {
     internet_access: bool,
 }
 
-/// Ends that the database did not take: no more than there were machines.
+/// Ends that the database refused. There are at most as many as machines.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     unrecorded: Mutex<HashMap<SandboxId, (SandboxStatus, Option<String>)>>,
@@ -68,7 +68,7 @@ impl HostEvents for Ends {
     }
 }
 
-/// Records ends that the database did not take when they came, until the service stops.
+/// Records ends that the database refused at first, until the service stops.
 pub(crate) async fn record_late(inner: Arc<Inner>) {
     loop {
         tokio::select! {
@@ -171,7 +171,7 @@ impl nullspace_service::Sandboxes for Control {
 }
 
 impl Inner {
-    /// Has the host end a sandbox, and records the end. The second of two finds nothing to do.
+    /// Has the host end a sandbox, and records the end. A second call does nothing.
     async fn end_sandbox(&self, id: SandboxId, status: SandboxStatus, reason: Option<&str>) {
         self.host.end_sandbox(id).await;
         self.set_status(id, status, reason).await;
@@ -190,7 +190,7 @@ impl Inner {
         }
     }
 
-    /// Records ends that the database did not take when they came.
+    /// Records ends that the database refused at first.
     async fn record_ends(&self) {
         let unrecorded = std::mem::take(&mut *self.sandboxes.unrecorded.lock().unwrap_or_else(PoisonError::into_inner));
         for (id, (status, reason)) in unrecorded {
@@ -198,7 +198,7 @@ impl Inner {
         }
     }
 
-    /// Ends all sandboxes of the host, side by side.
+    /// Ends all sandboxes of the host, concurrently.
     pub(crate) async fn end_all_sandboxes(&self, reason: &str) {
         let ends =
             self.host.sandboxes().into_iter().map(|id| self.end_sandbox(id, SandboxStatus::Destroyed, Some(reason)));
@@ -206,7 +206,7 @@ impl Inner {
     }
 }
 
-/// The answer of work that went on by itself.
+/// The result of a task that continued after its caller left.
 fn joined<T>(done: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
     done.unwrap_or_else(|error| Err(internal("a sandbox's task", &error)))
 }
