@@ -1,4 +1,4 @@
-//! Builds on a host: what control hands over, what a running build asks, and what it ends with.
+//! Builds on a host: the job from control, the questions of a running build, and its result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,20 +23,20 @@ use crate::{BuildFailure, Capacity, HostError, LogIds, RecordError};
 pub struct BuildJob {
     /// The build.
     pub build: BuildId,
-    /// What its artifact is called.
+    /// The id of its artifact.
     pub artifact: ArtifactId,
-    /// Whose it is.
+    /// The tenant that owns it.
     pub tenant: TenantId,
-    /// Which attempt, from 1.
+    /// Number of the attempt, from 1.
     pub attempt: u32,
-    /// Which lease: no two runs of a build have the same.
+    /// Number of the lease. No two runs of a build have the same.
     pub epoch: u64,
-    /// What is built.
+    /// The definition to build.
     pub definition: Definition,
     /// Digest of the build context, when there is one.
     pub context_digest: Option<String>,
-    /// Credentials and secrets that came with the request; `None` when they were lost with the process that had them, or when
-    /// there were none ([`Definition::authenticated`] tells).
+    /// Credentials and secrets of the request. `None` when there were none, or when the process that had them has ended
+    /// ([`Definition::authenticated`] tells which).
     pub secrets: Option<Arc<RequestSecrets>>,
 }
 
@@ -50,7 +50,7 @@ impl BuildJob {
 /// A file of the build context that is kept for a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldFile {
-    /// Which.
+    /// Its id.
     pub id: BlobId,
     /// Its generation when the build was accepted.
     pub generation: u64,
@@ -65,24 +65,24 @@ pub struct Parent {
     pub rootfs: Rootfs,
     /// Its disk as the guest sees it, bytes.
     pub disk_bytes: u64,
-    /// What its sandboxes start with.
+    /// The runtime settings of its sandboxes.
     pub runtime: Runtime,
-    /// What the API shows of the image that it came from.
+    /// Metadata of the image that it came from, for the API.
     pub oci_metadata: Option<TemplateOciImageMetadata>,
 }
 
 /// An artifact of an earlier build with the same key.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FinishedArtifact {
-    /// Which.
+    /// Its id.
     pub id: ArtifactId,
     /// Name of its files.
     pub folder: String,
     /// Its disk as the guest sees it, bytes.
     pub disk_bytes: u64,
-    /// What it can be resumed under: the host's own format.
+    /// The compatibility class of its snapshot, in the host's own format.
     pub compatibility: Value,
-    /// What the host said of its snapshot: the host's own format.
+    /// The description of its snapshot, in the host's own format.
     pub snapshot: Value,
 }
 
@@ -92,95 +92,96 @@ pub type CacheKind = TemplateBuildLogEntryCacheKind;
 /// An answer of a cache, for the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheLookup {
-    /// Which cache.
+    /// The cache.
     pub kind: CacheKind,
-    /// What it said.
+    /// The answer.
     pub status: TemplateBuildLogEntryCacheStatus,
 }
 
-/// What a running build asks of control, and tells it. Each call shows control's lease; after
-/// [`RecordError::LeaseLost`] the host stops.
+/// The questions and reports of a running build to control. Each call is checked against control's lease. After
+/// [`RecordError::LeaseLost`] the host stops the build.
 #[async_trait]
 pub trait BuildRecord: Send + Sync + 'static {
     /// Appends entries to the build's log, in their order; returns when they are durable.
     async fn append(&self, entries: Vec<TemplateBuildLogEntry>) -> Result<(), RecordError>;
 
-    /// Records what the source was resolved to.
+    /// Records the digest that the source was resolved to.
     async fn set_source_digest(&self, digest: &str) -> Result<(), RecordError>;
 
     /// Records that the disk is larger than the request said, MiB.
     async fn set_disk_mb(&self, disk_mb: u32) -> Result<(), RecordError>;
 
-    /// Files of the context that are kept for this build.
+    /// Returns the files of the context that are kept for this build.
     async fn held_files(&self) -> Result<Vec<HeldFile>, RecordError>;
 
-    /// The template that this build starts from; it stays until the build is over.
+    /// Returns the template that this build starts from. It stays until the build is over.
     async fn parent(&self, artifact: ArtifactId) -> Result<Parent, RecordError>;
 
-    /// The root image of this key; it stays until the build is over.
+    /// Returns the root image of this key. It stays until the build is over.
     async fn find_rootfs(&self, key: &str) -> Result<Option<Rootfs>, RecordError>;
 
-    /// Records a published root image. When another build was quicker its record is returned, and the file of this one is to be
-    /// removed.
+    /// Records a published root image. If another build has recorded the key before, its record is returned, and the caller
+    /// removes the file of this one.
     async fn put_rootfs(&self, rootfs: Rootfs) -> Result<Rootfs, RecordError>;
 
-    /// The newest root image that a step of this key left behind; it stays until the build is over.
+    /// Returns the newest root image that a step of this key made. It stays until the build is over.
     async fn find_layer(&self, key: &str) -> Result<Option<Rootfs>, RecordError>;
 
-    /// Records what a step left behind.
+    /// Records the root image that a step made.
     async fn put_layer(&self, rootfs: Rootfs, key: &str) -> Result<Rootfs, RecordError>;
 
-    /// An artifact of this key that can be used, the newest; it stays until the build is over.
+    /// Returns the newest usable artifact of this key. It stays until the build is over.
     async fn find_final(&self, key: &str) -> Result<Option<FinishedArtifact>, RecordError>;
 
-    /// Counts answers of a cache.
+    /// Counts an answer of a cache.
     fn looked_up(&self, lookup: CacheLookup);
 
-    /// Counts a phase that ended well.
+    /// Counts a phase that succeeded.
     fn phase(&self, phase: &'static str, took: Duration);
 }
 
-/// What a build made: durable on the host, and not yet named by the database.
+/// The result of a build: durable on the host, and not yet named by the database.
 #[derive(Debug, Clone)]
 pub struct Made {
     /// Name of its files.
     pub folder: String,
-    /// What they take on the disk, bytes.
+    /// Space on the disk, bytes.
     pub stored_bytes: u64,
-    /// Key of the root image that its disk lies on.
+    /// Key of the root image under its disk.
     pub rootfs_key: String,
     /// Disk as the guest sees it, bytes.
     pub disk_bytes: u64,
-    /// What it can be resumed under: the host's own format.
+    /// The compatibility class of the snapshot, in the host's own format.
     pub compatibility: Value,
-    /// What the host says of the snapshot: the host's own format. It comes back as [`Snapshot::summary`](crate::Snapshot::summary).
+    /// The description of the snapshot, in the host's own format. It is returned later as
+    /// [`Snapshot::summary`](crate::Snapshot::summary).
     pub snapshot: Value,
-    /// What sandboxes start with.
+    /// The runtime settings of sandboxes.
     pub runtime: Runtime,
-    /// What the API shows of the image that it came from.
+    /// Metadata of the image that it came from, for the API.
     pub oci_metadata: Option<TemplateOciImageMetadata>,
-    /// Key of everything that it depends on, for [`BuildRecord::find_final`].
+    /// Key of all inputs, for [`BuildRecord::find_final`].
     pub final_key: String,
 }
 
-/// Why a run ended without an artifact.
+/// The reasons for which a run ends without an artifact.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BuildStop {
     /// The build failed.
     #[error(transparent)]
     Failed(#[from] BuildFailure),
-    /// Control refused: the lease is lost, or the database is down.
+    /// Control refused: the lease is lost, or the database failed.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// Control asked for it.
+    /// Control stopped it.
     #[error("the build was stopped")]
     Stopped,
-    /// The disk ran full, and this build had written most of late.
+    /// The disk ran full, and this build had written most recently.
     #[error("the build was ended because the host's disk ran full")]
     Overran,
 }
 
-/// What is known of the host's disk during a run.
+/// The state of the host's disk during a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskPressure {
     /// It was full.
@@ -190,36 +191,36 @@ pub struct DiskPressure {
 }
 
 impl DiskPressure {
-    /// Whether a full disk may have caused this failure. What a registry says of an image, for one, it did not.
+    /// Whether a full disk may have caused this failure. For example, a registry's answer about an image is not caused by it.
     pub fn explains(self, failure: &BuildFailure) -> bool {
         use crate::reason;
         self.full && (self.had_machine || [reason::INTERNAL, reason::MACHINE_FAILED].contains(&failure.reason))
     }
 }
 
-/// What a run came to. Nothing of the build is left on the host but what it published.
+/// The end of a run. Only the published files of the build are left on the host.
 #[derive(Debug, Clone)]
 pub struct BuildEnd {
-    /// What it made, or why it made nothing.
+    /// The result, or the reason for which there is none.
     pub outcome: Result<Made, BuildStop>,
-    /// What caches said; a build that fails shows it too.
+    /// The caches' answers, also of a build that fails.
     pub cache: TemplateBuildCacheSummary,
-    /// What is known of the disk.
+    /// The state of the disk.
     pub pressure: DiskPressure,
 }
 
-/// Whether a registry shows an image to somebody without credentials.
+/// Whether a registry shows an image to clients without credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageAccess {
     /// It does.
     Open,
-    /// It wants credentials.
+    /// It asks for credentials.
     NeedsCredentials,
-    /// That could not be found out: why.
+    /// The registry's answer could not be obtained, for this reason.
     Unknown(String),
 }
 
-/// The root tree of the built-in base template that a host has.
+/// The root tree of the built-in base template on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseRoot {
     /// SHA-256 of its tar, hex.
@@ -231,17 +232,17 @@ pub struct BaseRoot {
 /// Builds of a host.
 #[async_trait]
 pub trait BuildHost: Send + Sync + 'static {
-    /// Runs one attempt of a build, until it ends or `stop` is cancelled. Returns when nothing of it is left on the host but
-    /// what it published; that takes at most some minutes after `stop`.
+    /// Runs one attempt of a build until it ends or `stop` is cancelled. Returns when only its published files are left on
+    /// the host, at most some minutes after `stop`.
     async fn build(&self, job: BuildJob, record: Arc<dyn BuildRecord>, stop: CancellationToken) -> BuildEnd;
 
-    /// Whether the disk has room for another build.
+    /// Whether the disk has space for another build.
     async fn has_room(&self) -> bool;
 
-    /// What a machine of so many vCPUs may have at most, on a host that runs nothing else.
+    /// The largest machine of so many vCPUs, on a host that runs nothing else.
     fn largest_machine(&self, vcpus: u32) -> Capacity;
 
-    /// Refuses a disk that this host could not hold even if it held nothing else.
+    /// Refuses a disk that is larger than an empty host could hold.
     ///
     /// # Errors
     /// `capacity_exceeded`, for the caller.
@@ -262,6 +263,6 @@ pub trait BuildHost: Send + Sync + 'static {
     /// [`HostError`] when it cannot be read.
     async fn base(&self) -> Result<Option<BaseRoot>, HostError>;
 
-    /// Sees to it that the next sandbox of a root image does not wait for it.
+    /// Prepares a root image, so that the next sandbox does not wait for it.
     async fn warm_rootfs(&self, rootfs: &Rootfs);
 }

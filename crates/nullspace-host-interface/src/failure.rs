@@ -1,4 +1,4 @@
-//! Why a build failed: one typed value from which the row, the log's last entry and the API's `error_detail` are made.
+//! Failures of builds: one typed value for the row, the log's last entry and the API's `error_detail`.
 //!
 //! Reasons are part of the contract with users: each is documented here and tested where it arises.
 
@@ -10,19 +10,19 @@ use serde_json::{Map, Value};
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct BuildFailure {
-    /// Where in the build.
+    /// The phase of the build.
     pub phase: TemplateFailurePhase,
-    /// Whose fault, coarsely.
+    /// The responsible party, coarsely.
     pub code: TemplateFailureDetailCode,
     /// `details.reason`: see the constants of [`reason`].
     pub reason: &'static str,
-    /// What happened, one sentence.
+    /// The error, in one sentence.
     pub message: String,
     /// True when the same build may succeed later, unchanged.
     pub retryable: bool,
-    /// What to do about it.
+    /// The advice to the user.
     pub suggested_action: String,
-    /// Which step it is about, from 1.
+    /// The step in question, from 1.
     pub step_index: Option<u32>,
     /// Further keys of `details`.
     pub details: Map<String, Value>,
@@ -40,7 +40,7 @@ pub mod reason {
     pub const REGISTRY_UNAUTHORIZED: &str = "registry_unauthorized";
     /// The registry cannot be reached or answers with errors.
     pub const REGISTRY_UNAVAILABLE: &str = "registry_unavailable";
-    /// An image, or what its registry leads to, lies at no public address (or at none), and the operator does not list it.
+    /// An image's host, or a host that its registry leads to, has no public address, and the operator does not list it.
     pub const ADDRESS_NOT_ALLOWED: &str = "address_not_allowed";
     /// The image breaks its format's rules or a limit.
     pub const INVALID_IMAGE: &str = "invalid_image";
@@ -61,12 +61,12 @@ pub mod reason {
     pub const MACHINE_KILLED: &str = "machine_killed";
     /// The image's root could not be mounted or prepared in the machine.
     pub const ROOT_UNUSABLE: &str = "root_unusable";
-    /// A step's program ended otherwise than with 0. Details: exit_code, last_output (its last lines); out_of_memory when
-    /// the machine's memory ran out meanwhile.
+    /// A step's program did not exit with 0. Details: exit_code, last_output (its last lines); out_of_memory when the
+    /// machine's memory ran out meanwhile.
     pub const BUILD_STEP_NONZERO_EXIT: &str = "build_step_nonzero_exit";
     /// A step's program ran longer than the service allows. Details: limit_secs, exit_code, last_output.
     pub const BUILD_STEP_TIMEOUT: &str = "build_step_timeout";
-    /// A step's work on files failed: a path that is not there, is something else, or may not be touched.
+    /// A step's file operation failed: a path is missing, has another type, or access to it is denied.
     pub const BUILD_STEP_FAILED: &str = "build_step_failed";
     /// A step filled the disk. Details: disk_mb.
     pub const DISK_FULL: &str = "disk_full";
@@ -74,36 +74,36 @@ pub mod reason {
     pub const SHELL_MISSING: &str = "shell_missing";
     /// The program that a step needs is not in the image.
     pub const PROGRAM_MISSING: &str = "program_missing";
-    /// A step names a user or group that the image has not.
+    /// A step names a user or group that the image does not have.
     pub const UNKNOWN_USER: &str = "unknown_user";
-    /// No BuildKit could be reached, or the one that built went away.
+    /// BuildKit is unreachable or closed the connection.
     pub const BUILDKIT_UNAVAILABLE: &str = "buildkit_unavailable";
-    /// BuildKit has built the image and its host cannot hand it over.
+    /// BuildKit has built the image, but its host cannot export it.
     pub const EXPORT_FAILED: &str = "export_failed";
     /// BuildKit cannot read the Dockerfile. Details: line, when it names one.
     pub const DOCKERFILE_INVALID: &str = "dockerfile_invalid";
     /// A step needs a secret that the request does not have. Details: secret_id.
     pub const BUILD_SECRET_MISSING: &str = "build_secret_missing";
-    /// COPY or ADD of what is not in the build context.
+    /// COPY or ADD of a file that is not in the build context.
     pub const CONTEXT_FILE_MISSING: &str = "context_file_missing";
     /// A file of the context was never uploaded. Details: path, blob_id, count.
     pub const UNKNOWN_BLOB: &str = "unknown_blob";
-    /// An uploaded file of the context is gone.
+    /// An uploaded file of the context is missing.
     pub const MISSING_BLOB: &str = "missing_blob";
     /// The whole build took longer than the service allows. Details: limit_secs.
     pub const BUILD_TIMEOUT: &str = "build_timeout";
-    /// The host had no room for the machine in time.
+    /// The host had no capacity for the machine in time.
     pub const CAPACITY: &str = "capacity_exceeded";
-    /// The host's disk, under the service's data folder, was full while the build ran. The build is tried again, and may
-    /// succeed unchanged once there is room. Details: cause, the reason that the attempt itself ended with.
+    /// The host's disk, under the service's data folder, was full while the build ran. The build is retried, and may succeed
+    /// unchanged once there is space. Details: cause, the reason of the attempt itself.
     pub const HOST_DISK_FULL: &str = "host_disk_full";
-    /// Worker after worker died over this build.
+    /// All attempts of the build were interrupted.
     pub const ATTEMPTS_SPENT: &str = "attempts_spent";
-    /// Credentials given with the request are gone with the process that held them.
+    /// Credentials of the request were lost with the process that held them.
     pub const CREDENTIALS_LOST: &str = "credentials_lost";
-    /// The stored root image that the build starts from cannot be read any more.
+    /// The stored root image that the build starts from is damaged.
     pub const ROOT_DAMAGED: &str = "root_image_damaged";
-    /// A command in a sandbox did not end in its time. Details: stdout, stderr (the ends of what it wrote), truncated.
+    /// A command in a sandbox timed out. Details: stdout, stderr (the ends of its output), truncated.
     pub const EXEC_TIMEOUT: &str = "exec_timeout";
     /// A sandbox's resume hook or resume command failed or took too long.
     pub const RESUME_FAILED: &str = "resume_failed";
@@ -114,7 +114,7 @@ pub mod reason {
 const RETRY_LATER: &str = "Try again; if it persists, tell the operator the build id.";
 
 impl BuildFailure {
-    /// A failure that is the definition's or the image's, not to be retried unchanged.
+    /// A failure of the definition or the image. An unchanged retry would fail again.
     pub fn user(
         phase: TemplateFailurePhase,
         reason: &'static str,
@@ -133,7 +133,7 @@ impl BuildFailure {
         }
     }
 
-    /// A fault of the service or the host, worth another attempt. `message` is for users: no internals.
+    /// A failure of the service or the host that another attempt may pass. `message` is for users: no internals.
     pub fn infrastructure(phase: TemplateFailurePhase, reason: &'static str, message: impl Into<String>) -> Self {
         BuildFailure {
             code: TemplateFailureDetailCode::InternalError,
@@ -142,10 +142,10 @@ impl BuildFailure {
         }
     }
 
-    /// An error that no user can do anything about: logged whole, shown without internals.
+    /// An internal error: logged in full, shown without internals.
     pub fn internal(phase: TemplateFailurePhase, error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, phase = ?phase, "internal error in a build");
-        BuildFailure::infrastructure(phase, reason::INTERNAL, "the service failed at its own work")
+        BuildFailure::infrastructure(phase, reason::INTERNAL, "internal error of the service")
     }
 
     /// The host's disk is full.
@@ -156,12 +156,12 @@ impl BuildFailure {
             ..BuildFailure::infrastructure(
                 phase,
                 reason::HOST_DISK_FULL,
-                "the host's disk was full: what the build had written cannot be relied on",
+                "the host's disk was full: the data that the build had written may be incomplete",
             )
         }
     }
 
-    /// The same failure, of an attempt during which the host's disk was full: whatever it says, that may be why.
+    /// The same failure, of an attempt during which the host's disk was full, which may be its cause.
     pub fn for_want_of_room(self) -> Self {
         if self.reason == reason::HOST_DISK_FULL {
             return self;
@@ -171,7 +171,7 @@ impl BuildFailure {
         BuildFailure { step_index: self.step_index, ..full }
     }
 
-    /// An error of the service's own work while in `phase`, which a full disk may have caused.
+    /// An error of the service's own work in `phase`. A full disk may have caused it.
     pub fn own(phase: TemplateFailurePhase, error: &(dyn std::error::Error + 'static)) -> Self {
         if is_storage_full(error) {
             tracing::error!(error = %chain(error), phase = ?phase, "the disk is full");
@@ -180,7 +180,7 @@ impl BuildFailure {
         BuildFailure::internal(phase, &chain(error))
     }
 
-    /// Names the step that it is about, from 1.
+    /// Names the step in question, from 1.
     pub fn at_step(mut self, index: u32) -> Self {
         self.step_index = Some(index);
         self
@@ -205,7 +205,7 @@ impl BuildFailure {
     }
 }
 
-/// Whether the system's own word for a full disk is among an error's causes.
+/// Whether the system's error for a full disk is among an error's causes.
 pub fn is_storage_full(error: &(dyn std::error::Error + 'static)) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     let mut cause = Some(error);

@@ -1,14 +1,14 @@
-//! What control asks of a host, as one trait: [`Host`]. Control knows what should be, and has the database; a host has machines,
-//! caches and disks, and knows no database.
+//! The interface between control and a host, as one trait: [`Host`]. Control has the database and the desired state. A host
+//! has machines, caches and disks, and no access to the database.
 //!
 //! ```text
-//!   control ── Host ──────────────> host      builds, sandboxes, context files, what can go
+//!   control ── Host ──────────────> host      builds, sandboxes, context files, stored data
 //!           <── BuildRecord ──────             a running build: its log, what may be reused, what was made
 //!           <── HostEvents ───────             a sandbox that ended by itself
 //! ```
-//! Today both are in one process. Everything that passes here is a plain value or one of these traits, so that a host on another
-//! machine is another implementation. No path of a file passes: what a host stores has a name (an artifact's folder, the file of
-//! a root image, a blob's id), and only the host knows where that is.
+//! Both run in one process today. The interface has only plain values and these traits, so a host on another machine would be
+//! another implementation. No file path crosses it: stored data has names (an artifact's folder, the file of a root image, a
+//! blob's id), and only the host knows their location.
 
 mod build;
 mod error;
@@ -38,25 +38,25 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-/// A host, whole. An implementation has a body for each topic, and says `impl Host for … {}` once.
+/// A complete host. An implementation has a body for each topic, and says `impl Host for … {}` once.
 pub trait Host: Lifecycle + BuildHost + SandboxHost + ContextFiles + Storage {}
 
-/// Its start, its end, and what it is.
+/// The start and the end of a host, and information about it.
 #[async_trait]
 pub trait Lifecycle: Send + Sync + 'static {
-    /// Begins its background work, and removes what an earlier run of it left outside the data folder. `events` is told of
-    /// sandboxes that end by themselves.
+    /// Starts its background work, and removes the leftovers of an earlier run outside the data folder. `events` receives the
+    /// ends of sandboxes that end by themselves.
     async fn start(&self, events: Arc<dyn HostEvents>);
 
-    /// Waits for its background work, at most two minutes. Control has ended builds and sandboxes before.
+    /// Waits for its background work, at most two minutes. Control ends builds and sandboxes first.
     async fn stop(&self);
 
-    /// What it is, as it was at its start.
+    /// Information about the host, as of its start.
     fn info(&self) -> HostInfo;
 
-    /// What machines hold, and what they may hold.
+    /// Returns the resources of admitted machines, and the limits.
     fn admitted(&self) -> (Capacity, Capacity);
 
-    /// What it stores, and the room on its disk.
+    /// Returns the use of its storage, and the free space on its disk.
     async fn usage(&self) -> Result<HostUsage, HostError>;
 }

@@ -1,24 +1,24 @@
-//! Entries of a build's log: made where something happens, kept by control.
+//! Entries of a build's log: made on the host, stored by control.
 
 use jiff::Timestamp;
 use nullspace_api::{TemplateBuildLogEntry, TemplateBuildLogKind, TemplateBuildLogLevel};
 use nullspace_types::{ArtifactId, BuildId};
 
-/// Ids that every entry repeats.
+/// Ids in every entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogIds {
     /// The build.
     pub build: BuildId,
-    /// What it makes.
+    /// Its artifact.
     pub artifact: ArtifactId,
 }
 
-/// Where in a build an entry belongs.
+/// An entry's place in a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// The phase.
     pub phase: &'static str,
-    /// The step's number, from 1, and how many steps there are.
+    /// The step's number, from 1, and the number of steps.
     pub step: Option<(u32, u32)>,
 }
 

@@ -16,18 +16,18 @@ use nullspace_types::{ArtifactId, Rootfs, SandboxId, TenantId};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-/// What sandboxes of a template are resumed from.
+/// The snapshot from which a template's sandboxes resume.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// Which artifact.
+    /// Its artifact.
     pub artifact: ArtifactId,
     /// Name of its files.
     pub folder: String,
-    /// The root image that its disk lies on.
+    /// The root image under its disk.
     pub rootfs: Rootfs,
-    /// What the host that made it said of it: the host's own format.
+    /// The description by the host that made it, in that host's own format.
     pub summary: Value,
-    /// What its sandboxes start with.
+    /// The runtime settings of its sandboxes.
     pub runtime: Runtime,
 }
 
@@ -42,13 +42,13 @@ pub struct SnapshotSize {
     pub disk_bytes: u64,
 }
 
-/// Why a snapshot cannot be resumed on a host.
+/// The reasons for which a snapshot cannot be resumed on a host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
-    /// It was made under something else: what differs.
+    /// It has another compatibility class. The text names the difference.
     #[error("{0}")]
     Incompatible(String),
-    /// What is stored of it cannot be read. For the log.
+    /// Its stored description cannot be read. For the log.
     #[error("artifacts.snapshot: {0}")]
     Corrupt(String),
 }
@@ -58,85 +58,85 @@ pub enum Unfit {
 pub struct SandboxSpec {
     /// Its id.
     pub id: SandboxId,
-    /// Whose it is.
+    /// The tenant that owns it.
     pub tenant: TenantId,
-    /// What it is resumed from.
+    /// The snapshot to resume.
     pub snapshot: Snapshot,
 }
 
-/// What a sandbox is resumed with.
+/// The settings with which a sandbox is resumed.
 #[derive(Debug, Clone)]
 pub struct SandboxSettings {
-    /// Its variables, over those of the template.
+    /// Its variables. They override the template's.
     pub envs: BTreeMap<String, String>,
-    /// Where its commands run.
+    /// The working directory of its commands.
     pub cwd: String,
     /// Whether it reaches the internet.
     pub internet_access: bool,
 }
 
-/// Where a sandbox stands on a host.
+/// State of a sandbox on a host.
 pub enum Found {
-    /// It is not there.
+    /// It does not exist.
     Absent,
     /// It starts.
     Starting,
-    /// It runs: its operations, and whose it is.
+    /// It runs: its operations, and the tenant that owns it.
     Running(Arc<dyn LiveSandbox>, TenantId),
 }
 
-/// How a sandbox ended by itself.
+/// The end of a sandbox that ended by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxEnd {
-    /// True when it ended by a fault, false when its time was up.
+    /// True for a fault, false for a timeout.
     pub failed: bool,
-    /// Why, for its owner.
+    /// The reason, for its owner.
     pub reason: String,
     /// The kind of fault, for the metrics.
     pub fault: Option<&'static str>,
 }
 
-/// What a host tells control without being asked.
+/// Reports of a host to control.
 #[async_trait]
 pub trait HostEvents: Send + Sync + 'static {
-    /// A sandbox has ended by itself: nothing of it is left on the host.
+    /// A sandbox has ended by itself, and its resources are released.
     async fn sandbox_ended(&self, id: SandboxId, end: SandboxEnd);
 }
 
 /// Sandboxes of a host.
 #[async_trait]
 pub trait SandboxHost: Send + Sync + 'static {
-    /// Whether a snapshot can be resumed here, from its [`Snapshot::summary`]; and its size.
+    /// Whether a snapshot can be resumed here, by its [`Snapshot::summary`]; and its size.
     ///
     /// # Errors
     /// [`Unfit`].
     fn judge(&self, summary: &Value) -> std::result::Result<SnapshotSize, Unfit>;
 
-    /// Takes memory, processors and a place for a sandbox, in the host and in its tenant's quota.
+    /// Reserves memory, processors and a place for a sandbox, in the host and in its tenant's quota.
     ///
     /// # Errors
-    /// For the caller: `capacity_exceeded` or `quota_exceeded`, with the time after which to try again.
+    /// For the caller: `capacity_exceeded` or `quota_exceeded`, with the time after which to retry.
     async fn admit_sandbox(&self, spec: SandboxSpec) -> Result<Box<dyn AdmittedSandbox>>;
 
-    /// Where a sandbox stands.
+    /// Returns the state of a sandbox.
     fn find_sandbox(&self, id: SandboxId) -> Found;
 
-    /// Ends a sandbox; returns when nothing of it is left. One that starts finds that out and ends; one that is not there is
+    /// Ends a sandbox. Returns when its resources are released. A start under way notices it and stops. A missing sandbox is
     /// no error.
     async fn end_sandbox(&self, id: SandboxId);
 
-    /// Sandboxes that start or run.
+    /// Returns the sandboxes that start or run.
     fn sandboxes(&self) -> Vec<SandboxId>;
 }
 
-/// A sandbox with its place, and no machine yet. Dropping it gives the place back.
+/// A sandbox with its place, and no machine yet. Dropping it releases the place.
 #[async_trait]
 pub trait AdmittedSandbox: Send {
-    /// Resumes the snapshot; returns when the guest is a new one: own random numbers, clock and names, and its resume hooks have
-    /// run. `resumed` is told as soon as the machine runs, and dropped when it never will.
+    /// Resumes the snapshot. Returns when the guest has its own random numbers, clock and names, and its resume hooks have
+    /// run. `resumed` is notified as soon as the machine runs, and dropped when the start fails before.
     ///
     /// # Errors
-    /// For the caller. Nothing of the machine is left then.
+    /// For the caller. The machine's resources are released then.
     async fn start(
         self: Box<Self>,
         settings: SandboxSettings,
@@ -144,12 +144,12 @@ pub trait AdmittedSandbox: Send {
     ) -> Result<Box<dyn StartedSandbox>>;
 }
 
-/// A sandbox whose machine runs and that nobody can use yet. Dropping it kills the machine.
+/// A sandbox with a running machine that is not usable yet. Dropping it kills the machine.
 #[async_trait]
 pub trait StartedSandbox: Send {
-    /// Lets it be used, until `deadline`. False when it was ended meanwhile: nothing of it is left then.
+    /// Makes it usable, until `deadline`. False when it was ended meanwhile: its resources are released then.
     async fn run(self: Box<Self>, deadline: Option<Timestamp>) -> bool;
 
-    /// Ends it; returns when nothing of it is left.
+    /// Ends it. Returns when its resources are released.
     async fn discard(self: Box<Self>);
 }

@@ -1,4 +1,4 @@
-//! What a host stores for control, by name; and how it goes.
+//! A host's stored data, by name, and its removal.
 
 use async_trait::async_trait;
 use nullspace_types::KnownFiles;
@@ -8,49 +8,49 @@ use nullspace_types::Blob;
 
 use crate::{HostError, RecordError};
 
-/// What is known to the database, asked for at the right moment of a collection.
+/// The database's answers during a collection.
 #[async_trait]
 pub trait KnownImages: Send + Sync {
-    /// Every artifact and root image that is supposed to be stored.
+    /// Returns every artifact and root image that must stay.
     async fn known_files(&self) -> Result<KnownFiles, RecordError>;
 }
 
-/// What a collection of chunks came to.
+/// The result of a collection of chunks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Manifests that were removed.
     pub manifests: u64,
     /// Chunks that were removed.
     pub chunks: u64,
-    /// Packs that were removed or written anew.
+    /// Packs that were removed or rewritten.
     pub packs: u64,
-    /// What that freed, bytes.
+    /// Space that was freed, bytes.
     pub freed_bytes: u64,
     /// Root images that cannot be read.
     pub lost: Vec<String>,
 }
 
-/// What a host stores. Control decides what goes, and forgets it in the database first: a file without a row is swept later, a
-/// row without a file would lie.
+/// A host's stored data. Control removes a row first and then the file: a file without a row is swept later, but a row
+/// without a file would be wrong.
 #[async_trait]
 pub trait Storage: Send + Sync + 'static {
-    /// Removes artifacts, root images and context files that are not known, and what work of an earlier run left. For the start,
-    /// when the database was found to belong to this data folder. Names what was removed.
+    /// Removes unknown artifacts, root images and context files, and leftovers of an earlier run. Call it at the start, once
+    /// the database is known to belong to this data folder. Returns the removed names.
     async fn sweep(&self, known: KnownFiles, files: BTreeSet<Blob>) -> Result<Vec<String>, HostError>;
 
-    /// Removes an artifact's files. One that is not there is no error.
+    /// Removes an artifact's files. Missing files are no error.
     async fn remove_artifact(&self, folder: &str) -> Result<(), HostError>;
 
-    /// Removes a root image: its manifest and raw file. Its chunks go with [`Storage::collect_images`].
+    /// Removes a root image: its manifest and raw file. [`Storage::collect_images`] removes its chunks.
     async fn remove_rootfs(&self, file: &str) -> Result<(), HostError>;
 
-    /// Removes raw root images over the cache's limit, those that were used longest ago first.
+    /// Removes raw root images above the cache's limit, the least recently used first.
     async fn trim_rootfs(&self) -> Result<(), HostError>;
 
-    /// Removes chunks that no root image needs. `known` is asked once the collection has begun, so that what is published
-    /// meanwhile stays.
+    /// Removes chunks that no root image needs. `known` is called after the collection has begun, so images that are
+    /// published meanwhile stay.
     async fn collect_images(&self, known: &dyn KnownImages) -> Result<Collected, HostError>;
 
-    /// Takes a root image that an older version left as a raw file into the chunk store; its manifest.
+    /// Imports a root image that an older version stored as a raw file into the chunk store. Returns its manifest.
     async fn adopt_rootfs(&self, file: &str) -> Result<String, HostError>;
 }

@@ -1,4 +1,4 @@
-//! What a host is, what it has, and what of it is in use.
+//! Information about a host: its capacity, storage, and their use.
 
 /// Memory and processors of machines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -9,40 +9,40 @@ pub struct Capacity {
     pub vcpus: u64,
 }
 
-/// What a host is.
+/// Information about a host's VMM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostInfo {
-    /// The VMM that it runs: `firecracker` or `qemu`.
+    /// The VMM: `firecracker` or `qemu`.
     pub vmm: &'static str,
     /// The VMM's version.
     pub version: String,
     /// `kvm`, or the software emulation.
     pub accelerator: String,
-    /// What keeps a machine apart from its host, for people.
+    /// The walls between a machine and its host, as text.
     pub walls: String,
 }
 
-/// What a host stores, and the room on its disk.
+/// The use of a host's storage, and the free space on its disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HostUsage {
     /// The chunk store.
     pub images: ImageStoreUsage,
-    /// Root images that are there as raw files.
+    /// The cache of raw root images.
     pub raw: RawImageUsage,
-    /// Free on the disk under the data folder, bytes.
+    /// Free space on the disk under the data folder, bytes.
     pub disk_free: u64,
-    /// With less than so much free nothing new begins, bytes.
+    /// Free space below which no new work begins, bytes.
     pub disk_reserve: u64,
 }
 
-/// What the chunk store holds.
+/// The contents of the chunk store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImageStoreUsage {
     /// Different chunks.
     pub chunks: u64,
-    /// The packs that hold them, bytes.
+    /// Size of the packs, bytes.
     pub pack_bytes: u64,
-    /// The chunks before compression, bytes.
+    /// Size of the chunks before compression, bytes.
     pub plain_bytes: u64,
 }
 
@@ -51,7 +51,7 @@ pub struct ImageStoreUsage {
 pub struct RawImageUsage {
     /// Files.
     pub files: u64,
-    /// What they take on the disk, bytes.
+    /// Space on the disk, bytes.
     pub bytes: u64,
     /// Files made from chunks since the start.
     pub written_back: u64,
