@@ -1,4 +1,4 @@
-//! Builds: start and follow them, what there was, what a request would do, files of contexts.
+//! Builds: start, status, log, history, validation and plan of requests, files of contexts.
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -14,26 +14,26 @@ use crate::{ByteStream, Caller, RequestContext, Result, Warned};
 /// A build's log entries in order, without a gap.
 pub type LogStream = BoxStream<'static, Result<TemplateBuildLogEntry>>;
 
-/// Which of a template's builds to list.
+/// A query for a template's builds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BuildQuery {
-    /// In this status only.
+    /// Only builds with this status.
     pub status: Option<TemplateBuildStatus>,
-    /// Made by this backend only.
+    /// Only builds of this backend.
     pub backend: Option<TemplateBuildBackend>,
-    /// From this kind of source only.
+    /// Only builds from this kind of source.
     pub source_type: Option<TemplateBuildSourceType>,
-    /// At most so many, 1 to 100; 50 when not given.
+    /// Page size, 1 to 100; 50 by default.
     pub limit: Option<u32>,
-    /// Where the page starts, from the page before.
+    /// Start of the page, from the page before.
     pub cursor: Option<String>,
 }
 
-/// Builds that run or will run.
+/// Builds that wait or run.
 #[async_trait]
 pub trait Builds: Send + Sync + 'static {
-    /// Accepts a build, which is durable before this returns and reaches a terminal state whatever happens. A request
-    /// repeated with its idempotency key is answered with the build that it started the first time.
+    /// Accepts a build. The build is durable before this returns, and always reaches a final status. A request with a known
+    /// idempotency key is answered with the build that it started the first time.
     async fn start_build(
         &self,
         caller: &Caller,
@@ -41,13 +41,13 @@ pub trait Builds: Send + Sync + 'static {
         context: &RequestContext,
     ) -> Result<Warned<TemplateBuild>>;
 
-    /// A build and its log from `offset` on, at most a thousand entries.
+    /// Returns a build and its log from `offset` on, at most a thousand entries.
     async fn build_status(&self, caller: &Caller, build_id: &str, offset: u64) -> Result<TemplateBuildStatusSnapshot>;
 
-    /// A build's log from `offset` on: what there is, and with `follow` also what comes, until the terminal entry.
+    /// Returns a build's log from `offset` on: the entries so far, and with `follow` also new ones, until the final entry.
     async fn build_logs(&self, caller: &Caller, build_id: &str, offset: u64, follow: bool) -> Result<LogStream>;
 
-    /// Asks for a build's end. Asking again, or when it has ended, changes nothing and is no error.
+    /// Requests a build's cancellation. A second request, or one after the end, changes nothing and is no error.
     async fn cancel_build(
         &self,
         caller: &Caller,
@@ -55,15 +55,15 @@ pub trait Builds: Send + Sync + 'static {
         reason: Option<String>,
     ) -> Result<TemplateBuildStatusSnapshot>;
 
-    /// Waits for a build's end: its template, or why there is none. The build goes on when nobody waits any more.
+    /// Waits for a build's end. Returns its template or its failure. The build continues when the waiting call is dropped.
     async fn wait_for_template(&self, caller: &Caller, build_id: &str) -> Result<TemplateInfo>;
 }
 
-/// Builds that are over.
+/// Finished builds.
 #[async_trait]
 pub trait BuildHistory: Send + Sync + 'static {
-    /// A template's builds, newest first: those that failed and those whose tags have moved, too. Of a public template of
-    /// another tenant nothing is shown: builds are their callers'.
+    /// Returns a template's builds, newest first, with failed ones and those without tags. Builds of another tenant's public
+    /// template are not shown: they belong to their callers.
     async fn template_builds(
         &self,
         caller: &Caller,
@@ -71,7 +71,7 @@ pub trait BuildHistory: Send + Sync + 'static {
         query: BuildQuery,
     ) -> Result<TemplateBuildListResponse>;
 
-    /// Builds once more what failed or was cancelled, as a new build with a log of its own.
+    /// Retries a failed or cancelled build as a new build with its own log.
     async fn retry_build(
         &self,
         caller: &Caller,
@@ -79,7 +79,7 @@ pub trait BuildHistory: Send + Sync + 'static {
         request: RetryTemplateBuildRequest,
     ) -> Result<Warned<TemplateBuild>>;
 
-    /// Moves tags to what a ready build made.
+    /// Moves tags to a ready build's artifact.
     async fn promote_build(
         &self,
         caller: &Caller,
@@ -88,31 +88,31 @@ pub trait BuildHistory: Send + Sync + 'static {
     ) -> Result<Warned<TemplateInfo>>;
 }
 
-/// Requests that are looked at and not carried out.
+/// Checks of requests without a build.
 #[async_trait]
 pub trait BuildChecks: Send + Sync + 'static {
-    /// Everything that is wrong with a request. Nothing is built or stored.
+    /// Returns every problem of a request. Nothing is built or stored.
     async fn validate_build(
         &self,
         caller: &Caller,
         request: CreateTemplateRequest,
     ) -> Result<TemplateBuildValidationResponse>;
 
-    /// What a build of the request would do. The registry of its base image is asked whether it wants credentials.
+    /// Returns the plan of a build of the request. Asks the registry of its base image whether it wants credentials.
     async fn plan_build(&self, caller: &Caller, request: CreateTemplateRequest) -> Result<TemplateBuildPlanResponse>;
 }
 
 /// Files of build contexts.
 #[async_trait]
 pub trait Blobs: Send + Sync + 'static {
-    /// Which of these files the service does not have yet, and under which name to upload them.
+    /// Returns which of these files are missing, and the ids under which to upload them.
     async fn preflight_blobs(
         &self,
         caller: &Caller,
         request: TemplateBlobPreflightRequest,
     ) -> Result<TemplateBlobPreflightResponse>;
 
-    /// Stores a file whose digest and size are those that its id says. Doing it again changes nothing. The bytes end with an
-    /// error when the client went away.
+    /// Stores a file whose digest and size match its id. A second upload changes nothing. The bytes end with an error when
+    /// the client disconnects.
     async fn upload_blob(&self, caller: &Caller, blob_id: &str, bytes: ByteStream) -> Result<()>;
 }

@@ -1,25 +1,25 @@
-//! The one error of the service: what a caller may know, without a word of internals and without HTTP.
+//! The error type of the service, for callers: without internals, and without HTTP.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use nullspace_api::{ErrorResponseCode, TemplateFailureDetail};
 
-/// Why a request was not done.
+/// A failed request.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// Kind, in the contract's words.
+    /// Kind of the error, as the contract names it.
     pub code: ErrorResponseCode,
-    /// What happened and what to do, for the caller: no internals, no secrets.
+    /// The error and the advice, for the caller: no internals, no secrets.
     pub message: String,
-    /// The build it is about.
+    /// The build in question.
     pub build_id: Option<String>,
     /// Typed detail of a build's failure.
     pub detail: Option<Box<TemplateFailureDetail>>,
-    /// When to try again.
+    /// Time after which to retry.
     pub retry_after: Option<Duration>,
-    /// True when the caller's own sandbox refuses it to the user that it was asked as.
+    /// True when the caller's own sandbox denies access to the requested user.
     pub forbidden: bool,
     /// The cause, for the log only.
     pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
@@ -29,7 +29,7 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An error of this kind.
+    /// Makes an error of this kind.
     pub fn new(code: ErrorResponseCode, message: impl Into<String>) -> Self {
         Error {
             code,
@@ -42,33 +42,33 @@ impl Error {
         }
     }
 
-    /// The request itself is wrong.
+    /// Makes the error of an invalid request.
     pub fn invalid(message: impl Into<String>) -> Self {
         Error::new(ErrorResponseCode::InvalidRequest, message)
     }
 
-    /// This version cannot do it.
+    /// Makes the error of an operation that this version does not implement.
     pub fn not_implemented(message: impl Into<String>) -> Self {
         Error::new(ErrorResponseCode::NotImplemented, message)
     }
 
-    /// There is no such build for this caller.
+    /// Makes the error of a build that does not exist for this caller.
     pub fn build_not_found(id: &str) -> Self {
         Error::new(ErrorResponseCode::TemplateBuildNotFound, format!("there is no build {id}"))
     }
 
-    /// There is no such template for this caller.
+    /// Makes the error of a template that does not exist for this caller.
     pub fn template_not_found(reference: &str) -> Self {
         Error::new(ErrorResponseCode::TemplateNotFound, format!("there is no template {reference}"))
     }
 
-    /// There is no such sandbox for this caller.
+    /// Makes the error of a sandbox that does not exist for this caller.
     pub fn sandbox_not_found(id: &str) -> Self {
         Error::new(ErrorResponseCode::SandboxNotFound, format!("there is no sandbox {id}, or it has ended"))
     }
 }
 
-/// An error with all that it was caused by, in one line, for the log. It may have internals: never for a caller.
+/// Joins an error and all its causes in one line, for the log. The text may have internals; never show it to a caller.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,5 +1,5 @@
-//! Argument and answer types of file operations. Contents travel as streams in both directions: no file is ever whole in
-//! this process, unless a client asks for it in JSON.
+//! Argument and answer types of file operations. Contents travel as streams in both directions: no file is ever whole in this
+//! process, unless a client asks for it in JSON.
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -7,21 +7,21 @@ use nullspace_api::FileInfo;
 
 use crate::{Error, Result};
 
-/// A file's bytes on their way out. Nothing follows an error.
+/// The bytes of a download. Nothing follows an error.
 pub type FileContent = BoxStream<'static, Result<Bytes>>;
 
-/// Where in a sandbox a file operation works, and as whom.
+/// A file operation's path and user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileAt {
-    /// Path in the sandbox; a relative one starts at its working directory.
+    /// Path in the sandbox. A relative path starts at its working directory.
     pub path: String,
-    /// `None`: the sandbox's default user.
+    /// The user. `None`: the sandbox's default user.
     pub user: Option<String>,
 }
 
-/// A file on its way out.
+/// A file to download.
 pub struct FileDownload {
-    /// What it is. A file that grows meanwhile is longer in the end.
+    /// Its metadata. If the file grows meanwhile, its content is longer than this says.
     pub info: FileInfo,
     /// Its content.
     pub content: FileContent,

@@ -1,22 +1,21 @@
-//! What the service does, as one trait: [`Service`]. The server's routes call it, the engine implements it, and neither
+//! The operations of the service, as one trait: [`Service`]. The server's routes call it, control implements it, and neither
 //! knows the other.
 //!
 //! ```text
-//!   server: route ── dyn Service ──> engine      caller, id or reference, wire type
+//!   server: route ── dyn Service ──> control     caller, id or reference, wire type
 //!                 <── Ok(wire type) | Err(Error { code, message, … })
 //! ```
 //!
-//! `Service` is the sum of one trait for each topic, so that an operation is declared beside its relatives here and is
-//! implemented in the engine in the file that does the work. The operations of one running sandbox are [`LiveSandbox`],
-//! which [`Sandboxes::live_sandbox`] looks up once for a caller.
+//! `Service` is the sum of one trait for each topic. An operation is declared beside its relatives here, and implemented in
+//! control in the file that does the work. The operations of one running sandbox are [`LiveSandbox`], which
+//! [`Sandboxes::live_sandbox`] looks up once for a caller.
 //!
-//! Every implementation keeps these rules:
-//! - A future may be dropped at any await, when its client goes away. Work that must not stop half-way runs in a task of
-//!   its own.
-//! - Another tenant's private thing is not found, never forbidden.
-//! - Every call is bounded in time. The server only bounds what it reads and writes itself.
+//! Rules for every implementation:
+//! - A future may be dropped at any await, when its client disconnects. Work that must be completed runs in a task of its own.
+//! - A private object of another tenant is "not found", never "forbidden".
+//! - Every call has a time limit. The server only limits its own reads and writes.
 //!
-//! There is no HTTP here, and no path of a file of this host: contents travel as streams.
+//! The service has no HTTP, and no path of a file of this host. Contents travel as streams.
 
 mod builds;
 mod error;
@@ -42,25 +41,25 @@ pub use live::{CommandEvent, FollowedCommand, LiveSandbox};
 pub use sandboxes::{SandboxQuery, Sandboxes};
 pub use templates::{Names, Templates};
 
-/// Everything that the server calls. An implementation has a body for each topic, and says
-/// `impl Service for … {}` once.
+/// All operations that the server calls. An implementation has a body for each topic, and says `impl Service for … {}` once.
 pub trait Service:
     Access + Health + Builds + BuildHistory + BuildChecks + Blobs + Templates + Names + Sandboxes
 {
 }
 
-/// What of an HTTP request the service keeps.
+/// The parts of an HTTP request that the service uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestContext {
     /// `x-request-id`: at most 128 visible ASCII characters.
     pub request_id: String,
-    /// `Idempotency-Key`: the same key and caller mean the same request; at most 255 visible ASCII characters.
+    /// `Idempotency-Key`: the same key and caller mean the same request. At most 255 visible ASCII characters.
     pub idempotency_key: Option<String>,
-    /// A build whose context names files that nobody uploaded is refused; else it is accepted, and ends with that error.
+    /// True: a build whose context names files that were not uploaded is refused. False: it is accepted, and ends with that
+    /// error.
     pub refuse_unknown_files: bool,
 }
 
-/// An answer, and what its caller should know beside it.
+/// An answer with warnings for its caller.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Warned<T> {
     /// The answer.
@@ -75,26 +74,26 @@ impl<T> From<T> for Warned<T> {
     }
 }
 
-/// The bytes of a body as they arrive. Nothing follows an error.
+/// The bytes of a body while they arrive. Nothing follows an error.
 pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
 
-/// Memory that a call may take for its answer.
+/// The memory of a request, for its answer.
 pub trait Memory: Send + Sync {
-    /// Takes so many bytes more, until the request is over.
+    /// Reserves so many more bytes until the request is over.
     ///
     /// # Errors
-    /// [`Exhausted`] when there are not so many; nothing is taken then.
+    /// [`Exhausted`] when there is not enough. Nothing is reserved then.
     fn grow(&self, bytes: usize) -> std::result::Result<(), Exhausted>;
 }
 
-/// There is no memory for more.
+/// The memory limit is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Exhausted {
-    /// The tenant's requests hold as much as they may.
-    #[error("this tenant's requests hold as much memory as they may")]
+    /// The memory limit of the tenant's requests is reached.
+    #[error("the memory limit of this tenant's requests is reached")]
     Tenant,
-    /// All requests together do.
-    #[error("all requests together hold as much memory as they may")]
+    /// The memory limit of all requests is reached.
+    #[error("the memory limit of all requests is reached")]
     Service,
 }
 
@@ -114,26 +113,26 @@ impl From<Exhausted> for Error {
     }
 }
 
-/// Who may ask.
+/// Authentication.
 #[async_trait]
 pub trait Access: Send + Sync + 'static {
-    /// Whose key it is; `None` when it is nobody's. The caller that is returned names the key.
+    /// Returns the key's tenant as the caller, with the key's id; `None` for an unknown key.
     async fn authenticate(&self, key: &SecretString) -> Result<Option<Caller>>;
 
-    /// Which of these keys still open something. Asked every few seconds while requests are under way; those of other keys
-    /// are ended.
+    /// Returns the valid ones of these keys. The server asks every few seconds while requests are under way, and ends the
+    /// requests of other keys.
     async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>>;
 }
 
-/// What operators ask.
+/// Questions of operators.
 #[async_trait]
 pub trait Health: Send + Sync + 'static {
     /// Whether requests can be served now.
     async fn ready(&self) -> Result<()>;
 
-    /// What there is on this host: lines of text, each `name: what there is`.
+    /// Returns information about this host: lines of text, each `name: value`.
     fn details(&self) -> Vec<String>;
 
-    /// Everything counted, in Prometheus' text form.
+    /// Returns all metrics in Prometheus' text form.
     async fn metrics(&self) -> Result<String>;
 }

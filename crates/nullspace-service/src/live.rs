@@ -15,7 +15,7 @@ use nullspace_api::{ExecRequest, ExecResponse, FileInfo, ProcessInfo, ProcessLog
 
 use crate::{ByteStream, Depth, FileAt, FileDownload, Memory, Result};
 
-/// What a command does. Nothing follows [`CommandEvent::Exit`] or an error.
+/// An event of a command. Nothing follows [`CommandEvent::Exit`] or an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandEvent {
     /// It wrote to stdout.
@@ -26,7 +26,7 @@ pub enum CommandEvent {
     Exit {
         /// Exit code; 128 + signal when a signal ended it.
         code: i32,
-        /// True when its time was over.
+        /// True when it timed out.
         timed_out: bool,
     },
 }
@@ -35,9 +35,9 @@ pub enum CommandEvent {
 pub struct FollowedCommand {
     /// Its pid in the sandbox.
     pub pid: u32,
-    /// Bytes of stdout and of stderr from before it was followed that are kept no more.
+    /// Bytes of stdout and of stderr from before it was followed that were dropped.
     pub lost: (u64, u64),
-    /// What it does. The command waits for a slow reader.
+    /// Its events. The command waits for a slow reader.
     pub events: BoxStream<'static, Result<CommandEvent>>,
 }
 
@@ -46,8 +46,9 @@ pub struct FollowedCommand {
 /// A method whose answer is a stream takes the sandbox by `Arc`: the stream outlives the call.
 #[async_trait]
 pub trait LiveSandbox: Send + Sync + 'static {
-    /// Runs a command and waits for its end. `memory` is charged with what is kept of its output. When there is no more,
-    /// the rest of the output is dropped, and the answer says so: a command that has run must not be tried again for that.
+    /// Runs a command and waits for its end. Its kept output is charged to `memory`. When the memory limit is reached, the
+    /// rest of the output is dropped and the answer says so: it is no error, because a command that has run must not be
+    /// retried for it.
     async fn exec(&self, request: ExecRequest, memory: &dyn Memory) -> Result<ExecResponse>;
 
     /// Starts a command and follows it. It has an open stdin, for [`LiveSandbox::send_stdin`].
@@ -57,7 +58,7 @@ pub trait LiveSandbox: Send + Sync + 'static {
     async fn connect_command(self: Arc<Self>, pid: u32) -> Result<FollowedCommand>;
 
     /// Writes to the stdin of a command that was started in the background or by [`LiveSandbox::run_command`]. Returns when
-    /// all of it is on its way.
+    /// all of the data is written to the pipe.
     async fn send_stdin(&self, pid: u32, data: &[u8]) -> Result<()>;
 
     /// The processes in the sandbox.
@@ -66,31 +67,31 @@ pub trait LiveSandbox: Send + Sync + 'static {
     /// Ends a process at once.
     async fn kill_process(&self, pid: u32) -> Result<()>;
 
-    /// What a process that was started in the background, or the start command, has written so far: the last 256 KiB of
-    /// each stream.
+    /// Returns the output so far of the start command, or of a process that was started in the background: the last 256 KiB
+    /// of each stream.
     async fn process_logs(&self, pid: u32) -> Result<ProcessLogs>;
 
     /// Opens a regular file for reading.
     async fn read_file(self: Arc<Self>, at: FileAt) -> Result<FileDownload>;
 
-    /// Makes or replaces a file's content, with the directories above it. When the content breaks off, the file stays as far
-    /// as it has come.
+    /// Creates a file or replaces its content, and makes missing directories above it. When the content breaks off, the file
+    /// keeps the part that has arrived.
     async fn write_file(&self, at: FileAt, content: ByteStream) -> Result<FileInfo>;
 
-    /// The entries of a directory, so many levels deep. `memory` is charged with what they take; when there is no more, its
-    /// [`Exhausted`](crate::Exhausted) is the error.
+    /// Returns the entries of a directory, `depth` levels deep. They are charged to `memory`. When the memory limit is
+    /// reached, its [`Exhausted`](crate::Exhausted) is the error.
     async fn list_files(&self, at: FileAt, depth: Depth, memory: &dyn Memory) -> Result<Vec<FileInfo>>;
 
-    /// One entry; a link itself.
+    /// Returns one entry. A link is not followed.
     async fn file_info(&self, at: FileAt) -> Result<FileInfo>;
 
-    /// Whether there is something at the path.
+    /// Whether the path exists.
     async fn file_exists(&self, at: FileAt) -> Result<bool>;
 
-    /// Makes a directory and those above it that are missing.
+    /// Makes a directory and missing directories above it.
     async fn make_dir(&self, at: FileAt) -> Result<()>;
 
-    /// Removes an entry, a directory with all that is in it.
+    /// Removes an entry. A directory is removed with its contents.
     async fn remove_file(&self, at: FileAt) -> Result<()>;
 
     /// Renames an entry.

@@ -1,4 +1,4 @@
-//! Sandboxes: create, list, get, destroy, and look one up that runs.
+//! Sandboxes: create, list, get, destroy, and look up a running one.
 
 use std::sync::Arc;
 
@@ -10,28 +10,28 @@ use nullspace_api::{
 
 use crate::{Caller, LiveSandbox, RequestContext, Result};
 
-/// Which sandboxes to list.
+/// A query for sandboxes.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SandboxQuery {
-    /// Only these states; all that have not ended when empty.
+    /// Only these states. Empty: all that have not ended.
     pub states: Vec<SandboxStatus>,
-    /// At most so many, 1 to 1000; `None`: 1000.
+    /// Page size, 1 to 1000; `None`: 1000.
     pub limit: Option<u32>,
-    /// Where the page starts, from the page before.
+    /// Start of the page, from the page before.
     pub next_token: Option<String>,
-    /// Made from this reference, as it was written.
+    /// Only sandboxes made from this reference, as it was written.
     pub template: Option<String>,
-    /// Only with these entries in their metadata.
+    /// Only sandboxes with these entries in their metadata.
     pub metadata: JsonObject,
 }
 
 /// Sandboxes.
 #[async_trait]
 pub trait Sandboxes: Send + Sync + 'static {
-    /// Resumes a template's snapshot as a new sandbox. Returns when the guest is a new one and answers.
+    /// Resumes a template's snapshot as a new sandbox. Returns when the guest has its own identity and answers.
     ///
-    /// Dropping the future does not stop the work: a caller who hangs up leaves a sandbox that lists and times out, never
-    /// half of one.
+    /// Dropping the future does not stop the work: a caller that disconnects leaves a complete sandbox, which is listed and times
+    /// out.
     async fn create_sandbox(
         &self,
         caller: &Caller,
@@ -39,18 +39,18 @@ pub trait Sandboxes: Send + Sync + 'static {
         context: &RequestContext,
     ) -> Result<CreateSandboxResponse>;
 
-    /// The caller's sandboxes, newest first.
+    /// Returns the caller's sandboxes, newest first.
     async fn list_sandboxes(&self, caller: &Caller, query: SandboxQuery) -> Result<SandboxListPage>;
 
-    /// One sandbox of the caller's, also one that has ended.
+    /// Returns one sandbox of the caller, even if it has ended.
     async fn get_sandbox(&self, caller: &Caller, id: &str) -> Result<SandboxInfo>;
 
-    /// Ends a sandbox; returns when nothing of it is left.
+    /// Ends a sandbox. Returns when its resources are released.
     async fn destroy_sandbox(&self, caller: &Caller, id: &str) -> Result<DestroySandboxResponse>;
 
-    /// The caller's sandbox, if it runs. Its operations are those of [`LiveSandbox`].
+    /// Returns the caller's sandbox if it runs. Its operations are those of [`LiveSandbox`].
     ///
     /// # Errors
-    /// `SandboxNotReady` while it starts; else not found, also when it is another tenant's or has ended.
+    /// `SandboxNotReady` while it starts. Not found if it does not exist, belongs to another tenant or has ended.
     async fn live_sandbox(&self, caller: &Caller, id: &str) -> Result<Arc<dyn LiveSandbox>>;
 }
