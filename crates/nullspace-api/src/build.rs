@@ -1,4 +1,4 @@
-//! A template build and what became of it.
+//! A template build and its result.
 
 use std::collections::BTreeMap;
 

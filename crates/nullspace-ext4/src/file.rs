@@ -1,7 +1,5 @@
-//! File contents on their way into the image, before anybody knows what the file will be called.
-//!
-//! Blocks are taken in the order in which bytes arrive, so a file lies in one piece unless it meets a superblock copy,
-//! and files lie behind each other. Runs of zeros become holes.
+//! Contents of files, written before the files have names. Blocks are allocated in the order of the bytes. So a file is
+//! contiguous unless it meets a superblock copy, and files follow each other. Runs of zeros become holes.
 
 use crate::content::ContentArea;
 use crate::error::Error;
@@ -9,34 +7,34 @@ use crate::extent::{Extent, FileData, push_blocks};
 use crate::writer::ImageWriter;
 use crate::{BLOCK, BLOCK_SIZE};
 
-/// The most bytes a file can have: 2^32 - 1 blocks, what the kernel allows for extents.
+/// Largest file, bytes: 2^32 - 1 blocks, the kernel's limit for extents.
 pub(crate) const MAX_FILE_BYTES: u64 = (u32::MAX as u64) * BLOCK_SIZE;
 
-/// Fewer zero blocks than this between contents are written: a hole would split the file into one more extent, and
-/// whoever fills it later would tear the file apart on disk.
+/// Shortest hole, blocks. A shorter run of zeros between contents is written: a hole would split the file into one more
+/// extent, and a later write into it would fragment the file.
 const MIN_HOLE: u64 = 4;
 
 static ZEROS: [u8; MIN_HOLE as usize * BLOCK] = [0; MIN_HOLE as usize * BLOCK];
 
-/// Takes the contents of one file. Dropped without [`FileWriter::finish`], it gives its blocks back.
+/// Writes the contents of one file. Dropping it without [`FileWriter::finish`] releases its blocks.
 #[derive(Debug)]
 pub struct FileWriter<'image> {
     image: &'image mut ImageWriter,
-    /// Where the image stood before this file.
+    /// State of the image before this file.
     before: ContentArea,
     finished: bool,
     size: u64,
     extents: Vec<Extent>,
-    /// Blocks of the file that are in extents, or in holes between them.
+    /// Blocks of the file in extents, or in holes between them.
     blocks: u64,
-    /// Zero blocks behind those, neither written nor known to be a hole yet.
+    /// Zero blocks after those, not yet written and not yet a hole.
     zero_blocks: u64,
-    /// Bytes of the block that is not full yet; the image lends its buffer.
+    /// Bytes in the incomplete last block, which is in the image's buffer.
     partial: usize,
 }
 
 impl ImageWriter {
-    /// Starts a file. Its name comes later, in the tree.
+    /// Begins a file. The tree names it later.
     pub fn begin_file(&mut self) -> FileWriter<'_> {
         FileWriter::new(self)
     }
@@ -57,11 +55,11 @@ impl<'image> FileWriter<'image> {
         }
     }
 
-    /// Adds bytes. Pieces of a MiB or so cost least, but any length will do.
+    /// Adds bytes. Any length is possible; pieces of about one MiB are fastest.
     ///
     /// # Errors
-    /// [`Error::FileTooLarge`], [`Error::TooSmall`] when the image is full (unless that is counted), [`Error::Io`]. The file is lost then and
-    /// can only be dropped.
+    /// [`Error::FileTooLarge`], [`Error::TooSmall`] when the image is full (unless that is counted), [`Error::Io`]. The file
+    /// is lost then and can only be dropped.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.lengthen(bytes.len() as u64)?;
         let mut rest = bytes;
@@ -82,7 +80,7 @@ impl<'image> FileWriter<'image> {
         Ok(())
     }
 
-    /// Adds `length` zero bytes, at no cost: a sparse file's holes.
+    /// Adds `length` zero bytes as a hole, without writing them.
     ///
     /// # Errors
     /// As for [`FileWriter::push`].
@@ -105,7 +103,7 @@ impl<'image> FileWriter<'image> {
         Ok(())
     }
 
-    /// The contents are complete.
+    /// Completes the contents.
     ///
     /// # Errors
     /// As for [`FileWriter::push`].
@@ -127,7 +125,7 @@ impl<'image> FileWriter<'image> {
         Ok(())
     }
 
-    /// Adds the buffered block, which is full.
+    /// Adds the full buffered block.
     fn push_partial(&mut self) -> Result<(), Error> {
         self.partial = 0;
         let block = std::mem::take(&mut self.image.partial);
@@ -136,7 +134,7 @@ impl<'image> FileWriter<'image> {
         pushed
     }
 
-    /// Adds whole blocks: those with contents are written run by run, the others counted.
+    /// Adds whole blocks. Blocks with contents are written run by run, and zero blocks are counted.
     fn push_whole(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -154,7 +152,7 @@ impl<'image> FileWriter<'image> {
         Ok(())
     }
 
-    /// Contents follow the zero blocks counted so far: a short run of them is written, a long one is a hole.
+    /// Ends a run of zero blocks before contents: a short run is written, and a long one becomes a hole.
     fn settle_zeros(&mut self) -> Result<(), Error> {
         let zeros = std::mem::take(&mut self.zero_blocks);
         if zeros < MIN_HOLE && !self.extents.is_empty() {

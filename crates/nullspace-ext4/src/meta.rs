@@ -1,19 +1,19 @@
-//! What a node of a tree is, and who may do what with it.
+//! Kind and metadata of a tree's nodes.
 
-/// Names that one file can have (`EXT4_LINK_MAX`).
+/// Most names of one file (`EXT4_LINK_MAX`).
 pub(crate) const MAX_LINKS: u32 = 65000;
 
-/// A point in time. What ext4 cannot store (before 1901-12-13), or not without e2fsck calling it an error (from
-/// 2310-04-04 on), becomes the nearest it can, as in the kernel.
+/// A point in time. A time outside ext4's range becomes the nearest one in it, as in the kernel. The range is 1901-12-13 to
+/// 2310-04-04; e2fsck reports later times as errors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timestamp {
     /// Seconds since 1970, negative before.
     pub seconds: i64,
-    /// Nanoseconds after that; more than 999,999,999 count as that.
+    /// Nanoseconds after that. More than 999,999,999 count as 999,999,999.
     pub nanoseconds: u32,
 }
 
-/// Who may do what with a file, and when it was changed.
+/// Owner, permissions, time and extended attributes of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
     /// Permissions with set-user-id, set-group-id and sticky bit: the low 12 bits; others are ignored.
@@ -22,13 +22,13 @@ pub struct Meta {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// When the contents changed; access gets the same time.
+    /// Time of the last change of the contents. The access time is the same.
     pub mtime: Timestamp,
-    /// Extended attributes: full names (`security.capability`), values as `getxattr` gives them.
+    /// Extended attributes: full names (`security.capability`), and values as `getxattr` returns them.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What a node is.
+/// Kind of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeKind {
     /// A directory.

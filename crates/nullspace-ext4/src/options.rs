@@ -1,4 +1,4 @@
-//! What an image shall be, and what came out.
+//! Options of an image, and the summary of a written one.
 
 use std::fs::File;
 
@@ -9,11 +9,11 @@ use crate::error::Error;
 use crate::geometry::{self, InodeDemand};
 use crate::meta::Timestamp;
 
-/// What an image shall be. Everything that could differ between two runs is in here.
+/// Options of an image. They have everything that could differ between two runs.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Size of the image in bytes: 8 MiB to 16 TiB. The file gets exactly this length; the filesystem uses whole blocks
-    /// of it, and leaves out a last block group that would be less than about 256 KiB.
+    /// Size of the image in bytes: 8 MiB to 16 TiB. The file gets exactly this length. The filesystem uses whole blocks of
+    /// it, and leaves out a last block group of less than about 256 KiB.
     pub size_bytes: u64,
     /// The filesystem's identifier.
     pub uuid: Uuid,
@@ -21,23 +21,22 @@ pub struct Options {
     pub hash_seed: Uuid,
     /// Volume label, at most 16 bytes, without NUL.
     pub label: String,
-    /// When the filesystem was "made": its own dates, and the change and creation times of every file. e2fsck complains
-    /// about a date in the future.
+    /// Creation time of the filesystem, and change and creation time of every file. e2fsck reports a date in the future as an
+    /// error.
     pub time: Timestamp,
-    /// One inode for so many bytes of the image, as `mke2fs -i` has it. At least 1024.
+    /// Bytes of the image for each inode, as in `mke2fs -i`. At least 1024.
     pub bytes_per_inode: u32,
-    /// Inodes to have left for new files; half of what `bytes_per_inode` gives if that is less. The number of inodes
-    /// grows with the tree to keep this promise.
+    /// Free inodes for new files, at most half of what `bytes_per_inode` gives. The number of inodes grows with the tree to
+    /// keep them free.
     pub spare_inodes: u32,
-    /// Bytes to have left for new files; an image with less is [`Error::TooSmall`].
+    /// Free bytes for new files. An image with less is [`Error::TooSmall`].
     pub spare_bytes: u64,
-    /// Per cent of the blocks that only root may use (mke2fs: 5). At most 50.
+    /// Per cent of the blocks for root only (mke2fs: 5). At most 50.
     pub reserved_percent: u8,
 }
 
 impl Options {
-    /// The usual choices for an image: no label, an inode per 16 KiB, 65,536 spare inodes, no blocks kept spare or for
-    /// root.
+    /// The usual options: no label, an inode for each 16 KiB, 65,536 spare inodes, no spare or reserved blocks.
     pub fn new(size_bytes: u64, uuid: Uuid, hash_seed: Uuid, time: Timestamp) -> Options {
         Options {
             size_bytes,
@@ -52,12 +51,12 @@ impl Options {
         }
     }
 
-    /// Inodes for a tree that uses so many.
+    /// The inodes for a tree that uses so many.
     pub(crate) fn inode_demand(&self, used: u64) -> InodeDemand {
         InodeDemand { bytes_per_inode: self.bytes_per_inode, used, spare: self.spare_inodes }
     }
 
-    /// Blocks to have left.
+    /// The spare blocks.
     pub(crate) fn spare_blocks(&self) -> u64 {
         self.spare_bytes.div_ceil(BLOCK_SIZE)
     }
@@ -71,12 +70,12 @@ impl Options {
     }
 }
 
-/// What was written.
+/// Summary of a written image.
 #[derive(Debug)]
 pub struct Summary {
-    /// The image. Everything is written to it, nothing is synced.
+    /// The image. All data is written to it, but not synced.
     pub file: File,
-    /// Length of the image in bytes, as asked for.
+    /// Length of the image in bytes, as in the options.
     pub size_bytes: u64,
     /// Blocks of the filesystem (4096 bytes each).
     pub blocks: u64,

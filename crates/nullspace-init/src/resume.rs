@@ -1,11 +1,11 @@
-//! What an image wants to be run whenever its machine was resumed: for processes that were there before, which nothing
-//! outside them can renew.
+//! Resume hooks: programs of an image that run whenever its machine was resumed. They renew processes from before the
+//! snapshot.
 //!
 //! ```text
 //!  identity, clock, network right ── /etc/nullspace/resume.d/* in the order of their names, as root
 //!                                 └─ the template's resume command, as the start command's user
 //! ```
-//! One after the other, all within [`RESUME_LIMIT_MS`]. The first that fails ends it, and the sandbox with it.
+//! They run one after the other, all within [`RESUME_LIMIT_MS`]. The first failure ends the rest, and the sandbox.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,9 +21,9 @@ use crate::process::supervise::{Unfinished, supervise};
 use crate::process::tail::Tail;
 use crate::{generation, log};
 
-/// Where an image has its hooks.
+/// The folder of an image's hooks.
 const HOOKS: &str = "/etc/nullspace/resume.d";
-/// Hooks at most: a folder with more is an error, not a long wait.
+/// Most hooks. A folder with more is an error, not a long wait.
 const MAX_HOOKS: usize = 64;
 
 fn failure(message: String) -> Failure {
@@ -82,8 +82,8 @@ fn one(what: &str, exec: Exec, until: Instant, limit: Duration) -> Result<(), Fa
     }
 }
 
-/// The hooks in the order of their names: files that are marked executable, and links to such. Hidden files and what
-/// editors and packagers leave beside files are passed over, as run-parts(8) does.
+/// The hooks in the order of their names: executable files, and links to them. Hidden files and leftovers of editors and
+/// packagers are skipped, as in run-parts(8).
 fn hooks(folder: &Path) -> Result<Vec<String>, Failure> {
     // Nearly always there is none.
     let Ok(entries) = fs::read_dir(folder) else { return Ok(Vec::new()) };

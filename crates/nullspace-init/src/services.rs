@@ -1,5 +1,5 @@
-//! Processes that outlive channels and sessions: the template's start command, and commands that somebody follows from
-//! afar, may lose, and follow again.
+//! Services: processes that outlive channels and sessions. They are the template's start command, and commands whose
+//! followers may disconnect and come back.
 
 mod service;
 
@@ -17,7 +17,7 @@ use crate::process::supervise::supervise;
 use crate::session::Channel;
 use crate::wake::Wake;
 
-/// Services known at a time; the one that ended first makes room for a new one.
+/// Most services that are remembered. The one that ended first is forgotten for a new one.
 const MAX_SERVICES: usize = 64;
 
 /// The services of this guest by pid.
@@ -40,12 +40,12 @@ impl Services {
         })
     }
 
-    /// Starts one; answers its pid.
+    /// Starts a service. Answers its pid.
     pub(crate) fn start(&self, exec: Exec) -> Result<u32, Failure> {
         self.begin(exec, |_| ()).map(|(pid, ())| pid)
     }
 
-    /// Starts one and sends `channel` all that it writes, from the first byte on.
+    /// Starts a service and sends all of its output to `channel`.
     pub(crate) fn run(&self, exec: Exec, channel: &Arc<Channel>) -> Outcome {
         match self.begin(exec, |service| service.follow(channel)) {
             Ok((pid, place)) => {
@@ -56,7 +56,7 @@ impl Services {
         }
     }
 
-    /// Starts one. `before` sees it before anything of it is read.
+    /// Starts a service. `before` is called before its output is read.
     fn begin<T>(&self, exec: Exec, before: impl FnOnce(&Arc<Service>) -> T) -> Result<(u32, T), Failure> {
         let plan = prepare(&exec)?;
         let mut services = self.lock();
@@ -89,20 +89,19 @@ impl Services {
         Ok((pid, made))
     }
 
-    /// How often the service of this pid was started; `None` for other processes.
+    /// Number of starts of the service of this pid; `None` for other processes.
     pub(crate) fn starts(&self, pid: u32) -> Option<u32> {
         let service = self.find(pid).ok()?;
         // An ended service's number may belong to another process by now.
         service.ended().is_none().then_some(service.starts)
     }
 
-    /// Sends a signal to a running service and its process group; false when this pid is none.
+    /// Sends a signal to a running service and its process group; false when the pid is not one.
     pub(crate) fn signal(&self, pid: u32, signal: i32) -> bool {
         self.find(pid).is_ok_and(|service| service.signal(signal))
     }
 
-    /// Sends a service's output to `channel`: all that is kept, with `follow` also what comes until the service or the
-    /// channel ends.
+    /// Sends a service's kept output to `channel`, with `follow` also new output until the service or the channel ends.
     pub(crate) fn output(&self, pid: u32, follow: bool, channel: &Arc<Channel>) -> Outcome {
         let service = match self.find(pid) {
             Ok(service) => service,
@@ -114,7 +113,7 @@ impl Services {
         place.send_output(follow)
     }
 
-    /// Writes what comes on `channel` to a service's stdin.
+    /// Writes the data of `channel` to a service's stdin.
     pub(crate) fn input(&self, pid: u32, channel: &Arc<Channel>) -> Outcome {
         match self.find(pid) {
             Ok(service) => service.take_input(channel),

@@ -1,24 +1,24 @@
-//! How many bytes requests may hold in memory: each tenant, and all of them together.
+//! Memory limits of requests: of each tenant, and of all together.
 //!
-//! Charged is what a caller can make grow: JSON bodies while they arrive and are handled (with what parsing makes of
-//! them), output of commands and files that are kept for an answer, listings, large answers until they are sent, and a
-//! flat amount for each follower of a log. Bodies that are passed on piece by piece cost nothing.
+//! Memory that a caller can make grow is charged: JSON bodies while they arrive and are handled (with their parsed form), output
+//! of commands and files that are kept for an answer, listings, large answers until they are sent, and a flat amount for each
+//! follower of a log. Bodies that are streamed cost nothing.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nullspace_service::{Exhausted, Memory, TenantId};
 
-/// Bounds of what requests hold in memory.
+/// Memory limits of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BufferLimits {
-    /// Bytes of one tenant's requests together; more is 429.
+    /// Limit of one tenant's requests, bytes. Beyond it the answer is 429.
     pub per_tenant: usize,
-    /// Bytes of all requests together; more is 503.
+    /// Limit of all requests, bytes. Beyond it the answer is 503.
     pub total: usize,
 }
 
-/// What is held by whom.
+/// Memory in use, by tenant.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limits: BufferLimits,
@@ -31,12 +31,12 @@ struct Held {
     tenants: HashMap<TenantId, usize>,
 }
 
-/// What one request holds. Dropping it gives everything back.
+/// The memory of one request. Dropping it releases all of it.
 #[derive(Debug)]
 pub(crate) struct Room {
     budget: Arc<Budget>,
     tenant: TenantId,
-    /// Changed under the budget's lock only.
+    /// Changed only under the budget's lock.
     bytes: Mutex<usize>,
 }
 
@@ -49,12 +49,12 @@ impl Budget {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An empty account of one of this tenant's requests.
+    /// The account of a new request of this tenant.
     pub(crate) fn room(self: &Arc<Self>, tenant: TenantId) -> Room {
         Room { budget: Arc::clone(self), tenant, bytes: Mutex::new(0) }
     }
 
-    /// What all requests hold now, bytes.
+    /// Memory of all requests now, bytes.
     pub(crate) fn held(&self) -> usize {
         self.lock().total
     }
@@ -65,15 +65,15 @@ impl Room {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes so many bytes more.
+    /// Charges so many more bytes.
     ///
     /// # Errors
-    /// [`Exhausted`] when there are not so many; nothing is taken then.
+    /// [`Exhausted`] at the limit. Nothing is charged then.
     pub(crate) fn grow(&self, bytes: usize) -> Result<(), Exhausted> {
         self.take(bytes, false)
     }
 
-    /// Takes so many bytes more, also beyond the limits: for what is there already and small or short-lived.
+    /// Charges so many more bytes, even beyond the limits: for data that already exists and is small or short-lived.
     pub(crate) fn force(&self, bytes: usize) {
         // With force it cannot fail.
         let _ = self.take(bytes, true);

@@ -1,4 +1,4 @@
-//! How many connections there are, whose they are, and which of them make room for a new one.
+//! Connection limits: by address and for the server, and which connection is closed for a new one.
 //!
 //! ```text
 //!   new connection ──> its address has room? ── no ──> close that address's longest idle one ── none idle ──┐
@@ -7,10 +7,10 @@
 //!                            v                                       the reserve: operators' routes, or a refusal
 //!                          served
 //! ```
-//! A connection is *idle* until a request on it has shown a valid key, and again when that request's answer is sent. So
-//! whoever has no key can hold no connection that others need: theirs are closed first. The reserve is for
-//! `/healthz`, `/readyz` and `/metrics`, which answer when everything else is taken; any other request on it is refused
-//! with a body that says why. Within the reserve, too, the longest idle connection makes room.
+//! A connection is *idle* until a request on it has a valid key, and again when that request's answer is sent. Connections
+//! without a valid key are closed first, so they cannot displace others. The reserve is for `/healthz`, `/readyz` and
+//! `/metrics`, which answer when all other places are taken. Any other request on it is refused with a body that gives the
+//! reason. Within the reserve, too, the longest idle connection is closed for a new one.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -23,12 +23,12 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use crate::config::ConnectionLimits;
 use crate::error::Refusal;
 
-/// Why a connection is in the reserve.
+/// The reason for which a connection is in the reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Full {
-    /// Its address has as many as one may have, and all of them are in use.
+    /// The limit of its address is reached, and all of its connections are in use.
     Peer,
-    /// There are as many as there may be, and all of them are in use.
+    /// The limit of the server is reached, and all connections are in use.
     Server,
 }
 
@@ -61,7 +61,7 @@ pub(crate) struct Connections {
 
 #[derive(Debug, Default)]
 struct Open {
-    /// Rises with each connection and each time that one becomes idle: the lowest is idle longest.
+    /// Rises with each connection and each time that a connection becomes idle. The lowest has been idle longest.
     clock: u64,
     entries: HashMap<u64, Entry>,
     peers: HashMap<IpAddr, usize>,
@@ -72,13 +72,13 @@ struct Open {
 struct Entry {
     peer: IpAddr,
     reserved: bool,
-    /// Requests that keep it from being closed.
+    /// Number of requests that keep it from being closed.
     busy: usize,
     idle_since: u64,
     close: CancellationToken,
 }
 
-/// A connection's place. Dropping the last clone gives it back.
+/// A connection's place. Dropping the last clone releases it.
 #[derive(Debug, Clone)]
 pub(crate) struct Seat(Arc<Taken>);
 
@@ -90,11 +90,11 @@ struct Taken {
     close: CancellationToken,
 }
 
-/// Keeps a connection from making room for others.
+/// Keeps a connection from being closed for others.
 #[derive(Debug)]
 pub(crate) struct Busy(Seat);
 
-/// Addresses that one user can have many of count as one.
+/// The network of an address: addresses that one user can have in large numbers count as one.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -112,7 +112,7 @@ impl Connections {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new connection; `None` when even the reserve has none.
+    /// Takes a place for a new connection; `None` when even the reserve is full.
     pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Seat> {
         let peer = network(address);
         let mut open = self.lock();
@@ -176,17 +176,17 @@ impl Drop for Taken {
 }
 
 impl Seat {
-    /// Why the connection has only a place in the reserve.
+    /// The reason for which the connection is in the reserve.
     pub(crate) fn reserved(&self) -> Option<Full> {
         self.0.reserved
     }
 
-    /// Resolves when the connection has to make room.
+    /// Resolves when the connection is closed for another.
     pub(crate) fn closed(&self) -> WaitForCancellationFuture<'_> {
         self.0.close.cancelled()
     }
 
-    /// Keeps the connection's place, also beyond the connection (a WebSocket is none any more).
+    /// Keeps the connection's place, even after the connection (for a WebSocket, which is no HTTP connection any more).
     pub(crate) fn busy(&self) -> Busy {
         if let Some(entry) = self.0.connections.lock().entries.get_mut(&self.0.id) {
             entry.busy += 1;

@@ -1,5 +1,5 @@
-//! The outermost layer: every request gets an id, every answer that is no success gets the contract's body, every
-//! panic becomes a 500, and one line per request goes to the log.
+//! The outermost layer. Every request gets an id, every error answer gets the contract's body, every panic becomes a 500, and
+//! each request gets one line in the log.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -23,18 +23,18 @@ use crate::routes::AppState;
 /// Header that carries a request's id in both directions.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Longest request id that is taken over from a caller.
+/// Longest request id that is accepted from a caller.
 const MAX_REQUEST_ID: usize = 128;
 
-/// Longest key that is looked at.
+/// Longest key that is read.
 const MAX_KEY: usize = 512;
 
-/// How much of an unread body is taken in after a refusal, and for how long, so that a client that is still sending
-/// gets to read the answer instead of a reset connection.
+/// Limit of an unread body that is read after a refusal, in bytes and in time. A client that is still sending can then read
+/// the answer, instead of a reset connection.
 const DRAIN_BYTES: usize = 32 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
-/// The id of the request at hand.
+/// The id of the current request.
 #[derive(Clone)]
 pub(crate) struct RequestId(pub(crate) String);
 
@@ -79,13 +79,14 @@ pub(crate) async fn edge(State(state): State<AppState>, mut request: Request, ne
     .await
 }
 
-/// The method as a label. Anybody may send any word as a method, and each label is kept for ever.
+/// The method as a label. Unknown methods share one label, because a caller can send any word and each label is kept for
+/// ever.
 fn counted(method: &Method) -> &'static str {
     const KNOWN: [&str; 7] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
     KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("other")
 }
 
-/// Give an answer its id and, when it is an error, its body; log what caused it.
+/// Gives an answer its id and, if it is an error, its body. Logs the cause.
 fn finish(mut response: Response, id: &str) -> Response {
     let status = response.status();
     if status.is_client_error() || status.is_server_error() {
@@ -109,7 +110,7 @@ fn finish(mut response: Response, id: &str) -> Response {
     response
 }
 
-/// An error with all that it was caused by, in one line.
+/// Joins an error and all its causes in one line.
 pub(crate) fn chain(error: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -130,7 +131,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     format!("handler panicked: {text}")
 }
 
-/// The caller's id when it is a sane one, else a new one.
+/// The caller's id if it is valid, else a new one.
 fn request_id(headers: &HeaderMap) -> String {
     headers
         .get(&REQUEST_ID)
@@ -139,12 +140,12 @@ fn request_id(headers: &HeaderMap) -> String {
         .map_or_else(|| Uuid::now_v7().to_string(), ToOwned::to_owned)
 }
 
-/// True for 1 to `max` characters of visible ASCII, so that a value can go into headers, logs and a database.
+/// True for 1 to `max` characters of visible ASCII. Such a value can go into headers, logs and a database.
 pub(crate) fn visible_ascii(value: &HeaderValue, max: usize) -> bool {
     (1..=max).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
 }
 
-/// The path for the log. A claim's token is a credential and part of a path; queries are never logged.
+/// The path for the log. A claim's token is a credential in the path, and is left out. Queries are never logged.
 fn loggable_path(uri: &Uri) -> &str {
     const CLAIMS: &str = "/v1/templates/claims/";
     if uri.path().starts_with(CLAIMS) { CLAIMS } else { uri.path() }
@@ -157,7 +158,7 @@ fn head_size(request: &Request) -> usize {
     line + request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
 }
 
-/// The key that a request shows; none when it shows several.
+/// The key of a request; `None` when it has several.
 pub(crate) fn bearer(headers: &HeaderMap) -> Option<SecretString> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next()?;
@@ -171,7 +172,7 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<SecretString> {
     (sane && scheme.eq_ignore_ascii_case("bearer")).then(|| key.into())
 }
 
-/// Take in the body of a request that is refused, within limits.
+/// Reads the body of a refused request, within limits.
 pub(crate) async fn drain(request: Request) {
     // Whoever asks first need not send it at all; reading would tell it to.
     if request.headers().contains_key(header::EXPECT) {
@@ -180,7 +181,7 @@ pub(crate) async fn drain(request: Request) {
     drain_rest(&mut request.into_body().into_data_stream()).await;
 }
 
-/// Take in what is left of such a body, within limits.
+/// Reads the rest of such a body, within limits.
 pub(crate) async fn drain_rest(chunks: &mut BodyDataStream) {
     let mut left = DRAIN_BYTES;
     let drained = async {

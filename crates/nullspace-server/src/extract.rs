@@ -1,4 +1,4 @@
-//! What handlers take from a request, with every refusal as a [`Refusal`].
+//! Extractors for handlers. Every refusal is a [`Refusal`].
 
 use std::io;
 use std::sync::Arc;
@@ -38,14 +38,14 @@ pub(crate) struct PathParam(pub(crate) String);
 /// The two parameters of the path, decoded.
 pub(crate) struct PathParams(pub(crate) String, pub(crate) String);
 
-/// The caller's own sandbox, which runs: the one parameter of the path. A route with a body takes it before the body, so
-/// that it is looked up before anything of the body is read.
+/// The caller's own running sandbox, by the one parameter of the path. A route with a body extracts it first, so that it is
+/// looked up before the body is read.
 pub(crate) struct OwnSandbox(pub(crate) Arc<dyn LiveSandbox>);
 
 /// The same with the second parameter of the path.
 pub(crate) struct OwnSandboxAnd(pub(crate) Arc<dyn LiveSandbox>, pub(crate) String);
 
-/// A body of raw bytes as it arrives. A client that sends nothing for longer than the body's time ends it.
+/// A body of raw bytes while it arrives. It ends with an error when the client sends nothing within the body's time limit.
 pub(crate) struct RawBody(pub(crate) ByteStream);
 
 impl FromRequestParts<AppState> for PathParams {
@@ -58,7 +58,7 @@ impl FromRequestParts<AppState> for PathParams {
     }
 }
 
-/// The path is no percent-encoded UTF-8.
+/// The refusal of a path that is not percent-encoded UTF-8.
 pub(crate) fn wrong_path() -> Refusal {
     Refusal::invalid("The path is wrong: it must be percent-encoded UTF-8.")
 }
@@ -81,12 +81,11 @@ impl FromRequest<AppState> for RawBody {
     }
 }
 
-/// Of a body that is passed on as it arrives, so much must come in each of the body's times, bytes. Time that is spent
-/// passing it on does not count.
+/// Fewest bytes of a streamed body in each of the body's time limits. Time that is spent passing it on does not count.
 const PROGRESS: usize = 16 << 10;
 
-/// A body of any media type, piece by piece. A client that sends nothing for longer than the body's time, or next to
-/// nothing in it, ends it with [`io::ErrorKind::TimedOut`].
+/// A body of any media type, piece by piece. It ends with [`io::ErrorKind::TimedOut`] when the client sends less than
+/// [`PROGRESS`] bytes within the body's time limit.
 pub(crate) fn as_it_arrives(request: Request, config: &ServerConfig) -> ByteStream {
     let patience = config.body_timeout;
     let chunks = request.into_body().into_data_stream();
@@ -140,10 +139,10 @@ impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJsonBody<T
     }
 }
 
-/// What a parsed value takes beside its text, bytes for each of its parts: an estimate, above what most values take.
+/// Memory of a parsed value beside its text, bytes for each of its parts: an estimate, above most values.
 const PART: usize = 64;
 
-/// A JSON body, whole, charged to its request while it arrives, and with what parsing makes of it.
+/// Reads a JSON body whole. It is charged to its request while it arrives, with its parsed form.
 async fn read_json(request: Request, state: &AppState) -> Result<Bytes, Refusal> {
     let config = &state.config;
     let room = request.extensions().get::<Arc<Room>>().cloned();
@@ -205,7 +204,7 @@ async fn read_json(request: Request, state: &AppState) -> Result<Bytes, Refusal>
     }
 }
 
-/// At most how many values a JSON text is made of: each but the first has one of these characters before it.
+/// The most values that a JSON text can have: each but the first has one of these characters before it.
 fn parts(text: &[u8]) -> usize {
     text.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{' | b':')).count()
 }
@@ -218,7 +217,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-/// Parse JSON; the error names the field, or the line and column when it is no JSON at all.
+/// Parses JSON. The error names the field, or the line and column when the text is no JSON.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     // The parser would take an array for an object, field by field.
     match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
@@ -243,7 +242,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     Ok(value)
 }
 
-/// A parser's message without the value it complains about: that may be a password in the wrong place.
+/// A parser's message without the rejected value, which may be a password in the wrong place.
 ///
 /// The messages are `invalid type: string "hunter2", expected u32 at line 1 column 9` and the like.
 pub(crate) fn without_value(message: &str) -> String {

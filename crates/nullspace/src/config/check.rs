@@ -1,5 +1,5 @@
-//! What a setting's type cannot say: ranges, and texts that must be addresses, networks or URLs. Whatever a setting cannot
-//! do is an error that names it and what it may be; nothing is taken and then ignored.
+//! Checks of settings beyond their types: ranges, and texts that must be addresses, networks or URLs. An impossible value is
+//! an error that names the setting and its allowed values. No value is accepted and then ignored.
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
@@ -12,7 +12,7 @@ use super::{AccelChoice, Config, VmmChoice};
 
 /// Largest amount of MiB: a pebibyte.
 const MAX_MIB: u64 = 1 << 30;
-/// Ranges whose addresses are nobody's on the internet: private (RFC 1918), shared (RFC 6598), for benchmarks (RFC 2544).
+/// Ranges without public addresses: private (RFC 1918), shared (RFC 6598), for benchmarks (RFC 2544).
 const PRIVATE: [Ipv4Net; 5] = [
     Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8),
     Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12),
@@ -20,7 +20,7 @@ const PRIVATE: [Ipv4Net; 5] = [
     Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10),
     Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 15),
 ];
-/// Fewest links that a pool of addresses must have room for.
+/// Fewest links of a pool of addresses.
 const MIN_LINKS: u32 = 2;
 
 /// Every number with its value, if it is set, and its range.
@@ -62,7 +62,7 @@ pub(super) fn numbers(config: &Config) -> Vec<(&'static str, Option<u64>, RangeI
     ]
 }
 
-/// An error for the first setting that cannot be what it is.
+/// Returns an error for the first setting with an impossible value.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     for (name, value, range) in numbers(config) {
         if let Some(value) = value.filter(|value| !range.contains(value)) {
