@@ -16,14 +16,14 @@ pub trait Builds: Send + Sync + 'static {
     /// The caller's builds, newest first.
     async fn list_builds(&self, caller: &Caller, filter: BuildFilter) -> Result<BuildPage>;
 
-    /// Up to `limit` entries of the log from `from` on; none at its end.
+    /// Up to `limit` entries of the log from `from` on. Empty at its end.
     async fn log_entries(&self, caller: &Caller, build: BuildId, from: u64, limit: u32) -> Result<Vec<LogEntry>>;
 
-    /// The build with the offset that its next entry will have, read at one moment: when the build is final, no entry
-    /// at or after that offset will ever be.
+    /// The build and the offset of its log's next entry, read at one moment. When the build is final, no entry at or after
+    /// that offset will ever be added.
     async fn build_and_next_offset(&self, caller: &Caller, build: BuildId) -> Result<(Build, u64)>;
 
-    /// Asks for a build to be cancelled; one that waits ends here and now. Asking again changes nothing.
+    /// Requests a build's cancellation. A waiting build ends at once. A second request changes nothing.
     async fn request_cancel(
         &self,
         caller: &Caller,
@@ -34,7 +34,7 @@ pub trait Builds: Send + Sync + 'static {
 }
 
 text_enum! {
-    /// Where a build stands.
+    /// State of a build.
     BuildStatus {
         /// Accepted; no worker has it.
         Waiting = "waiting",
@@ -44,7 +44,7 @@ text_enum! {
         Ready = "ready",
         /// It failed. Final.
         Error = "error",
-        /// Somebody asked for that. Final.
+        /// It was cancelled on request. Final.
         Cancelled = "cancelled",
     }
 }
@@ -57,7 +57,7 @@ impl BuildStatus {
 }
 
 text_enum! {
-    /// Who makes the root filesystem.
+    /// The backend that makes the root filesystem.
     BuildBackend {
         /// This service.
         Native = "native",
@@ -67,7 +67,7 @@ text_enum! {
 }
 
 text_enum! {
-    /// What a build starts from.
+    /// Kind of a build's source.
     SourceType {
         /// Steps on the default base.
         Declarative = "declarative",
@@ -85,15 +85,15 @@ text_enum! {
 pub struct Build {
     /// Identity.
     pub id: BuildId,
-    /// Whose.
+    /// The tenant that owns it.
     pub tenant: TenantId,
     /// The template its name belongs to.
     pub template: TemplateId,
     /// The id its artifact has or will have.
     pub artifact_id: ArtifactId,
-    /// Where it stands.
+    /// Its state.
     pub status: BuildStatus,
-    /// Template name as asked for.
+    /// Template name in the request.
     pub name: TemplateName,
     /// Slug of the template's namespace.
     pub namespace: String,
@@ -101,11 +101,11 @@ pub struct Build {
     pub visibility: Visibility,
     /// See [`NewBuild::description`](crate::NewBuild::description).
     pub description: Option<String>,
-    /// Tags as asked for.
+    /// Tags in the request.
     pub tags: Vec<Tag>,
-    /// Who makes the root filesystem.
+    /// The backend that makes the root filesystem.
     pub backend: BuildBackend,
-    /// What it starts from.
+    /// Kind of its source.
     pub source_type: SourceType,
     /// See [`NewBuild::definition`](crate::NewBuild::definition).
     pub definition: PrivateJson,
@@ -117,45 +117,45 @@ pub struct Build {
     pub context_digest: Option<String>,
     /// Digest of the Dockerfile.
     pub dockerfile_digest: Option<String>,
-    /// Who asked.
+    /// The user or key that started it.
     pub triggered_by: Option<String>,
-    /// The build this one repeats.
+    /// The build that this one retries.
     pub retry_of: Option<BuildId>,
     /// The first build of that chain.
     pub original: Option<BuildId>,
-    /// How many workers have begun it (a worker that handed it back unharmed is not counted).
+    /// Number of attempts begun. An attempt that was handed back at a shutdown is not counted.
     pub attempt: u32,
-    /// How many may.
+    /// Most attempts.
     pub max_attempts: u32,
-    /// When it was accepted.
+    /// Time of acceptance.
     pub created_at: Timestamp,
-    /// When the row last changed.
+    /// Time of the row's last change.
     pub updated_at: Timestamp,
-    /// Its place in the line: given back to the queue, it keeps it.
+    /// Its position in the queue. A build that is given back keeps it.
     pub queued_at: Timestamp,
-    /// When the first worker began it.
+    /// Time of the first attempt's start.
     pub started_at: Option<Timestamp>,
-    /// When it became final.
+    /// Time of its final status.
     pub finished_at: Option<Timestamp>,
     /// No worker takes it before this.
     pub not_before: Option<Timestamp>,
-    /// When somebody first asked to cancel it.
+    /// Time of the first request to cancel.
     pub cancel_requested_at: Option<Timestamp>,
-    /// Who.
+    /// The caller of that request.
     pub cancel_requested_by: Option<String>,
-    /// Why.
+    /// Its reason.
     pub cancel_reason: Option<String>,
     /// Phase it failed in.
     pub failure_phase: Option<String>,
-    /// One sentence for the user.
+    /// The error in one sentence for the user.
     pub error: Option<String>,
     /// The typed failure; opaque to the database.
     pub error_detail: Option<Value>,
     /// Cache counters; opaque to the database.
     pub cache_summary: Option<Value>,
-    /// What sandboxes start with, without the values of environment variables; opaque to the database.
+    /// The runtime settings of sandboxes, without the values of environment variables; opaque to the database.
     pub runtime_defaults: Option<Value>,
-    /// What the image said; opaque to the database.
+    /// The image's metadata; opaque to the database.
     pub oci_metadata: Option<Value>,
     /// Its artifact's state; `None` until it is ready.
     pub artifact: Option<ArtifactState>,
@@ -168,61 +168,61 @@ impl Build {
     }
 }
 
-/// What became of a ready build's artifact.
+/// State of a ready build's artifact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ArtifactState {
-    /// May go after that; `None` while a tag points to it, or when it is kept for ever.
+    /// May be removed after this. `None` while a tag points to it, or when it is kept for ever.
     pub retention_expires_at: Option<Timestamp>,
-    /// Since when it cannot be used any more.
+    /// Unusable since.
     pub deleted_at: Option<Timestamp>,
 }
 
 /// One durable entry of a build's log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogEntry {
-    /// Its place: 0, 1, 2, …
+    /// Its position: 0, 1, 2, …
     pub offset: u64,
-    /// When it happened.
+    /// Time of the event.
     pub at: Timestamp,
     /// The entry as appended.
     pub body: Value,
 }
 
-/// Who asks to cancel, and why.
+/// A request to cancel.
 #[derive(Debug, Clone)]
 pub struct CancelRequest {
-    /// As shown in the API.
+    /// The caller, as shown in the API.
     pub by: String,
-    /// As given by the user.
+    /// The reason, as given by the user.
     pub reason: Option<String>,
     /// Entry to append if the build is waiting and so ends at once.
     pub entry: NewLogEntry,
 }
 
-/// What becomes of a request to cancel.
+/// The result of a request to cancel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CancelOutcome {
-    /// The build afterwards: `cancelled` when it was waiting; `building` with `cancel_requested_at` when a worker has it;
-    /// unchanged when it was final.
+    /// The build afterwards: `cancelled` if it was waiting; `building` with `cancel_requested_at` if a worker has it;
+    /// unchanged if it was final.
     pub build: Build,
     /// Whether the build's `cancelled` entry was appended by this call.
     pub ended_now: bool,
 }
 
-/// Which builds to list.
+/// A query for builds.
 #[derive(Debug, Clone, Default)]
 pub struct BuildFilter {
-    /// Of this template only.
+    /// Only builds of this template.
     pub template: Option<TemplateId>,
-    /// In this status only.
+    /// Only builds with this status.
     pub status: Option<BuildStatus>,
-    /// Made by this backend only.
+    /// Only builds of this backend.
     pub backend: Option<BuildBackend>,
-    /// From this kind of source only.
+    /// Only builds from this kind of source.
     pub source_type: Option<SourceType>,
     /// Continue after this build: the last one of the page before.
     pub after: Option<BuildId>,
-    /// At most so many, 1 to 100.
+    /// Page size, 1 to 100.
     pub limit: u32,
 }
 
@@ -231,6 +231,6 @@ pub struct BuildFilter {
 pub struct BuildPage {
     /// The builds.
     pub builds: Vec<Build>,
-    /// What to give as [`BuildFilter::after`] for the next page; `None` at the end.
+    /// The value of [`BuildFilter::after`] for the next page; `None` at the end.
     pub next: Option<BuildId>,
 }

@@ -1,4 +1,4 @@
-//! Templates, what their names lead to, and the artifacts they point to.
+//! Templates, their names, and their artifacts.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -14,20 +14,20 @@ use crate::{CancelRequest, ClaimHash, NamespaceKind, NewClaim, Result, text_enum
 /// Resolves references to templates, and changes templates and their names: tags, aliases, visibility, claims.
 #[async_trait]
 pub trait Catalog: Send + Sync + 'static {
-    /// The built-ins and the caller's own that have something to use, by canonical reference.
+    /// Returns the built-in templates and the caller's own that have a usable artifact, sorted by canonical reference.
     async fn list_templates(&self, caller: &Caller) -> Result<Vec<Resolved>>;
 
-    /// What the reference means to the caller right now.
+    /// Returns the current target of the reference for the caller.
     async fn resolve(&self, caller: &Caller, reference: &TemplateRef) -> Result<Resolved>;
 
-    /// The template that the reference is about, whether or not there is anything to use in it.
+    /// Returns the template of the reference, even if it has no usable artifact.
     async fn standing(&self, caller: &Caller, reference: &TemplateRef) -> Result<Standing>;
 
-    /// An artifact by its id, for the service itself.
+    /// Returns an artifact by its id, for the service itself.
     async fn get_artifact(&self, artifact: ArtifactId) -> Result<Artifact>;
 
-    /// Makes tags point to what the reference means. Of the caller's own templates only: a built-in is a
-    /// [`DbError::Conflict`], another tenant's is [`DbError::NotFound`]; so with all changes below.
+    /// Moves tags to the target of the reference. Only for the caller's own templates: a built-in one is a
+    /// [`DbError::Conflict`], and another tenant's is [`DbError::NotFound`]. The same holds for all changes below.
     async fn assign_tags(
         &self,
         caller: &Caller,
@@ -36,13 +36,13 @@ pub trait Catalog: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Resolved>;
 
-    /// Makes tags point to a ready build whose artifact can be used; else [`DbError::Conflict`].
+    /// Moves tags to a ready build with a usable artifact; else [`DbError::Conflict`].
     async fn promote_build(&self, caller: &Caller, build: BuildId, tags: &[Tag], now: Timestamp) -> Result<Resolved>;
 
-    /// Removes a tag of the template that the reference is about; [`DbError::NotFound`] when it has none of that name.
+    /// Removes a tag of the reference's template; [`DbError::NotFound`] when it does not have the tag.
     async fn remove_tag(&self, caller: &Caller, reference: &TemplateRef, tag: &Tag) -> Result<()>;
 
-    /// Says who can use the template.
+    /// Sets the template's visibility.
     async fn set_visibility(
         &self,
         caller: &Caller,
@@ -50,8 +50,8 @@ pub trait Catalog: Send + Sync + 'static {
         visibility: Visibility,
     ) -> Result<Standing>;
 
-    /// Gives the template another name in its namespace and keeps the old one as an alias. A name that a template, an
-    /// alias or a claim has is a [`DbError::Conflict`].
+    /// Renames the template within its namespace, and keeps the old name as an alias. A name that a template, an alias or a
+    /// claim has is a [`DbError::Conflict`].
     async fn rename_template(
         &self,
         caller: &Caller,
@@ -60,15 +60,15 @@ pub trait Catalog: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Standing>;
 
-    /// The template's older names.
+    /// Returns the template's aliases.
     async fn list_aliases(&self, caller: &Caller, reference: &TemplateRef) -> Result<Vec<Alias>>;
 
-    /// Removes one of them, whose name is then free.
+    /// Removes an alias. Its name is free afterwards.
     async fn remove_alias(&self, caller: &Caller, reference: &TemplateRef, alias: &TemplateName) -> Result<()>;
 
-    /// Deletes the template that the reference leads to, with its tags. Its artifacts can be used no more, its
-    /// unfinished builds are cancelled (`cancel` as in [`request_cancel`](crate::Builds::request_cancel)); running sandboxes stay.
-    /// Built-ins are a [`DbError::Conflict`].
+    /// Deletes the template of the reference, with its tags. Its artifacts become unusable, and its unfinished builds are
+    /// cancelled (`cancel` as in [`request_cancel`](crate::Builds::request_cancel)). Running sandboxes stay. Built-ins are a
+    /// [`DbError::Conflict`].
     async fn delete_template(
         &self,
         caller: &Caller,
@@ -77,22 +77,22 @@ pub trait Catalog: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<()>;
 
-    /// Holds a name of the caller's namespace that is nobody's: only a build with the claim's token may use it.
+    /// Claims a free name of the caller's namespace. Only a build with the claim's token may then use it.
     async fn reserve_name(&self, caller: &Caller, claim: NewClaim, now: Timestamp) -> Result<()>;
 
-    /// The name that a live claim of the caller holds.
+    /// Returns the name that a valid claim of the caller reserves.
     async fn claimed_name(&self, caller: &Caller, token: ClaimHash, now: Timestamp) -> Result<TemplateName>;
 
-    /// Gives a claim back.
+    /// Releases a claim.
     async fn release_name(&self, caller: &Caller, token: ClaimHash, now: Timestamp) -> Result<()>;
 }
 
 text_enum! {
-    /// Who can use a template.
+    /// Visibility of a template.
     Visibility {
-        /// Its tenant only.
+        /// Only its tenant can use it.
         Private = "private",
-        /// Everybody who gives its canonical reference.
+        /// Every caller that gives its canonical reference can use it.
         Public = "public",
     }
 }
@@ -102,7 +102,7 @@ text_enum! {
 pub struct Template {
     /// Identity.
     pub id: TemplateId,
-    /// Whose.
+    /// The tenant that owns it.
     pub tenant: TenantId,
     /// Slug of its namespace.
     pub namespace: String,
@@ -110,11 +110,11 @@ pub struct Template {
     pub namespace_kind: NamespaceKind,
     /// Its name there.
     pub name: TemplateName,
-    /// Who can use it.
+    /// Its visibility.
     pub visibility: Visibility,
-    /// For people.
+    /// Text for people.
     pub description: String,
-    /// When it was made.
+    /// Time of creation.
     pub created_at: Timestamp,
 }
 
@@ -124,55 +124,55 @@ impl Template {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    /// Comes with the service and cannot be changed by tenants.
+    /// True for a template that comes with the service. Tenants cannot change it.
     pub fn is_builtin(&self) -> bool {
         self.namespace_kind == NamespaceKind::System
     }
 }
 
-/// Where a tag points.
+/// A tag and its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagTarget {
     /// The tag.
     pub tag: Tag,
     /// The build.
     pub build: BuildId,
-    /// When it began to point there.
+    /// Time of the last move.
     pub moved_at: Timestamp,
 }
 
-/// An older name of a template, in the same namespace. It resolves, and builds do not go there.
+/// An alias: an older name of a template, in the same namespace. It resolves, but takes no builds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alias {
     /// Slug of the namespace.
     pub namespace: String,
     /// The name.
     pub name: TemplateName,
-    /// When the template was renamed.
+    /// Time of the renaming.
     pub created_at: Timestamp,
 }
 
-/// A template as a whole, whether or not there is anything to use in it.
+/// A template, even if it has no usable artifact.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Standing {
     /// The template.
     pub template: Template,
     /// All its tags, sorted.
     pub tags: Vec<TagTarget>,
-    /// What stands for it: where `default` points, else its newest usable artifact.
+    /// The artifact that represents it: the target of `default`, else its newest usable artifact.
     pub artifact: Option<Artifact>,
-    /// Its newest build, which may have made nothing.
+    /// Its newest build, which may have no artifact.
     pub newest: Option<(BuildId, ArtifactId)>,
 }
 
-/// What one build made.
+/// The artifact of one build.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Artifact {
     /// Identity.
     pub id: ArtifactId,
-    /// Name of its folder under `artifacts/` of the data folder, allotted when it was published.
+    /// Name of its folder under `artifacts/` of the data folder, given when it was published.
     pub folder: String,
-    /// Whose.
+    /// The tenant that owns it.
     pub tenant: TenantId,
     /// The build that made it.
     pub build: BuildId,
@@ -180,33 +180,33 @@ pub struct Artifact {
     pub rootfs: Rootfs,
     /// Disk size as the guest sees it, bytes.
     pub disk_bytes: u64,
-    /// What its folder takes on the host's disk, bytes.
+    /// Size of its folder on the host's disk, bytes.
     pub stored_bytes: u64,
-    /// Where it can be restored.
+    /// Compatibility class of the snapshot.
     pub compatibility: Value,
     /// Summary of the snapshot.
     pub snapshot: Value,
-    /// What sandboxes need at start, with the values of runtime environment variables.
+    /// The runtime settings of sandboxes, with the values of environment variables.
     pub runtime: PrivateJson,
-    /// What the API shows of it.
+    /// The part of them that the API shows.
     pub runtime_defaults: Value,
-    /// What the image said.
+    /// The image's metadata.
     pub oci_metadata: Option<Value>,
-    /// The build's resources.
+    /// Size of the build's machine.
     pub build_config: Value,
-    /// When it was made.
+    /// Time of creation.
     pub created_at: Timestamp,
     /// Kept at least until then; for ever while a tag points to it.
     pub retention_expires_at: Option<Timestamp>,
 }
 
-/// What a reference means right now.
+/// The current target of a reference.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resolved {
     /// The template.
     pub template: Template,
     /// All its tags, sorted.
     pub tags: Vec<TagTarget>,
-    /// The artifact meant.
+    /// The target artifact.
     pub artifact: Artifact,
 }

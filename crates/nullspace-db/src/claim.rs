@@ -1,6 +1,6 @@
-//! Reserved template names.
+//! Claims of template names.
 //!
-//! A claim is shown by a token that exists in its owner's hands only; the database keeps its hash, as with keys.
+//! The owner of a claim has its token. The database stores only the token's hash, as with keys.
 
 use std::fmt;
 
@@ -30,11 +30,11 @@ impl fmt::Debug for ClaimHash {
     }
 }
 
-/// A fresh claim token; whoever shows it may use the name.
+/// A new claim token. Every caller that sends it may use the name.
 pub struct ClaimToken(String);
 
 impl ClaimToken {
-    /// What every token starts with.
+    /// Prefix of every token.
     pub const PREFIX: &'static str = "claim_";
     const RANDOM_CHARS: usize = 40;
 
@@ -44,12 +44,12 @@ impl ClaimToken {
         Self(Self::PREFIX.chars().chain(random).collect())
     }
 
-    /// The token, to be given to its owner and to nobody else.
+    /// The token, for its owner only.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// What the database keeps.
+    /// The hash for the database.
     pub fn hash(&self) -> ClaimHash {
         ClaimHash::of(&self.0)
     }
@@ -61,13 +61,13 @@ impl fmt::Debug for ClaimToken {
     }
 }
 
-/// A name to reserve in the caller's own namespace.
+/// A name to claim in the caller's own namespace.
 #[derive(Debug, Clone)]
 pub struct NewClaim {
     /// The name.
     pub name: TemplateName,
-    /// Hash of the token that will show the claim.
+    /// Hash of the claim's token.
     pub token: ClaimHash,
-    /// When it lapses.
+    /// Time of expiry.
     pub expires_at: Timestamp,
 }

@@ -1,51 +1,51 @@
 //! Errors of the database.
 
-/// Why the database did not do what was asked.
+/// Errors of the database.
 ///
-/// `Display` never repeats its source and never holds stored values: it may be shown to the caller of the API, the
-/// source may not.
+/// `Display` never repeats its source and never has stored values. A caller of the API may see it, but not the source.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DbError {
-    /// There is no such thing, or it is another tenant's: the two are the same on purpose.
+    /// It does not exist, or it is another tenant's. The two are the same on purpose.
     #[error("not found")]
     NotFound,
-    /// What was asked contradicts what is there; asking again changes nothing.
+    /// The request contradicts the stored state. A retry changes nothing.
     #[error("{what}")]
     Conflict {
-        /// A sentence for the caller.
+        /// The reason, for the caller.
         what: String,
     },
-    /// A queue is as long as it may be; later there will be room again.
+    /// A limit is reached. It may be free again later.
     #[error("{what}: the limit is {limit}")]
     LimitReached {
-        /// What there is too much of.
+        /// The limited thing.
         what: &'static str,
-        /// How many there may be.
+        /// The limit.
         limit: u32,
     },
-    /// The worker no longer holds this build: another has taken it, or it ended. It must stop and write nothing more.
+    /// The worker no longer holds this build: another has taken it, or it has ended. The worker must stop and write nothing
+    /// more.
     #[error("the lease on this build was lost")]
     LeaseLost,
     /// The database is down, busy for too long, or out of space. Retryable.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
-    /// The database refused a statement: a fault of ours, not of the caller. Not retryable.
+    /// The database refused a statement: an internal fault, not retryable.
     #[error("the database refused an operation")]
     Database(#[source] sqlx::Error),
-    /// The tables could not be brought to this version's shape.
+    /// The migration to this version's tables failed.
     #[error("the database could not be migrated")]
     Migrate(#[source] sqlx::migrate::MigrateError),
-    /// Something stored does not read as what it must be: written by another version, or damaged.
+    /// A stored value has the wrong form: another version wrote it, or it is damaged.
     #[error("stored data is damaged: {what}")]
     Corrupt {
-        /// Which table and column; never the value.
+        /// The table and column, never the value.
         what: String,
     },
-    /// The file system refused.
+    /// The filesystem failed.
     #[error("{context}")]
     Io {
-        /// What was tried, with the path.
+        /// The operation, with the path.
         context: String,
         /// The system's error.
         #[source]
@@ -54,12 +54,12 @@ pub enum DbError {
 }
 
 impl DbError {
-    /// Whether the same call may succeed later without anything being changed.
+    /// Whether the same call may succeed later without a change.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::LimitReached { .. }) || self.is_storage_full()
     }
 
-    /// Whether the disk under the database has no room left. What failed may succeed once there is room.
+    /// Whether the disk under the database is full. The call may succeed once there is space.
     pub fn is_storage_full(&self) -> bool {
         use std::io::ErrorKind;
         match self {
@@ -84,5 +84,5 @@ impl From<nullspace_types::InvalidBlobId> for DbError {
     }
 }
 
-/// Short form used throughout the crate.
+/// Result with [`DbError`].
 pub type Result<T> = std::result::Result<T, DbError>;

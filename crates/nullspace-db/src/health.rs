@@ -1,4 +1,4 @@
-//! Settings of the running service, and whether the database works.
+//! Settings of the running service, and the state of the database.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -14,25 +14,25 @@ pub trait Health: Send + Sync + 'static {
     /// Stores a setting.
     async fn put_setting(&self, key: &str, value: &serde_json::Value, now: Timestamp) -> Result<()>;
 
-    /// How full the service is.
+    /// Returns the service's load.
     async fn counters(&self) -> Result<Counters>;
 
     /// Whether the database answers and takes writes: it stores `now`.
     async fn ping(&self, now: Timestamp) -> Result<()>;
 
-    /// Ends every connection; calls after it fail.
+    /// Closes every connection. Later calls fail.
     async fn close(&self);
 }
 
-/// How full the service is.
+/// Load of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
-    /// Builds that wait.
+    /// Builds that wait for a worker.
     pub builds_waiting: u64,
-    /// Since when the first of them does.
+    /// Time since which the oldest of them waits.
     pub oldest_waiting: Option<Timestamp>,
-    /// Builds that a worker has or had.
+    /// Builds in the state `building`.
     pub builds_building: u64,
-    /// Sandboxes that are not over.
+    /// Sandboxes that have not ended.
     pub sandboxes_live: u64,
 }

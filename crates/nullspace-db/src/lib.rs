@@ -1,30 +1,30 @@
 //! The database of the service: one trait for each domain, and SQLite behind all of them.
 //!
 //! ```text
-//!   engine ── dyn Database ──┬── Tenants      tenants, namespaces, API keys
+//!   control ── dyn Database ─┬── Tenants      tenants, namespaces, API keys
 //!                            ├── Catalog      templates, tags, aliases, claims
 //!                            ├── Queue        builds, for the worker that holds one under a lease
 //!                            ├── Builds       builds and logs, for readers
 //!                            ├── Reuse        root images, layers and artifacts, for a build under its lease
 //!                            ├── Blobs        files of build contexts
 //!                            ├── Sandboxes    sandboxes
-//!                            ├── Collection   what the data folder must have, and what can go
+//!                            ├── Collection   required and collectable data of the data folder
 //!                            └── Health       settings, counters, the database itself
 //!                                   │
 //!                                   ├── SqliteStore ── nullspace.db
 //!                                   └── PostgreSQL, later
 //! ```
 //!
-//! Of every method holds:
+//! These rules hold for every method:
 //!
-//! * It is one transaction: it happened wholly or not at all, also when its future was dropped.
-//! * When it returns `Ok`, the change survives the loss of power.
-//! * What belongs to a tenant is reached through a [`Caller`]; another tenant's is [`DbError::NotFound`].
-//! * What a worker writes is fenced by its [`Lease`]; without it, [`DbError::LeaseLost`] and nothing is written.
-//! * Time comes in as `now`, so that tests own the clock. Stored times have microseconds.
+//! * It is one transaction: all of it happens or nothing, even if its future is dropped.
+//! * When it returns `Ok`, the change survives a power failure.
+//! * Data of a tenant is reached through a [`Caller`]. Another tenant's is [`DbError::NotFound`].
+//! * Writes of a worker are fenced by its [`Lease`]. Without it the error is [`DbError::LeaseLost`], and nothing is written.
+//! * The caller passes the time as `now`, so that tests control the clock. Stored times have microseconds.
 //!
-//! This crate knows no HTTP, no files of the data folder and no chunks, and runs no builds. Plans, log entries and
-//! configurations are JSON that it keeps and returns unread. A root image's manifest is a text.
+//! This crate has no HTTP, no access to the data folder or its chunks, and runs no builds. Definitions, log entries and
+//! configurations are JSON that it stores and returns unread. A root image's manifest is a text.
 
 mod blobs;
 mod builds;
@@ -67,7 +67,7 @@ pub use sqlite::SqliteStore;
 pub use tenants::{ApiKey, KeyHash, Namespace, NamespaceKind, NewKey, Tenant, Tenants};
 pub use text_enum::UnknownWord;
 
-/// All of the service's database: the sum of the traits of its domains, to be held as one `dyn Database`.
+/// The database of the service: the sum of the traits of its domains, used as one `dyn Database`.
 pub trait Database:
     Tenants + Catalog + Queue + Builds + Reuse + Blobs + Sandboxes + Collection + Health + 'static
 {

@@ -7,8 +7,8 @@
 //!                |  └─request_cancel──────────────────────────────^
 //!                └──────release─────┘
 //! ```
-//! A lease that ran out is not an arrow of its own: the build stays `building` until `lease_build` hands it to the next
-//! worker, with the next attempt, or as [`Leased::Spent`] when there are none left.
+//! An expired lease has no arrow of its own: the build stays `building` until `lease_build` gives it to the next worker, with
+//! the next attempt, or as [`Leased::Spent`] when no attempts are left.
 
 use std::time::Duration;
 
@@ -21,12 +21,12 @@ use serde_json::Value;
 use crate::DbError;
 use crate::{Build, BuildBackend, ClaimHash, Idempotency, Result, SourceType};
 
-/// Accepts builds and gives each to one worker at a time, until it ends. What a worker writes is fenced by its [`Lease`].
+/// Accepts builds, and leases each to one worker at a time until it ends. Writes of a worker are fenced by its [`Lease`].
 #[async_trait]
 pub trait Queue: Send + Sync + 'static {
-    /// Accepts a build: `waiting`, with `first` at log offset 0. Makes the template if the name is new. A repeated request
-    /// (see [`NewBuild::idempotency`]) is answered with the build that is there. [`DbError::Conflict`] when the name is
-    /// an alias, or reserved and the build's claim is not the one that holds it, or a file of its context is gone.
+    /// Accepts a build: `waiting`, with `first` at log offset 0. Creates the template if the name is new. A repeated request
+    /// (see [`NewBuild::idempotency`]) is answered with the existing build. [`DbError::Conflict`] when the name is an alias,
+    /// when another claim holds the name, or when a file of the context was removed.
     async fn accept_build(
         &self,
         caller: &Caller,
@@ -36,11 +36,11 @@ pub trait Queue: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Build>;
 
-    /// The next build for `owner`, held until `now + ttl`; `None` when there is nothing to do.
+    /// Leases the next build to `owner` until `now + ttl`; `None` when there is nothing to do.
     ///
-    /// Builds whose lease ran out come with those that wait. Among tenants: the one with the fewest running builds,
-    /// then the one served longest ago, then the one that waits longest. A tenant of whom `running_per_tenant` builds run
-    /// already is passed over, but for builds whose attempts are spent: those are only to be ended.
+    /// Builds with an expired lease are queued with the waiting ones. The order among tenants: fewest running builds first,
+    /// then the one served longest ago, then the one with the longest wait. A tenant with `running_per_tenant` running builds
+    /// is skipped, except for builds without attempts left, which only have to be ended.
     async fn lease_build(
         &self,
         owner: &str,
@@ -49,29 +49,29 @@ pub trait Queue: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Option<Leased>>;
 
-    /// Holds the build until `now + ttl`. [`DbError::LeaseLost`] when another has it; an overdue lease that nobody has
-    /// taken yet is held again.
+    /// Renews the lease until `now + ttl`. [`DbError::LeaseLost`] when another worker has the build. An expired lease is
+    /// renewed too, unless another worker has taken the build.
     async fn heartbeat(&self, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<Heartbeat>;
 
-    /// Frees the builds that `owner` holds, for an owner that is known to be gone: they can be leased at once, and
-    /// whatever it has left behind finds its leases lost. Returns them.
+    /// Releases the builds of `owner`, for an owner that is known to be gone. They can be leased at once, and writes under
+    /// the old leases fail. Returns them.
     async fn take_over(&self, owner: &str, now: Timestamp) -> Result<Vec<BuildId>>;
 
-    /// Records what the source turned out to be: an image's digest, a parent's build.
+    /// Records the resolved source: an image's digest, or a parent's build.
     async fn set_source_digest(&self, lease: &Lease, digest: &str, now: Timestamp) -> Result<()>;
 
-    /// Records what became of the sizes that the build was asked for, as the API shows them.
+    /// Records the sizes that the build got in place of the requested ones, as the API shows them.
     async fn set_build_config(&self, lease: &Lease, config: serde_json::Value, now: Timestamp) -> Result<()>;
 
-    /// Appends to the build's log and returns the first entry's offset; [`DbError::LeaseLost`] appends nothing.
+    /// Appends to the build's log. Returns the first entry's offset. [`DbError::LeaseLost`] appends nothing.
     async fn append_log(&self, lease: &Lease, entries: Vec<NewLogEntry>) -> Result<u64>;
 
     /// Gives the build back to the queue with these last entries.
     async fn release_build(&self, lease: &Lease, how: Release, entries: Vec<NewLogEntry>, now: Timestamp)
     -> Result<()>;
 
-    /// Ends the build as `ready`: artifact, tags, row and last entry together. The artifact's bytes must be durable
-    /// before.
+    /// Ends the build as `ready`: artifact, tags, row and last entry in one transaction. The artifact's bytes must already be
+    /// durable.
     async fn finish_ready(&self, lease: &Lease, result: FinishReady, now: Timestamp) -> Result<Finished>;
 
     /// Ends the build as `error`.
@@ -94,11 +94,11 @@ pub struct NewBuild {
     pub description: Option<String>,
     /// Tags that move to the artifact when it is ready; at least one.
     pub tags: Vec<Tag>,
-    /// Who makes the root filesystem.
+    /// The backend that makes the root filesystem.
     pub backend: BuildBackend,
-    /// What it starts from.
+    /// Kind of the source.
     pub source_type: SourceType,
-    /// The normalised plan without secrets; opaque to the database.
+    /// The normalised definition without secrets; opaque to the database.
     pub definition: PrivateJson,
     /// vCPUs, memory, network, disk; opaque to the database.
     pub build_config: Value,
@@ -108,15 +108,15 @@ pub struct NewBuild {
     pub context_digest: Option<String>,
     /// Digest of the Dockerfile.
     pub dockerfile_digest: Option<String>,
-    /// Who asked, as shown in the API.
+    /// The user or key that started it, as shown in the API.
     pub triggered_by: Option<String>,
-    /// The build this one repeats.
+    /// The build that this one retries.
     pub retry_of: Option<BuildId>,
     /// The first build of that chain.
     pub original: Option<BuildId>,
-    /// How many workers may try it, at least 1.
+    /// Most attempts, at least 1.
     pub max_attempts: u32,
-    /// Hash of the claim token that came with the request: only it may use a reserved name.
+    /// Hash of the request's claim token. A claimed name accepts only the build with its token.
     pub claim: Option<ClaimHash>,
     /// The caller's idempotency key and a digest of its request, without secrets.
     pub idempotency: Option<Idempotency>,
@@ -127,118 +127,118 @@ pub struct NewBuild {
 /// A file of a build's context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedBlob {
-    /// Which.
+    /// Its id.
     pub id: BlobId,
-    /// Begin a new generation of it, so that nothing made of the earlier one is reused.
+    /// Begins a new generation of the file, so that results from the earlier one are not reused.
     pub force: bool,
 }
 
-/// How many unfinished builds there may be; one more answers [`DbError::LimitReached`].
+/// Limits of unfinished builds. One more build answers [`DbError::LimitReached`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueLimits {
-    /// Of one tenant.
+    /// Limit of one tenant.
     pub per_tenant: u32,
-    /// Of all tenants.
+    /// Limit of all tenants.
     pub total: u32,
 }
 
 /// One entry to append to a build's log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewLogEntry {
-    /// When it happened.
+    /// Time of the event.
     pub at: Timestamp,
-    /// The entry; opaque to the database, which keeps and returns it as it is.
+    /// The entry; opaque to the database, which stores and returns it unchanged.
     pub body: Value,
 }
 
-/// A worker's hold on a build: what every write of a worker shows. `epoch` rises with each lease, so a worker that was
-/// thought dead cannot write even when the next one has its name or the same attempt number.
+/// A worker's lease on a build, checked at every write of the worker. `epoch` rises with each lease. So a worker that was
+/// thought dead cannot write, even if the next one has its name or the same attempt number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Lease {
     /// The build.
     pub build: BuildId,
-    /// Who holds it.
+    /// The worker that holds it.
     pub owner: String,
-    /// Which lease of this build it is.
+    /// Number of this lease of the build.
     pub epoch: u64,
 }
 
-/// What a worker got from the queue.
+/// A leased build.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Leased {
-    /// Run it. `build.attempt` says which attempt this is; more than 1 means that an earlier one was interrupted or
+    /// Run it. `build.attempt` is the number of the attempt; more than 1 means that an earlier one was interrupted or
     /// retried.
     Run {
-        /// The hold.
+        /// The lease.
         lease: Lease,
-        /// The build, `building` already.
+        /// The build, now `building`.
         build: Box<Build>,
     },
-    /// Its last attempt lost its lease: finish it as interrupted, do not run it.
+    /// The last attempt lost its lease. Finish the build as interrupted, and do not run it.
     Spent {
-        /// The hold.
+        /// The lease.
         lease: Lease,
-        /// The build, `building` still.
+        /// The build, still `building`.
         build: Box<Build>,
     },
 }
 
-/// How a worker gives a build back.
+/// The way in which a worker gives a build back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Release {
-    /// The worker shuts down: the attempt does not count and another worker may take it at once.
+    /// The worker shuts down. The attempt is not counted, and another worker may take the build at once.
     HandBack,
-    /// The attempt failed in a way that may pass: it counts.
+    /// The attempt failed in a way that may pass. It is counted.
     RetryAfter(Duration),
 }
 
-/// Answer to a heartbeat whose lease still holds.
+/// Answer to a heartbeat of a valid lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// Somebody asked to cancel the build.
+    /// The build's cancellation was requested.
     pub cancel_requested: bool,
-    /// Until when the lease holds now.
+    /// Expiry of the renewed lease.
     pub expires_at: Timestamp,
 }
 
-/// A build's artifact, made durable and named in one transaction with the build becoming ready.
+/// The artifact of a build that becomes ready, and is named in the same transaction.
 #[derive(Debug, Clone)]
 pub struct FinishReady {
-    /// Name of its folder in the data folder, allotted when it was published.
+    /// Name of its folder in the data folder, given when it was published.
     pub folder: String,
-    /// Key of the root image it boots from, held for this build through
-    /// [`Reuse::put_rootfs`](crate::Reuse::put_rootfs) or [`find_rootfs`](crate::Reuse::find_rootfs).
+    /// Key of the root image it boots from. The build holds it through [`Reuse::put_rootfs`](crate::Reuse::put_rootfs) or
+    /// [`find_rootfs`](crate::Reuse::find_rootfs).
     pub rootfs_key: String,
     /// Disk size as the guest sees it, bytes.
     pub disk_bytes: u64,
-    /// What its folder takes on the host's disk, bytes.
+    /// Size of its folder on the host's disk, bytes.
     pub stored_bytes: u64,
-    /// Where it can be restored; opaque to the database.
+    /// Compatibility class of the snapshot; opaque to the database.
     pub compatibility: Value,
     /// Summary of the snapshot; opaque to the database.
     pub snapshot: Value,
-    /// What sandboxes need at start, with the *values* of runtime environment variables.
+    /// The runtime settings of sandboxes, with the *values* of environment variables.
     pub runtime: PrivateJson,
-    /// What the API shows of `runtime`: keys, no values.
+    /// The part of `runtime` that the API shows: keys, no values.
     pub runtime_defaults: Value,
-    /// What the image said.
+    /// The image's metadata.
     pub oci_metadata: Option<Value>,
     /// Cache counters.
     pub cache_summary: Option<Value>,
-    /// Keep it at least until then even without a tag.
+    /// Kept at least until then, even without a tag.
     pub retention_expires_at: Option<Timestamp>,
-    /// Key of everything that the artifact depends on, for [`Reuse::find_final`](crate::Reuse::find_final).
+    /// Key of all inputs of the artifact, for [`Reuse::find_final`](crate::Reuse::find_final).
     pub final_key: Option<String>,
     /// The log's last entry.
     pub entry: NewLogEntry,
 }
 
-/// Why and where a build failed.
+/// A build's failure.
 #[derive(Debug, Clone)]
 pub struct FinishError {
     /// Phase it failed in.
     pub phase: String,
-    /// One sentence for the user.
+    /// The error in one sentence for the user.
     pub message: String,
     /// The typed failure; opaque to the database.
     pub detail: Value,
@@ -248,13 +248,13 @@ pub struct FinishError {
     pub entry: NewLogEntry,
 }
 
-/// What became of an attempt to finish a build as ready.
+/// The result of finishing a build as ready.
 #[derive(Debug, Clone, PartialEq)]
 #[must_use]
 pub enum Finished {
-    /// It is ready, its tags have moved.
+    /// It is ready, and its tags have moved.
     Ready(Box<Build>),
-    /// Somebody asked to cancel it before: nothing was written; finish it as cancelled. A cancel that was answered
-    /// always wins over a build that was almost done.
+    /// Its cancellation was requested before. Nothing was written; finish it as cancelled. A confirmed cancel always wins
+    /// over a build that was almost done.
     CancelRequested,
 }

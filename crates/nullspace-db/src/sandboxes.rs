@@ -1,4 +1,4 @@
-//! Sandboxes.
+//! Sandboxes and their states.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -9,14 +9,14 @@ use serde_json::Value;
 use crate::DbError;
 use crate::{Result, text_enum::text_enum};
 
-/// Keeps sandboxes and their statuses.
+/// Stores sandboxes and their states.
 #[async_trait]
 pub trait Sandboxes: Send + Sync + 'static {
-    /// Records a sandbox as `creating`; [`DbError::NotFound`] when its artifact can be used no more. From here on the
-    /// artifact is not collected.
+    /// Records a sandbox as `creating`. [`DbError::NotFound`] when its artifact is not usable. From now on the artifact is
+    /// not collected.
     async fn insert_sandbox(&self, caller: &Caller, sandbox: NewSandbox, now: Timestamp) -> Result<Inserted>;
 
-    /// Changes a sandbox's status; one that is over stays as it is ([`DbError::Conflict`]).
+    /// Changes a sandbox's status. One that has ended stays as it is ([`DbError::Conflict`]).
     async fn set_sandbox_status(
         &self,
         sandbox: SandboxId,
@@ -25,7 +25,7 @@ pub trait Sandboxes: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Sandbox>;
 
-    /// Changes when a sandbox ends by itself.
+    /// Changes a sandbox's timeout.
     async fn set_sandbox_timeout(
         &self,
         caller: &Caller,
@@ -39,7 +39,7 @@ pub trait Sandboxes: Send + Sync + 'static {
     /// The caller's sandboxes, newest first.
     async fn list_sandboxes(&self, caller: &Caller, filter: SandboxFilter) -> Result<Vec<Sandbox>>;
 
-    /// Ends every sandbox of a host whose machines are known to be gone; returns them.
+    /// Ends every sandbox of a host whose machines are known to be gone. Returns them.
     async fn end_sandboxes_of_host(
         &self,
         host: &str,
@@ -50,7 +50,7 @@ pub trait Sandboxes: Send + Sync + 'static {
 }
 
 text_enum! {
-    /// Where a sandbox stands.
+    /// State of a sandbox.
     SandboxStatus {
         /// Accepted; its machine does not run yet.
         Creating = "creating",
@@ -58,7 +58,7 @@ text_enum! {
         Running = "running",
         /// Its machine is frozen.
         Paused = "paused",
-        /// Ended because somebody asked, or its time was up. Final.
+        /// Ended on request or by its timeout. Final.
         Destroyed = "destroyed",
         /// Ended by a fault. Final.
         Error = "error",
@@ -66,7 +66,7 @@ text_enum! {
 }
 
 impl SandboxStatus {
-    /// Whether it is over and uses nothing any more.
+    /// Whether it has ended and uses nothing any more.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Destroyed | Self::Error)
     }
@@ -85,18 +85,18 @@ pub struct NewSandbox {
     pub config: Value,
     /// The user's labels; opaque to the database.
     pub metadata: Value,
-    /// When it is to end by itself.
+    /// Time of its timeout.
     pub timeout_at: Option<Timestamp>,
-    /// Who runs its machine.
+    /// The host of its machine.
     pub host: String,
     /// The caller's idempotency key and a digest of its request.
     pub idempotency: Option<Idempotency>,
 }
 
-/// Makes a repeated request answer with what the first one made: a sandbox, a build.
+/// Answers a repeated request with the result of the first: a sandbox or a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Idempotency {
-    /// As sent.
+    /// The key as sent.
     pub key: String,
     /// Digest of the request: the same key with another request is a conflict.
     pub request_digest: String,
@@ -107,33 +107,33 @@ pub struct Idempotency {
 pub struct Sandbox {
     /// Identity.
     pub id: SandboxId,
-    /// Whose.
+    /// The tenant that owns it.
     pub tenant: TenantId,
     /// The artifact it resumes.
     pub artifact: ArtifactId,
     /// The reference as the user wrote it.
     pub template_ref: String,
-    /// Where it stands.
+    /// Its state.
     pub status: SandboxStatus,
-    /// Why it ended, when that was not asked for.
+    /// The reason of an end that was not requested.
     pub reason: Option<String>,
     /// vCPUs, memory, disk.
     pub config: Value,
     /// The user's labels.
     pub metadata: Value,
-    /// When it was accepted.
+    /// Time of acceptance.
     pub created_at: Timestamp,
-    /// When its machine first ran.
+    /// Time at which its machine first ran.
     pub started_at: Option<Timestamp>,
-    /// When it is to end by itself.
+    /// Time of its timeout.
     pub timeout_at: Option<Timestamp>,
-    /// When it ended.
+    /// Time of its end.
     pub ended_at: Option<Timestamp>,
-    /// Who runs its machine.
+    /// The host of its machine.
     pub host: String,
 }
 
-/// What became of a request to record a sandbox.
+/// The result of recording a sandbox.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Inserted {
     /// It is new.
@@ -142,13 +142,13 @@ pub enum Inserted {
     Repeated(Sandbox),
 }
 
-/// Which sandboxes to list.
+/// A query for sandboxes.
 #[derive(Debug, Clone, Default)]
 pub struct SandboxFilter {
-    /// In one of these; empty: those that are not over.
+    /// Only these states. Empty: all that have not ended.
     pub statuses: Vec<SandboxStatus>,
     /// Continue after this sandbox: the last one of the page before.
     pub after: Option<SandboxId>,
-    /// At most so many, 1 to 1000.
+    /// Page size, 1 to 1000.
     pub limit: u32,
 }

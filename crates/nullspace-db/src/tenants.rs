@@ -12,43 +12,45 @@ use sha2::{Digest, Sha256};
 use crate::DbError;
 use crate::{Result, text_enum::text_enum};
 
-/// Keeps tenants, their namespaces and the hashes of their API keys.
+/// Stores tenants, their namespaces and the hashes of their API keys.
 #[async_trait]
 pub trait Tenants: Send + Sync + 'static {
-    /// The tenant of this name, made with its default namespace if there is none. The namespace's slug is the name made
-    /// into one, with a number when taken; for [`NamespaceKind::System`] it is [`SYSTEM_NAMESPACE`](nullspace_types::SYSTEM_NAMESPACE).
+    /// Returns the tenant of this name. Creates it with its default namespace if it does not exist. The namespace's slug is
+    /// made from the name, with a number if it is taken. For [`NamespaceKind::System`] it is
+    /// [`SYSTEM_NAMESPACE`](nullspace_types::SYSTEM_NAMESPACE).
     async fn ensure_tenant(&self, name: &str, kind: NamespaceKind, now: Timestamp) -> Result<Tenant>;
 
-    /// All tenants by name.
+    /// Returns all tenants, sorted by name.
     async fn list_tenants(&self) -> Result<Vec<Tenant>>;
 
-    /// Stores the hash of a key for a tenant. The key itself is not kept.
+    /// Stores the hash of a key for a tenant. The key itself is not stored.
     async fn create_key(&self, tenant: &Tenant, label: &str, key: &NewKey, now: Timestamp) -> Result<ApiKey>;
 
-    /// A tenant's keys, oldest first, revoked ones too.
+    /// Returns a tenant's keys, oldest first, with revoked ones.
     async fn list_keys(&self, tenant: &Tenant) -> Result<Vec<ApiKey>>;
 
-    /// Makes a key open nothing from now on. Doing it again changes nothing.
+    /// Revokes a key. A second call changes nothing.
     async fn revoke_key(&self, key: KeyId, now: Timestamp) -> Result<()>;
 
-    /// Whose key this is; [`DbError::NotFound`] when it is unknown or revoked.
+    /// Returns the tenant of this key as a caller; [`DbError::NotFound`] when the key is unknown or revoked.
     async fn authenticate(&self, key: &KeyHash, now: Timestamp) -> Result<Caller>;
 
-    /// Which of these keys [`authenticate`](Self::authenticate) would still know: neither revoked nor their tenant gone.
+    /// Returns which of these keys are still valid for [`authenticate`](Self::authenticate): neither revoked nor of a deleted
+    /// tenant.
     async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>>;
 
-    /// A namespace that the caller can see: its own, the system's, the deployment's, or one with a public template.
+    /// Returns a namespace that the caller can see: its own, the system's, the deployment's, or one with a public template.
     async fn get_namespace(&self, caller: &Caller, slug: &str) -> Result<Namespace>;
 }
 
 text_enum! {
-    /// Whose namespace it is.
+    /// Kind of a namespace.
     NamespaceKind {
-        /// Built-in templates; every tenant sees them and none can change them.
+        /// Has the built-in templates. Every tenant sees them, and none can change them.
         System = "system",
-        /// One tenant's own.
+        /// Belongs to one tenant.
         User = "user",
-        /// Made by the operator of this deployment.
+        /// Created by the operator of this deployment.
         Deployment = "deployment",
     }
 }
@@ -58,7 +60,7 @@ text_enum! {
 pub struct Namespace {
     /// `^[a-z0-9]+(-[a-z0-9]+)*$`, unique in the deployment.
     pub slug: String,
-    /// Whose it is.
+    /// Its kind.
     pub kind: NamespaceKind,
     /// The tenant that may write to it.
     pub owner: TenantId,
@@ -71,40 +73,40 @@ pub struct Tenant {
     pub id: TenantId,
     /// The operator's name for it, unique.
     pub name: String,
-    /// Where its templates live.
+    /// The namespace of its templates.
     pub namespace: Namespace,
-    /// When it was made.
+    /// Time of creation.
     pub created_at: Timestamp,
 }
 
 impl Tenant {
-    /// Who a request with one of this tenant's keys acts as.
+    /// The caller of requests with this tenant's keys.
     pub fn caller(&self) -> Caller {
         Caller { tenant: self.id, namespace: self.namespace.slug.clone(), key: None }
     }
 }
 
-/// What is kept of an API key.
+/// An API key as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiKey {
     /// Identity.
     pub id: KeyId,
-    /// Whose.
+    /// The tenant that owns it.
     pub tenant: TenantId,
     /// The operator's note.
     pub label: String,
-    /// The key's first characters, so that a person can tell keys apart.
+    /// The key's first characters, by which people tell keys apart.
     pub shown: String,
-    /// When it was made.
+    /// Time of creation.
     pub created_at: Timestamp,
-    /// When it last opened a request, to the minute.
+    /// Time of its last use, to the minute.
     pub last_used_at: Option<Timestamp>,
-    /// Since when it opens nothing.
+    /// Time of its revocation.
     pub revoked_at: Option<Timestamp>,
 }
 
-/// SHA-256 of an API key: what the database keeps and looks up. The key has more than 190 random bits, so neither a salt
-/// nor a slow hash would add anything, and looking up a hash takes no time that depends on the key.
+/// SHA-256 of an API key, which the database stores and looks up. The key has more than 190 random bits, so a salt or a slow
+/// hash would not help. The time of a look-up by hash does not depend on the key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyHash([u8; 32]);
 
@@ -125,11 +127,11 @@ impl fmt::Debug for KeyHash {
     }
 }
 
-/// A freshly made API key. It exists in this value only: print it once, keep [`KeyHash::of`] it.
+/// A new API key. It exists only in this value: print it once, and store its [`KeyHash::of`].
 pub struct NewKey(String);
 
 impl NewKey {
-    /// What every key starts with.
+    /// Prefix of every key.
     pub const PREFIX: &'static str = "ns_live_";
     const RANDOM_CHARS: usize = 40;
     const SHOWN_RANDOM_CHARS: usize = 4;
@@ -140,17 +142,17 @@ impl NewKey {
         Self(Self::PREFIX.chars().chain(random).collect())
     }
 
-    /// The key, to be given to its owner and to nobody else.
+    /// The key, for its owner only.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// What the database keeps.
+    /// The hash for the database.
     pub fn hash(&self) -> KeyHash {
         KeyHash::of(&self.0)
     }
 
-    /// The part that may be shown later: too little to guess the rest from.
+    /// The part that may be shown later. It is too short to guess the rest from.
     pub fn shown(&self) -> String {
         self.0.chars().take(Self::PREFIX.len() + Self::SHOWN_RANDOM_CHARS).collect()
     }

@@ -1,4 +1,4 @@
-//! Enums that are stored as the words the API uses.
+//! Enums that are stored as the words of the API.
 
 /// Declares an enum with one word for each variant, used in the database and on the wire.
 macro_rules! text_enum {
@@ -8,10 +8,10 @@ macro_rules! text_enum {
         pub enum $name { $($(#[$vdoc])* $variant),+ }
 
         impl $name {
-            /// Every one of them.
+            /// All variants.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// Its word.
+            /// The variant's word.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }
             }

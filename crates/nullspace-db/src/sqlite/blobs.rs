@@ -1,4 +1,4 @@
-//! Which files of build contexts a tenant has.
+//! Files of build contexts, by tenant.
 
 use std::collections::BTreeSet;
 
@@ -39,11 +39,11 @@ impl Blobs for SqliteStore {
     }
 }
 
-/// `?1` is the moment since when it was not used.
+/// `?1` is the time since which it was not used.
 const UNUSED: &str = "b.last_used_at < ?1
     AND NOT EXISTS (SELECT 1 FROM blob_holds h WHERE h.tenant_id = b.tenant_id AND h.sha256 = b.sha256)";
 
-/// Blobs asked for in one statement.
+/// Most blobs in one statement.
 const AT_ONCE: usize = 500;
 
 fn blob_id(row: &SqliteRow) -> Result<BlobId> {

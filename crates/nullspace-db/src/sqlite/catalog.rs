@@ -1,4 +1,4 @@
-//! What templates and their names are, from the three modules that ask.
+//! The trait `Catalog`, joined from three modules: templates, names and claims.
 
 use async_trait::async_trait;
 use jiff::Timestamp;

@@ -1,15 +1,15 @@
-//! Reserved names. A claim holds a name of its owner's namespace until a build with its token takes it, its owner gives
-//! it back, or its time is over.
+//! Claims of names. A claim reserves a name in its owner's namespace until a build with its token uses it, its owner releases
+//! it, or it expires.
 
 use jiff::Timestamp;
 
 use super::{SqliteStore, Tx, rows::Reader};
 use crate::{Caller, ClaimHash, DbError, NewClaim, Result, TemplateName};
 
-/// Names that one tenant may hold at once.
+/// Most claims of one tenant at a time.
 const MAX_CLAIMS: u32 = 1000;
 
-/// A conflict unless the name is nobody's: no template, alias or live claim has it.
+/// A conflict if a template, an alias or a valid claim has the name.
 pub(super) async fn check_free(tx: &mut Tx, namespace: &str, name: &TemplateName, now: Timestamp) -> Result<()> {
     check_no_template(tx, namespace, name).await?;
     check_no_alias(tx, namespace, name).await?;
@@ -52,7 +52,7 @@ pub(super) async fn check_no_alias(tx: &mut Tx, namespace: &str, name: &Template
     }
 }
 
-/// Hash of the token that holds the name.
+/// Hash of the token of the claim that reserves the name.
 async fn holder(tx: &mut Tx, namespace: &str, name: &TemplateName, now: Timestamp) -> Result<Option<Vec<u8>>> {
     Ok(sqlx::query_scalar("SELECT token_hash FROM name_claims WHERE namespace = ? AND name = ? AND expires_at > ?")
         .bind(namespace)
@@ -62,7 +62,7 @@ async fn holder(tx: &mut Tx, namespace: &str, name: &TemplateName, now: Timestam
         .await?)
 }
 
-/// Lets a build use a name: the claim on it must be the build's own and is spent with this.
+/// Lets a build use a name. A claim on the name must be the build's own, and is used up.
 pub(super) async fn spend(
     tx: &mut Tx,
     namespace: &str,

@@ -1,7 +1,7 @@
-//! What is kept, why, and what can go.
+//! Rules of collection: which data is in use, and which can be removed.
 //!
-//! Collection is by reference: each rule below is a question about rows, asked again inside the transaction that gives
-//! the thing up. Files are removed only after that transaction.
+//! Collection is by reference. Each rule is a query, repeated inside the transaction that releases the data. Files are
+//! removed only after that transaction.
 
 use std::collections::BTreeSet;
 
@@ -65,7 +65,7 @@ const UNUSED_ARTIFACT: &str = "a.purged_at IS NULL
     AND NOT EXISTS (SELECT 1 FROM sandboxes s WHERE s.artifact_id = a.id AND s.ended_at IS NULL)
     AND NOT EXISTS (SELECT 1 FROM artifact_holds h WHERE h.artifact_id = a.id)";
 
-/// `?1` is the moment since when it was not used.
+/// `?1` is the time since which it was not used.
 const UNUSED_ROOTFS: &str = "r.last_used_at < ?1
     AND NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.rootfs_key = r.key)
     AND NOT EXISTS (SELECT 1 FROM rootfs_holds h WHERE h.rootfs_key = r.key)";
@@ -101,7 +101,7 @@ pub(super) async fn purge_artifact(store: &SqliteStore, artifact: ArtifactId, no
     Ok(unused)
 }
 
-/// What is left answers "what became of it", and has no value of an environment variable in it.
+/// Reduces an artifact's row to what readers of its history need, without values of environment variables.
 async fn forget_artifact(tx: &mut Tx, artifact: ArtifactId, now: Timestamp) -> Result<()> {
     sqlx::query(
         "UPDATE artifacts SET purged_at = ?1, deleted_at = coalesce(deleted_at, ?1), rootfs_key = NULL, runtime = 'null'

@@ -1,9 +1,10 @@
-//! Connections to the database that are known good.
+//! Connections to the database without a broken transaction.
 //!
 //! SQLite rolls a transaction back by itself when the disk is full or fails, memory runs out, or a statement says so
 //! (<https://www.sqlite.org/lang_transaction.html>, "Response To Errors Within A Transaction"). sqlx counts transactions
-//! without asking SQLite, its own rollback then fails, and the count stays: every later `BEGIN` on that connection is
-//! refused. So a connection goes back to its pool only when nothing is counted any more; another one is opened else.
+//! without asking SQLite. Its own rollback then fails, and the count stays: every later `BEGIN` on that connection is
+//! refused. So a connection returns to its pool only when its count is zero. Otherwise it is closed, and the pool opens
+//! another.
 
 use std::pin::Pin;
 

@@ -1,9 +1,9 @@
-//! The database over SQLite: one host, one file.
+//! The database on SQLite: one host, one file.
 //!
-//! Readers have a pool of their own and never wait (WAL). Writers queue for one connection; each write is a `BEGIN
-//! IMMEDIATE` transaction, so it sees everything committed before it and cannot fail half-way for want of the lock.
-//! Other processes on the same file (`nullspace keys` beside a running service) take turns through `busy_timeout`.
-//! `synchronous=FULL`: a commit that returned is on the disk.
+//! Readers have a pool of their own and never wait (WAL). Writers queue for one connection. Each write is a `BEGIN IMMEDIATE`
+//! transaction: it sees every earlier commit, and cannot fail half-way for lack of the lock. Other processes on the same file
+//! (`nullspace keys` beside a running service) take turns through `busy_timeout`. `synchronous=FULL`: a commit is on the disk
+//! when it returns.
 
 mod blobs;
 mod builds;
@@ -38,11 +38,11 @@ use sqlx::{
 
 use crate::{DbError, Result};
 
-/// How long a statement waits for another process's transaction, and a caller for a connection.
+/// Longest wait of a statement for another process's transaction, and of a caller for a connection.
 const WAIT: Duration = Duration::from_secs(30);
 const READERS: u32 = 4;
 
-/// A write transaction; dropped without a commit it never happened.
+/// A write transaction. Dropping it without a commit rolls it back.
 type Tx = Transaction<'static, Sqlite>;
 
 /// The database file, opened.
@@ -50,12 +50,12 @@ type Tx = Transaction<'static, Sqlite>;
 pub struct SqliteStore {
     writer: SqlitePool,
     readers: SqlitePool,
-    /// Taken by the one request that notes a key's use, so that many at once do not all write the same.
+    /// Held by the one request that records a key's use, so that concurrent requests do not all write it.
     noting: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl SqliteStore {
-    /// Opens (or makes) the database and brings its tables to this version's shape.
+    /// Opens or creates the database, and migrates its tables to this version.
     ///
     /// # Errors
     /// [`DbError::Migrate`] when a newer version has written it.
@@ -83,19 +83,19 @@ impl SqliteStore {
         Ok(Self { writer, readers, noting: Arc::default() })
     }
 
-    /// For every write whose rows are read back, too: a statement with `RETURNING` outside a transaction may commit after
-    /// its first row was handed out, and its failure would be lost.
+    /// Begins a write transaction. It is also needed where rows are read back: a statement with `RETURNING` outside a
+    /// transaction may commit after its first row was returned, and its failure would be lost.
     async fn write(&self) -> Result<Tx> {
         Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
     }
 
-    /// A transaction that sees one moment and writes nothing.
+    /// Begins a transaction that reads one moment and writes nothing.
     async fn read(&self) -> Result<Tx> {
         Ok(self.readers.begin().await?)
     }
 }
 
-/// Two processes that open a new file at once would both make its tables: the second waits here and finds them made.
+/// Runs the migrations under a lock: a second process that opens a new file waits here, and finds the tables made.
 async fn migrate(writer: &SqlitePool, database: &Path) -> Result<()> {
     let mut name = database.as_os_str().to_owned();
     name.push(".migrating");
@@ -122,7 +122,8 @@ async fn migrate(writer: &SqlitePool, database: &Path) -> Result<()> {
     migrator().run(writer).await.map_err(DbError::Migrate)
 }
 
-/// The migrations, embedded. Not by `sqlx::migrate!`: its macro crate compiles SQLite and sqlx a second time, for the compiler.
+/// The migrations, embedded. `sqlx::migrate!` is not used: its macro crate compiles SQLite and sqlx a second time, for the
+/// compiler.
 fn migrator() -> Migrator {
     macro_rules! migration {
         ($version:literal, $description:literal, $file:literal) => {
@@ -143,17 +144,17 @@ fn migrator() -> Migrator {
     ])
 }
 
-/// `SQLITE_FULL`: the disk under the database, or the database itself, has no room.
+/// `SQLITE_FULL`: the disk under the database, or the database itself, is full.
 const FULL: u32 = 13;
 
-/// What SQLite answered; 0 for an error that is not SQLite's. <https://www.sqlite.org/rescode.html>: the low byte is the
-/// primary code.
+/// SQLite's result code; 0 for an error that is not SQLite's. The low byte is the primary code
+/// (<https://www.sqlite.org/rescode.html>).
 fn primary_code(error: &sqlx::Error) -> u32 {
     let sqlx::Error::Database(database) = error else { return 0 };
     database.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or_default() & 0xff
 }
 
-/// Whether SQLite had no room on the disk.
+/// Whether the disk under SQLite was full.
 pub(crate) fn is_full(error: &sqlx::Error) -> bool {
     primary_code(error) == FULL
 }

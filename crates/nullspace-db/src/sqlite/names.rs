@@ -1,7 +1,7 @@
-//! Everything that can be said about a template's names: tags, aliases, renaming, visibility.
+//! Changes of a template's names: tags, aliases, renaming, visibility.
 //!
-//! Who may change a template is asked in the transaction that changes it: its owner. To anybody else a private one is not
-//! there, and a public or built-in one cannot be changed.
+//! Only the owner may change a template, which is checked in the transaction of the change. To other tenants a private
+//! template does not exist, and a public or built-in one cannot be changed.
 
 use jiff::Timestamp;
 
@@ -102,7 +102,7 @@ pub(super) async fn promote(
     Ok(Resolved { template, tags, artifact })
 }
 
-/// Makes tags point to a build; one that points there already keeps its time.
+/// Moves tags to a build. A tag that already points there keeps its time.
 async fn point(tx: &mut Tx, template: &Template, build: BuildId, tags: &[Tag], now: Timestamp) -> Result<()> {
     for tag in tags {
         sqlx::query(
@@ -124,7 +124,7 @@ pub(super) async fn remove_tag(store: &SqliteStore, caller: &Caller, reference: 
     remove(store, caller, reference, "DELETE FROM template_tags WHERE template_id = ? AND tag = ?", tag.as_str()).await
 }
 
-/// Deletes what an own template has under a name; it must have it.
+/// Deletes an own template's entry of this name, which must exist.
 async fn remove(
     store: &SqliteStore,
     caller: &Caller,

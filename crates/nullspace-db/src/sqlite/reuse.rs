@@ -1,4 +1,4 @@
-//! Root images, layers and artifacts that a build finds, records and keeps while it runs.
+//! Root images, layers and artifacts that a build finds, records and keeps.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -111,7 +111,7 @@ async fn hold_rootfs(tx: &mut Tx, lease: &Lease, key: &str, now: Timestamp) -> R
     Ok(Some(rows::rootfs(&row)?))
 }
 
-/// Keeps an artifact for as long as the build runs.
+/// Keeps an artifact while the build runs.
 async fn hold(tx: &mut sqlx::Transaction<'_, sqlx::Sqlite>, lease: &Lease, artifact: ArtifactId) -> Result<()> {
     sqlx::query("INSERT INTO artifact_holds (artifact_id, build_id) VALUES (?, ?) ON CONFLICT DO NOTHING")
         .bind(artifact.to_string())

@@ -1,4 +1,4 @@
-//! Rows to values. What does not read as what it must be is [`DbError::Corrupt`], named by column, never by content.
+//! Conversion of rows to values. A value of the wrong form is [`DbError::Corrupt`], named by column, never by content.
 
 use std::str::FromStr;
 
@@ -63,7 +63,7 @@ pub(super) fn parse_json(text: &str, column: &str) -> Result<Value> {
     serde_json::from_str(text).map_err(|_| DbError::corrupt(format!("column {column}")))
 }
 
-/// A number of ours (a size, an offset) as SQLite's integer.
+/// A size or offset as SQLite's integer.
 pub(super) fn integer(value: u64) -> Result<i64> {
     i64::try_from(value).map_err(|_| DbError::conflict("a number is larger than the database can hold"))
 }

@@ -1,4 +1,4 @@
-//! Sandboxes.
+//! Sandboxes and their states.
 
 use async_trait::async_trait;
 use jiff::Timestamp;

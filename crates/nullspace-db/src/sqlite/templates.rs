@@ -1,4 +1,4 @@
-//! Templates: what a reference means, and to whom.
+//! Templates: resolving references for a caller.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::{
     TagTarget, Template, TemplateId, TemplateName, TemplateRef, TenantId, Visibility,
 };
 
-/// The tag that others' references use where ours say `default`.
+/// The tag in other services' references that means `default` here.
 const LATEST: &str = "latest";
 
 pub(super) async fn resolve(store: &SqliteStore, caller: &Caller, reference: &TemplateRef) -> Result<Resolved> {
@@ -41,8 +41,8 @@ pub(super) async fn resolve_in(tx: &mut Tx, caller: &Caller, reference: &Templat
     }
 }
 
-/// The build that the selector means. `nullspace/x` without a tag is written `nullspace/x:latest` by the published
-/// client, so there `latest` means `default` when no tag has that name.
+/// The build that the selector means. The published client writes `nullspace/x` without a tag as `nullspace/x:latest`, so
+/// there `latest` means `default` when no tag has that name.
 fn select(tags: &[TagTarget], selector: Option<&Selector>, is_system: bool) -> Option<BuildId> {
     let find = |name: &str| tags.iter().find(|target| target.tag.as_str() == name).map(|target| target.build);
     match selector {
@@ -53,7 +53,7 @@ fn select(tags: &[TagTarget], selector: Option<&Selector>, is_system: bool) -> O
     }
 }
 
-/// The templates that a named reference may mean, the first choice first, all of them visible to the caller.
+/// The templates that a named reference may mean, the first choice first. All are visible to the caller.
 async fn candidates(tx: &mut Tx, caller: &Caller, reference: &TemplateRef) -> Result<Vec<Template>> {
     let TemplateRef::Named { namespace, name, .. } = reference else {
         return Ok(Vec::new());
@@ -80,8 +80,8 @@ fn sees(caller: &Caller, template: &Template) -> bool {
     template.tenant == caller.tenant || template.is_builtin() || template.visibility == Visibility::Public
 }
 
-/// The template that a reference is about, as a whole: what a name or a tag belongs to, whether or not it leads to
-/// anything that can be used; for an artifact's id also when its build is not over or failed, to whom it belongs.
+/// The template of a reference, even if it has no usable artifact. By an artifact's id, its owner also finds it while the
+/// build runs or after it failed.
 pub(super) async fn template_of(tx: &mut Tx, caller: &Caller, reference: &TemplateRef) -> Result<Option<Template>> {
     match reference {
         TemplateRef::Named { selector: None, .. } => Ok(candidates(tx, caller, reference).await?.into_iter().next()),
@@ -107,7 +107,7 @@ pub(super) async fn template_of(tx: &mut Tx, caller: &Caller, reference: &Templa
     }
 }
 
-/// `namespace` is a slug, or the UUID of the tenant whose default namespace is meant. `name` may be an older name.
+/// Finds a template by name or alias. `namespace` is a slug, or the UUID of a tenant, which means its default namespace.
 async fn by_name(tx: &mut Tx, namespace: &str, name: &TemplateName) -> Result<Option<Template>> {
     let owner = uuid::Uuid::try_parse(namespace).ok().map(|uuid| TenantId::from_uuid(uuid).to_string());
     let row = sqlx::query(select_template!(
@@ -141,13 +141,13 @@ async fn artifact_of_build(tx: &mut Tx, build: BuildId, template: TemplateId) ->
     row.as_ref().map(rows::artifact).transpose()
 }
 
-/// An artifact that can be used, whoever asks.
+/// A usable artifact, for any caller.
 pub(super) async fn usable_artifact(tx: &mut Tx, id: ArtifactId) -> Result<Option<Artifact>> {
     let row = sqlx::query(select_artifact!("AND a.id = ?")).bind(id.to_string()).fetch_optional(&mut **tx).await?;
     row.as_ref().map(rows::artifact).transpose()
 }
 
-/// An artifact that this caller can use, with its template.
+/// A usable artifact that this caller may see, with its template.
 pub(super) async fn visible_artifact(
     tx: &mut Tx,
     caller: &Caller,

@@ -1,4 +1,4 @@
-//! Tenants, namespaces, keys.
+//! Tenants, namespaces and keys.
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
@@ -45,7 +45,7 @@ impl Tenants for SqliteStore {
     }
 }
 
-/// Not every request is worth a write.
+/// Precision of a key's last use, so that not every request writes it.
 const LAST_USED_PRECISION: SignedDuration = SignedDuration::from_secs(60);
 
 macro_rules! select_tenant {
@@ -125,7 +125,7 @@ async fn free_slug(tx: &mut Tx, name: &str) -> Result<String> {
     Err(DbError::conflict("no namespace is left for this name"))
 }
 
-/// The name made into a slug: lower-case letters and digits, everything else one hyphen.
+/// Makes a slug of the name: lower-case letters and digits, and one hyphen for all other characters in a row.
 fn slug_of(name: &str) -> String {
     let words: Vec<String> = name
         .to_ascii_lowercase()
@@ -253,7 +253,7 @@ pub(super) async fn get_namespace(store: &SqliteStore, caller: &Caller, slug: &s
     Ok(Namespace { slug: row.text("slug")?, kind: row.parsed("kind")?, owner: row.parsed("tenant_id")? })
 }
 
-/// The tenant that a build belongs to.
+/// The tenant that owns a build.
 pub(super) async fn caller_of(tx: &mut Tx, build: crate::BuildId) -> Result<Caller> {
     let row = sqlx::query(
         "SELECT b.tenant_id, n.slug FROM builds b
