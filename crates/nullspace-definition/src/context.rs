@@ -3,8 +3,8 @@
 //! ```text
 //!   path, entry_type, mode, content_base64 | blob_id   ──>  Context { entries by path, digest }
 //! ```
-//! A build keeps it as [`PlannedContext`], in which every file is a blob: what came with the request is stored as one.
-//! Paths are data until a build puts them into its guest: nothing here, and nothing later, opens one on this host.
+//! A build keeps it as [`PlannedContext`], in which every file is a blob. Content that came with the request is stored as
+//! one. Paths are data until a build puts them into its guest: none of them is ever opened on this host.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,14 +18,14 @@ use sha2::{Digest, Sha256};
 use crate::patterns::named;
 use crate::problems::{MAX_PATH, Wrong};
 
-/// Entries of one context.
+/// Most entries of one context.
 pub const MAX_ENTRIES: usize = 100_000;
-/// Bytes of a blob's id, whoever gave it.
+/// Most bytes of a blob's id in a request.
 const MAX_BLOB_ID: usize = 256;
-/// Problems that are said of one context: more would say nothing new.
+/// Most problems reported for one context.
 const MAX_PROBLEMS: usize = 20;
 
-/// What a context holds.
+/// The entries of a context.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Context {
     entries: BTreeMap<String, Entry>,
@@ -40,15 +40,15 @@ struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Content {
     Directory,
-    /// SHA-256 and size of bytes that came with the request.
+    /// SHA-256 and size of content in the request.
     Inline([u8; 32], u64),
     Blob(BlobId),
-    /// What names no blob that there could be.
+    /// A text that is no valid blob id.
     Unknown(String),
 }
 
 impl Context {
-    /// Blobs that must have been uploaded.
+    /// The blobs that must have been uploaded.
     pub fn blobs(&self) -> BTreeSet<BlobId> {
         self.entries
             .values()
@@ -59,7 +59,7 @@ impl Context {
             .collect()
     }
 
-    /// Paths whose blob id cannot be one, with it.
+    /// The paths with an invalid blob id, and the id.
     pub fn unknown_blobs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.entries.iter().filter_map(|(path, entry)| match &entry.content {
             Content::Unknown(id) => Some((path.as_str(), id.as_str())),
@@ -67,18 +67,18 @@ impl Context {
         })
     }
 
-    /// Paths whose blob is this one.
+    /// The paths of this blob.
     pub fn paths_of(&self, blob: &BlobId) -> Vec<&str> {
         let is = |entry: &Entry| matches!(&entry.content, Content::Blob(id) if id == blob);
         self.entries.iter().filter(|(_, entry)| is(entry)).map(|(path, _)| path.as_str()).collect()
     }
 
-    /// Whether a copy's source is something in here: an entry, a folder of one, or a pattern that some match.
+    /// Whether a copy's source exists here: an entry, a folder of one, or a pattern with a match.
     pub fn has(&self, source: &str) -> bool {
         !named(&self.entries, source).is_empty()
     }
 
-    /// The context as a build keeps it; every file is a blob by then.
+    /// The context as a build keeps it, in which every file is a blob.
     pub fn planned(&self) -> PlannedContext {
         let plan = |entry: &Entry| {
             let (blob, inline) = match &entry.content {
@@ -95,7 +95,7 @@ impl Context {
         PlannedContext(self.entries.iter().map(|(path, entry)| (path.clone(), plan(entry))).collect())
     }
 
-    /// What the API shows of it; `None` when it is empty.
+    /// The summary for the API; `None` when the context is empty.
     pub fn summary(&self) -> Option<TemplateBuildContextManifestSummary> {
         if self.entries.is_empty() {
             return None;
@@ -109,8 +109,8 @@ impl Context {
         })
     }
 
-    /// SHA-256 over every entry in the order of paths, each part behind its length: the order in which a client lists its
-    /// files, and whether it sends or uploads them, change nothing.
+    /// SHA-256 over every entry in the order of paths, each part with its length. It depends neither on the order in which a
+    /// client lists its files, nor on whether it sends or uploads them.
     fn digest(&self) -> String {
         let mut hash = Sha256::new();
         let mut part = |bytes: &[u8]| {
@@ -137,7 +137,7 @@ impl Context {
     }
 }
 
-/// A context in a build's plan: entries by path.
+/// A context in a build's definition: entries by path.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedContext(pub BTreeMap<String, PlannedEntry>);
 
@@ -147,27 +147,26 @@ pub struct PlannedEntry {
     /// Permission bits, if the request gave them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<u32>,
-    /// A file's blob id, as the request has it; `None` for a folder. One that no preflight gives is of a build that fails
-    /// at once.
+    /// A file's blob id, as the request has it; `None` for a folder. A build with an invalid id fails at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blob: Option<String>,
-    /// It came with the request, and is not kept for another build.
+    /// The content came with the request, and is not kept for another build.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub inline: bool,
 }
 
 impl PlannedContext {
-    /// Whether there is no file and no folder.
+    /// Whether the context has no entry.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether a file came with the request instead of being uploaded before.
+    /// Whether a file came with the request instead of an upload.
     pub fn has_inline(&self) -> bool {
         self.0.values().any(|entry| entry.inline)
     }
 
-    /// The blobs of all files, each once; ids that cannot be any are left out.
+    /// The blobs of all files, each once, without invalid ids.
     pub fn blobs(&self) -> BTreeSet<BlobId> {
         self.0.values().filter_map(|entry| entry.blob.as_ref()?.parse().ok()).collect()
     }
@@ -244,8 +243,8 @@ pub fn check(context: Option<&TemplateBuildContext>, wrong: &mut Wrong) -> Conte
     checked
 }
 
-/// A path inside a context: relative, and inside however it is read. A name in it may be any that Linux takes, with a
-/// backslash, a line's end or a `!` in it too.
+/// Checks a path of a context: relative, and without a way out of the context. Names may have all characters that Linux
+/// allows, such as a backslash, a newline or a `!`.
 pub fn check_path(field: &str, path: &str, wrong: &mut Wrong) {
     let trimmed = path.strip_suffix('/').unwrap_or(path);
     if trimmed.is_empty() {
@@ -260,7 +259,7 @@ pub fn check_path(field: &str, path: &str, wrong: &mut Wrong) {
     }
 }
 
-/// Permission bits in octal digits.
+/// Parses permission bits in octal digits.
 pub fn octal(field: &str, text: &str, wrong: &mut Wrong) -> Option<u32> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     let bits = u32::from_str_radix(digits, 8).ok().filter(|bits| *bits <= 0o7777 && !digits.starts_with('+'));

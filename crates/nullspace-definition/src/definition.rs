@@ -1,7 +1,7 @@
-//! A build's definition: the request after validation, normalised, without secrets. It is what the database keeps and all
-//! that a worker needs, on whichever host.
+//! A build's definition: the validated and normalised request, without secrets. The database stores it, and a worker on any
+//! host needs nothing else.
 //!
-//! A new field is also named in [`crate::keys`]: as a part of a key, or with the reason why it is none.
+//! A new field is also named in [`crate::keys`]: as a part of a key, or with the reason why it is not one.
 
 use std::collections::BTreeMap;
 
@@ -17,45 +17,45 @@ use crate::runtime::{Runtime, RuntimeWish};
 /// A build's definition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Definition {
-    /// Where the root filesystem comes from.
+    /// The source of the root filesystem.
     pub source: Source,
-    /// What is done to it.
+    /// The steps on top of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<TemplateStep>,
     /// The files that steps copy.
     #[serde(default, skip_serializing_if = "PlannedContext::is_empty")]
     pub context: PlannedContext,
-    /// Size and reach of the machine.
+    /// Size and network access of the machine.
     pub machine: MachineSize,
-    /// Variables of build time; gone afterwards.
+    /// Build-time variables. Sandboxes do not get them.
     pub build_envs: BTreeMap<String, String>,
     /// The user's start command, run by `sh -c`.
     pub start_cmd: Option<String>,
-    /// What sandboxes run when they are resumed, by `sh -c`.
+    /// The command that sandboxes run when they are resumed, by `sh -c`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_cmd: Option<String>,
-    /// What the request says of run time; the source fills the gaps.
+    /// The request's runtime settings. The source provides the rest.
     pub runtime: RuntimeWish,
-    /// Reuse nothing.
+    /// True: nothing is reused.
     pub skip_cache: bool,
-    /// Credentials came with the request; their values are in memory only.
+    /// True: credentials came with the request. Their values are in memory only.
     pub authenticated: bool,
 }
 
-/// Where a root filesystem comes from.
+/// The source of a root filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Source {
     /// An image in a registry.
     Image {
-        /// As the user wrote it, and what that means.
+        /// The reference as the user wrote it, and its parsed form.
         reference: Written,
     },
     /// Another template, pinned when the build was accepted.
     Template {
         /// As the user wrote it.
         reference: String,
-        /// What it meant then.
+        /// Its artifact at that time.
         artifact: ArtifactId,
     },
     /// A Dockerfile, built by BuildKit.
@@ -67,18 +67,18 @@ pub enum Source {
     },
 }
 
-/// A Dockerfile and what its build is told, but for values that are secret.
+/// A Dockerfile and the settings of its build, without secret values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedDockerfile {
     /// The Dockerfile.
     pub text: String,
-    /// Its path in the context, which says where its own ignore file is.
+    /// Its path in the context, which also gives the path of its ignore file.
     pub path: String,
     /// Build arguments.
     pub args: BTreeMap<String, String>,
-    /// Stage to build; the last one when it is `None`.
+    /// Stage to build; `None` for the last one.
     pub target: Option<String>,
-    /// Registry of the one image that `base_image_auth` is for, when that was given.
+    /// Registry of the one image that `base_image_auth` is for, if it was given.
     pub base_registry: Option<String>,
     /// Registries of `registry_auth`.
     pub registries: Vec<String>,
@@ -87,13 +87,13 @@ pub struct PlannedDockerfile {
 }
 
 impl Definition {
-    /// What sandboxes start with: `source` is what the source and the steps leave behind, this definition's own wishes go
-    /// over it.
+    /// Merges the runtime settings of sandboxes. `source` has those of the source and the steps; this definition's own
+    /// settings override them.
     pub fn runtime(&self, source: Runtime) -> Runtime {
         source.with(self.start_cmd.as_deref(), self.resume_cmd.as_deref(), &self.runtime)
     }
 
-    /// Variables of the steps: those of run time, and those of build time over them.
+    /// Merges the variables of the steps: runtime variables, overridden by build-time variables.
     pub fn step_envs(&self, runtime: &Runtime) -> BTreeMap<String, String> {
         let mut envs = runtime.envs.clone();
         envs.extend(self.build_envs.clone());

@@ -1,12 +1,12 @@
-//! What a Dockerfile says, without building it: its stages, the images it starts from, what the chosen stage does, and
-//! which instructions have no effect here.
+//! The outline of a Dockerfile, read without a build: its stages, their images, the steps of the chosen stage, and
+//! instructions without effect here.
 //!
 //! ```text
 //!   text ──parser──> instructions ──> stages: each FROM an image or an earlier stage          (outline)
 //!                                       └─ target (or the last one) and what it stands on = the outline
 //! ```
-//! BuildKit itself has the last word when it builds: what it refuses as it reads is refused here, before a build waits for
-//! it; what cannot be told without it (`unread`) is left to it. Rules about credentials are here.
+//! BuildKit has the last word when it builds. Errors that BuildKit would report while it reads are reported here, before a
+//! build is queued. Names that only BuildKit can resolve (`unread`) are left to it. Rules about credentials are here.
 
 mod documents;
 mod elsewhere;
@@ -28,55 +28,55 @@ use crate::problems::Wrong;
 
 /// Longest Dockerfile, bytes.
 const MAX_TEXT: usize = 1 << 20;
-/// Instructions that Docker gives a meaning that a template has no use for: no container stops by a signal, no child
-/// build runs triggers, ports are reached without being named, and the disk is all there is.
+/// Docker instructions without a meaning for a template: no container is stopped by a signal, no child build runs triggers,
+/// ports are reachable without a declaration, and there is one disk.
 const WITHOUT_EFFECT: &[&str] = &["EXPOSE", "MAINTAINER", "ONBUILD", "STOPSIGNAL", "VOLUME"];
-/// Build secrets of one request.
+/// Most build secrets of one request.
 const MAX_SECRETS: usize = 100;
 
-/// What a Dockerfile comes to.
+/// The outline of a Dockerfile.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outline {
     /// SHA-256 of the text, hex.
     pub digest: String,
-    /// What the chosen stage stands on, variables replaced: an image, a template, or `scratch`.
+    /// The base of the chosen stage, with variables replaced: an image, a template, or `scratch`.
     pub base: String,
-    /// Every image from elsewhere that some stage uses, in the order of lines.
+    /// Every external image that some stage uses, in the order of lines.
     pub images: Vec<UsedImage>,
-    /// What the chosen stage and those under it do, in order.
+    /// The steps of the chosen stage and of the stages below it, in order.
     pub steps: Vec<Step>,
-    /// ENV of them, in order, variables replaced as far as they are known.
+    /// Their ENV, in order, with known variables replaced.
     pub envs: Vec<(String, String)>,
-    /// ENTRYPOINT and CMD as one line, when there are any.
+    /// ENTRYPOINT and CMD as one line, if given.
     pub start: Option<String>,
-    /// The last USER, variables replaced as far as they are known.
+    /// The last USER, with known variables replaced.
     pub user: Option<String>,
-    /// The WORKDIRs, one upon the other, variables replaced as far as they are known.
+    /// The WORKDIRs, joined, with known variables replaced.
     pub workdir: Option<String>,
     /// Instructions without effect with their lines, in the whole file.
     pub ignored: Vec<(String, u32)>,
-    /// What its author should know, with lines.
+    /// Warnings for the author, with lines.
     pub warnings: Vec<(u32, String)>,
-    /// It uses images that BuildKit alone can name.
+    /// True: it uses images that only BuildKit can name.
     pub unread: bool,
     /// The frontend that the text names.
     pub syntax: Option<String>,
 }
 
 impl Outline {
-    /// The registry of the one image that a FROM takes from elsewhere.
+    /// The registry of the only external image of a FROM.
     pub fn only_registry(&self) -> Option<String> {
         let image = self.images.iter().find(|image| image.is_from && !image.is_template())?;
         Some(image.reference.parse::<Reference>().ok()?.registry().to_owned())
     }
 }
 
-/// An image from elsewhere.
+/// An external image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsedImage {
-    /// With variables replaced.
+    /// Its reference, with variables replaced.
     pub reference: String,
-    /// Where it stands.
+    /// Its line.
     pub line: u32,
     /// Whether it was written with variables.
     pub variable: bool,
@@ -85,7 +85,7 @@ pub struct UsedImage {
 }
 
 impl UsedImage {
-    /// Whether it names a template of this service and not an image in a registry.
+    /// Whether it names a template of this service, not an image in a registry.
     pub fn is_template(&self) -> bool {
         self.reference.starts_with("nullspace/") || self.reference.starts_with("tmpl_")
     }
@@ -96,7 +96,7 @@ impl UsedImage {
 pub struct Step {
     /// The keyword, in capitals.
     pub instruction: String,
-    /// What follows it, on one line but for here-documents.
+    /// Its arguments on one line, except here-documents.
     pub arguments: String,
     /// Its line, counted from 1.
     pub line: u32,
@@ -113,7 +113,7 @@ impl Step {
     }
 }
 
-/// Reads a Dockerfile and checks what the request says about it.
+/// Reads a Dockerfile and checks the request's settings for it.
 pub fn check(
     text: &str,
     args: &BTreeMap<String, String>,
@@ -155,7 +155,7 @@ fn build_secrets(secrets: &RequestSecrets, wrong: &mut Wrong) {
     }
 }
 
-/// A registry as image references name it, from what users call it.
+/// A registry in the form of image references, from the name that users write.
 pub fn registry_named(text: &str) -> &str {
     match text.trim() {
         "index.docker.io" | "registry-1.docker.io" => "docker.io",
@@ -163,7 +163,7 @@ pub fn registry_named(text: &str) -> &str {
     }
 }
 
-/// Credentials must be for something that the Dockerfile pulls.
+/// Checks that all credentials are for a registry that the Dockerfile pulls from.
 fn credentials(outline: &Outline, secrets: &RequestSecrets, wrong: &mut Wrong) {
     let external: Vec<&UsedImage> = outline.images.iter().filter(|image| !image.is_template()).collect();
     let hosts: BTreeSet<String> = external
@@ -208,7 +208,7 @@ fn credentials(outline: &Outline, secrets: &RequestSecrets, wrong: &mut Wrong) {
     }
 }
 
-/// What is wrong with a Dockerfile.
+/// An error of a Dockerfile.
 #[derive(Debug, PartialEq, Eq)]
 struct Fault {
     field: &'static str,

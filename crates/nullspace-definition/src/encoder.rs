@@ -1,11 +1,11 @@
 //! The encoding of cache keys.
 //!
-//! A key is BLAKE3 over parts, each behind its length, lists behind their count and options behind a flag: two different
-//! inputs never give the same bytes.
+//! A key is BLAKE3 over parts. Each part is preceded by its length, lists by their count, and options by a flag. So two
+//! different inputs never give the same bytes.
 
 use std::collections::BTreeMap;
 
-/// Encodes parts so that where one ends is never in doubt.
+/// Encodes parts unambiguously.
 pub(crate) struct Encoder(blake3::Hasher);
 
 impl Encoder {

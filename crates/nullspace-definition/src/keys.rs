@@ -1,10 +1,10 @@
-//! Cache keys of layers and of finished artifacts: everything that a result depends on and the service knows.
+//! Cache keys of layers and of finished artifacts. They cover every known input of a result.
 //!
 //! ```text
 //!   image_key ──parent──> layer_key ──> image_key ──> … ──root──> artifact_key
 //! ```
-//! Every key names all fields of what it is made from: a new field does not compile until it is a part of the key or has a
-//! reason here why it is none. Keys are stored: `keys_tests.rs` has some that earlier versions made.
+//! Every key names all fields of its inputs: a new field does not compile until it is a part of the key, or has a reason here
+//! why it is not. Keys are stored; `keys_tests.rs` has some of earlier versions.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,13 +18,13 @@ use crate::machine::MachineSize;
 use crate::runtime::Runtime;
 use crate::steps::{self, At, Files, Folder, Unit};
 
-/// Version of how steps are run; raise it when the same step would leave something else behind.
+/// Version of the step executor. Raise it when the same step gives another result.
 const EXECUTOR: &str = "1";
 
-/// What every layer of a build has in common beside its definition: what is known only where and when it runs.
+/// Inputs of every layer of a build beside its definition: values that are known only where and when it runs.
 #[derive(Debug, Clone)]
 pub struct Ground<'b> {
-    /// Whose build it is: tenants share no layers.
+    /// The tenant of the build. Tenants share no layers.
     pub tenant: TenantId,
     /// Disk of the machine, bytes.
     pub disk_bytes: u64,
@@ -34,27 +34,27 @@ pub struct Ground<'b> {
     pub guest: &'b str,
     /// ABI of the agent.
     pub agent_abi: u32,
-    /// Generations of the context's files by blob id; 0 for a file that is not in here.
+    /// Generations of the context's files by blob id; 0 for a file without one.
     pub generations: &'b HashMap<String, u64>,
 }
 
-/// What a finished artifact is made from beside its definition.
+/// Inputs of a finished artifact beside its definition.
 #[derive(Debug, Clone)]
 pub struct Finished<'b> {
-    /// Whose build it is: tenants share no artifacts.
+    /// The tenant of the build. Tenants share no artifacts.
     pub tenant: TenantId,
     /// Key of the root image after the last step.
     pub root: &'b str,
-    /// What sandboxes start with: [`Definition::runtime`].
+    /// The runtime settings of sandboxes: [`Definition::runtime`].
     pub runtime: &'b Runtime,
     /// Disk of the machine, bytes.
     pub disk_bytes: u64,
-    /// Compatibility class of the host, as text that differs when the class does.
+    /// Compatibility class of the host, as a text that differs between classes.
     pub host: &'b str,
 }
 
 impl Definition {
-    /// The key of what `unit` leaves behind over the root image `parent`.
+    /// The key of the layer that `unit` makes over the root image `parent`.
     pub fn layer_key(&self, ground: &Ground<'_>, parent: &str, unit: &Unit<'_>) -> String {
         let Definition {
             // In `parent`: the root image that was made from it.
@@ -151,7 +151,7 @@ impl Definition {
     }
 }
 
-/// The key of the root image that a layer's run leaves: new each time, since two runs leave two trees.
+/// The key of the root image of a layer's run. It is new each time, because two runs make two trees.
 pub fn image_key(layer: &str, build: &str, epoch: u64) -> String {
     let mut key = Encoder::new("layer image");
     key.text(layer);
@@ -160,8 +160,8 @@ pub fn image_key(layer: &str, build: &str, epoch: u64) -> String {
     key.finish()
 }
 
-/// SHA-256, hex, of what a request without a Dockerfile builds from and does: `source_digest` of a plan. Nothing is found
-/// by it.
+/// SHA-256, hex, of the source and steps of a request without a Dockerfile: the `source_digest` of a plan. It is not a cache
+/// key.
 ///
 /// # Errors
 /// When a step cannot be written as JSON.

@@ -1,4 +1,4 @@
-//! Every input of every key: left alone, the key stays; changed, it is another.
+//! Tests of every key's inputs: equal inputs give equal keys, and each changed input gives another key.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::readiness::{Readiness, Timing};
 use crate::runtime::{RuntimeWish, StartCommand};
 use crate::steps::lay;
 
-/// A definition that says nothing.
+/// An empty definition.
 fn definition() -> Definition {
     Definition {
         source: Source::BaseTar { sha256: String::new() },
@@ -25,7 +25,7 @@ fn definition() -> Definition {
     }
 }
 
-/// All that a layer's key is made of, to be changed one by one.
+/// The inputs of a layer's key, to be changed one by one.
 #[derive(Clone)]
 struct Inputs {
     tenant: TenantId,
@@ -92,7 +92,7 @@ impl Inputs {
     }
 }
 
-/// The keys must all differ.
+/// Checks that all keys differ.
 fn distinct(keys: impl IntoIterator<Item = (String, String)>) {
     let mut seen: HashMap<String, String> = HashMap::new();
     for (key, what) in keys {
@@ -284,7 +284,7 @@ fn every_input_of_an_artifact_counts() {
     assert_ne!(image_key("layerb", "uild", 1), image_key("layer", "build", 1));
 }
 
-/// Keys that the code before this module's made: with another key, every stored layer and artifact is made again.
+/// Keys of the code before this module. If they change, every stored layer and artifact is made again.
 #[test]
 fn stored_keys_stay_what_they_were() {
     let of = |steps: Value| {

@@ -1,4 +1,4 @@
-//! What is to be built, as pure values: nothing here reads a file, asks a registry or knows a machine.
+//! Definitions of builds, as pure values: no file is read here, no registry is asked, and no machine is known.
 //!
 //! ```text
 //!   request ── validate ──> Valid ── its source found ──> Definition ── kept with the build ──> a worker, anywhere
@@ -9,12 +9,12 @@
 //!
 //! Each module uses only those above it:
 //!
-//! - [`problems`]: what is wrong with a request, and the limits of texts and paths.
+//! - [`problems`]: problems of a request, and limits of texts and paths.
 //! - [`machine`], [`readiness`], [`runtime`]: the values that a machine is started with.
 //! - [`context`]: the files that come with a request.
 //! - [`steps`]: declarative steps; one file for each action.
-//! - [`dockerfile`]: what a Dockerfile says.
-//! - [`definition`]: all of it, as the database keeps it.
+//! - [`dockerfile`]: the outline of a Dockerfile.
+//! - [`definition`]: the whole definition, as the database stores it.
 //! - [`keys`]: the cache keys.
 //! - [`validate`], [`sandbox`]: the rules of requests.
 

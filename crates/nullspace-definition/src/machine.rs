@@ -1,4 +1,4 @@
-//! The size of a machine, and its bounds, whatever the host has.
+//! The size of a machine, and its limits on every host.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ pub const MAX_MEMORY_MIB: u32 = 65_536;
 /// Largest disk, MiB.
 pub const MAX_DISK_MB: u32 = 1_048_576;
 
-/// Size and reach of a build's machine and of the sandboxes made from it.
+/// Size and network access of a build's machine and of the sandboxes made from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineSize {
     /// Virtual CPUs.
@@ -26,7 +26,7 @@ pub struct MachineSize {
     pub disk_mb: Option<u32>,
 }
 
-/// What is said when a disk of `bytes`, from `from`, is larger than was asked for, if it is.
+/// The warning that a disk of `bytes`, from `from`, is larger than requested; `None` if it is not.
 pub fn larger_disk(asked_mib: Option<u32>, bytes: u64, from: &str) -> Option<String> {
     let asked = asked_mib.filter(|mib| u64::from(*mib) << 20 < bytes)?;
     Some(format!(

@@ -1,9 +1,9 @@
-//! Names of entries by a path or by Go's `filepath.Match` patterns, which is what Docker takes. A `*` stays within one part
-//! of a path.
+//! Entries of a context, named by a path or by a pattern of Go's `filepath.Match`, as in Docker. A `*` matches within one
+//! part of a path.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Whether it has signs of a pattern.
+/// Whether it has special characters of a pattern.
 pub(crate) fn is_pattern(source: &str) -> bool {
     source.contains(['*', '?', '['])
 }
@@ -13,8 +13,8 @@ fn tidy(source: &str) -> String {
     source.split('/').filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>().join("/")
 }
 
-/// The entries and folders that a source names, in the order of their paths. What is there by that very name goes before
-/// reading it as a pattern.
+/// The entries and folders that a source names, in the order of their paths. An entry of exactly this name has precedence
+/// over the pattern.
 pub(crate) fn named<V>(entries: &BTreeMap<String, V>, source: &str) -> Vec<String> {
     let path = tidy(source);
     let folder = format!("{path}/");
@@ -37,13 +37,13 @@ pub(crate) fn named<V>(entries: &BTreeMap<String, V>, source: &str) -> Vec<Strin
     found.into_iter().collect()
 }
 
-/// The first `parts` parts of a path that has as many.
+/// The first `parts` parts of a path with at least as many.
 fn head(path: &str, parts: usize) -> Option<&str> {
     let mut ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
     path.get(..ends.nth(parts.checked_sub(1)?)?)
 }
 
-/// One part of a pattern against one part of a path.
+/// Matches one part of a pattern with one part of a path.
 fn fits(pattern: &str, part: &str) -> bool {
     let (pattern, part): (Vec<char>, Vec<char>) = (pattern.chars().collect(), part.chars().collect());
     let (mut at, mut from) = (0, 0);
@@ -71,7 +71,7 @@ fn fits(pattern: &str, part: &str) -> bool {
     }
 }
 
-/// Whether the pattern's sign at `at` takes the letter; where the next sign begins.
+/// Whether the pattern's element at `at` matches the letter. Returns the start of the next element.
 fn letter_fits(pattern: &[char], at: usize, letter: char) -> Option<usize> {
     match pattern.get(at)? {
         '?' => Some(at + 1),

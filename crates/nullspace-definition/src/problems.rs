@@ -1,37 +1,37 @@
-//! What is wrong with a request, and the limits of the texts and paths in it.
+//! Problems of a request, and the limits of texts and paths in it.
 //!
-//! Rules are checked all, not up to the first, so that one answer names everything to correct.
+//! All rules are checked, not only up to the first broken one, so that one answer names everything to correct.
 
 use std::collections::BTreeMap;
 
 use nullspace_api::{Envs, TemplateFailurePhase};
 
-/// Bytes of a path, as Linux takes it.
+/// Most bytes of a path on Linux.
 pub const MAX_PATH: usize = 4095;
-/// Bytes of one name in a path, as Linux takes it.
+/// Most bytes of one name in a path on Linux.
 const MAX_NAME: usize = 255;
-/// Variables of one map.
+/// Most variables in one map.
 const MAX_ENVS: usize = 1_000;
-/// Bytes of one variable's value, start, resume or readiness command: what `execve` takes as one argument.
+/// Most bytes of one variable's value, or of a start, resume or readiness command: the limit of `execve` for one argument.
 pub const MAX_TEXT: usize = 128 * 1024 - 1;
 
-/// One thing that is wrong with a request.
+/// One problem of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// `invalid_<field>`, or what the contract calls it.
+    /// `invalid_<field>`, or the contract's own code.
     pub code: String,
-    /// Begins with the field.
+    /// The text, which begins with the field.
     pub message: String,
     /// The phase in which a build would have failed.
     pub phase: TemplateFailurePhase,
 }
 
-/// A request that is refused. `Display` is one sentence that names all of its problems.
+/// A refused request. `Display` is one sentence with all of its problems.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", messages(.0))]
 pub struct Invalid(pub Vec<Problem>);
 
-/// What is wrong with a request, field by field.
+/// Collects problems of a request, field by field.
 #[derive(Debug, Default)]
 pub struct Wrong(Vec<Problem>);
 
@@ -46,7 +46,7 @@ impl Wrong {
         });
     }
 
-    /// Parses a field's text; `None`, and a problem, when it is not valid.
+    /// Parses a field's text. An invalid text gives `None` and a problem.
     pub(crate) fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(&mut self, field: &str, text: &str) -> Option<T> {
         text.parse().map_err(|error| self.say(field, format_args!("is not valid: {error}"))).ok()
     }
@@ -68,7 +68,7 @@ impl Wrong {
         }
     }
 
-    /// Checks that a file system takes a path: neither the whole nor one of its names is too long.
+    /// Checks the lengths of a path and of its names against Linux' limits.
     pub(crate) fn lengths(&mut self, field: &str, path: &str) {
         if path.len() > MAX_PATH {
             self.say(field, format_args!("is longer than {MAX_PATH} bytes"));
@@ -108,7 +108,7 @@ impl Wrong {
         envs.0.clone()
     }
 
-    /// Takes over what another found; returns how much that is.
+    /// Takes over the problems of another collector. Returns their number.
     pub(crate) fn take(&mut self, other: Wrong) -> usize {
         let count = other.0.len();
         self.0.extend(other.0);

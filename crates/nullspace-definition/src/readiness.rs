@@ -1,4 +1,4 @@
-//! The readiness check as a value: what counts as ready, how long and how often it is tried.
+//! The readiness check as a value: the condition, its time limit and its interval.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use nullspace_api::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What counts as ready, with the contract's defaults filled in.
+/// The condition of readiness, with the contract's defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Readiness {
@@ -15,7 +15,7 @@ pub enum Readiness {
     Tcp {
         /// Port in the guest.
         port: u16,
-        /// How long and how often.
+        /// Time limit and interval.
         #[serde(flatten)]
         timing: Timing,
     },
@@ -25,21 +25,21 @@ pub enum Readiness {
         port: u16,
         /// Absolute path.
         path: String,
-        /// How long and how often.
+        /// Time limit and interval.
         #[serde(flatten)]
         timing: Timing,
     },
     /// A command exits 0, run as the default user.
     Command {
-        /// A line for `sh -c`; only shown when there is an `argv`.
+        /// A line for `sh -c`. If there is an `argv`, it is only shown.
         command: String,
-        /// Program and arguments, for a check that needs no shell: the image may have none.
+        /// Program and arguments of a check without a shell, for images that may have none.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         argv: Vec<String>,
-        /// Seconds that one attempt may take; without it, all that is left.
+        /// Time limit of one attempt, seconds; `None`: the rest of the whole limit.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attempt_secs: Option<u64>,
-        /// How long and how often.
+        /// Time limit and interval.
         #[serde(flatten)]
         timing: Timing,
     },
@@ -50,14 +50,14 @@ pub enum Readiness {
     },
 }
 
-/// How long and how often a probe is tried.
+/// Time limit and interval of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
-    /// Seconds until the build fails, the grace not counted.
+    /// Seconds until the build fails, without the grace period.
     pub timeout_secs: u64,
     /// Milliseconds between two attempts.
     pub interval_ms: u64,
-    /// Seconds that do not count.
+    /// Grace period, seconds.
     pub startup_grace_secs: u64,
 }
 
@@ -68,7 +68,7 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// When the build fails for want of readiness, from the start command's start.
+    /// Time from the start of the start command until the build fails.
     pub fn limit(&self) -> Duration {
         Duration::from_secs(self.timeout_secs.saturating_add(self.startup_grace_secs))
     }

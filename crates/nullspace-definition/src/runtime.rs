@@ -1,4 +1,4 @@
-//! What sandboxes of a template start with: the source's defaults with the request's wishes over them.
+//! Runtime settings of a template's sandboxes: the source's defaults, overridden by the request.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::shell;
 /// Workdir of a template that names none; it exists in every guest.
 pub const DEFAULT_WORKDIR: &str = "/workspace";
 
-/// What a request says of run time. `None`: as the source has it.
+/// The request's runtime settings. `None`: as the source has them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeWish {
     /// User of start command and execs.
@@ -23,7 +23,7 @@ pub struct RuntimeWish {
     pub readiness: Option<Readiness>,
 }
 
-/// What sandboxes of a template start with. Kept with the artifact, with the values of variables.
+/// Runtime settings of a template's sandboxes. Stored with the artifact, with the values of variables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Runtime {
     /// Variables.
@@ -32,11 +32,11 @@ pub struct Runtime {
     pub user: Option<String>,
     /// Working directory.
     pub workdir: String,
-    /// What ran when the machine was snapshotted.
+    /// The command that ran when the machine was snapshotted.
     pub start: Option<StartCommand>,
-    /// When it counted as ready.
+    /// Its readiness check.
     pub readiness: Option<Readiness>,
-    /// A line for `sh -c` that every sandbox runs when it is resumed, before anything else.
+    /// A line for `sh -c` that every sandbox runs first when it is resumed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<String>,
 }
@@ -54,25 +54,25 @@ impl Default for Runtime {
     }
 }
 
-/// A start command, as shown and as run. An image's own ENTRYPOINT and CMD run without a shell, since the image may have
-/// none.
+/// A start command, in its shown and its executed form. An image's own ENTRYPOINT and CMD run without a shell, because the
+/// image may have none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartCommand {
     /// As `runtime_defaults.start_cmd` shows it.
     pub shown: String,
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// Where it runs, when that is not the default working directory: an image that names none starts its own command
-    /// in `/`.
+    /// Its working directory, if it is not the default one. The own command of an image without a working directory starts in
+    /// `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir: Option<String>,
-    /// Whether it is the first process of a PID namespace of its own, as a container's command is: an image's own command,
-    /// and an init system.
+    /// Whether it is the first process of its own PID namespace, like a container's command. True for an image's own command
+    /// and for an init system.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub first: bool,
 }
 
-/// Programs that do their work as PID 1 only.
+/// Programs that only work as PID 1.
 const INITS: [&str; 8] = [
     "/init",
     "/sbin/init",
@@ -85,7 +85,7 @@ const INITS: [&str; 8] = [
 ];
 
 impl StartCommand {
-    /// A line for `sh -c`. One that is nothing but an init system and its arguments takes the shell's place.
+    /// A line for `sh -c`. A line that has only an init system and its arguments replaces the shell by `exec`.
     pub fn shell(line: &str) -> Self {
         let plain = line.trim();
         let plain = plain.strip_prefix("exec ").unwrap_or(plain).trim();
@@ -95,7 +95,7 @@ impl StartCommand {
         StartCommand { shown: line.to_owned(), argv: vec!["sh".to_owned(), "-c".to_owned(), run], dir: None, first }
     }
 
-    /// ENTRYPOINT and CMD joined, escaped for show; `None` when both are empty.
+    /// ENTRYPOINT and CMD joined, escaped for display; `None` when both are empty.
     pub fn of_image(entrypoint: &[String], cmd: &[String]) -> Option<Self> {
         let argv: Vec<String> = entrypoint.iter().chain(cmd).cloned().collect();
         if argv.is_empty() {
@@ -107,7 +107,7 @@ impl StartCommand {
 }
 
 impl Runtime {
-    /// Names another working directory, for the start command too.
+    /// Sets another working directory, for the start command too.
     pub fn set_workdir(&mut self, workdir: &str) {
         self.workdir = workdir.to_owned();
         if let Some(start) = &mut self.start {
@@ -115,7 +115,7 @@ impl Runtime {
         }
     }
 
-    /// The source's runtime with the request's wishes over it: variables one by one, everything else whole.
+    /// Merges the source's settings with the request's: variables one by one, all others as a whole.
     pub fn with(mut self, start_cmd: Option<&str>, resume_cmd: Option<&str>, wish: &RuntimeWish) -> Runtime {
         self.envs.extend(wish.envs.clone());
         if let Some(user) = &wish.user {
@@ -138,7 +138,7 @@ impl Runtime {
         self
     }
 
-    /// What the API shows: keys of variables, never values.
+    /// The settings for the API: the keys of variables, never values.
     pub fn shown(&self) -> nullspace_api::TemplateRuntimeDefaults {
         nullspace_api::TemplateRuntimeDefaults {
             default_env_keys: self.envs.keys().cloned().collect(),

@@ -9,13 +9,13 @@ use crate::problems::{Invalid, Wrong};
 
 /// Bytes of a sandbox's `metadata` as JSON.
 const MAX_METADATA: usize = 64 * 1024;
-/// Longest life that a create may ask for, milliseconds.
+/// Longest timeout in a create, milliseconds.
 const MAX_TIMEOUT_MS: u64 = 24 * 3600 * 1000;
 
 /// Checks and returns variables given when a sandbox is created or a command is run.
 ///
 /// # Errors
-/// [`Invalid`] with everything that is wrong with them.
+/// [`Invalid`] with all their problems.
 pub fn check_envs(field: &str, given: Option<&Envs>) -> Result<BTreeMap<String, String>, Invalid> {
     let mut wrong = Wrong::default();
     let checked = wrong.envs(field, given);
@@ -23,10 +23,10 @@ pub fn check_envs(field: &str, given: Option<&Envs>) -> Result<BTreeMap<String, 
     Ok(checked)
 }
 
-/// Checks every field of a create that has a range, whatever the template is.
+/// Checks the ranges of a create's fields, which hold for every template.
 ///
 /// # Errors
-/// [`Invalid`] with every field that is beyond its range.
+/// [`Invalid`] with every field outside its range.
 pub fn check_create(request: &CreateSandboxRequest) -> Result<(), Invalid> {
     let mut wrong = Wrong::default();
     let sizes = [
@@ -52,7 +52,7 @@ pub fn check_create(request: &CreateSandboxRequest) -> Result<(), Invalid> {
 /// Checks an absolute path in a guest.
 ///
 /// # Errors
-/// [`Invalid`] with everything that is wrong with it.
+/// [`Invalid`] with all its problems.
 pub fn check_workdir(field: &str, path: &str) -> Result<(), Invalid> {
     let mut wrong = Wrong::default();
     wrong.absolute(field, path);

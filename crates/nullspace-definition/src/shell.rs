@@ -1,6 +1,6 @@
 //! Words of a POSIX shell.
 
-/// A word as a POSIX shell reads it back.
+/// Quotes a word for a POSIX shell.
 pub(crate) fn quote(word: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(&byte);
     if !word.is_empty() && word.bytes().all(plain) {
@@ -10,7 +10,7 @@ pub(crate) fn quote(word: &str) -> String {
     }
 }
 
-/// Words on one line, each as a POSIX shell reads it back.
+/// Joins words to one line, each quoted for a POSIX shell.
 pub(crate) fn line<'w>(words: impl IntoIterator<Item = &'w String>) -> String {
     words.into_iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
 }

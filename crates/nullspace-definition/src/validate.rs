@@ -1,4 +1,4 @@
-//! The rules of a request for a build, checked before anything is accepted.
+//! The rules of a build request, checked before a build is accepted.
 
 use std::collections::BTreeMap;
 
@@ -15,23 +15,23 @@ use crate::readiness::{Readiness, Timing};
 use crate::runtime::RuntimeWish;
 use crate::steps;
 
-/// Seconds of a readiness check.
+/// Longest time limit of a readiness check, seconds.
 const MAX_READY_SECS: u64 = 3_600;
 
-/// A checked request, as far as its parts are sound.
+/// A checked request, as far as its parts are valid.
 #[derive(Debug)]
 pub struct Valid {
     /// The name, or the alias.
     pub name: Option<TemplateName>,
     /// The tags, sorted, each once.
     pub tags: Vec<Tag>,
-    /// What is built from, when there is no Dockerfile.
+    /// The source, if there is no Dockerfile.
     pub source: WantedSource,
     /// The steps.
     pub steps: Vec<TemplateStep>,
-    /// What the Dockerfile says.
+    /// The outline of the Dockerfile.
     pub dockerfile: Option<Outline>,
-    /// Where the Dockerfile is in the context.
+    /// The Dockerfile's path in the context.
     pub dockerfile_path: Option<String>,
     /// Build arguments of the Dockerfile.
     pub build_args: BTreeMap<String, String>,
@@ -39,21 +39,21 @@ pub struct Valid {
     pub build_target: Option<String>,
     /// The files that steps and Dockerfile copy.
     pub context: Context,
-    /// Size and reach of the machine.
+    /// Size and network access of the machine.
     pub machine: MachineSize,
-    /// Variables of build time.
+    /// Build-time variables.
     pub build_envs: BTreeMap<String, String>,
     /// The start command, if it is not blank.
     pub start_cmd: Option<String>,
     /// The resume command, if it is not blank.
     pub resume_cmd: Option<String>,
-    /// The wishes for run time.
+    /// The request's runtime settings.
     pub runtime: RuntimeWish,
-    /// Reuse nothing.
+    /// True: nothing is reused.
     pub skip_cache: bool,
 }
 
-/// What the request builds from.
+/// The source in the request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum WantedSource {
     /// `base_image`: an OCI or a template reference.
@@ -63,7 +63,7 @@ pub enum WantedSource {
 }
 
 impl Valid {
-    /// Whether this version can run the build, beside checking and planning it.
+    /// Whether this version can run the build, not only check and plan it.
     ///
     /// # Errors
     /// [`NotRunnable`] when BuildKit cannot build the Dockerfile.
@@ -79,12 +79,12 @@ impl Valid {
     }
 }
 
-/// A sound request whose build this version cannot run. `Display` says why and what to do.
+/// A valid request whose build this version cannot run. `Display` has the reason and the advice.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NotRunnable(String);
 
-/// Checks everything that can be checked without the database: what the request says, and all that is wrong with it.
+/// Checks a request as far as possible without the database. Returns its valid parts and all problems.
 pub fn check(request: &CreateTemplateRequest, secrets: &RequestSecrets) -> (Valid, Vec<Problem>) {
     let mut wrong = Wrong::default();
 

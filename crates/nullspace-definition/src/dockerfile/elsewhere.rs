@@ -1,10 +1,9 @@
-//! Where a build of a Dockerfile would go by itself: registries of the images it names, and hosts of ADD's URLs.
+//! The hosts that a Dockerfile build contacts by itself: registries of images, and hosts of ADD's URLs.
 //!
-//! BuildKit asks these from where it stands, so they are judged before it is asked (`nullspace-oci`'s `reach` says how).
-//! What is read here is the Dockerfile's text. Not seen, and held by nothing but the network that BuildKit stands in: what
-//! a frontend other than Docker's own does, ONBUILD triggers of the images that FROM names, words whose variables this
-//! reading cannot expand, redirects of a URL, a name that means something else when BuildKit looks it up, and whatever
-//! RUN connects to.
+//! BuildKit contacts them from its own network, so they are checked before the build (`nullspace-oci`'s `reach` says how).
+//! Only the Dockerfile's text is read here. Other connections are limited by nothing but BuildKit's network: those of a frontend
+//! other than Docker's own, of ONBUILD triggers in the images of FROM, of words with variables that cannot be expanded here, of
+//! a URL's redirects, of a name that BuildKit resolves to another address, and of RUN.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,16 +14,16 @@ use super::outline::{Reading, other_sources, syntax};
 use super::parser::{self, Instruction};
 use super::words::{self, Unset, Variables};
 
-/// A host that a build would go to.
+/// A host that a build would contact.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Host {
-    /// A registry, as image references name it.
+    /// A registry, in the form of image references.
     Registry(String),
     /// Scheme, host and port of a URL.
     Url(String),
 }
 
-/// The hosts with the line that first names each, in no order. `args` are the build's arguments.
+/// The hosts, each with the first line that names it, in no order. `args` are the build arguments.
 pub fn elsewhere(text: &str, args: &BTreeMap<String, String>) -> BTreeMap<Host, u32> {
     let mut found = Found::default();
     if let Some((line, frontend)) = frontend(text).or_else(|| Some((1, syntax(text)?))) {
@@ -64,7 +63,7 @@ pub fn elsewhere(text: &str, args: &BTreeMap<String, String>) -> BTreeMap<Host, 
     found.hosts
 }
 
-/// A word of a stage as BuildKit reads it; one that this reading cannot expand as it is written.
+/// Expands a word of a stage as BuildKit does. A word that cannot be expanded here stays as it is written.
 fn expand(text: &str, reading: &Reading<'_>, variables: &BTreeMap<String, String>) -> String {
     let value = |name: &str| variables.get(name).cloned();
     let (escape, budget) = (reading.parsed.escape, &reading.budget);
@@ -133,7 +132,7 @@ impl Found {
     }
 }
 
-/// `# syntax=image` among the comments that a Dockerfile begins with, with its line.
+/// The `# syntax=image` in the comments at a Dockerfile's start, with its line.
 fn frontend(text: &str) -> Option<(u32, String)> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (line, text) in (1_u32..).zip(text.lines()) {
@@ -152,7 +151,7 @@ fn frontend(text: &str) -> Option<(u32, String)> {
     None
 }
 
-/// Scheme, host and port of a source that is fetched over the network: a URL, or `user@host:path` of git.
+/// Scheme, host and port of a source that is fetched over the network: a URL, or git's `user@host:path`.
 fn url(source: &str) -> Option<String> {
     let source: String = source.chars().filter(|c| !matches!(c, '"' | '\'')).collect();
     let Some((scheme, rest)) = source.split_once("://") else {

@@ -1,11 +1,11 @@
-//! An instruction's arguments, as they are shown.
+//! An instruction's arguments in their shown form.
 
 use serde_json::json;
 
 use super::parser::{Flag, Instruction};
 use crate::shell::line;
 
-/// All that follows the keyword; here-documents as they are written, on lines of their own.
+/// The text after the keyword. Here-documents keep their own lines.
 pub(super) fn arguments(instruction: &Instruction) -> String {
     let mut shown = match instruction.keyword.as_str() {
         // The name of a stage says nothing about what the instruction does.
@@ -36,7 +36,7 @@ fn with_flags(flags: &[Flag], rest: String) -> String {
     flags.chain([rest]).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// The shell form as it is; the exec form escaped for show, paths as they are.
+/// The shell form unchanged; the exec form escaped for display; paths unchanged.
 pub(super) fn command(instruction: &Instruction) -> String {
     match (&instruction.json, instruction.keyword.as_str()) {
         (None, _) => instruction.rest.clone(),

@@ -1,10 +1,10 @@
-//! Stages: what each stands on, which images are used, and what the chosen one does.
+//! Stages: their bases, the images they use, and the steps of the chosen one.
 //!
 //! ```text
 //!   ARG before the first FROM ──> variables of FROM ──> image or earlier stage
 //!   chosen stage and those under it, from the bottom:  ENV, ARG ──> variables of USER, WORKDIR, ENV, ARG
 //! ```
-//! A variable that an image may have set is kept as it is written: nobody has looked into the image.
+//! A variable that an image may set stays as it is written, because images are not inspected here.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use super::words::{self, Budget, Unset, Variables};
 use super::{Fault, Outline, Step, UsedImage, WITHOUT_EFFECT, fault};
 use crate::steps::join;
 
-/// Frontends that read Dockerfiles as this module does.
+/// Frontends whose Dockerfiles this module can read.
 const DOCKERFILE_FRONTENDS: &[&str] = &["docker/dockerfile", "docker/dockerfile-upstream"];
 
 struct StageOf<'p> {
@@ -31,7 +31,7 @@ enum Base {
     Image(String),
 }
 
-/// Reads a Dockerfile. One that is written for a frontend of its own, and that we cannot read, is the frontend's to refuse.
+/// Reads a Dockerfile. If it names another frontend and cannot be read here, that frontend decides.
 pub(super) fn outline(
     text: &str,
     args: &BTreeMap<String, String>,
@@ -53,7 +53,7 @@ pub(super) fn outline(
     Ok(outline)
 }
 
-/// The frontend that a text names: in a directive, or as other languages do, in a comment with `//` or in JSON.
+/// The frontend that a text names: in a directive, or, as in other languages, in a comment with `//` or in JSON.
 pub(super) fn syntax(text: &str) -> Option<String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let directive =
@@ -85,10 +85,10 @@ pub(super) struct Reading<'p> {
     pub(super) parsed: &'p Parsed,
     args: &'p BTreeMap<String, String>,
     pub(super) budget: Budget,
-    /// Variables that FROM may use: `ARG` before the first FROM with build arguments over their defaults, and the platform's.
+    /// Variables of FROM: `ARG` before the first FROM with build arguments over their defaults, and the platform's.
     pub(super) global: BTreeMap<String, String>,
     stages: Vec<StageOf<'p>>,
-    /// Stages by their names, in small letters; of two with one name the later one.
+    /// Stages by name, in lower case. Of two with one name, the later one.
     names: BTreeMap<String, usize>,
     found: Outline,
     faults: Vec<Fault>,
@@ -138,7 +138,7 @@ impl<'p> Reading<'p> {
         Ok(self.found)
     }
 
-    /// A word of FROM, or of an ARG before it; `None` when BuildKit alone can say what it is.
+    /// Expands a word of FROM, or of an ARG before it; `None` when only BuildKit can expand it.
     pub(super) fn global_word(&self, text: &str) -> Option<String> {
         let value = |name: &str| self.global.get(name).cloned();
         let variables =
@@ -156,7 +156,7 @@ impl<'p> Reading<'p> {
         }
     }
 
-    /// `A=1 B="two words" C`, split and otherwise as it is.
+    /// Splits `A=1 B="two words" C` and changes nothing else.
     pub(super) fn pairs(&self, text: &str) -> Vec<(String, Option<String>)> {
         let fields = words::fields(text, self.parsed.escape).into_iter();
         let pair = |field: String| match field.split_once('=') {
@@ -234,7 +234,7 @@ impl<'p> Reading<'p> {
         found
     }
 
-    /// Says what a stage stands on and does, with all that is under it.
+    /// Describes the base and the steps of a stage, with all stages below it.
     fn describe(&mut self, chosen: usize) {
         let mut chain = vec![chosen];
         let mut at = chosen;
@@ -258,7 +258,7 @@ impl<'p> Reading<'p> {
         }
     }
 
-    /// One stage's instructions, over the environment that those under it leave.
+    /// Runs one stage's instructions, on the environment of the stages below it.
     fn run(&mut self, instructions: &[Instruction], env: &mut BTreeMap<String, String>) {
         let mut args: BTreeMap<String, String> = BTreeMap::new();
         // CMD means something only with the ENTRYPOINT above it; a new ENTRYPOINT drops the CMD before it.
@@ -305,7 +305,7 @@ impl<'p> Reading<'p> {
         }
     }
 
-    /// A word of a stage; one that cannot be read stays as it is written.
+    /// Expands a word of a stage. A word that cannot be read stays as it is written.
     fn word(&self, text: &str, env: &BTreeMap<String, String>, args: &BTreeMap<String, String>) -> String {
         let value = |name: &str| env.get(name).or_else(|| args.get(name)).cloned();
         let variables =
@@ -313,7 +313,7 @@ impl<'p> Reading<'p> {
         words::expand(text, &variables).unwrap_or_else(|_| text.to_owned())
     }
 
-    /// What an ENV sets: `A=1 B="two words"`, or the old `A two words`.
+    /// The assignments of an ENV: `A=1 B="two words"`, or the old `A two words`.
     pub(super) fn assignments(
         &self,
         text: &str,
@@ -332,7 +332,7 @@ impl<'p> Reading<'p> {
     }
 }
 
-/// What an instruction takes from elsewhere: `--from` of COPY and ADD, and `from` of RUN's mounts.
+/// The other sources of an instruction: `--from` of COPY and ADD, and `from` of RUN's mounts.
 pub(super) fn other_sources(instruction: &Instruction) -> Vec<String> {
     match instruction.keyword.as_str() {
         "COPY" | "ADD" => instruction.flag("from").map(str::to_owned).collect(),
@@ -341,7 +341,7 @@ pub(super) fn other_sources(instruction: &Instruction) -> Vec<String> {
     }
 }
 
-/// `from` of a mount, whose options are a line of CSV.
+/// `from` of a mount. The options of a mount are a line of CSV.
 fn mounted(options: &str) -> Option<String> {
     let mut quoted = false;
     let mut fields = vec![String::new()];

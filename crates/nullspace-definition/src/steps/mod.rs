@@ -1,13 +1,13 @@
-//! Declarative steps: their rules, what each does in a machine, and how each reads as a Dockerfile.
+//! Declarative steps: their rules, their effect in a machine, and their form as a Dockerfile.
 //!
 //! ```text
 //!   actions/<action>.rs: check · key · render · effect        one file for each action, listed in actions/mod.rs
 //!        ▲
 //!   request ── check ──> Definition.steps ── lay ──> [unit, unit, …]   each with the state that it runs in
-//!                                                       └─ effect ──> [task, task, …]   for whoever has a machine
+//!                                                       └─ effect ──> [task, task, …]   for the host's executor
 //! ```
-//! Docker's meaning, in a machine instead of a container: what `USER` and `WORKDIR` set holds for the steps that follow.
-//! Values of steps are arguments and paths; a shell sees nothing but the command of a `run`.
+//! Steps have Docker's meaning, in a machine instead of a container: `USER` and `WORKDIR` hold for the following steps.
+//! Values of steps are arguments and paths. Only the command of a `run` is passed to a shell.
 
 mod action;
 mod actions;
@@ -37,9 +37,9 @@ use self::action::Action;
 use self::checks::Check;
 use crate::encoder::Encoder;
 
-/// Steps of one request.
+/// Most steps of one request.
 const MAX_STEPS: usize = 1_000;
-/// Patterns among the sources of one request: each is compared with every entry of the context.
+/// Most patterns among the sources of one request. Each is compared with every entry of the context.
 const MAX_PATTERNS: usize = 100;
 /// The longest description of a step in the log, bytes.
 const MAX_SHOWN: usize = 2_000;
@@ -61,13 +61,12 @@ pub fn check(steps: &[TemplateStep], context: &Context, wrong: &mut Wrong) {
     }
 }
 
-/// The lines of a Dockerfile that say what a step does, for people and for comparing; none for a cache boundary. Nothing is
-/// ever built from their text.
+/// A step as lines of a Dockerfile, for people and for comparison; none for a cache boundary. They are never built.
 pub fn render(step: &TemplateStep) -> Vec<Line> {
     actions::of(step).render()
 }
 
-/// A step as its line in the log shows it, at most 2,000 bytes and an ellipsis: without credentials.
+/// A step's line in the log, at most 2,000 bytes and an ellipsis, without credentials.
 pub fn shown(step: &TemplateStep) -> String {
     let mut text = actions::of(step).shown();
     if let Some((cut, _)) = text.char_indices().find(|(at, _)| *at >= MAX_SHOWN) {
@@ -77,26 +76,26 @@ pub fn shown(step: &TemplateStep) -> String {
     text
 }
 
-/// What a step does.
+/// The effect of a step.
 pub fn effect(step: &TemplateStep) -> Effect<'_> {
     actions::of(step).effect()
 }
 
-/// The copies of a step, in their order; none of a step that copies nothing.
+/// The copies of a step, in order. Empty for a step without copies.
 pub fn copies(step: &TemplateStep) -> Vec<Copy<'_>> {
     let Effect::Tasks(tasks) = effect(step) else { return Vec::new() };
     let copy = |task| if let Task::Copy(copy) = task { Some(copy) } else { None };
     tasks.into_iter().filter_map(copy).collect()
 }
 
-/// The files that a step wants to be uploaded again.
+/// The files that a step wants to have uploaded again.
 pub fn forced_blobs(steps: &[TemplateStep], context: &PlannedContext) -> BTreeSet<BlobId> {
     let copies = steps.iter().flat_map(copies).filter(|copy| copy.force_upload);
     let sources = copies.flat_map(|copy| copy.sources).flat_map(|source| resolve(context, source));
     sources.flat_map(|source| source.entries).filter_map(|entry| entry.blob?.parse().ok()).collect()
 }
 
-/// Adds what a unit's step does to the key of its layer.
+/// Adds the effect of a unit's step to the key of its layer.
 pub(crate) fn encode(step: &TemplateStep, key: &mut Encoder, files: &Files<'_>) {
     actions::of(step).key(key, files);
 }

@@ -1,27 +1,27 @@
-//! What the sources of a copy mean in a build context: a file, a folder with all that is in it, or what a pattern matches.
+//! Sources of a copy, resolved in a build context: a file, a folder with its contents, or the matches of a pattern.
 
 use std::collections::BTreeSet;
 
 use crate::context::{PlannedContext, PlannedEntry};
 use crate::patterns::named;
 
-/// Permissions of files and folders that came without.
+/// Permissions of files and folders without their own.
 const FILE_MODE: u32 = 0o644;
 const FOLDER_MODE: u32 = 0o755;
 
-/// One source, as it is to be copied.
+/// One source to copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopySource {
     /// The file's own name; `None` for a folder, whose contents are copied.
     pub name: Option<String>,
-    /// The source itself with the empty path, then what is in it, folders first.
+    /// The source itself with the empty path, then its contents, folders first.
     pub entries: Vec<SourceEntry>,
 }
 
 /// An entry of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceEntry {
-    /// Below the source.
+    /// Path below the source.
     pub path: String,
     /// Permission bits.
     pub mode: u32,

@@ -1,7 +1,7 @@
-//! A build's steps as units: what runs and is cached as one, with the state that it runs in.
+//! A build's steps as units. A unit runs and is cached as one, with its user, working directory and folders.
 //!
-//! `user`, `workdir` and `skip_cache` only change that state. A working directory is made, when it is missing, before the
-//! unit that is the first to use it, and is part of that unit's key; one that nothing uses is made at the end.
+//! `user`, `workdir` and `skip_cache` only change that state. A missing working directory is made before the first unit that
+//! uses it, and is a part of that unit's key. An unused one is made at the end.
 
 use nullspace_api::TemplateStep;
 
@@ -9,34 +9,34 @@ use super::effect;
 use super::task::Effect;
 use crate::runtime::DEFAULT_WORKDIR;
 
-/// Who runs a step, and where.
+/// The user and working directory of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct At {
     /// User; `None` is root.
     pub user: Option<String>,
-    /// Working directory, absolute and tidy.
+    /// Working directory, absolute and normalised.
     pub workdir: String,
 }
 
 /// A folder that a `workdir` step named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Folder {
-    /// Absolute and tidy.
+    /// Path, absolute and normalised.
     pub path: String,
-    /// Whose it is when it has to be made: the user of then, as with BuildKit.
+    /// Owner of a folder that has to be made: the user at the `workdir` step, as in BuildKit.
     pub owner: Option<String>,
 }
 
-/// What runs and is cached as one.
+/// A unit: the steps and folders that run and are cached as one.
 #[derive(Debug, Clone)]
 pub struct Unit<'p> {
-    /// Which of the steps, from 1.
+    /// Number of the step, from 1.
     pub index: u32,
-    /// What it does beside making the folders; `None` for folders that no step uses.
+    /// Its step; `None` for folders that no step uses.
     pub step: Option<&'p TemplateStep>,
-    /// The state that it runs in.
+    /// Its user and working directory.
     pub at: At,
-    /// Made first.
+    /// Folders to make first.
     pub folders: Vec<Folder>,
     /// A `skip_cache` step came before.
     pub behind_boundary: bool,
@@ -47,19 +47,19 @@ pub struct Unit<'p> {
 /// A build's steps, laid out.
 #[derive(Debug, Clone)]
 pub struct Laid<'p> {
-    /// What is run, in order.
+    /// The units, in order.
     pub units: Vec<Unit<'p>>,
-    /// The state behind the last step: the template's defaults.
+    /// The state after the last step: the template's defaults.
     pub end: At,
-    /// Steps behind the last unit.
+    /// Steps after the last unit.
     pub passed: Vec<(u32, &'p TemplateStep)>,
     /// There is a `skip_cache` step.
     pub boundary: bool,
-    /// How many steps there are.
+    /// Number of steps.
     pub total: u32,
 }
 
-/// Lays steps out that begin in this state.
+/// Lays out steps that begin in this state.
 pub fn lay(steps: &[TemplateStep], begin: At) -> Laid<'_> {
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let mut laid =
@@ -107,7 +107,7 @@ pub fn lay(steps: &[TemplateStep], begin: At) -> Laid<'_> {
     laid
 }
 
-/// A path in the guest, absolute, without `.`, `..` and doubled slashes, as Docker's `WORKDIR` reads it.
+/// Joins paths in the guest to an absolute one without `.`, `..` and double slashes, as Docker's `WORKDIR` does.
 pub fn join(workdir: &str, path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     let begin = if path.starts_with('/') { "" } else { workdir };

@@ -8,7 +8,7 @@ use crate::steps::action::{Action, Files, Line};
 use crate::steps::checks::Check;
 use crate::steps::task::{Command, Effect, Task, words};
 
-/// Package lists are large, old tomorrow, and fetched again by the next step that wants them.
+/// Package lists are large and soon outdated, and the next step that needs them fetches them again.
 const LISTS: &str = "/var/lib/apt/lists";
 
 impl Action for TemplateAptInstallStep {

@@ -1,4 +1,4 @@
-//! `make_dir`: a folder and those above it.
+//! `make_dir`: a folder, and missing folders above it.
 
 use nullspace_api::TemplateMakeDirStep;
 

@@ -1,4 +1,4 @@
-//! The list of actions: a new one is a file here, and a line and an arm in this file.
+//! The list of actions. A new action is a file here, and a line and an arm in this file.
 
 mod apt_install;
 mod bun_install;

@@ -1,4 +1,4 @@
-//! `remove`: a file or folder goes.
+//! `remove`: removes a file or folder.
 
 use nullspace_api::TemplateRemoveStep;
 

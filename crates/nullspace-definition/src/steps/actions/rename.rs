@@ -1,4 +1,4 @@
-//! `rename`: a file or folder under another path.
+//! `rename`: moves a file or folder to another path.
 
 use nullspace_api::TemplateRenameStep;
 

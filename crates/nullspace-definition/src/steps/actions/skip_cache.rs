@@ -1,4 +1,4 @@
-//! `skip_cache`: the cache is not asked for the steps that follow.
+//! `skip_cache`: bypasses the cache for the following steps.
 
 use nullspace_api::TemplateSkipCacheStep;
 

@@ -1,4 +1,4 @@
-//! `user`: the user of the steps that follow.
+//! `user`: the user of the following steps.
 
 use nullspace_api::TemplateUserStep;
 

@@ -1,4 +1,4 @@
-//! `workdir`: the working directory of the steps that follow.
+//! `workdir`: the working directory of the following steps.
 
 use nullspace_api::TemplateWorkdirStep;
 
