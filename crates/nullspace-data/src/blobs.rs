@@ -1,10 +1,10 @@
-//! Files of build contexts: each tenant's own, named by what is in them.
+//! Files of build contexts: each tenant's own, named by their content.
 //!
 //! ```text
-//!   blobs/tn_…/<64 hex digits>            whole or not there
+//!   blobs/tn_…/<64 hex digits>            complete or absent
 //! ```
 //!
-//! One tenant's upload is never another's: knowing a digest is not having the bytes.
+//! Tenants do not share uploads: a digest is no proof of having the bytes.
 
 use std::{
     collections::BTreeSet,
@@ -19,13 +19,13 @@ use crate::{
 };
 
 impl ArtifactStore {
-    /// Where a blob's bytes are or would be. Tenant and blob id hold nothing but hex digits, so that the path stays inside.
+    /// The path of a blob's bytes. Tenant and blob id have only hex digits, so the path stays inside the folder.
     pub fn blob_path(&self, blob: &Blob) -> PathBuf {
         self.root().join(BLOBS).join(blob.tenant.to_string()).join(blob.id.sha256())
     }
 
-    /// Makes a file of `work/`, whose digest and size were checked, the blob: durable and whole when this returns. The
-    /// same bytes may be published again.
+    /// Makes a file of `work/` the blob, after its digest and size were checked. The blob is durable and complete when this
+    /// returns. The same bytes may be published again.
     pub async fn publish_blob(&self, file: &Path, blob: &Blob) -> Result<()> {
         let (from, to) = (file.to_owned(), self.blob_path(blob));
         self.blocking(move |root| {
@@ -40,14 +40,14 @@ impl ArtifactStore {
         .await
     }
 
-    /// Removes a blob's bytes; nothing when there are none. The database must have forgotten it before.
+    /// Removes a blob's bytes, if there are any. The database must have removed its row before.
     pub async fn remove_blob(&self, blob: &Blob) -> Result<()> {
         let (path, bin) = (self.blob_path(blob), self.bin());
         self.blocking(move |_| discard(&path, &bin)).await
     }
 
-    /// Removes from `blobs/` what `known` lacks, for the start of the service; returns what `known` has and the disk has
-    /// not.
+    /// Removes blobs that are not in `known` from `blobs/`, at the start of the service. Returns the blobs in `known` that
+    /// are not on the disk.
     pub async fn sweep_blobs(&self, known: BTreeSet<Blob>) -> Result<BTreeSet<Blob>> {
         let paths: Vec<(PathBuf, Blob)> = known.into_iter().map(|blob| (self.blob_path(&blob), blob)).collect();
         self.blocking(move |root| {
@@ -69,7 +69,7 @@ impl ArtifactStore {
         .await
     }
 
-    /// What `blobs/` takes on the disk, bytes.
+    /// Size of `blobs/` on the disk, bytes.
     pub async fn blob_usage(&self) -> Result<u64> {
         self.blocking(|root| crate::artifacts::stored_bytes(&root.join(BLOBS))).await
     }

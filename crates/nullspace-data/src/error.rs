@@ -1,34 +1,33 @@
 //! Errors of the data folder.
 
-/// Why the data folder did not do what was asked.
+/// Errors of the data folder.
 ///
-/// `Display` never repeats its source and never holds stored values: it may be shown to the caller of the API, the
-/// source may not.
+/// `Display` never repeats its source and never has stored values. A caller of the API may see it, but not the source.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// What was asked contradicts what is there; asking again changes nothing.
+    /// The request contradicts the stored state. A retry changes nothing.
     #[error("{what}")]
     Conflict {
-        /// A sentence for the caller.
+        /// The reason, for the caller.
         what: String,
     },
-    /// Something stored does not read as what it must be: written by another version, or damaged.
+    /// A stored value has the wrong form: another version wrote it, or it is damaged.
     #[error("stored data is damaged: {what}")]
     Corrupt {
-        /// Which file or name; never the value.
+        /// The file or name, never the value.
         what: String,
     },
-    /// A file that was stored cannot be read whole any more: something else damaged or removed it.
+    /// A stored file is incomplete: another program damaged or removed it.
     #[error("{what}")]
     Damaged {
-        /// What, and what to do about it.
+        /// The file, and the advice.
         what: String,
     },
-    /// The file system refused.
+    /// The filesystem failed.
     #[error("{context}")]
     Io {
-        /// What was tried, with the path.
+        /// The operation, with the path.
         context: String,
         /// The system's error.
         #[source]
@@ -43,12 +42,12 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// Whether the same call may succeed later without anything being changed.
+    /// Whether the same call may succeed later without a change.
     pub fn is_retryable(&self) -> bool {
         self.is_storage_full()
     }
 
-    /// Whether the disk under the data folder has no room left. What failed may succeed once there is room.
+    /// Whether the disk under the data folder is full. The call may succeed once there is space.
     pub fn is_storage_full(&self) -> bool {
         use std::io::ErrorKind;
         match self {
@@ -77,5 +76,5 @@ impl From<nullspace_chunks::Error> for DataError {
     }
 }
 
-/// Short form used throughout the crate.
+/// Result with [`DataError`].
 pub type Result<T> = std::result::Result<T, DataError>;

@@ -1,7 +1,7 @@
-//! The name under which a data directory's service owns leases and sandboxes.
+//! The name under which a data folder's service owns leases and sandboxes.
 //!
-//! A host's own name is no good for that: a container has another after each start, and what the earlier one held would
-//! belong to nobody.
+//! The system's host name cannot be used: a container has another after each start, and the leases of the earlier name would
+//! have no owner.
 
 use std::{
     fs,
@@ -14,11 +14,11 @@ use crate::{
 };
 
 const FILE: &str = "host";
-/// Longest name that is read, bytes.
+/// Most bytes of a name.
 const LONGEST: u64 = 256;
 
 impl ArtifactStore {
-    /// The name that this data directory's service has had since its first start, which is `now` the first time.
+    /// The name of this data folder's service since its first start. The first call stores `now`.
     pub fn host(&self, now: &str) -> Result<String> {
         let path = self.root().join(FILE);
         match fs::File::open(&path) {

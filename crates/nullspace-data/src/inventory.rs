@@ -1,4 +1,4 @@
-//! What lies in the data folder, to be compared with what a database names.
+//! Inventory of the data folder, for a comparison with the database.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,11 +31,11 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Where artifacts are, within the data folder.
+    /// Folder of artifacts within the data folder.
     pub const ARTIFACTS: &'static str = ARTIFACTS;
-    /// Where the chunks of root images are, within the data folder.
+    /// Folder of the chunks of root images within the data folder.
     pub const CHUNKS: &'static str = CHUNKS;
-    /// Where uploaded files are, within the data folder.
+    /// Folder of uploaded files within the data folder.
     pub const BLOBS: &'static str = BLOBS;
 
     /// Whether a root image is stored: as this raw file, or as the chunks of this manifest.
@@ -51,7 +51,7 @@ impl Inventory {
 }
 
 impl ArtifactStore {
-    /// Lists what is stored. Reads every folder: for the start of a service, not for requests.
+    /// Lists the stored data. Reads every folder: for the start of a service, not for requests.
     ///
     /// # Errors
     /// [`DataError::Io`] when a folder cannot be read.
@@ -82,8 +82,8 @@ fn names(dir: &Path) -> Result<BTreeSet<String>> {
     Ok(paths.iter().filter_map(|path| path.file_name()?.to_str().map(str::to_owned)).collect())
 }
 
-/// What is stored in a data directory that has no database, as `folder/` with a count; empty for a new one. A new database
-/// beside such files would make all of them nobody's.
+/// Lists the stored data of a data folder without a database, as `folder/` with a count; empty for a new one. A new database
+/// beside such files would not know them.
 ///
 /// # Errors
 /// [`DataError::Io`] when a folder that is there cannot be read.
@@ -104,10 +104,10 @@ pub fn stored_without_database(data_dir: &Path) -> Result<Vec<String>> {
 }
 
 impl ArtifactStore {
-    /// Removes what a comparison of the [`inventory`](Self::inventory) with the database found to be another one's.
+    /// Removes files that a comparison of the [`inventory`](Self::inventory) with the database assigned to another database.
     ///
     /// # Errors
-    /// [`DataError::Conflict`] for a name that no such comparison gives.
+    /// [`DataError::Conflict`] for a name that such a comparison cannot give.
     pub async fn remove_foreign(&self, foreign: &BTreeSet<String>) -> Result<()> {
         let foreign = foreign.clone();
         self.blocking(move |root| {

@@ -1,4 +1,4 @@
-//! The data folder: snapshots, root images and uploaded files, each whole or not there.
+//! The data folder: snapshots, root images and uploaded files, each complete or absent.
 //!
 //! ```text
 //!   ArtifactStore ──── work/<random>/  ──rename──┬──>   artifacts/tmpl_….<nonce>/   snapshot of one build
@@ -6,12 +6,12 @@
 //!                                                └──>   blobs/tn_…/<sha256>         file of a build context
 //! ```
 //!
-//! The order that makes an artifact visible only whole: its files are written in `work/`, flushed, renamed, the parent
-//! folder flushed; only then does one transaction of the database name it, end the build and move the tags. A crash before
-//! the transaction leaves files that no row names: [`ArtifactStore::sweep`] removes them at the next start. A crash after
-//! it leaves nothing to do.
+//! An artifact becomes visible only when it is complete. Its files are written in `work/`, flushed and renamed, and the
+//! parent folder is flushed. Then one transaction of the database names it, ends the build and moves the tags. After a crash
+//! before the transaction, no row names the files: [`ArtifactStore::sweep`] removes them at the next start. A crash after it
+//! needs no repair.
 //!
-//! This crate knows no database. Its callers bring the names that a database has ([`KnownFiles`]).
+//! This crate does not use the database. Its callers pass the names from the database ([`KnownFiles`]).
 
 mod artifacts;
 mod blobs;

@@ -1,7 +1,7 @@
-//! One artifact's files under another's name.
+//! Shares one artifact's files with another artifact.
 //!
-//! A snapshot's files never change, so that a second name for each is as good as a copy, costs nothing, and is counted by
-//! the file system: whichever artifact goes first, the other keeps its files.
+//! A snapshot's files never change. So hard links are as good as copies, and cost nothing. The filesystem counts them: each
+//! artifact can be removed without the other.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -12,7 +12,7 @@ use crate::artifacts::{io_error, read_dir};
 use crate::{ArtifactId, ArtifactStore, DataError, PublishedArtifact, Result};
 
 impl ArtifactStore {
-    /// Publishes the files of the artifact in `folder`, which the caller holds, for `id` too.
+    /// Publishes the files of the artifact in `folder` for `id` too. The caller keeps that artifact from collection.
     pub async fn share_artifact(&self, folder: &str, id: ArtifactId) -> Result<PublishedArtifact> {
         let from = self.artifact_dir(folder)?;
         let scratch = self.scratch()?;
