@@ -250,7 +250,7 @@ class Attack:
             ("188 KiB free", self.nearly_full),
             ("builds wait and run", self.waiting),
             ("resolving and importing", lambda: self.during(["Resolving"])),
-            ("machine boots", lambda: self.during(["No finished artifact", "Finished artifacts are not asked"], after=0.3)),
+            ("machine boots", lambda: self.during(["No finished artifact", "Finished artifacts: cache bypassed"], after=0.3)),
             ("a step runs", lambda: self.during(["Step 1/1"], after=0.2, steps=1)),
             ("start command and readiness", lambda: self.during(["Running start command"])),
             ("snapshot and publishing", lambda: self.during(["Ready after"])),

@@ -1,10 +1,8 @@
-//! Admission of machines: memory and vCPUs are counted before a machine starts, so that a host that is full says so
-//! (`capacity_exceeded`) instead of killing somebody's machine for want of memory; and so that one tenant's machines
-//! leave room for others' (`QUOTA_EXCEEDED`).
+//! Admission of machines: memory and vCPUs are counted before a machine starts. A full host answers `capacity_exceeded`, and
+//! does not run out of memory under running machines. A tenant's quota leaves capacity for other tenants (`QUOTA_EXCEEDED`).
 //!
-//! What is counted is what a machine takes of the host: its guest's memory, the VMM's own, and what the VMM keeps of
-//! translated guest code. Memory that the driver holds for templates counts as used too; what no machine uses of it is let
-//! go when room is short.
+//! A machine counts with its guest's memory, the VMM's own memory, and the VMM's buffer of translated guest code. Memory that
+//! the driver holds for templates counts as used. The part of it that no machine uses is released when memory is short.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nullspace_host_interface::Capacity;
 use nullspace_types::TenantId;
 
-/// What one tenant's machines, those of its builds included, may hold on this host at a time. `None`: as much as there is.
+/// Limits of one tenant's machines on this host at a time, those of its builds included. `None`: no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TenantQuota {
     /// Sandboxes that start or run.
@@ -23,28 +21,28 @@ pub struct TenantQuota {
     pub memory_mib: Option<u64>,
 }
 
-/// Memory that machines take besides their guests', as the driver knows it.
+/// Memory of machines beyond their guests', as the driver counts it.
 pub(crate) trait Memory: Send + Sync {
-    /// Of a machine of so many vCPUs, MiB.
+    /// Overhead of a machine of so many vCPUs, MiB.
     fn overhead_mib(&self, vcpus: u32) -> u32;
-    /// Held for templates now, MiB.
+    /// Memory held for templates now, MiB.
     fn templates_mib(&self) -> u64;
-    /// Lets go of templates' memory that no machine uses.
+    /// Releases the templates' memory that no machine uses.
     fn trim(&self);
 }
 
-/// A machine that wants to start.
+/// A machine that asks for admission.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted {
     pub(crate) tenant: TenantId,
-    /// Of the guest, MiB.
+    /// Memory of the guest, MiB.
     pub(crate) memory_mib: u32,
     pub(crate) vcpus: u32,
-    /// A sandbox's, not a build's.
+    /// True for a sandbox, false for a build.
     pub(crate) sandbox: bool,
 }
 
-/// Counts what machines hold. Cheap to clone.
+/// Counts the resources of admitted machines. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Admission {
     limit: Capacity,
@@ -56,7 +54,7 @@ pub(crate) struct Admission {
 #[derive(Debug, Default)]
 struct Used {
     all: Capacity,
-    /// Tenants that hold something.
+    /// Tenants with admitted machines.
     tenants: HashMap<TenantId, Share>,
 }
 
@@ -66,7 +64,7 @@ struct Share {
     held: Capacity,
 }
 
-/// What one machine holds; given back when dropped.
+/// The resources of one admitted machine. Dropping it returns them.
 #[derive(Debug)]
 pub(crate) struct Permit {
     tenant: TenantId,
@@ -74,27 +72,27 @@ pub(crate) struct Permit {
     used: Arc<Mutex<Used>>,
 }
 
-/// Why a machine may not start now.
+/// The reasons for which a machine may not start now.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// The host is full: what was asked for and what is free.
+    /// The host is full. Names the requested and the free amount.
     #[error(
         "this host has no room for a machine of {} MiB and {} vCPUs: {} MiB and {} vCPUs are free",
         .asked.memory_mib, .asked.vcpus, .free.memory_mib, .free.vcpus
     )]
     Full { asked: Capacity, free: Capacity },
-    /// The tenant holds what it may hold.
+    /// The tenant's quota is used up.
     #[error("the quota of {limit} {what} is used: {used} are in use and {asked} more are asked for; end some first")]
     Quota { what: &'static str, limit: u64, used: u64, asked: u64 },
 }
 
 impl Admission {
-    /// Nothing is held yet.
+    /// An admission without machines.
     pub(crate) fn new(limit: Capacity, quota: TenantQuota, memory: Arc<dyn Memory>) -> Self {
         Admission { limit, quota, memory, used: Arc::default() }
     }
 
-    /// What a guest of so many vCPUs may have at most, on a host that runs nothing else.
+    /// The largest guest of so many vCPUs on a host that runs nothing else.
     pub(crate) fn largest(&self, vcpus: u32) -> Capacity {
         let within = |limit: u64, quota: Option<u64>| quota.map_or(limit, |quota| quota.min(limit));
         let overhead = u64::from(self.memory.overhead_mib(vcpus));
@@ -104,7 +102,7 @@ impl Admission {
         }
     }
 
-    /// Takes room for a machine, or says what is free.
+    /// Admits a machine, or refuses it and names the free amount.
     pub(crate) fn admit(&self, wanted: Wanted) -> Result<Permit, Refused> {
         let overhead = self.memory.overhead_mib(wanted.vcpus);
         let asked = Capacity {
@@ -158,7 +156,7 @@ impl Admission {
         }
     }
 
-    /// What machines hold, and what they may hold.
+    /// Returns the resources in use, and the limits.
     pub(crate) fn usage(&self) -> (Capacity, Capacity) {
         (lock(&self.used).all, self.limit)
     }
@@ -181,7 +179,7 @@ impl Drop for Permit {
     }
 }
 
-/// The counters stay right after a panic elsewhere: nothing between two changes can panic.
+/// Locks the counters. They are right even after a panic elsewhere, because nothing between two changes can panic.
 fn lock(used: &Mutex<Used>) -> MutexGuard<'_, Used> {
     used.lock().unwrap_or_else(PoisonError::into_inner)
 }

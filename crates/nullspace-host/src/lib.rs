@@ -42,30 +42,30 @@ use self::sandbox::Actors;
 /// Settings of a [`LocalHost`].
 #[derive(Debug, Clone)]
 pub struct HostConfig {
-    /// Name of this host among those that share the database. With the data folder's path it tells the images of this service on a
-    /// Docker Engine from those of others.
+    /// Name of this host among the hosts that share the database. Together with the data folder's path it names this
+    /// service's images on a Docker Engine.
     pub name: String,
-    /// Bound of one program of a build's step.
+    /// Time limit of one program of a build's step.
     pub step_timeout: Duration,
-    /// Certificates in PEM that the programs of build steps trust besides their image's.
+    /// Certificates in PEM that the programs of build steps trust in addition to their image's.
     pub extra_ca_pem: Option<Vec<u8>>,
-    /// What machines may hold together.
+    /// Limits of all machines together.
     pub capacity: Capacity,
-    /// What one tenant's machines may hold.
+    /// Limits of one tenant's machines.
     pub quota: TenantQuota,
-    /// Must stay free on the disk under the data folder for anything to begin, bytes; `None`: the default for its size.
+    /// Bytes that must stay free on the disk under the data folder when new work begins. `None`: the default for its size.
     pub disk_reserve: Option<u64>,
     /// Tar of the root tree of the built-in base template.
     pub base_tar: Option<PathBuf>,
 }
 
-/// The host that this process is. Cheap to clone.
+/// The host that runs in this process. Cheap to clone.
 #[derive(Clone)]
 pub struct LocalHost {
     inner: Arc<Inner>,
 }
 
-/// What the host interface is answered from. Each topic has a value of its own, and reaches no other.
+/// The parts behind the host interface. Each topic has a value of its own and uses no other.
 struct Inner {
     machines: Machines,
     disk: Arc<Disk>,
@@ -77,7 +77,7 @@ struct Inner {
 }
 
 impl LocalHost {
-    /// Puts the parts together. Nothing runs before [`Lifecycle::start`](nullspace_host_interface::Lifecycle::start).
+    /// Creates the host. Nothing runs before [`Lifecycle::start`](nullspace_host_interface::Lifecycle::start).
     pub fn new(
         config: HostConfig,
         files: ArtifactStore,

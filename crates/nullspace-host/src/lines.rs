@@ -1,14 +1,13 @@
-//! Bytes of a process into lines for a log, and the last of them for a failure's details.
+//! Splits a process's bytes into log lines, and keeps the last lines for a failure's details.
 
 use std::collections::VecDeque;
 
-/// Last lines that are remembered.
+/// Number of last lines kept.
 const LAST: usize = 20;
-/// Bytes of each of them.
+/// Most bytes of each.
 const LAST_BYTES: usize = 512;
 
-/// Splits a byte stream into text lines of bounded length. What is not UTF-8 is shown as U+FFFD; a longer line is cut
-/// into pieces.
+/// Splits a byte stream into text lines of bounded length. Invalid UTF-8 becomes U+FFFD. A longer line is cut into pieces.
 #[derive(Debug)]
 pub(crate) struct Lines {
     rest: Vec<u8>,
@@ -69,14 +68,14 @@ impl Lines {
     }
 }
 
-/// The last lines that are not blank, oldest first, each cut to a bound.
+/// The last lines that are not blank, oldest first, each cut to a limit.
 pub(crate) struct LastLines {
     lines: VecDeque<String>,
     mark: &'static str,
 }
 
 impl LastLines {
-    /// `mark` stands behind a line that was cut.
+    /// `mark` follows a line that was cut.
     pub(crate) fn new(mark: &'static str) -> LastLines {
         LastLines { lines: VecDeque::new(), mark }
     }

@@ -1,4 +1,4 @@
-//! A machine with its agent: what builds and sandboxes have in common.
+//! A machine with its agent, as builds and sandboxes use it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,44 +17,46 @@ use nullspace_service::chain;
 
 use crate::admission::{Admission, Memory, Permit, TenantQuota};
 
-/// From the VMM's start to the agent's first word. A guest under software emulation on a loaded host takes most of it.
+/// Time limit from the VMM's start to the agent's first message. A guest under software emulation on a loaded host needs most
+/// of it.
 const BOOT: Duration = Duration::from_secs(90);
 /// The same after a restore.
 const RESTORE: Duration = Duration::from_secs(30);
 
-/// From a machine's last word to the end of its process.
+/// Time limit from a machine's last message to the end of its process.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// How a machine ended whose agent's connection has closed: a machine that ends takes that with it first. `None`: it runs on.
+/// Returns the end of a machine whose agent's connection has closed: an ending machine closes it first. `None`: the machine
+/// still runs.
 pub(crate) async fn ended(vm: &dyn Vm) -> Option<Ended> {
     tokio::time::timeout(ENDING, vm.exited()).await.ok()
 }
 
-/// A running machine that answers. [`Machine::end`] ends it; dropping it kills it too, without waiting.
+/// A running machine that answers. [`Machine::end`] ends it. Dropping it kills it without waiting.
 pub(crate) struct Machine {
     pub(crate) vm: Box<dyn Vm>,
     pub(crate) agent: Agent,
     permit: Mutex<Option<Permit>>,
 }
 
-/// Why there is no machine.
+/// The reasons for which there is no machine.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MachineError {
     #[error(transparent)]
     Vmm(#[from] VmmError),
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The guest runs and its root filesystem cannot be used: the image's fault.
+    /// The guest runs, but its root filesystem cannot be used: a fault of the image.
     #[error("{0}")]
     Root(String),
-    /// Nobody wants it any more.
+    /// The start was cancelled.
     #[error("the start of the machine was given up")]
     Cancelled,
 }
 
 impl Machine {
-    /// Boots a machine, waits for its agent and gives it name, clock and network. Whoever gives up cancels, and waits for
-    /// this to return: then nothing of the machine is left. Dropping the future only kills it.
+    /// Boots a machine, waits for its agent, and sets name, clock and network. To stop it, cancel and wait for the return:
+    /// then all of the machine's resources are released. Dropping the future only kills the machine.
     pub(crate) async fn boot(
         vmm: &dyn Vmm,
         spec: BootSpec,
@@ -84,9 +86,8 @@ impl Machine {
         Machine::joined(vm, greeted, permit).await
     }
 
-    /// Resumes a snapshot, and returns when the guest is a new one: own random numbers, clock, name and machine id, and its
-    /// resume hooks and `resume` have run.
-    /// `resumed` is told as soon as the machine runs.
+    /// Resumes a snapshot. Returns when the guest has its own random numbers, clock, name and machine id, and the resume
+    /// hooks and `resume` have run. `resumed` is notified as soon as the machine runs.
     pub(crate) async fn restore(
         vmm: &dyn Vmm,
         spec: RestoreSpec,
@@ -126,7 +127,7 @@ impl Machine {
         }
     }
 
-    /// Ends the machine and waits until nothing of it is left; its room on the host is free then, whoever still has a handle.
+    /// Ends the machine and waits until its resources are released. Its admission is then free, even if other handles exist.
     pub(crate) async fn end(&self) {
         if let Err(error) = self.vm.kill().await {
             tracing::error!(machine = self.vm.id(), error = %chain(&error), "machine could not be ended");
@@ -137,7 +138,7 @@ impl Machine {
     }
 }
 
-/// The work, unless the machine ends first.
+/// Runs the work, unless the machine ends first.
 async fn alive<T>(vm: &dyn Vm, work: impl Future<Output = Result<T, MachineError>>) -> Result<T, MachineError> {
     tokio::select! {
         biased;
@@ -164,7 +165,7 @@ fn unix_time_ns() -> u64 {
     u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or_default()
 }
 
-/// The driver of machines, and who may have one. Cheap to clone.
+/// The driver of machines, and their admission. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Machines {
     pub(crate) vmm: Arc<dyn Vmm>,
@@ -172,14 +173,14 @@ pub(crate) struct Machines {
 }
 
 impl Machines {
-    /// No machine runs yet.
+    /// A driver without running machines.
     pub(crate) fn new(vmm: Arc<dyn Vmm>, capacity: Capacity, quota: TenantQuota) -> Machines {
         let admission = Admission::new(capacity, quota, Arc::new(DriverMemory(Arc::clone(&vmm))));
         Machines { vmm, admission }
     }
 }
 
-/// What machines of a driver take, for admission.
+/// Memory of a driver's machines, for admission.
 struct DriverMemory(Arc<dyn Vmm>);
 
 impl Memory for DriverMemory {

@@ -1,4 +1,4 @@
-//! What this host stores for control: named, swept, collected.
+//! Control's view of this host's stored data: naming, sweeping, collection.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! What this host is, its start and its end.
+//! Information about this host, and its start and end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use nullspace_vmm::VmmKind;
 use crate::failures::to_control;
 use crate::{LocalHost, disk};
 
-/// Background work ends within this.
+/// Time limit of background work at the end.
 const ENDING: Duration = Duration::from_secs(120);
 
 #[async_trait]
@@ -30,7 +30,7 @@ impl Lifecycle for LocalHost {
         for tasks in [&inner.tasks, &inner.builder.tasks, &inner.actors.tasks] {
             tasks.close();
             if tokio::time::timeout(ENDING, tasks.wait()).await.is_err() {
-                tracing::error!("background work of the host does not end");
+                tracing::error!("background work of the host has not ended in time");
             }
         }
     }

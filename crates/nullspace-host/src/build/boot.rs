@@ -1,4 +1,4 @@
-//! The build's machine: room for it, and its boot.
+//! The build's machine: its admission and its boot.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,12 +14,12 @@ use crate::admission::{Permit, Wanted};
 use crate::failures;
 use crate::machine::{Machine, MachineError, SharedMachine};
 
-/// A build waits so long for room on the host.
+/// Longest wait of a build for admission.
 const ADMISSION: Duration = Duration::from_secs(300);
-/// What a disk that an older import has filled needs more, MiB.
+/// Free disk space that a machine needs on a disk that an older import has filled, MiB.
 const ROOM_FOR_MACHINE_MIB: u64 = 64;
 
-/// Waits for room on the host, and in the tenant's quota.
+/// Waits for admission: for capacity of the host and for the tenant's quota.
 pub(crate) async fn admit(attempt: &Attempt) -> Result<Permit, Error> {
     let (job, size) = (&attempt.job, &attempt.job.definition.machine);
     let wanted = Wanted { tenant: job.tenant, memory_mib: size.memory_mib, vcpus: size.vcpus, sandbox: false };
@@ -98,7 +98,7 @@ pub(crate) async fn boot(attempt: &Attempt, prepared: &Prepared, permit: Permit)
     Ok(machine)
 }
 
-/// A machine's id: the end of the build's, which is what differs between builds of one moment.
+/// A machine's id: the end of the build's id, which differs between builds of one moment.
 fn machine_id(job: &BuildJob) -> String {
     let id = job.build.uuid().as_simple().to_string();
     format!("build-{}-{}", &id[16..], job.attempt)

@@ -1,4 +1,4 @@
-//! Accounting of caches: an answer is counted in the build's summary and in the metrics, and makes its log entry, in one call.
+//! Accounting of caches: one call counts an answer in the build's summary and the metrics, and makes its log entry.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,16 +10,16 @@ use nullspace_host_interface::{BuildRecord, CacheKind, CacheLookup, Place, Recor
 
 use super::log::BuildLog;
 
-/// What a cache said, or was given.
+/// A cache's answer, or an addition to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// It had it.
+    /// The cache has it.
     Hit,
-    /// It did not have it, or nothing that fits.
+    /// The cache does not have it, or nothing compatible.
     Miss,
-    /// It was not asked: why.
+    /// The cache was bypassed for this reason.
     Bypass(CacheReason),
-    /// It has it now.
+    /// It was added to the cache.
     Stored,
 }
 
@@ -59,7 +59,7 @@ impl CacheBook {
         *self.summary.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts an answer about `count` things of the kind; its log entry, not appended yet.
+    /// Counts an answer about `count` things of this kind. Returns its log entry, which is not appended yet.
     pub(crate) fn note(
         &self,
         place: impl Into<Place>,
@@ -80,7 +80,7 @@ impl CacheBook {
         }
     }
 
-    /// Counts one answer whose log entry is another one's: the end of a build says that its artifact is stored.
+    /// Counts one answer without a log entry of its own: the end of a build says that its artifact is stored.
     pub(crate) fn count(&self, kind: CacheKind, answer: Answer) {
         self.add(kind, answer, 1);
     }
@@ -106,7 +106,7 @@ impl CacheBook {
     }
 }
 
-/// The summary's counter of such an answer.
+/// The summary's counter of this answer.
 fn counter(summary: &mut TemplateBuildCacheSummary, kind: CacheKind, answer: Answer) -> &mut u64 {
     match (kind, answer) {
         (CacheKind::Layer, Answer::Hit) => &mut summary.layer_hits,

@@ -1,4 +1,4 @@
-//! OCI images: what a registry has, what an image says of run time, and how an import's errors read to users.
+//! OCI images: resolving references, an image's runtime settings, and errors of an import in the user's terms.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::import::{self, Proof, Target};
 
-/// What a tag means now: an image with the way to its layers.
+/// The image that a reference resolves to, with access to its layers.
 #[derive(Clone)]
 pub(crate) struct Image {
     repository: Repository,
@@ -32,7 +32,7 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Digest of what the reference named: an index or a manifest.
+    /// Digest of the index or manifest that the reference named.
     pub(crate) fn digest(&self) -> String {
         self.resolved.digest.to_string()
     }
@@ -42,14 +42,14 @@ impl Image {
         self.resolved.manifest_digest.to_string()
     }
 
-    /// The proof that whoever brings no credentials is given this image by its repository.
+    /// The proof that the repository gives this image to clients without credentials.
     pub(crate) fn public_proof(&self) -> Proof {
         let reference = &self.resolved.reference;
         let (registry, repository) = (reference.registry().to_owned(), reference.repository().to_owned());
         Proof::Public { registry, repository }
     }
 
-    /// What is to be downloaded, bytes.
+    /// Bytes to download.
     pub(crate) fn compressed_bytes(&self) -> u64 {
         self.resolved.layers_size()
     }
@@ -59,7 +59,7 @@ impl Image {
     }
 }
 
-/// Asks the registry what the reference means now.
+/// Resolves the reference at the registry.
 pub(crate) async fn resolve(
     registry: &Registry,
     reference: &Reference,
@@ -142,7 +142,7 @@ fn options(cancel: CancellationToken, spool: Option<PathBuf>, lines: import::Lin
     }
 }
 
-/// What to do about a host that the service does not go to.
+/// The advice about a host that the service does not connect to.
 pub(crate) const LIST_IT: &str =
     "Check the host's name; ask the operator to list a registry of a private network in private_registries.";
 
@@ -242,7 +242,7 @@ fn usable(line: &str) -> bool {
     !line.trim().is_empty() && !line.contains('\0') && line.len() <= MAX_TEXT
 }
 
-/// What the image says of run time. Malformed variables are skipped, as the contract says.
+/// The image's runtime settings. Malformed variables are skipped, as the contract says.
 pub(crate) fn runtime(config: &ImageConfig) -> Runtime {
     let run = &config.config;
     let envs = run.env.iter().filter_map(|text| text.split_once('='));
@@ -259,7 +259,7 @@ pub(crate) fn runtime(config: &ImageConfig) -> Runtime {
     }
 }
 
-/// What the API shows of the image.
+/// The image's metadata for the API.
 pub(crate) fn metadata(config: &ImageConfig) -> TemplateOciImageMetadata {
     let run = &config.config;
     TemplateOciImageMetadata {
@@ -281,9 +281,9 @@ fn positive(value: i64) -> Option<u64> {
     u64::try_from(value).ok().filter(|&value| value > 0)
 }
 
-/// A shell or exec healthcheck as a command readiness. Docker gives up after `retries` failures in a row, `interval`
-/// apart, those of the start period not counted; so that long the command is tried here, the pauses shorter because a
-/// build waits for it.
+/// Converts a shell or exec healthcheck to command readiness. Docker gives up after `retries` failures in a row, `interval`
+/// apart, without those of the start period. The command is tried for as long here, with shorter pauses, because a build
+/// waits for it.
 fn mapped(check: &Healthcheck) -> Option<Readiness> {
     let (kind, rest) = check.test.split_first()?;
     let (command, argv) = match (kind.as_str(), rest) {

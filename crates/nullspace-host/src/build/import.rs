@@ -1,13 +1,13 @@
-//! Root images: their keys and sizes, who makes them, what users read about it. How is `nullspace-rootfs`' business.
+//! Root images: keys, sizes, proofs, and progress of an import. `nullspace-rootfs` writes the image itself.
 //!
 //! # Keys
-//! What a root image holds is named by its content key: BLAKE3 over length-prefixed parts, which are the kind of source,
-//! its digest (an image's *manifest*, so that a moved tag is another key and an index that only gained platforms is not),
-//! platform, [`IMPORTER`] and the disk's size. Equal content keys mean equal bytes: identifiers inside the filesystem come
-//! from it, times are fixed, so that copies under several keys share their chunks.
+//! The content of a root image is named by its content key: BLAKE3 over length-prefixed parts. The parts are the kind of source,
+//! its digest, the platform, [`IMPORTER`] and the disk's size. The digest is that of an image's *manifest*: a moved tag gives
+//! another key, and an index that only gained platforms does not. Equal content keys mean equal bytes: identifiers inside the
+//! filesystem come from the key, and times are fixed. So copies under several keys share their chunks.
 //!
-//! A digest is a claim: a registry can serve anybody's manifest and config without having a layer of it. So a root image is
-//! not found by its content alone, but by its content and a [`Proof`] that whoever asks may have it.
+//! A digest is only a claim: a registry can serve any manifest and config without having its layers. So a root image is not
+//! found by its content alone, but by its content and a [`Proof`] that the tenant may have it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -30,22 +30,21 @@ use uuid::Uuid;
 
 use super::log::BuildLog;
 
-/// Version of what an import makes of the same source; raise it when the bytes change.
+/// Version of the importer's output. Raise it when the bytes of an image from the same source change.
 pub(crate) const IMPORTER: &str = "2";
 /// Disk of the base template.
 pub(crate) const BASE_DISK_BYTES: u64 = 4 << 30;
 /// Smallest disk that is chosen when the request names none, MiB.
 const DEFAULT_DISK_MIB: u64 = 4 << 10;
-/// Room that a machine needs of its own on the disk: mount points, host name, resolver, and what a start command writes at
-/// least.
+/// Free space that a machine needs on its disk: for mount points, host name, resolver, and a minimum for the start command.
 const SPARE_BYTES: u64 = 32 << 20;
-/// Room beside the image's own content when the request names none, MiB.
+/// Free space beside the image's own content when the request names no disk, MiB.
 const HEADROOM_MIB: u64 = 1 << 10;
-/// Between two progress lines.
+/// Time between two progress lines.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// Disk of a template made from an image: as asked, or the content by a generous guess and headroom. Blocks that nobody
-/// writes cost nothing.
+/// Disk of a template made from an image: the requested size, or a generous estimate of the content plus headroom. Blocks
+/// that are never written cost nothing.
 pub(crate) fn disk_bytes(asked_mib: Option<u32>, compressed_bytes: u64) -> u64 {
     let mib = match asked_mib {
         Some(asked) => u64::from(asked),
@@ -57,18 +56,17 @@ pub(crate) fn disk_bytes(asked_mib: Option<u32>, compressed_bytes: u64) -> u64 {
     mib.saturating_mul(1 << 20)
 }
 
-/// Why a tenant may have the root image of a manifest or of layers whose digests it can name.
+/// The reason for which a tenant may have the root image of a manifest, or of layers whose digests it can name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Proof {
-    /// This repository gave the image to somebody who brought no credentials, and so gives it to everybody. All layers
-    /// were fetched from there.
+    /// This repository served the image, with all layers, to a client without credentials. So it is public.
     Public {
         /// Host, perhaps with a port.
         registry: String,
         /// Path in it.
         repository: String,
     },
-    /// This tenant has had all layers itself: fetched with credentials of its own, or built.
+    /// This tenant has had all layers: fetched with its own credentials, or built.
     Tenant(TenantId),
 }
 
@@ -82,25 +80,25 @@ impl Proof {
     }
 }
 
-/// Under which keys a root image is looked for, and how it is made.
+/// The keys of a root image, and its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RootKey {
     /// Key that it is stored under; looked for first.
     pub(crate) key: String,
     /// Keys that it may also be found under.
     pub(crate) others: Vec<String>,
-    /// What it holds.
+    /// Content key.
     pub(crate) content: String,
 }
 
 impl RootKey {
-    /// Found by any of the proofs, stored under the first.
+    /// A key that any of the proofs finds. The image is stored under the first.
     fn proven(content: String, first: &Proof, others: &[Proof]) -> RootKey {
         let others = others.iter().map(|proof| proof.key(&content)).collect();
         RootKey { key: first.key(&content), others, content }
     }
 
-    /// The root of an image in a registry, for a tenant that has just been shown its manifest there.
+    /// The root image of an image in a registry, for a tenant to which the registry has just served the manifest.
     pub(crate) fn of_image(
         manifest_digest: &str,
         disk_bytes: u64,
@@ -121,14 +119,14 @@ impl RootKey {
         RootKey::proven(content, &Proof::Tenant(tenant), &[])
     }
 
-    /// The root of the base template, which is the operator's and everybody's.
+    /// The root image of the base template, which is the operator's and public.
     pub(crate) fn of_tar(sha256: &str) -> RootKey {
         let content = tar_key(sha256);
         RootKey { key: content.clone(), others: Vec::new(), content }
     }
 }
 
-/// Key of the base template's root.
+/// Key of the base template's root image.
 pub(crate) fn tar_key(sha256: &str) -> String {
     key(&["tar", sha256, std::env::consts::ARCH, IMPORTER, &BASE_DISK_BYTES.to_string()])
 }
@@ -142,7 +140,7 @@ fn key(parts: &[&str]) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// Imports that run in this process: whoever wants the same key waits for the first and finds its result.
+/// Imports that run in this process: a second import of a key waits for the first and finds its result.
 #[derive(Default)]
 pub(crate) struct InFlight {
     keys: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
@@ -166,7 +164,7 @@ impl InFlight {
     }
 }
 
-/// Progress of an import as log lines, at a humane rate. Called from the reader's thread.
+/// Progress of an import as log lines, at most one in two seconds. Called from the reader's thread.
 pub(crate) struct Lines {
     lines: tokio::sync::mpsc::Sender<String>,
     last: Mutex<Instant>,
@@ -185,7 +183,7 @@ impl Lines {
         Lines { lines, last: Mutex::new(Instant::now()) }
     }
 
-    /// Says it, unless something was said a moment ago.
+    /// Writes a line, unless one was written a moment ago.
     pub(crate) fn say(&self, line: impl FnOnce() -> String) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.elapsed() >= EVERY {
@@ -196,7 +194,7 @@ impl Lines {
     }
 }
 
-/// Imports a root tree's tar whose SHA-256 is known.
+/// Imports a root tree's tar with a known SHA-256.
 pub(crate) async fn tar(path: PathBuf, sha256: String, target: Target) -> Result<Written, BuildFailure> {
     let cancel = target.cancel.clone();
     let (sink, writing) = target.begin()?;
@@ -281,7 +279,7 @@ pub(crate) struct Writing {
 }
 
 impl Writing {
-    /// Waits for the contents and writes what `merged` says of them. The sink must be gone by now.
+    /// Waits for the contents and writes the tree that `merged` describes. The sink must be dropped before.
     pub(crate) async fn finish(
         self,
         merged: Result<MergedTree<Content>, BuildFailure>,
@@ -294,7 +292,7 @@ impl Writing {
     }
 }
 
-/// Everything in the image that is not its content, from the content key.
+/// The image's options except its content, derived from the content key.
 fn options(key: &str, disk_bytes: u64) -> Options {
     let id = |name: &str| {
         let hash = blake3::keyed_hash(blake3::hash(name.as_bytes()).as_bytes(), key.as_bytes());
@@ -310,7 +308,7 @@ fn options(key: &str, disk_bytes: u64) -> Options {
     }
 }
 
-/// A failure of an import, with what the image's writer says turned into the user's terms.
+/// A failure of an import, with the image writer's error in the user's terms.
 struct Unwritten(BuildFailure);
 
 impl From<nullspace_rootfs::Error> for Unwritten {
@@ -328,7 +326,7 @@ impl From<nullspace_rootfs::Error> for Unwritten {
     }
 }
 
-/// An ext4 error in the user's terms; `path` is the file that is to blame, if one is.
+/// An ext4 error in the user's terms. `path` is the file that caused it, if it was a file.
 fn written(path: Option<&str>, error: &nullspace_ext4::Error) -> BuildFailure {
     match error {
         nullspace_ext4::Error::TooSmall { size_bytes, needed_bytes } => {

@@ -1,4 +1,4 @@
-//! Layers: root images that steps leave behind, kept as what the machine wrote over their parent.
+//! Layers: the root images after steps, stored as the blocks that a machine wrote over their parent.
 
 use std::io;
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use super::Error;
 
 /// A layer to store.
 pub(crate) struct Layer<'a> {
-    /// The root image that the machine's disk lay on.
+    /// The root image under the machine's disk.
     pub(crate) parent: &'a Rootfs,
     /// Key of the new image itself.
     pub(crate) key: &'a str,
-    /// Key of the step that it is found by.
+    /// Key of the step, by which the layer is found.
     pub(crate) layer_key: &'a str,
-    /// What the machine wrote.
+    /// The machine's writes.
     pub(crate) changes: DiskChanges,
 }
 
-/// Stores a layer, at the cost of what has changed.
+/// Stores a layer. The cost is proportional to the changes.
 pub(crate) async fn store(files: &ArtifactStore, record: &dyn BuildRecord, layer: Layer<'_>) -> Result<Rootfs, Error> {
     let Layer { parent, key, layer_key, changes } = layer;
     let written = Written { bytes: changes.disk_bytes().max(parent.bytes), changes };
@@ -31,7 +31,7 @@ pub(crate) async fn store(files: &ArtifactStore, record: &dyn BuildRecord, layer
     Ok(record.put_layer(published.row(key, json!({})), layer_key).await?)
 }
 
-/// What a machine wrote, as the store reads it.
+/// A machine's writes in the form that the store reads.
 struct Written {
     changes: DiskChanges,
     bytes: u64,

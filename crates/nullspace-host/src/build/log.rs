@@ -1,4 +1,4 @@
-//! The log of a build, as the build writes it: control makes each entry durable before this returns.
+//! The build's log on the host's side: control makes each entry durable before a call returns.
 
 use std::sync::Arc;
 
@@ -25,12 +25,12 @@ impl BuildLog {
         self.record.append(entries).await
     }
 
-    /// One line about what the build is doing in `place`.
+    /// Appends one line about `place`.
     pub(crate) async fn say(&self, place: impl Into<Place>, message: impl Into<String>) -> Result<(), RecordError> {
         self.append(vec![self.message(place, TemplateBuildLogLevel::Info, message)]).await
     }
 
-    /// A `message` entry, not appended yet.
+    /// Makes a `message` entry, not appended yet.
     pub(crate) fn message(
         &self,
         place: impl Into<Place>,

@@ -9,8 +9,8 @@
 //!   snapshot   freeze filesystem, drop the agent, pause, capture, end the machine
 //!   publish    files durable under the artifact's name; control names them in one transaction
 //! ```
-//! Everything that the build holds on this host is registered in a [`Scope`], which outlives the future that runs the
-//! phases: stopping is dropping that future and closing the scope.
+//! All resources of the build on this host are registered in a [`Scope`], which outlives the future that runs the phases. To
+//! stop a build, drop that future and close the scope.
 
 mod boot;
 pub(crate) mod buildkit;
@@ -52,21 +52,21 @@ use crate::disk::Disk;
 use crate::machine::Machines;
 use crate::{LocalHost, failures};
 
-/// How long a registry may take to say whether it wants credentials.
+/// Time limit of the question to a registry whether it wants credentials.
 const ASK_REGISTRY: Duration = Duration::from_secs(10);
 
-/// What of the host's settings builds look at.
+/// The host's settings for builds.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// Bound of one program of a step.
+    /// Time limit of one program of a step.
     pub(crate) step_timeout: Duration,
-    /// Certificates in PEM that programs of steps trust besides their image's.
+    /// Certificates in PEM that programs of steps trust in addition to their image's.
     pub(crate) extra_ca_pem: Option<Vec<u8>>,
     /// Tar of the root tree of the base template.
     pub(crate) base_tar: Option<PathBuf>,
 }
 
-/// What builds work with.
+/// The parts that builds share.
 pub(crate) struct Builder {
     settings: Settings,
     machines: Machines,
@@ -75,7 +75,7 @@ pub(crate) struct Builder {
     registry: Registry,
     imports: import::InFlight,
     pub(crate) buildkits: buildkit::Pool,
-    /// Work that goes on after a build.
+    /// Background work after a build.
     pub(crate) tasks: TaskTracker,
 }
 
@@ -92,7 +92,7 @@ impl Builder {
         Builder { settings, machines, disk, files, registry, imports, buildkits, tasks }
     }
 
-    /// Sees to a root image's raw file.
+    /// Makes a root image's raw file ahead of its first use.
     async fn warm(&self, rootfs: &Rootfs) {
         if let Err(error) = self.files.open_rootfs(rootfs).await {
             tracing::warn!(key = rootfs.key, error = %chain(&error), "a root image could not be written back");
@@ -110,7 +110,7 @@ pub(crate) struct Attempt {
     pub(crate) scope: Scope,
 }
 
-/// Why an attempt ended without an artifact.
+/// The reasons for which an attempt ends without an artifact.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The build failed.

@@ -1,10 +1,10 @@
-//! Output of a process in the guest on its way into the build's log.
+//! Output of a guest's process in the build's log.
 //!
 //! ```text
 //!  ExecSession ── stdout, stderr ──> Lines ──> entries (info | warn), at most so many ──together──> BuildLog
 //! ```
-//! Lines of a moment share a transaction. What is cut off is said once; the last lines are remembered for the failure's
-//! details, those that are not kept too.
+//! Lines of one moment share a transaction. One entry says that the rest is cut off. The last lines are kept for the
+//! failure's details, even if the log has no room for them.
 
 use std::time::Duration;
 
@@ -18,22 +18,22 @@ use crate::lines::{LastLines, Lines};
 
 /// Longest log line that is kept whole, bytes.
 const LINE: usize = 8 * 1024;
-/// Lines of one process that reach the log.
+/// Most lines of one process in the log.
 pub(crate) const MOST_LINES: usize = 5_000;
-/// Bytes of one process that reach the log.
+/// Most bytes of one process in the log.
 pub(crate) const MOST_BYTES: usize = 4 << 20;
 /// Lines that come within this time share a transaction.
 const TOGETHER: Duration = Duration::from_millis(50);
-/// So many lines are written at once, without waiting for more.
+/// Number of lines that are written at once, without a wait for more.
 const MANY: usize = 200;
 
-/// Why output cannot be followed to its end.
+/// The reasons for which output cannot be followed to its end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Lost {
-    /// The agent is gone, or could not go on.
+    /// The agent failed or is gone.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The log takes no more.
+    /// The log was refused.
     #[error(transparent)]
     Record(#[from] RecordError),
 }
@@ -50,7 +50,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Output that stands in the log at `place`.
+    /// The output of a process, for the log's `place`.
     pub(crate) fn new(place: Place) -> Output {
         let (lines_left, bytes_left) = (MOST_LINES, MOST_BYTES);
         let (out, err) = (Lines::new(LINE), Lines::new(LINE));
@@ -62,8 +62,7 @@ impl Output {
         self.last.all()
     }
 
-    /// Copies output into the log until the process ends (`Some`) or the agent lets go of it (`None`). May be dropped at
-    /// any await.
+    /// Copies output into the log until the process ends (`Some`) or the agent closes the stream (`None`). Cancel safe.
     pub(crate) async fn follow(&mut self, session: &mut ExecSession, log: &BuildLog) -> Result<Option<Exit>, Lost> {
         let mut flush = None;
         let ended = loop {

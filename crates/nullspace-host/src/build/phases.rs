@@ -17,7 +17,7 @@ use super::{Attempt, Error, boot, prepare, startup};
 use crate::failures;
 use crate::machine::{Machine, SharedMachine};
 
-/// Runs all phases. What it returns is durable on disk and not yet named by the database.
+/// Runs all phases. The result is durable on disk, and the database does not name it yet.
 pub(crate) async fn run(attempt: &Attempt) -> Result<Made, Error> {
     let Attempt { builder, job, record, cache, .. } = attempt;
     prepare::context(attempt).await?;
@@ -65,14 +65,14 @@ pub(crate) async fn run(attempt: &Attempt) -> Result<Made, Error> {
     Ok(made(published, snapshot, &staged, prepared, final_key))
 }
 
-/// What is stored of a snapshot beside its files.
+/// The stored description of a snapshot.
 struct Snapshot {
     disk_bytes: u64,
     compatibility: Value,
     summary: Value,
 }
 
-/// Ends a build like an earlier one without a machine: it shares that one's files.
+/// Ends a build without a machine: it shares the files of an earlier one.
 async fn reuse(
     attempt: &Attempt,
     staged: &Staged<'_>,
@@ -127,7 +127,7 @@ async fn snapshot(attempt: &Attempt, machine: &SharedMachine) -> Result<(PathBuf
     Ok((dir, summary))
 }
 
-/// Refuses a machine whose disk lacks what its guest has written. Asked after the guest has flushed.
+/// Refuses a machine with lost writes of its guest. Call it after the guest has flushed.
 pub(super) fn whole(machine: &Machine, phase: Phase) -> Result<(), BuildFailure> {
     if machine.vm.has_lost_writes() { Err(BuildFailure::host_disk_full(phase)) } else { Ok(()) }
 }

@@ -1,4 +1,4 @@
-//! The first phase: from the plan's source to an immutable root image on this host.
+//! The first phase: from the definition's source to an immutable root image on this host.
 //!
 //! ```text
 //!  image     resolve the tag to a digest ── key ── image there? ── no: import, publish ──┐
@@ -6,8 +6,8 @@
 //!  dockerfile  BuildKit ── archive ── key ── there? ─ no: import, publish ──────────────┤   (buildkit)
 //!  template  the parent's root image, as it was before the parent's start command ran ──┘
 //! ```
-//! Root images are shared: the key says everything that the bytes depend on, and why whoever asks may have them (see
-//! `import`), so the same source twice is one file, and a tag that moved is another key.
+//! Root images are shared. The key covers everything that determines the bytes, and the proof that the tenant may have them
+//! (see `import`). The same source is stored once, and a moved tag gives another key.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -33,16 +33,16 @@ use super::import::{self, RootKey, Target};
 use super::{Attempt, Error, image};
 use crate::failures;
 
-/// Paths that are named in one message.
+/// Most paths named in one message.
 const MAX_NAMED: usize = 10;
 
-/// What the following phases build on.
+/// The result of the phase.
 #[derive(Clone)]
 pub(crate) struct Prepared {
     pub(crate) rootfs: Rootfs,
-    /// What the guest's disk is to have.
+    /// Size of the guest's disk.
     pub(crate) disk_bytes: u64,
-    /// What the source says of run time.
+    /// The source's runtime settings.
     pub(crate) runtime: Runtime,
     pub(crate) oci_metadata: Option<TemplateOciImageMetadata>,
 }
@@ -215,8 +215,7 @@ impl Attempt {
     }
 }
 
-/// Ends a build whose context has files that nobody uploaded: such a build is accepted, since its request may have been
-/// sent in good faith, and fails before its first phase.
+/// Ends a build whose context has files that were not uploaded. Such a build is accepted, and fails before its first phase.
 pub(crate) async fn context(attempt: &Attempt) -> Result<(), Error> {
     let files = &attempt.job.definition.context;
     if files.is_empty() {
@@ -244,7 +243,7 @@ pub(crate) async fn context(attempt: &Attempt) -> Result<(), Error> {
     Err(failure.into())
 }
 
-/// Says, and has recorded, what the disk has when that is more than was asked for.
+/// Logs and records the disk's size when it is larger than requested.
 pub(crate) async fn say_disk(attempt: &Attempt, prepared: &Prepared) -> Result<(), Error> {
     let definition = &attempt.job.definition;
     let from = match &definition.source {

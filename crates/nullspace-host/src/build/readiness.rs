@@ -1,4 +1,4 @@
-//! Readiness: when the service that the start command began may be snapshotted.
+//! Readiness: the condition under which a started service may be snapshotted.
 //!
 //! ```text
 //!   start command running ──probe──> ready
@@ -9,8 +9,8 @@
 //!        └── startup_grace_secs + timeout_secs are over ──> failed (readiness_timeout)
 //! ```
 //!
-//! Probes begin at once, so that a service which is ready in 50 ms costs 50 ms; `startup_grace_secs` is time that does
-//! not count against `timeout_secs`.
+//! Probes begin at once: a service that is ready after 50 ms costs 50 ms. `startup_grace_secs` does not count against
+//! `timeout_secs`.
 
 use std::time::Duration;
 
@@ -21,23 +21,23 @@ use tokio::time::Instant;
 
 /// Without a readiness check, a start command that still runs after this counts as ready; see [`settled`].
 pub(crate) const SETTLE: Duration = Duration::from_secs(2);
-/// The same in a machine that is emulated in software, where programs take a multiple of their time.
+/// The same in a machine under software emulation, where programs are slower.
 pub(crate) const SETTLE_EMULATED: Duration = Duration::from_secs(4);
-/// A start command that is PID 1 of a namespace has settled only when its machine is idle for this long: one that is about to
-/// end (`node` without a terminal) would take the first commands of each sandbox with it.
+/// Idle time after which a start command that is PID 1 of a namespace has settled. A command that is about to end (`node`
+/// without a terminal) would end the first commands of each sandbox with it.
 const IDLE: Duration = Duration::from_millis(500);
-/// Whatever the machine does, a start command has settled after this.
+/// A start command has settled after this, even on a busy machine.
 const SETTLE_MOST: Duration = Duration::from_secs(30);
 
-/// How waiting for readiness ended.
+/// The result of waiting for readiness.
 #[derive(Debug)]
 pub(crate) enum Waited {
-    /// It is ready after so many attempts.
+    /// The service is ready.
     Ready {
         /// Attempts made.
         attempts: u32,
     },
-    /// The time is over; what the last attempt saw.
+    /// The time limit has passed.
     TimedOut {
         /// The whole limit.
         limit: Duration,
@@ -46,12 +46,11 @@ pub(crate) enum Waited {
     },
 }
 
-/// A connection may always take so long, if there is as much left; a guest under software emulation on a loaded host needs
-/// some of it.
+/// Least time for a connection, if so much is left. A guest under software emulation on a loaded host needs it.
 const CONNECTION: Duration = Duration::from_secs(10);
 
-/// How long one attempt may take of what is left: a command what its own limit says, or all of it; a connection so much that
-/// one which hangs leaves time for another.
+/// Time limit of one attempt within the time that is left. A command has its own limit, or all of the rest. A connection gets
+/// a part, so that there is time for another attempt.
 fn attempt(readiness: &Readiness, left: Duration) -> Duration {
     match readiness {
         Readiness::Command { attempt_secs: Some(secs), .. } => Duration::from_secs(*secs).min(left),
@@ -98,8 +97,8 @@ pub(crate) async fn wait(agent: &Agent, readiness: &Readiness, exec: &Exec) -> R
     }
 }
 
-/// Returns when a start command that still runs counts as ready: after `settle`, and if it is PID 1 of a namespace
-/// (`first`), once its machine is idle or [`SETTLE_MOST`] is over.
+/// Waits until a start command that still runs counts as ready: after `settle`. If it is PID 1 of a namespace (`first`), its
+/// machine must also be idle, or [`SETTLE_MOST`] must have passed.
 pub(crate) async fn settled(agent: &Agent, settle: Duration, first: bool) -> Result<(), AgentError> {
     if !first {
         tokio::time::sleep(settle).await;

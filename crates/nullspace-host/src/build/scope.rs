@@ -1,4 +1,4 @@
-//! What an attempt of a build holds on this host, until nothing of it is left.
+//! The resources of an attempt on this host, and their release.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,20 +11,20 @@ use tokio_util::task::TaskTracker;
 use crate::disk::{Disk, Writing};
 use crate::machine::SharedMachine;
 
-/// What a build holds on this host.
+/// The resources of a build on this host.
 pub(crate) struct Scope {
     scratch: Mutex<Option<Arc<Scratch>>>,
-    /// What the machine's disk lies on.
+    /// Keeps the root image under the machine's disk.
     root: Mutex<Option<RootfsPin>>,
     /// Shared with the task that boots it.
     pub(super) machine: Arc<Mutex<Option<SharedMachine>>>,
-    /// Cancelled when the disk runs full and this build has written most of late.
+    /// Cancelled when the disk runs full and this build has written most recently.
     pub(crate) overran: CancellationToken,
-    /// The folder, among those that are looked at when the disk runs full.
+    /// The folder, registered for the check of the disk.
     writing: Mutex<Option<Writing>>,
-    /// Threads and tasks of the build; the folder stays until they are done.
+    /// Threads and tasks of the build. The folder stays until they have ended.
     pub(crate) tasks: TaskTracker,
-    /// Tells those threads and tasks to stop.
+    /// Stops those threads and tasks.
     pub(crate) cancel: CancellationToken,
     build: BuildId,
 }
@@ -43,7 +43,7 @@ impl Scope {
         }
     }
 
-    /// The build's folder, made when first asked for.
+    /// The build's folder. The first call makes it.
     pub(crate) fn scratch(&self, files: &ArtifactStore, disk: &Disk) -> Result<Arc<Scratch>, DataError> {
         let mut slot = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(scratch) = &*slot {
@@ -61,19 +61,19 @@ impl Scope {
         Ok(scratch)
     }
 
-    /// Keeps a raw root image where it is as long as the build runs, or until its next machine uses another.
+    /// Keeps a raw root image while the build runs, or until its next machine uses another.
     pub(crate) fn keep_root(&self, root: RootfsPin) {
         *self.root.lock().unwrap_or_else(PoisonError::into_inner) = Some(root);
     }
 
-    /// What the build's machine printed last, for the log of one that failed; nothing once it has ended.
+    /// The last console output of the build's machine, for the log of a failed build. `None` once the machine has ended.
     pub(crate) fn console_tail(&self) -> Option<String> {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
         machine.as_ref().map(|machine| machine.vm.console_tail())
     }
 
-    /// Whether the machine has failed to write for want of room on the host's disk: what its guest holds for written is
-    /// not there.
+    /// Whether the machine has failed to write because the host's disk was full. Its disk then lacks data that the guest has
+    /// written.
     pub(crate) fn lost_writes(&self) -> bool {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
         machine.as_ref().is_some_and(|machine| machine.vm.has_lost_writes())
@@ -84,7 +84,7 @@ impl Scope {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Ends the machine and waits until nothing of it is left.
+    /// Ends the machine, and waits until its resources are released.
     pub(crate) async fn end_machine(&self) {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(machine) = machine {
@@ -92,12 +92,12 @@ impl Scope {
         }
     }
 
-    /// Ends everything; returns when nothing of the build is left on the host but what it published.
+    /// Ends everything. Returns when only the published files of the build are left on the host.
     pub(crate) async fn close(&self) {
         self.cancel.cancel();
         self.tasks.close();
         if tokio::time::timeout(Duration::from_secs(60), self.tasks.wait()).await.is_err() {
-            tracing::error!(build = %self.build, "threads of a build do not end");
+            tracing::error!(build = %self.build, "threads of a build have not ended in time");
         }
         // Last: one of the tasks may have been booting it.
         self.end_machine().await;

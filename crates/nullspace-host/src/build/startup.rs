@@ -1,4 +1,4 @@
-//! The start command: run once, followed into the log, and ready by one rule.
+//! The start command: started once, its output copied to the log, and ready by one rule.
 //!
 //! ```text
 //!   launch ── output ──> log
@@ -91,11 +91,11 @@ pub(crate) async fn start(attempt: &Attempt, machine: &Machine, runtime: &Runtim
     }
 }
 
-/// Why a start command is not up.
+/// The reasons for which a start command is not up.
 enum NotUp {
-    /// The agent could not, or is gone.
+    /// The agent failed or is gone.
     Agent(AgentError),
-    /// The command, or the log.
+    /// The command or the log failed.
     Other(Error),
 }
 
@@ -133,7 +133,7 @@ async fn launch(
     Ok(ended)
 }
 
-/// Copies a service's output into the log, line by line, until it ends or the session does.
+/// Copies a service's output into the log, line by line, until the service or the session ends.
 async fn follow(
     mut session: ExecSession,
     log: BuildLog,
@@ -155,7 +155,7 @@ async fn follow(
     }
 }
 
-/// By which rule a template counts as ready.
+/// The rule by which a template counts as ready.
 enum Up {
     /// There is no start command, and no readiness check.
     Nothing,
@@ -163,7 +163,7 @@ enum Up {
     Done,
     /// The start command has run for the settling time.
     Settled,
-    /// What the readiness check said.
+    /// The readiness check's result.
     Checked(Waited),
 }
 

@@ -1,12 +1,12 @@
-//! Commands of a sandbox that somebody follows from afar, may lose, and finds again.
+//! Commands of a sandbox that a client follows, can lose, and can find again.
 //!
 //! ```text
 //!   run_command ─────> started as a service of the guest, followed from its first byte
 //!   connect_command ─> one that was started before: what is kept of its output, then what comes
 //!                        └─ events ... Exit             dropped: the command runs on
 //! ```
-//! While it is followed nothing of its output is lost: a follower that is slow makes the command wait. What one writes that
-//! nobody follows is kept to its last 256 KiB of each stream, and [`FollowedCommand::lost`] counts the rest.
+//! With a follower, no output is lost: a slow follower makes the command wait. Without a follower, a command keeps the last
+//! 256 KiB of each stream, and [`FollowedCommand::lost`] counts the rest.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,12 +22,12 @@ use super::exec::{command, exec_error};
 use super::live::Live;
 use nullspace_service::{Error, Result};
 
-/// Commands of one sandbox that are followed at a time. The agent has 64 channels, and other operations want some too.
+/// Most commands of one sandbox that are followed at a time. The agent has 64 channels, and other operations need some.
 pub(super) const MAX_FOLLOWED: usize = 32;
-/// How long a process may take to read what is written to its stdin.
+/// Time limit for a process to read the data written to its stdin.
 const STDIN_LIMIT: Duration = Duration::from_secs(30);
 
-/// What a follower holds.
+/// The state of a follower.
 struct Follower {
     session: ExecSession,
     live: Arc<Live>,
@@ -36,7 +36,7 @@ struct Follower {
 }
 
 impl Follower {
-    /// The next event; `None` after its end. May be cancelled without losing an event.
+    /// Returns the next event, or `None` after the end. Cancel safe.
     async fn next(&mut self) -> Result<Option<CommandEvent>> {
         let event = tokio::select! {
             biased;
@@ -61,7 +61,7 @@ pub(super) async fn run(live: Arc<Live>, request: ExecRequest) -> Result<Followe
     Ok(followed(session, live, place, request.command))
 }
 
-/// Follows a command that runs already; see [`LiveSandbox::connect_command`](nullspace_service::LiveSandbox::connect_command).
+/// Follows a running command; see [`LiveSandbox::connect_command`](nullspace_service::LiveSandbox::connect_command).
 pub(super) async fn connect(live: Arc<Live>, pid: u32) -> Result<FollowedCommand> {
     let agent = live.agent()?;
     let place = live.place()?;

@@ -14,9 +14,9 @@ use nullspace_host_interface::{invalid, reason};
 use nullspace_service::chain;
 use nullspace_service::{Error, Result};
 
-/// Bytes of stdout and of stderr that an exec answers with.
+/// Most bytes of stdout, and of stderr, in the answer of an exec.
 const MAX_OUTPUT: usize = 10 * 1024 * 1024;
-/// Bytes of each stream, its end, that the error of a command has whose time was over.
+/// Most bytes of each stream, from its end, in the error of a command that timed out.
 const MAX_TIMED_OUT_OUTPUT: usize = 64 * 1024;
 /// Longest command that `exec` waits for.
 const MAX_EXEC_SECS: u64 = 3600;
@@ -66,7 +66,7 @@ pub(super) async fn run(live: &Live, request: &ExecRequest, memory: &dyn Memory)
     Ok(ExecResponse { exit_code: output.exit.code, stdout, stderr, pid: Some(output.pid) })
 }
 
-/// A command whose time is over, with the end of what it wrote.
+/// The error of a command that timed out, with the end of its output.
 fn timed_out(output: &ExecOutput, timeout_ms: u64) -> Error {
     let message = format!("the command did not end within {timeout_ms} ms and was stopped");
     let advice = "Give it a higher timeout_secs, or run it in the background.".to_owned();
@@ -88,7 +88,7 @@ fn timed_out(output: &ExecOutput, timeout_ms: u64) -> Error {
     }
 }
 
-/// Output as text of at most [`MAX_OUTPUT`] bytes, and whether some was cut off: a byte that is no text becomes three.
+/// Output as text of at most [`MAX_OUTPUT`] bytes, and whether it was cut. An invalid byte becomes three.
 fn text(bytes: Vec<u8>) -> (String, bool) {
     let mut text =
         String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
@@ -100,7 +100,7 @@ fn text(bytes: Vec<u8>) -> (String, bool) {
     (text, cut)
 }
 
-/// A request as the agent takes it: the template's and the sandbox's settings, then the request's own.
+/// The agent's form of a request: the settings of template and sandbox, then the request's own.
 pub(super) fn command(live: &Live, request: &ExecRequest) -> Result<Exec> {
     if request.command.is_empty() {
         return Err(Error::invalid("command is empty"));

@@ -1,15 +1,15 @@
-//! Why a sandbox ends that nobody asked to end, as a typed reason.
+//! Typed reasons for which a running sandbox ends by itself.
 
 use nullspace_guest::host::AgentError;
 use nullspace_vmm::{EndCause, Ended};
 
-/// What is wrong with a sandbox that ran.
+/// A fault of a running sandbox.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
     /// Its machine has ended.
     #[error("the machine ended: {0}")]
     Machine(Ended),
-    /// Its machine runs, and the agent's connection is over.
+    /// Its machine runs, but the agent's connection is closed.
     #[error("{0}")]
     Agent(AgentError),
 }
@@ -27,7 +27,7 @@ impl Fault {
         }
     }
 
-    /// The reason for the sandbox's owner: nothing of this host's insides, no word of the guest's.
+    /// The reason for the sandbox's owner, without internals of the host and without text from the guest.
     pub(super) fn shown(&self) -> &'static str {
         match self {
             Fault::Machine(Ended { cause: EndCause::Guest, .. }) => "the guest powered off, rebooted or crashed",

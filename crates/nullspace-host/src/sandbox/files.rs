@@ -1,5 +1,5 @@
-//! Files of a sandbox, through its agent: as the sandbox's default user unless told otherwise, relative paths from its working
-//! directory. The guest's kernel judges what the user may do; no path here is ever one of this host.
+//! Files of a sandbox, through its agent: as the sandbox's default user unless the request names another, with relative paths
+//! from its working directory. The guest's kernel checks the user's rights. No path here is a path of this host.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub(super) async fn read(live: Arc<Live>, at: FileAt) -> Result<FileDownload> {
     Ok(FileDownload { info, content: content.boxed() })
 }
 
-/// Makes or replaces a file's content; see [`LiveSandbox::write_file`](nullspace_service::LiveSandbox::write_file).
+/// Creates a file or replaces its content; see [`LiveSandbox::write_file`](nullspace_service::LiveSandbox::write_file).
 pub(super) async fn write(live: &Live, at: FileAt, mut content: ByteStream) -> Result<FileInfo> {
     let mut writer = live.agent()?.write_file(live.user(at.user), &live.cwd, &at.path).await.map_err(failed)?;
     while let Some(piece) = content.next().await {
@@ -60,7 +60,7 @@ pub(super) async fn list(live: &Live, at: FileAt, depth: Depth, memory: &dyn Mem
     }
 }
 
-/// Whether there is something at the path.
+/// Whether the path exists.
 pub(super) async fn exists(live: &Live, at: FileAt) -> Result<bool> {
     let info = live.agent()?.file_entry(live.user(at.user), &live.cwd, FileOp::Info { path: at.path });
     match info.await {
@@ -70,18 +70,18 @@ pub(super) async fn exists(live: &Live, at: FileAt) -> Result<bool> {
     }
 }
 
-/// Does what is answered with an entry.
+/// Runs an operation that is answered with an entry.
 pub(super) async fn entry(live: &Live, user: Option<String>, op: FileOp) -> Result<FileInfo> {
     let entry = live.agent()?.file_entry(live.user(user), &live.cwd, op).await;
     entry.map(shown).map_err(failed)
 }
 
-/// Does what has no answer.
+/// Runs an operation without an answer.
 pub(super) async fn done(live: &Live, user: Option<String>, op: FileOp) -> Result<()> {
     live.agent()?.file_done(live.user(user), &live.cwd, op).await.map_err(failed)
 }
 
-/// Permission bits that are given in octal.
+/// Parses permission bits in octal.
 pub(super) fn mode(permissions: &str) -> Result<u32> {
     let octal = (1..=5).contains(&permissions.len()) && permissions.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
     let mode = if octal { u32::from_str_radix(permissions, 8).ok().filter(|mode| *mode <= 0o7777) } else { None };
@@ -94,7 +94,7 @@ impl Live {
     }
 }
 
-/// An entry in the words of the API.
+/// An entry in the terms of the API.
 fn shown(entry: FileEntry) -> FileInfo {
     let kind = match entry.kind {
         FileKind::File => "file",

@@ -1,4 +1,4 @@
-//! A running sandbox, and its operations: each asks the guest's agent, and says the answer in the words of the API.
+//! A running sandbox and its operations: each asks the guest's agent, and answers in the terms of the API.
 //!
 //! ```text
 //!   Sandboxes::live_sandbox ──> Live ── agent()? ──> guest        exec, commands, processes, files
@@ -32,19 +32,19 @@ pub(super) struct Live {
     pub(super) runtime: Runtime,
     pub(super) envs: BTreeMap<String, String>,
     pub(super) cwd: String,
-    /// Cancelled when the sandbox ends: stops the task that watches over it, and every stream of it.
+    /// Cancelled when the sandbox ends. Stops the task that watches it, and all of its streams.
     pub(super) ended: CancellationToken,
     pub(super) scratch: Mutex<Option<Scratch>>,
-    /// Its folder, among those that are looked at when the host's disk runs full.
+    /// Its folder, registered for the check of the host's disk.
     pub(super) writing: Writing,
-    /// What its disk lies on.
+    /// Keeps the root image under its disk.
     pub(super) _root: RootfsPin,
-    /// Places for commands that somebody follows.
+    /// Permits for followed commands.
     pub(super) followed: Arc<Semaphore>,
 }
 
 impl Live {
-    /// Ends the machine and removes what it had.
+    /// Ends the machine and removes its files.
     pub(super) async fn end(&self) {
         self.ended.cancel();
         self.machine.end().await;
@@ -52,18 +52,18 @@ impl Live {
         drop(scratch);
     }
 
-    /// The guest's agent. The sandbox may have ended since it was looked up: then it is not found.
+    /// Returns the guest's agent. A sandbox that has ended since it was looked up is not found.
     pub(super) fn agent(&self) -> Result<&Agent> {
         if self.ended.is_cancelled() { Err(self.gone()) } else { Ok(&self.machine.agent) }
     }
 
-    /// The error of whoever still uses the sandbox when it ends.
+    /// The error of operations that still run when the sandbox ends.
     pub(super) fn gone(&self) -> Error {
         Error::sandbox_not_found(&self.id.to_string())
     }
 }
 
-/// What takes more than a line is in the file of its topic.
+/// Operations of more than one line are in the file of their topic.
 #[async_trait]
 impl LiveSandbox for Live {
     async fn exec(&self, request: ExecRequest, memory: &dyn Memory) -> Result<ExecResponse> {

@@ -6,8 +6,8 @@
 //!                                                           └──────────────>  its machine or guest failed
 //!                                                                             it filled the host's disk
 //! ```
-//! What ends a sandbox takes its place away first. Nothing is ever told to a guest that has broken the agent's protocol, or
-//! that has not answered its heartbeat for 30 seconds: its sandbox ends then, and gives back what it had.
+//! The end of a sandbox first removes its place. A guest that breaks the agent's protocol, or does not answer its heartbeat
+//! for 30 seconds, ends its sandbox. No message is sent to such a guest.
 
 mod commands;
 mod exec;
@@ -45,15 +45,15 @@ use crate::admission::{Refused, Wanted};
 use crate::disk::Disk;
 use crate::machine::{self, Machines};
 
-/// Why a sandbox ended that filled the host's disk.
-const DISK_FULL: &str = "host_disk_full: the host's disk ran full, and this sandbox had written most of late";
-/// When a create that was refused for want of room may come again.
+/// The reason of a sandbox that was ended because it filled the host's disk.
+const DISK_FULL: &str = "host_disk_full: the host's disk ran full, and this sandbox had written most recently";
+/// Time after which a create that was refused for capacity should be retried.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Where a sandbox stands.
+/// State of a sandbox on this host.
 #[derive(Clone)]
 enum Place {
-    /// It starts. The token is cancelled when that is over, well or badly.
+    /// It starts. The token is cancelled at the end of the start, successful or not.
     Starting(CancellationToken),
     /// Its machine can be used.
     Running(Arc<Live>),
@@ -66,7 +66,7 @@ pub(crate) struct Actors {
     files: ArtifactStore,
     places: Mutex<HashMap<SandboxId, Place>>,
     events: OnceLock<Arc<dyn HostEvents>>,
-    /// The tasks that watch.
+    /// The tasks that watch sandboxes.
     pub(crate) tasks: TaskTracker,
 }
 
@@ -75,7 +75,7 @@ impl Actors {
         Actors { machines, disk, files, places: Mutex::default(), events: OnceLock::new(), tasks: TaskTracker::new() }
     }
 
-    /// Names who is told of sandboxes that end by themselves. The first call counts.
+    /// Sets the receiver of the ends of sandboxes that end by themselves. Only the first call has an effect.
     pub(crate) fn report_to(&self, events: Arc<dyn HostEvents>) {
         let _ = self.events.set(events);
     }
@@ -84,14 +84,14 @@ impl Actors {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The sandbox starts.
+    /// Registers a sandbox that starts.
     fn begin(self: &Arc<Self>, id: SandboxId) -> Starting {
         let over = CancellationToken::new();
         self.places().insert(id, Place::Starting(over.clone()));
         Starting { actors: Arc::clone(self), id, over }
     }
 
-    /// Ends a sandbox, and waits until nothing of it is left.
+    /// Ends a sandbox, and waits until its resources are released.
     async fn end(&self, id: SandboxId) {
         let place = self.places().remove(&id);
         match place {
@@ -102,7 +102,7 @@ impl Actors {
         }
     }
 
-    /// Ends a sandbox by itself, and tells.
+    /// Ends a sandbox by a fault or timeout, and reports it.
     async fn end_and_tell(&self, id: SandboxId, end: SandboxEnd) {
         self.end(id).await;
         if let Some(events) = self.events.get() {
@@ -110,7 +110,7 @@ impl Actors {
         }
     }
 
-    /// Ends the sandbox when its time is up or its machine has ended.
+    /// Ends the sandbox when its time limit has passed or its machine has ended.
     fn watch(self: &Arc<Self>, live: &Arc<Live>, deadline: Option<Timestamp>) {
         let (actors, live, id) = (Arc::clone(self), Arc::clone(live), live.id);
         self.tasks.spawn(async move {
@@ -129,7 +129,7 @@ impl Actors {
                     SandboxEnd { failed: false, reason: "its time was up".to_owned(), fault: None }
                 }
                 () = live.writing.overran.cancelled() => {
-                    tracing::warn!(sandbox_id = %id, "sandbox is ended: the host's disk runs full, and it has written most");
+                    tracing::warn!(sandbox_id = %id, "sandbox is ended: the host's disk is nearly full, and it has written most");
                     SandboxEnd { failed: true, reason: DISK_FULL.to_owned(), fault: None }
                 }
                 ended = live.machine.vm.exited() => failed(id, &Fault::Machine(ended)),
@@ -147,14 +147,14 @@ impl Actors {
     }
 }
 
-/// The end of a sandbox that no longer works.
+/// The end of a sandbox with a fault.
 fn failed(id: SandboxId, fault: &Fault) -> SandboxEnd {
     let (code, why) = (fault.code(), fault.to_string());
     tracing::warn!(sandbox_id = %id, reason = code, why, "sandbox failed and is ended");
     SandboxEnd { failed: true, reason: format!("{code}: {}", fault.shown()), fault: Some(code) }
 }
 
-/// A start under way. Dropping it says that it is over; without [`Starting::run`] the sandbox never came to be.
+/// A start under way. Dropping it ends the start; without [`Starting::run`] the sandbox never existed.
 struct Starting {
     actors: Arc<Actors>,
     id: SandboxId,
@@ -162,7 +162,7 @@ struct Starting {
 }
 
 impl Starting {
-    /// The sandbox's machine can be used; false when the sandbox was ended meanwhile.
+    /// Marks the sandbox's machine as usable. Returns false when the sandbox was ended meanwhile.
     fn run(&self, live: &Arc<Live>) -> bool {
         match self.actors.places().get_mut(&self.id) {
             Some(place) => {

@@ -1,4 +1,4 @@
-//! Processes of a sandbox, beyond those that an exec waits for.
+//! Processes of a sandbox, beyond those of an exec.
 
 use nullspace_api::{ErrorResponseCode, ProcessInfo, ProcessLogs};
 use nullspace_guest::host::ExecEvent;
@@ -10,7 +10,7 @@ use nullspace_service::{Error, Result};
 /// `SIGKILL`, in every Linux guest.
 const KILL: i32 = 9;
 
-/// What the agent keeps of a process's output at most: 256 KiB of each stream, and what comes while that is sent.
+/// Most bytes of a process's output from the agent: 256 KiB of each stream, and the output during the transfer.
 const MAX_KEPT: usize = 2 << 20;
 
 /// The processes of the sandbox.
@@ -29,7 +29,7 @@ pub(super) async fn kill(live: &Live, pid: u32) -> Result<()> {
     live.agent()?.kill(pid, KILL).await.map_err(|error| exec_error(error, "kill"))
 }
 
-/// What is kept of a process's output; see [`LiveSandbox::process_logs`](nullspace_service::LiveSandbox::process_logs).
+/// Returns the kept output of a process; see [`LiveSandbox::process_logs`](nullspace_service::LiveSandbox::process_logs).
 pub(super) async fn logs(live: &Live, pid: u32) -> Result<ProcessLogs> {
     let failed = |error| exec_error(error, "logs");
     let mut session = live.agent()?.output_so_far(pid).await.map_err(failed)?;

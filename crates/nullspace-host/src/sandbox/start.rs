@@ -1,4 +1,4 @@
-//! The start of a sandbox: its snapshot resumed as a guest of its own.
+//! The start of a sandbox: resumes a snapshot and gives the guest its own identity.
 //!
 //! ```text
 //!   Admitted ── root image, snapshot ── VMM ──resumed──> the guest's new identity, resume hooks ──> Started ──run──> Live
@@ -35,7 +35,7 @@ pub(super) struct Admitted {
     pub(super) summary: SnapshotSummary,
 }
 
-/// A sandbox with a machine that nobody can use yet.
+/// A sandbox with a machine that is not usable yet.
 struct Started {
     starting: Starting,
     spec: SandboxSpec,
@@ -134,7 +134,7 @@ impl StartedSandbox for Started {
     }
 }
 
-/// What the template runs at every resume: as its start command, in the sandbox's folder and with its variables.
+/// The template's resume command: run like its start command, in the sandbox's folder and with its variables.
 fn resume(runtime: &Runtime, envs: &BTreeMap<String, String>, cwd: &str) -> Option<Exec> {
     let line = runtime.resume.as_ref()?;
     let mut all = runtime.envs.clone();
@@ -149,7 +149,7 @@ fn resume(runtime: &Runtime, envs: &BTreeMap<String, String>, cwd: &str) -> Opti
     })
 }
 
-/// A sandbox that its own hooks refuse: the template's fault, not the host's.
+/// The error of a sandbox whose own hooks fail: a fault of the template, not of the host.
 fn resume_failed(message: String) -> Error {
     let advice =
         "Correct the template's resume_cmd, or the hooks in /etc/nullspace/resume.d of its image, and build it again.";

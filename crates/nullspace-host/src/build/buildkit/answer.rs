@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::log::Writer;
 
-/// A build that BuildKit did not finish; `log` knows what its steps said, and what must not be said.
+/// The failure of a build that BuildKit did not finish. `log` has the output of its steps and the secrets to mask.
 pub(super) fn failure(error: &Error, log: &Writer<'_>) -> BuildFailure {
     match error {
         Error::Failed(failure) => failed(failure, log),
@@ -23,8 +23,8 @@ pub(super) fn failure(error: &Error, log: &Writer<'_>) -> BuildFailure {
             BuildFailure::infrastructure(Phase::Prepare, reason::BUILDKIT_UNAVAILABLE, message)
         }
         Error::NotExported { .. } => {
-            tracing::error!(%error, "a BuildKit does not hand over an image");
-            let message = "BuildKit built the image and could not hand it over";
+            tracing::error!(%error, "a BuildKit cannot export an image");
+            let message = "BuildKit built the image but could not export it";
             BuildFailure::infrastructure(Phase::Prepare, reason::EXPORT_FAILED, message)
         }
         Error::Io { .. } => BuildFailure::internal(Phase::Prepare, error),

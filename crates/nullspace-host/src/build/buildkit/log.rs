@@ -1,9 +1,9 @@
-//! What BuildKit says while it builds, in the build's log.
+//! BuildKit's events in the build's log.
 //!
 //! ```text
 //!   Started ──> cache miss, message     Cached ──> cache hit      Output ──> message (info | warn)
 //! ```
-//! A secret that a step prints is not kept: what came with the request is masked in every line.
+//! Secrets of the request are masked in every line of a step's output.
 
 use nullspace_api::{
     RequestSecrets, TemplateBuildLogEntry, TemplateBuildLogEntryCacheReason as CacheReason,
@@ -17,18 +17,18 @@ use super::super::cache::{Answer, CacheBook};
 use super::super::log::BuildLog;
 use crate::lines::LastLines;
 
-/// Events that share a transaction, at most.
+/// Most events in one transaction.
 const TOGETHER: usize = 200;
-/// Lines of all steps that reach the log.
+/// Most lines of all steps in the log.
 const MOST_LINES: usize = 20_000;
-/// Shorter values are not masked: they are in every text.
+/// Shortest value that is masked. Shorter ones occur in ordinary text.
 const SHORTEST: usize = 6;
 
 /// Writes one BuildKit's events.
 pub(super) struct Writer<'a> {
     log: &'a BuildLog,
     cache: &'a CacheBook,
-    /// What must not be written, longest first.
+    /// Values to mask, longest first.
     hidden: Vec<String>,
     not_asked: bool,
     lines_left: usize,

@@ -1,4 +1,4 @@
-//! Dockerfiles: BuildKit evaluates them, our importer turns what comes out into a root image.
+//! Dockerfile builds: BuildKit runs the Dockerfile, and our importer makes a root image from its archive.
 //!
 //! ```text
 //!   plan, blobs, secrets ── Job ──> Pool: one BuildKit after another, until one builds
@@ -6,9 +6,8 @@
 //!                                      v
 //!                       archive ── diff ids ── key ── root image there? ── no: import, publish ──> Prepared
 //! ```
-//! Steps of a Dockerfile run in BuildKit's containers and not in a machine of ours: how well those are kept apart is the
-//! operator's choice of BuildKit. What is cached there is keyed by tenant where the protocol can say so (contexts, cache
-//! mounts).
+//! Steps of a Dockerfile run in BuildKit's containers, not in a microVM: their isolation is the operator's choice of
+//! BuildKit. BuildKit's cache is separated by tenant where its protocol allows it (contexts, cache mounts).
 
 mod answer;
 mod log;
@@ -35,29 +34,29 @@ use super::import::{self, RootKey};
 use super::prepare::Prepared;
 use super::{Attempt, Error, image};
 
-/// A BuildKit that answered so long ago counts as there.
+/// Time for which a BuildKit that answered counts as reachable.
 const FRESH: Duration = Duration::from_secs(10);
 /// Largest archive of an image, bytes, when the request names no disk.
 const ARCHIVE: u64 = 64 << 30;
 /// Most registries and hosts of URLs that a Dockerfile may name.
 const MAX_HOSTS: usize = 256;
-/// Events on their way to the log.
+/// Events that are buffered before the log.
 const EVENTS: usize = 256;
-/// What a host without BuildKit is told.
+/// The error text on a host without BuildKit.
 const INSTALL: &str = "Dockerfile builds need BuildKit, and this service reaches none: the operator can install Docker \
     (Debian: apt-get install docker.io) or buildkitd and set `buildkit` to docker, unix:///path or tcp://host:port";
 
 /// The BuildKits of this service.
 pub(crate) struct Pool {
     kits: Vec<Arc<BuildKit>>,
-    /// Name of this service's images on a Docker Engine while they are fetched: that of no other service.
+    /// Repository of this service's images on a Docker Engine while they are fetched. No other service uses it.
     repository: String,
-    /// When one last answered.
+    /// Time of the last answer.
     answered: Mutex<Option<Instant>>,
 }
 
 impl Pool {
-    /// `host` and `data` are those of the service: two never share both.
+    /// A pool. `host` and `data` name this service: two services never share both.
     pub(crate) fn new(kits: Vec<BuildKit>, host: &str, data: &Path) -> Pool {
         let data = data.canonicalize().unwrap_or_else(|_| data.to_owned());
         let who = blake3::hash(format!("{host} {}", data.display()).as_bytes()).to_hex();
@@ -65,7 +64,7 @@ impl Pool {
         Pool { kits: kits.into_iter().map(Arc::new).collect(), repository, answered: Mutex::default() }
     }
 
-    /// An error that says what to install when no BuildKit answers.
+    /// Returns an error that says what to install when no BuildKit answers.
     pub(crate) async fn ensure_there(&self) -> ApiResult<()> {
         let answered = *self.answered.lock().unwrap_or_else(PoisonError::into_inner);
         if answered.is_some_and(|at| at.elapsed() < FRESH) {
@@ -83,18 +82,18 @@ impl Pool {
         Err(ApiError::new(ErrorResponseCode::FeatureUnavailable, INSTALL))
     }
 
-    /// Removes what builds of a killed process left on Docker Engines.
+    /// Removes images that builds of a killed process left on Docker Engines.
     pub(crate) async fn sweep(&self) {
         for kit in &self.kits {
             if let Err(error) = kit.sweep(&self.repository).await {
-                tracing::debug!(%error, endpoint = %kit.endpoint(), "images of an earlier run were not looked for");
+                tracing::debug!(%error, endpoint = %kit.endpoint(), "images of an earlier run could not be removed");
             }
         }
     }
 }
 
 impl Attempt {
-    /// Builds the Dockerfile and imports what came out.
+    /// Builds the Dockerfile and imports the result.
     pub(crate) async fn dockerfile(&self, dockerfile: &PlannedDockerfile) -> Result<Prepared, Error> {
         let secrets = self.secrets()?;
         self.allowed(dockerfile).await?;
@@ -123,7 +122,7 @@ impl Attempt {
         self.prepared(rootfs, disk_bytes, runtime, Some(metadata))
     }
 
-    /// Judges what BuildKit would be sent to, as far as the Dockerfile's text tells.
+    /// Checks the registries and URLs that the Dockerfile's text names.
     async fn allowed(&self, dockerfile: &PlannedDockerfile) -> Result<(), BuildFailure> {
         let hosts = elsewhere(&dockerfile.text, &self.args(dockerfile));
         if hosts.len() > MAX_HOSTS {
@@ -145,14 +144,14 @@ impl Attempt {
         Ok(())
     }
 
-    /// Build arguments: the request's, over its variables of build time.
+    /// Build arguments: the request's, on top of its build-time variables.
     fn args(&self, dockerfile: &PlannedDockerfile) -> BTreeMap<String, String> {
         let mut args = self.job.definition.build_envs.clone();
         args.extend(dockerfile.args.clone());
         args
     }
 
-    /// The files of the context, where their blobs are.
+    /// The files of the context, as paths of their blobs.
     fn context(&self) -> Result<Tree, Error> {
         let mut tree = Tree::default();
         for (path, entry) in &self.job.definition.context.0 {
@@ -176,7 +175,7 @@ impl Attempt {
         Ok(tree)
     }
 
-    /// Logins by registry. Cloud identities become passwords here: BuildKit knows nothing of them.
+    /// Logins by registry. Cloud identities become passwords here, because BuildKit does not support them.
     async fn logins(
         &self,
         dockerfile: &PlannedDockerfile,
@@ -200,7 +199,7 @@ impl Attempt {
         Ok(logins)
     }
 
-    /// Has one of the BuildKits build it; the archive's file.
+    /// Builds on one of the BuildKits. Returns the archive's file.
     async fn built(
         &self,
         dockerfile: &PlannedDockerfile,
@@ -282,7 +281,7 @@ impl Attempt {
     }
 }
 
-/// The folder with the Dockerfile alone, and its own ignore file, as `docker build -f` sends it; and its name there.
+/// The folder with only the Dockerfile and its ignore file, as `docker build -f` sends it, and the Dockerfile's name in it.
 fn folder(dockerfile: &PlannedDockerfile, context: &Tree) -> Result<(String, Tree), nullspace_buildkit::InvalidPath> {
     let name = dockerfile.path.rsplit('/').next().unwrap_or(&dockerfile.path).to_owned();
     let mut tree = Tree::default();

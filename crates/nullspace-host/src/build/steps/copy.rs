@@ -1,4 +1,4 @@
-//! Files from the blob store into the guest: streamed, checked against their names on the way, never whole in memory.
+//! Copies files from the blob store into the guest: streamed and checked against their ids, never whole in memory.
 
 use nullspace_api::TemplateFailurePhase as Phase;
 use nullspace_data::ArtifactStore;
@@ -11,10 +11,10 @@ use nullspace_types::{Blob, BlobId, TenantId};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
-/// Bytes read from a blob at a time.
+/// Bytes of one read from a blob.
 const PIECE: usize = 64 * 1024;
 
-/// Why a copy failed.
+/// The reasons for which a copy fails.
 pub(crate) enum Failed {
     Agent(AgentError),
     Build(BuildFailure),

@@ -1,4 +1,4 @@
-//! The steps of a build in its machine. `nullspace_definition::steps` says what they are; here their tasks are carried out.
+//! The steps of a build, carried out in its machine. `nullspace_definition::steps` defines their tasks.
 //!
 //! ```text
 //!   Definition.steps ── lay ──> [unit, unit, …]   each with user, workdir and environment it runs in
@@ -6,7 +6,7 @@
 //!      layer_key(parent, unit)      ├─ found: the parent is that layer now                                     (stage)
 //!                                   └─ not:   machine over the parent ── tasks (run) ── freeze, capture ── layer
 //! ```
-//! No process of a step outlives it, and only files of the root are kept.
+//! Processes of a step end with it, and only files of the root filesystem are kept.
 
 mod copy;
 mod run;

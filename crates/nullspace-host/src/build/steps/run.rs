@@ -1,4 +1,4 @@
-//! One unit at a time, in the build's machine.
+//! Runs one unit at a time in the build's machine.
 //!
 //! ```text
 //!   folders made ── the step's tasks: programs followed to their end, work on files, files copied in ── its processes ended
@@ -24,7 +24,7 @@ use crate::build::output::{Lost, Output};
 use crate::build::{Builder, Error};
 use crate::{failures, machine};
 
-/// Less than so many free bytes, and a failed step has failed for want of room.
+/// Free bytes below which a failed step counts as failed by a full disk.
 const NO_ROOM: u64 = 1 << 20;
 
 /// Runs units in a machine.
@@ -42,9 +42,9 @@ pub(crate) struct Runner<'a> {
     pub(crate) disk_bytes: u64,
 }
 
-/// Why a unit is not done.
+/// The reasons for which a unit is not done.
 enum Undone {
-    /// The agent could not, or is gone.
+    /// The agent failed or is gone.
     Agent(AgentError),
     Other(Error),
 }
@@ -76,13 +76,13 @@ impl From<Lost> for Undone {
     }
 }
 
-/// Where in the log a step stands.
+/// A step's place in the log.
 pub(crate) fn place(index: u32, total: u32) -> Place {
     Place { phase: "build_step", step: Some((index, total)) }
 }
 
 impl Runner<'_> {
-    /// Runs a unit; returns when nothing of it runs any more.
+    /// Runs a unit. Returns when all of its processes have ended.
     pub(crate) async fn run(&mut self, unit: &Unit<'_>) -> Result<(), Error> {
         let (vm, agent) = (self.vm, self.agent);
         let done = async {
@@ -206,7 +206,7 @@ impl Runner<'_> {
         Err(AgentError::Failed(missing.unwrap_or_else(nothing)).into())
     }
 
-    /// A program that ended otherwise than with 0.
+    /// The failure of a program that did not exit with 0.
     async fn exited(&self, unit: &Unit<'_>, exit: &Exit, limit: Duration, output: &Output) -> BuildFailure {
         let (index, total, last) = (unit.index, self.total, output.last());
         let full = last.iter().any(|line| line.contains("No space left on device"));
@@ -242,7 +242,7 @@ impl Runner<'_> {
         failure.with("exit_code", exit.code).with("last_output", last).at_step(index)
     }
 
-    /// What the agent could not do.
+    /// The failure of a task of the agent.
     async fn failed(&self, unit: &Unit<'_>, failure: Failure) -> BuildFailure {
         let (index, total) = (unit.index, self.total);
         let said = |what: &str| format!("step {index} of {total}: {what}");
@@ -275,7 +275,7 @@ impl Runner<'_> {
             ),
             FailureKind::Internal | FailureKind::Limit => {
                 tracing::error!(%failure, step = index, "the agent could not run a step");
-                let message = said("the build machine could not do it");
+                let message = said("the build machine could not run the step");
                 BuildFailure::infrastructure(Phase::BuildStep, reason::MACHINE_FAILED, message).at_step(index)
             }
             _ => wrong(
@@ -286,7 +286,7 @@ impl Runner<'_> {
         }
     }
 
-    /// What the image says it is.
+    /// The name of the image's system.
     async fn system(&self) -> String {
         let unknown = "it does not say what it is".to_owned();
         let Ok(mut file) = self.agent.read_file(None, "/", "/etc/os-release").await else { return unknown };

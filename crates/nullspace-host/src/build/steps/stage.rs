@@ -1,4 +1,4 @@
-//! A build's steps between its root image and its start command: what is known already, and the running of the rest.
+//! A build's steps between its root image and its start command: finds known layers, and runs the rest.
 //!
 //! ```text
 //!   root image ── look_up: known layers, one after the other ──┬─ all known: a finished artifact of the same key?
@@ -28,10 +28,10 @@ use crate::build::{Attempt, Error, layers};
 use crate::failures;
 use crate::machine::Machine;
 
-/// A machine gives its changes away so often; the last steps of a longer build have their layers.
+/// Most layers that one machine makes. In a longer build only the last steps get layers.
 const MOST_LAYERS: usize = 60;
 
-/// One build at its steps.
+/// One build in its step phase.
 pub(crate) struct Stage<'a> {
     pub(crate) attempt: &'a Attempt,
 }
@@ -39,24 +39,24 @@ pub(crate) struct Stage<'a> {
 /// The steps, laid out and looked up.
 pub(crate) struct Staged<'a> {
     laid: Laid<'a>,
-    /// The first unit that is not known; all are when there is none of that number.
+    /// Index of the first unit without a known layer; the number of units when all are known.
     from: usize,
     /// Variables of the steps.
     envs: BTreeMap<String, String>,
     generations: HashMap<String, u64>,
-    /// What sandboxes start with.
+    /// The runtime settings of sandboxes.
     pub(crate) runtime: Runtime,
 }
 
 impl Staged<'_> {
-    /// Whether steps have to be run.
+    /// Whether all steps have known layers.
     pub(crate) fn is_known(&self) -> bool {
         self.from >= self.laid.units.len()
     }
 }
 
 impl<'a> Stage<'a> {
-    /// Lays the steps out and finds the layers that are there: `prepared` stands on the last of them then.
+    /// Lays the steps out and finds their stored layers. `prepared` then names the last one.
     pub(crate) async fn look_up(&self, prepared: &mut Prepared) -> Result<Staged<'a>, Error> {
         let begin = At { user: prepared.runtime.user.clone(), workdir: prepared.runtime.workdir.clone() };
         let laid = lay(&self.attempt.job.definition.steps, begin);
@@ -94,7 +94,7 @@ impl<'a> Stage<'a> {
         Ok(staged)
     }
 
-    /// A finished artifact of the same key, to be used as it is, and the key.
+    /// A finished artifact of the same key that can be reused, and the key.
     pub(crate) async fn finished(
         &self,
         staged: &Staged<'_>,
@@ -118,14 +118,14 @@ impl<'a> Stage<'a> {
         };
         let (answer, message) = match (&found, not_asked) {
             (Some(_), _) => (Answer::Hit, "Finished artifact reused: nothing has changed"),
-            (None, Some(reason)) => (Answer::Bypass(reason), "Finished artifacts are not asked for"),
+            (None, Some(reason)) => (Answer::Bypass(reason), "Finished artifacts: cache bypassed"),
             (None, None) => (Answer::Miss, "No finished artifact of this definition"),
         };
         self.attempt.cache.say("finalize", CacheKind::FinalArtifact, answer, &key, message).await?;
         Ok(found.map(|artifact| (artifact, key)))
     }
 
-    /// The key of what this build makes, once its root image is known.
+    /// The key of this build's artifact, once its root image is known.
     pub(crate) fn final_key(&self, staged: &Staged<'_>, prepared: &Prepared) -> String {
         self.attempt.job.definition.artifact_key(&Finished {
             tenant: self.attempt.job.tenant,
@@ -136,7 +136,7 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// Runs what is left in the machine, a layer after each; the machine is then as after its boot, on the last one.
+    /// Runs the remaining units in the machine, with a layer after each. The machine then continues on the last layer.
     pub(crate) async fn run(
         &self,
         staged: &Staged<'_>,
@@ -191,7 +191,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Makes a layer of what the machine has written; `prepared` stands on it then.
+    /// Makes a layer of the machine's writes. `prepared` then names it.
     async fn keep(&self, machine: &Machine, unit: &Unit<'_>, key: &str, prepared: &mut Prepared) -> Result<(), Error> {
         let agent = |error| failures::agent(Phase::BuildStep, &error).at_step(unit.index);
         machine.agent.freeze().await.map_err(agent)?;
@@ -229,7 +229,7 @@ impl<'a> Stage<'a> {
         place
     }
 
-    /// What is said of a copy's files: they are in the store, by an upload or with the request.
+    /// Adds the log entries for a copy's files: they are in the store, by an upload or with the request.
     fn files(&self, place: Place, step: &TemplateStep, entries: &mut Vec<TemplateBuildLogEntry>) {
         let inline: HashSet<&String> = self
             .attempt
@@ -277,7 +277,7 @@ impl<'a> Stage<'a> {
         passed.iter().map(entry).collect()
     }
 
-    /// Why the cache is not asked for a unit.
+    /// The reason for which a unit bypasses the cache.
     fn not_asked(&self, unit: &Unit<'_>) -> Option<CacheReason> {
         match (self.attempt.job.definition.skip_cache, unit.behind_boundary) {
             (true, _) => Some(CacheReason::WholeBuildSkipCache),
@@ -297,7 +297,7 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// A compatibility class as a part of an artifact's key: a struct of ours, whose JSON has all its fields in one order.
+/// A compatibility class as a part of an artifact's key: the JSON of our own struct, with all fields in a fixed order.
 fn class_text(class: &Compatibility) -> String {
     serde_json::to_string(class).unwrap_or_default()
 }

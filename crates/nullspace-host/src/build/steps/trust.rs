@@ -1,10 +1,10 @@
-//! Certificates of the operator's own authorities inside a build machine, while its steps run.
+//! Certificates of the operator's own authorities in a build machine while its steps run.
 //!
 //! ```text
 //!   the image's bundle + extra_ca_file ──> /dev/nullspace/ca.crt      in the guest's memory, never on its disk
 //!   SSL_CERT_FILE, PIP_CERT, …         ──> name it, where the build has not set them itself
 //! ```
-//! They are gone before the start command runs: neither layers nor snapshots have them.
+//! They are removed before the start command runs: neither layers nor snapshots contain them.
 
 use std::collections::BTreeMap;
 
@@ -12,20 +12,20 @@ use nullspace_guest::file::{FileEntry, FileOp};
 use nullspace_guest::host::{Agent, AgentError};
 use nullspace_guest::message::{Failure, FailureKind};
 
-/// Where images keep what they trust: Debian and Alpine, Fedora, others.
+/// Paths of the images' bundles: Debian and Alpine, Fedora, others.
 const BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",
     "/etc/ssl/ca-bundle.pem",
 ];
-/// A bundle larger than this is left out.
+/// A larger bundle is left out.
 const MAX_BUNDLE: u64 = 8 << 20;
-/// In devtmpfs, which is memory.
+/// Folder in devtmpfs, which is memory.
 const FOLDER: &str = "/dev/nullspace";
 const BUNDLE: &str = "/dev/nullspace/ca.crt";
 const APT: &str = "/dev/nullspace/apt.conf";
-/// Variables by which programs are told of a bundle: OpenSSL, curl, Python, pip, git, node, npm's own, cargo.
+/// Variables that name a bundle to programs: OpenSSL, curl, Python, pip, git, node, npm's own, cargo.
 const VARIABLES: [&str; 7] = [
     "SSL_CERT_FILE",
     "CURL_CA_BUNDLE",
@@ -36,10 +36,10 @@ const VARIABLES: [&str; 7] = [
     "CARGO_HTTP_CAINFO",
 ];
 
-/// What a build machine trusts beside its image's own.
+/// The additional trusted certificates of a build machine.
 pub(crate) struct Trust<'a> {
     pem: Option<&'a [u8]>,
-    /// The image's bundle when ours was written; outer `None` before.
+    /// The image's bundle when ours was written; the outer `None` means not written yet.
     of: Option<Option<FileEntry>>,
 }
 
@@ -48,7 +48,7 @@ impl<'a> Trust<'a> {
         Trust { pem, of: None }
     }
 
-    /// Sees to the bundle, anew when a step has changed the image's; adds the variables that name it.
+    /// Writes the bundle, again when a step has changed the image's, and adds the variables that name it.
     pub(crate) async fn prepare(
         &mut self,
         agent: &Agent,
@@ -74,7 +74,7 @@ impl<'a> Trust<'a> {
         Ok(())
     }
 
-    /// Takes it all away.
+    /// Removes the bundle and its folder.
     pub(crate) async fn remove(&mut self, agent: &Agent) -> Result<(), AgentError> {
         if self.of.take().is_none() {
             return Ok(());
