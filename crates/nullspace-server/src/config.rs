@@ -12,28 +12,28 @@ use crate::limits::RequestRate;
 pub struct ServerConfig {
     /// Largest JSON body in bytes; larger ones are 413.
     pub max_json_body: usize,
-    /// How long a JSON body may take to arrive; slower ones are 408.
+    /// Time limit for a JSON body to arrive; slower ones are 408.
     pub body_timeout: Duration,
     /// Largest request head in bytes (request line and headers); larger ones are 431.
     pub max_head: usize,
     /// Time between the comments that keep an event stream alive.
     pub heartbeat: Duration,
-    /// How fast one tenant may ask; more is 429.
+    /// Rate limit of one tenant; more is 429.
     pub rate: RequestRate,
-    /// Requests of one tenant that are under way at a time, followers and WebSockets among them; more are 429.
+    /// Most requests of one tenant at a time, with followers and WebSockets; more are 429.
     pub requests_at_once: usize,
-    /// Logs that one tenant follows at a time; more are 429.
+    /// Most logs that one tenant follows at a time; more are 429.
     pub followers: usize,
-    /// Time between two looks whether the keys of requests under way are still in force.
+    /// Time between two checks whether the keys of running requests are still valid.
     pub key_check: Duration,
-    /// What requests may hold in memory.
+    /// Memory limits of requests.
     pub buffers: BufferLimits,
     /// WebSockets.
     pub sockets: SocketLimits,
-    /// Who may read `/metrics`: whoever shows this, and without it only this host itself.
+    /// The token for `/metrics`. Without it, only this host itself may read them.
     pub metrics_token: Option<SecretString>,
-    /// Guests reach this host's loopback, so that a connection from there may be a guest's: then nothing is open to "this
-    /// host", and `/metrics` needs the token.
+    /// True when guests can reach this host's loopback. A connection from there may then be a guest's, so "this host" has no
+    /// rights, and `/metrics` needs the token.
     pub guests_on_loopback: bool,
 }
 
@@ -59,19 +59,19 @@ impl Default for ServerConfig {
 /// Limits of WebSockets.
 #[derive(Debug, Clone)]
 pub struct SocketLimits {
-    /// Open at a time for one sandbox; more are 429.
+    /// Most open ones of one sandbox; more are 429.
     pub per_sandbox: usize,
-    /// Open at a time for one tenant; more are 429.
+    /// Most open ones of one tenant; more are 429.
     pub per_tenant: usize,
-    /// Commands that one socket follows at a time.
+    /// Most commands that one socket follows at a time.
     pub commands: usize,
     /// Largest message of a client in bytes; a larger one ends the socket.
     pub max_message: usize,
     /// Time between pings.
     pub ping: Duration,
-    /// A client that shows no sign of life, or takes no message, for so long is let go.
+    /// A client that reads nothing, or answers no ping, is disconnected after this time.
     pub patience: Duration,
-    /// A socket without a command is closed after so long.
+    /// A socket without a command is closed after this time.
     pub idle: Duration,
 }
 
@@ -92,21 +92,21 @@ impl Default for SocketLimits {
 /// Limits of connections.
 #[derive(Debug, Clone)]
 pub struct ConnectionLimits {
-    /// How long a request's head may take, and how long a connection may be idle between requests.
+    /// Time limit of a request's head, and of an idle connection between requests.
     pub header_timeout: Duration,
-    /// Connections at once. At the limit the longest idle one makes room for a new one.
+    /// Most connections. At the limit, the longest idle one is closed for a new one.
     pub max_connections: usize,
-    /// Connections at once from one address (of IPv6, from one /64 network). At the limit the longest idle one of them
-    /// makes room.
+    /// Most connections from one address (with IPv6, from one /64 network). At the limit, the longest idle one of them is
+    /// closed.
     pub per_peer: usize,
-    /// Connections beyond `max_connections`, on which operators' routes are answered and everything else is refused.
+    /// Connections beyond `max_connections`. They serve operators' routes and refuse all other requests.
     pub reserve: usize,
-    /// Largest part of a request that is kept for one connection before anybody looks at it, bytes; at least 8192. A head
-    /// that does not fit is refused with a bare 431.
+    /// Largest part of a request that is buffered for one connection before it is read, bytes; at least 8192. A head that
+    /// does not fit is refused with a bare 431.
     pub buffer: usize,
-    /// How long a peer may leave sent bytes unacknowledged before its connection is dropped.
+    /// Time for which a peer may leave sent bytes unacknowledged before its connection is dropped.
     pub stalled_peer_timeout: Duration,
-    /// How long running requests may take to end after the shutdown.
+    /// Time limit of running requests after the shutdown.
     pub shutdown_grace: Duration,
 }
 

@@ -1,4 +1,5 @@
-//! The file in a form (`multipart/form-data`), streamed. What stands before it is bounded; what follows it is not read.
+//! The file in a form (`multipart/form-data`), streamed. The part before it has a size limit, and the part after it is not
+//! read.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,18 +13,18 @@ use futures::{Stream, StreamExt};
 
 use crate::error::Refusal;
 
-/// A body or a file in it, with what is wrong with it in words for the caller. Nothing follows a refusal.
+/// A body, or a file in it. Its errors have texts for the caller. Nothing follows a refusal.
 pub(crate) type Content = BoxStream<'static, Result<Bytes, Refusal>>;
 
 /// Longest boundary, bytes (RFC 2046).
 const MAX_BOUNDARY: usize = 70;
-/// Bytes of a form before its file's content: other fields, and the heads of all. A form's head has no end of its own
-/// until a line is empty, so without a bound a parser would keep whatever is sent.
+/// Most bytes of a form before its file's content: other fields, and all heads. A head ends only at an empty line, so a
+/// parser without a limit would keep any amount.
 const MAX_BEFORE: usize = 64 << 10;
-/// Fields before the file.
+/// Most fields before the file.
 const MAX_FIELDS: usize = 32;
 
-/// The boundary of a form; `None` when the body is no form.
+/// The boundary of a form; `None` when the body is not a form.
 pub(crate) fn boundary(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else { return Ok(None) };
     if !kind.trim_start().to_ascii_lowercase().starts_with("multipart/") {
@@ -58,17 +59,17 @@ pub(crate) async fn file(content: Content, boundary: String, name: &str) -> Resu
     Ok(field.map(|piece| piece.map_err(wrong)).boxed())
 }
 
-/// The count when the file was found: nothing is counted any more.
+/// The count after the file was found, when bytes are no longer counted.
 const FOUND: usize = usize::MAX;
 
-/// Longest piece that the parser gets before the file is found, bytes: a connection's pieces may hold a form's fields and
-/// most of its file at once.
+/// Largest piece for the parser before the file is found, bytes. A connection's pieces may have a form's fields and most of
+/// its file at once.
 const SLICE: usize = 4 << 10;
 
-/// The body on its way to the parser, which takes in all that is ready before it looks: one piece at a time.
+/// Passes the body to the parser in single pieces, because the parser reads all that is ready before it parses.
 struct Feed {
     content: Content,
-    /// Of a piece that was sliced.
+    /// The rest of a piece that was sliced.
     rest: Bytes,
     /// Bytes given so far, or [`FOUND`].
     before: Arc<AtomicUsize>,

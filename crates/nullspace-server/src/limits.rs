@@ -1,4 +1,4 @@
-//! How fast one tenant may ask: a bucket of tokens each, filled steadily, one taken for every request.
+//! Rate limits of tenants: each has a token bucket, and each request takes one token.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use nullspace_service::TenantId;
 
-/// So many buckets are kept before those that are full, and so say nothing, are dropped.
+/// Number of buckets above which full ones are dropped: a full bucket has no state.
 const MANY: usize = 10_000;
 
-/// A steady rate with room for bursts.
+/// A rate with bursts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestRate {
     /// Requests per second in the long run.
     pub per_second: u32,
-    /// Requests at once after a quiet time.
+    /// Most requests at once after a pause.
     pub burst: u32,
 }
 
@@ -36,7 +36,7 @@ impl Limiter {
         Self { rate, buckets: Mutex::default() }
     }
 
-    /// Takes a token, or says when there will be one.
+    /// Takes a token, or returns the time until there is one.
     pub(crate) fn take(&self, tenant: TenantId, now: Instant) -> Result<(), Duration> {
         let (per_second, burst) = (f64::from(self.rate.per_second.max(1)), f64::from(self.rate.burst.max(1)));
         let filled = |bucket: &Bucket| {

@@ -1,5 +1,5 @@
-//! Answers with long texts in them, escaped piece by piece while they are sent: JSON may be six times as long as what it
-//! says, and a client may take it slowly.
+//! Answers with long texts, escaped piece by piece while they are sent. JSON may be six times as long as its texts, and a
+//! client may read it slowly.
 
 use std::io;
 
@@ -15,9 +15,9 @@ use serde_json::{Map, Value};
 use crate::budget::Room;
 use crate::error::Refusal;
 
-/// Texts that are shorter together are sent whole, with their length.
+/// Texts that are shorter together are sent at once, with their length.
 const SHORT: usize = 64 << 10;
-/// Bytes of a text that are escaped at a time; a multiple of three, so that base64 has no end in the middle.
+/// Bytes of a text that are escaped at a time. A multiple of three, so that base64 has no padding in the middle.
 const PIECE: usize = 24 << 10;
 
 /// A long value.
@@ -36,7 +36,7 @@ impl Long {
         }
     }
 
-    /// What stands in the JSON for the part from `at` on, and where the next part begins.
+    /// The JSON of the part from `at` on, and the start of the next part.
     fn piece(&self, at: usize) -> (Vec<u8>, usize) {
         let end = at.saturating_add(PIECE).min(self.len());
         match self {
@@ -53,7 +53,7 @@ impl Long {
     }
 }
 
-/// The fields of an answer but for the long ones.
+/// The fields of an answer without the long ones.
 pub(crate) fn without(answer: Value, long: &[&str]) -> Result<Map<String, Value>, Refusal> {
     match answer {
         Value::Object(mut fields) => {
@@ -64,7 +64,7 @@ pub(crate) fn without(answer: Value, long: &[&str]) -> Result<Map<String, Value>
     }
 }
 
-/// An object of `fields` and the long ones, which are charged to `room` until they are sent.
+/// An object of `fields` and the long ones. The long ones are charged to `room` until they are sent.
 pub(crate) fn object(
     fields: Map<String, Value>,
     long: Vec<(&'static str, Long)>,
@@ -90,7 +90,7 @@ struct Pieces {
     /// The object's beginning, and whether there is no field in it.
     head: Option<(Vec<u8>, bool)>,
     long: std::vec::IntoIter<(&'static str, Long)>,
-    /// The value at hand, and how far it is told.
+    /// The current value, and the position in it.
     now: Option<(Long, usize)>,
     over: bool,
 }

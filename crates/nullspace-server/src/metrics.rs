@@ -1,5 +1,5 @@
-//! What the HTTP layer counts of itself, for Prometheus: how many requests of which operation ended how, and how long
-//! they took. The domain adds its own to the same page.
+//! Metrics of the HTTP layer, for Prometheus: number and duration of requests, by operation and status. The domain adds its
+//! own to the same page.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ impl HttpMetrics {
         self.seconds.get_or_create(&Route { method, route }).observe(took.as_secs_f64());
     }
 
-    /// The page: what the domain says, and what is counted here; `buffered` is what requests hold now, bytes.
+    /// The page: the domain's metrics and those of this layer. `buffered` is the memory of requests now, bytes.
     pub(crate) fn page(&self, domain: &str, buffered: usize) -> Result<String, std::fmt::Error> {
         self.buffered.set(i64::try_from(buffered).unwrap_or(i64::MAX));
         let mut page = domain.trim_end().trim_end_matches("# EOF").to_owned();

@@ -1,4 +1,4 @@
-//! The OpenAPI document: what the routes say of themselves, made exact.
+//! The OpenAPI document, derived from the routes and corrected.
 //!
 //! ```text
 //!   routes ──utoipa──> document ──> name the tag of each union's variants in the variants themselves
@@ -44,8 +44,8 @@ pub fn openapi() -> Value {
     document
 }
 
-/// A tagged union comes as `allOf[variant, {tag}]` for each variant. Move the tag into the variant, where the contract
-/// has it, and let the union refer to the variants by name.
+/// Moves the tag of a tagged union into its variants, as in the contract. utoipa writes `allOf[variant, {tag}]` for each
+/// variant. The union then refers to the variants by name.
 fn tag_variants(document: &mut Value) {
     let mut tags: Vec<(String, String, Value)> = Vec::new();
     visit(document, &mut |schema| {
@@ -85,7 +85,7 @@ fn tag_variants(document: &mut Value) {
     }
 }
 
-/// Answers leave out what they do not know, so `null` is only for what the body of a request can hold.
+/// Removes `null` from answers, which leave unknown fields out. Only bodies of requests can have it.
 fn drop_nulls_from_answers(document: &mut Value) {
     let mut accepted = BTreeSet::new();
     let mut bodies = Vec::new();
@@ -165,7 +165,7 @@ fn visit(node: &mut Value, change: &mut dyn FnMut(&mut Map<String, Value>)) {
     }
 }
 
-/// What any operation behind a key can answer with; a body adds what can be wrong with bodies.
+/// Adds the errors of every operation with a key, and those of bodies where there is one.
 fn add_common_errors(document: &mut Value) {
     let error = |description: &str| {
         json!({ "description": description,

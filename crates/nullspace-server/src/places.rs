@@ -10,13 +10,13 @@ use nullspace_service::TenantId;
 use crate::config::ServerConfig;
 use crate::error::Refusal;
 
-/// What is under way.
+/// The counted things.
 #[derive(Debug, Default)]
 pub(crate) struct Places(Mutex<HashMap<Whose, usize>>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Whose {
-    /// Requests of a tenant, from the head to the answer's last byte, WebSockets among them.
+    /// Requests of a tenant, from the head to the last byte of the answer, with WebSockets.
     Requests(TenantId),
     /// Logs that a tenant follows.
     Followers(TenantId),
@@ -26,7 +26,7 @@ enum Whose {
     SandboxSockets(String),
 }
 
-/// Something under way. Dropping it makes room for another.
+/// A counted thing. Dropping it frees its place.
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Arc<Places>,

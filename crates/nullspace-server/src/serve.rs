@@ -1,4 +1,4 @@
-//! Listening, within limits, until told to stop.
+//! Listening and serving, within limits, until the shutdown.
 //!
 //! ```text
 //!   accept ──> a place (`connections`) ──> one task a connection ──> router
@@ -21,24 +21,24 @@ use tokio_util::sync::CancellationToken;
 use crate::config::ConnectionLimits;
 use crate::connections::{Connections, Seat};
 
-/// How long to wait after the kernel could not hand out a connection (out of file descriptors, say).
+/// Pause after the kernel failed to accept a connection (for example without file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// How long a connection of the reserve may take to say what it wants.
+/// Time limit of the first request on a connection of the reserve.
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Tells handlers that answer without end that the service is stopping.
+/// Tells handlers of endless answers that the service is stopping.
 #[derive(Clone)]
 pub(crate) struct Stopping(pub(crate) CancellationToken);
 
-/// Who is at the other end of the connection.
+/// The address of the connection's peer.
 #[derive(Clone, Copy)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
-/// Serve `router` on `listener` until `shutdown` is ready; return when the last connection has ended.
+/// Serves `router` on `listener` until `shutdown` is ready. Returns when the last connection has ended.
 ///
 /// # Errors
-/// When the listener does not work any more.
+/// When the listener has failed.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) -> io::Result<()> {
     serve_with_limits(listener, router, ConnectionLimits::default(), shutdown).await
 }
@@ -46,7 +46,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
 /// As [`serve`], with other limits.
 ///
 /// # Errors
-/// When the listener does not work any more.
+/// When the listener has failed.
 pub async fn serve_with_limits(
     listener: TcpListener,
     router: Router,
@@ -70,7 +70,7 @@ pub async fn serve_with_limits(
     accepted
 }
 
-/// Take connections for ever.
+/// Accepts connections until it is dropped.
 async fn accept(
     listener: &TcpListener,
     router: &Router,
@@ -111,7 +111,7 @@ async fn accept(
     }
 }
 
-/// Answers are small and wanted at once; a peer that takes nothing in must not hold its connection for ever.
+/// Sets the socket's options: answers are sent at once, and a peer that reads nothing is disconnected.
 fn prepare(stream: &TcpStream, limits: &ConnectionLimits) -> io::Result<()> {
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_socket_keepalive(stream, true)?;

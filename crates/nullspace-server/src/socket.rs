@@ -5,8 +5,8 @@
 //!   socket ──┤                                                   v  4 messages wait at most
 //!            └ writer: <──────────────────────────────────── queue, and a ping now and then
 //! ```
-//! A client that is slow fills the queue, and so holds its commands back: nothing is dropped. One that takes nothing at
-//! all, or says nothing and answers no ping, is let go after [`SocketLimits::patience`]; its commands run on.
+//! A slow client fills the queue and so blocks its commands: no output is dropped. A client that reads nothing, or sends
+//! nothing and answers no ping, is disconnected after [`SocketLimits::patience`]. Its commands keep running.
 
 mod text;
 
@@ -29,24 +29,24 @@ use crate::extract::without_value;
 use crate::places::Place;
 use crate::routes::AppState;
 
-/// Messages that wait for the writer.
+/// Most messages that wait for the writer.
 const QUEUE: usize = 4;
-/// How long a farewell may take.
+/// Time limit of the closing message.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// One client's socket, and what it needs.
+/// One client's socket and its session.
 pub(crate) struct Session {
     pub(crate) state: AppState,
     pub(crate) caller: Caller,
     pub(crate) sandbox: String,
     pub(crate) stopping: CancellationToken,
-    /// Given back when the socket is done.
+    /// Released when the socket has ended.
     pub(crate) place: Place,
-    /// What the request that became the socket holds: its key must stay in force.
+    /// The resources of the request that became the socket: its key must stay valid.
     pub(crate) stay: Option<Arc<Stay>>,
 }
 
-/// When the client last showed that it is there: it sent something, or took something.
+/// Time at which the client last sent or read something.
 struct Alive(Mutex<Instant>);
 
 impl Alive {
@@ -89,7 +89,7 @@ impl Session {
         drop((self.place, self.stay));
     }
 
-    /// Takes messages until the socket ends; with what to part, when it is us who end it.
+    /// Reads messages until the socket ends. Returns the closing message if this side ends it.
     async fn read(
         &self,
         stream: &mut SplitStream<WebSocket>,
@@ -170,7 +170,7 @@ fn parse(bytes: &[u8]) -> Result<ExecClientMessage, ExecServerMessage> {
     })
 }
 
-/// Runs one command, or follows one, and says what it does. Ends early when nobody listens any more.
+/// Runs or follows one command and sends its events. Ends early when the client is gone.
 async fn follow(
     state: AppState,
     caller: Caller,
@@ -235,7 +235,7 @@ fn failure(id: &str, error: Error) -> ExecServerMessage {
     refusal(Some(id.to_owned()), error.code, error.message)
 }
 
-/// Sends what is queued, and pings, until the client takes nothing any more.
+/// Sends the queue and pings, until the client stops reading.
 async fn write(
     sink: &mut SplitSink<WebSocket, Message>,
     mut queued: mpsc::Receiver<ExecServerMessage>,

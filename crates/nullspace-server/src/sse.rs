@@ -8,7 +8,7 @@
 //!   : heartbeat                a comment, when nothing else was sent for a while
 //! ```
 //!
-//! The stream ends after the terminal entry. When the service ends, it ends without one and the client comes back.
+//! The stream ends after the final entry. When the service stops, it ends without one, and the client reconnects.
 
 use std::io;
 use std::pin::Pin;
@@ -32,19 +32,19 @@ use crate::routes::AppState;
 
 const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 
-/// Entries that are ready together go out together: a replay is a few writes, not thousands.
+/// Most entries in one write: a replay takes a few writes, not thousands.
 const BATCH: usize = 16;
 
-/// What a follower may keep in memory, bytes: entries on their way, some of which may be 8 KiB long.
+/// Memory of a follower, bytes, for buffered entries of up to 8 KiB.
 const FOLLOWER: usize = 256 << 10;
 
-/// What a stream of entries holds until it ends.
+/// The resources of a stream of entries.
 pub(crate) struct Following {
     _place: Place,
     _room: Room,
 }
 
-/// Makes room for one more follower, or refuses.
+/// Reserves the resources of one more follower, or refuses.
 pub(crate) fn follow(state: &AppState, caller: &Caller) -> Result<Following, Refusal> {
     let place = state.places.follower(caller.tenant, &state.config)?;
     let room = state.budget.room(caller.tenant);
@@ -73,7 +73,7 @@ struct State {
     entries: Pin<Box<ReadyChunks<LogStream>>>,
     heartbeat: Interval,
     stopping: CancellationToken,
-    /// What to do when the entries at hand are sent.
+    /// The action after the current entries are sent.
     next: Next,
 }
 

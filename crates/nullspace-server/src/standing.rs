@@ -1,8 +1,8 @@
 //! Revocation: ends requests whose API key is no longer valid.
 //!
-//! A request shows its key once, and may then last for hours: a log that is followed, a WebSocket, a command that is
-//! waited for. While any request is under way, one task asks every [`ServerConfig::key_check`](crate::ServerConfig) which of
-//! the keys in use are still in force; requests whose key is not are ended. When the database does not answer, nothing is known and nothing is ended.
+//! A request shows its key once, and may then last for hours: a followed log, a WebSocket, an exec. While any request runs,
+//! one task asks every [`ServerConfig::key_check`](crate::ServerConfig) which of the keys in use are still valid, and ends
+//! the requests of the others. When the database does not answer, no request is ended.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::edge::chain;
 use crate::error::Refusal;
 
-/// How long one look may take.
+/// Time limit of one check.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The keys in use.
@@ -29,7 +29,7 @@ pub(crate) struct Standings {
 #[derive(Default)]
 struct Keys {
     in_use: HashMap<KeyId, Use>,
-    /// Whether the task that looks runs.
+    /// Whether the task runs.
     watched: bool,
 }
 
@@ -38,7 +38,7 @@ struct Use {
     ended: CancellationToken,
 }
 
-/// A request's key, while the request lasts.
+/// A request's key, for the duration of the request.
 pub(crate) struct Standing {
     standings: Arc<Standings>,
     key: KeyId,
@@ -54,7 +54,7 @@ impl Standings {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request with this key begins.
+    /// Registers a request with this key.
     pub(crate) fn begin(self: &Arc<Self>, key: KeyId) -> Standing {
         let mut keys = self.lock();
         let entry = keys.in_use.entry(key).or_insert_with(|| Use { requests: 0, ended: CancellationToken::new() });
@@ -68,7 +68,7 @@ impl Standings {
         Standing { standings: Arc::clone(self), key, ended }
     }
 
-    /// Ends the requests whose key is not in force any more.
+    /// Ends the requests whose key is no longer valid.
     async fn look(&self) {
         let keys: Vec<KeyId> = self.lock().in_use.keys().copied().collect();
         let in_force = match tokio::time::timeout(PATIENCE, self.service.keys_in_force(&keys)).await {
@@ -95,7 +95,7 @@ impl Standings {
     }
 }
 
-/// Looks until no request is under way.
+/// Checks repeatedly until no request runs.
 async fn watch(standings: Weak<Standings>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
@@ -112,7 +112,7 @@ async fn watch(standings: Weak<Standings>, every: Duration) {
 }
 
 impl Standing {
-    /// Cancelled when the key is not in force any more.
+    /// Cancelled when the key is no longer valid.
     pub(crate) fn ended(&self) -> &CancellationToken {
         &self.ended
     }
@@ -134,7 +134,7 @@ impl Drop for Standing {
     }
 }
 
-/// What a request hears whose key ended while it was under way.
+/// The refusal of a request whose key was revoked while it ran.
 pub(crate) fn revoked() -> Refusal {
     let message = "The API key was revoked while the request was under way.";
     Refusal::new(StatusCode::UNAUTHORIZED, ErrorResponseCode::Unauthorized, message)

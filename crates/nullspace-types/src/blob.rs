@@ -4,7 +4,7 @@
 //!   sha256-<64 hex digits>-<bytes>        says all that an upload is checked against
 //! ```
 //!
-//! A blob belongs to one tenant: to know a digest is not to have the bytes.
+//! A blob belongs to one tenant: a digest is no proof of having the bytes.
 
 use std::{fmt, str::FromStr};
 
@@ -19,7 +19,7 @@ pub struct BlobId {
     bytes: u64,
 }
 
-/// Text that names no blob.
+/// Text that is not a blob id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a blob id is sha256-, 64 lower-case hexadecimal digits, and -size in bytes")]
 pub struct InvalidBlobId;
@@ -42,7 +42,7 @@ impl BlobId {
         &self.sha256
     }
 
-    /// How many bytes there are.
+    /// Number of bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -68,9 +68,9 @@ impl FromStr for BlobId {
 /// A blob of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Blob {
-    /// Whose.
+    /// The tenant that owns it.
     pub tenant: TenantId,
-    /// Which.
+    /// Its id.
     pub id: BlobId,
 }
 

@@ -1,14 +1,15 @@
-//! Who asks.
+//! The caller of an operation.
 
 use crate::{KeyId, TenantId};
 
-/// Who asks. Every method that reads or writes a tenant's things takes it, so that none can forget to ask whose they are.
+/// The caller of an operation. Every method that reads or writes a tenant's data takes it, so that the check of the owner
+/// cannot be forgotten.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Caller {
     /// The tenant.
     pub tenant: TenantId,
     /// Slug of its default namespace.
     pub namespace: String,
-    /// The key it came with; `None` for the service itself.
+    /// The key of its request; `None` for the service itself.
     pub key: Option<KeyId>,
 }

@@ -15,11 +15,11 @@ pub struct Rootfs {
     pub bytes: u64,
     /// Its manifest in the chunk store. `None`: an older version stored it, as a file only.
     pub manifest: Option<String>,
-    /// What its maker wants to remember (the image's configuration); opaque to the store.
+    /// Data of its maker (the image's configuration); opaque to the store.
     pub info: Value,
 }
 
-/// The files that the database names. The data folder must have them; everything else there is left over from a crash.
+/// The files that the database names. The data folder must have them; all other files there are leftovers of a crash.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KnownFiles {
     /// Folders under `artifacts/`.

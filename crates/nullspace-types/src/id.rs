@@ -1,14 +1,14 @@
 //! Identifiers: a prefix that says the kind, then 32 lower-case hex digits of a UUIDv7.
 //!
-//! Version 7 sorts by creation, so an id serves as the tie-break of a page cursor. An id that parsed is safe as a file
-//! name and in a URL: its alphabet is `[a-z0-9_]`.
+//! Version 7 sorts by creation time, so an id can be the tie-break of a page cursor. A parsed id is safe as a file name and
+//! in a URL: its alphabet is `[a-z0-9_]`.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Text that is not an identifier of the kind asked for.
+/// Text that is not an identifier of the requested kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a {kind} is written {prefix} and 32 lower-case hexadecimal digits")]
 pub struct InvalidId {
@@ -24,7 +24,7 @@ macro_rules! id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// What every id of this kind starts with.
+            /// Prefix of every id of this kind.
             pub const PREFIX: &'static str = $prefix;
 
             /// A new id, unlike every other.
@@ -102,7 +102,7 @@ id!(
     BuildId, "tb_", "build id"
 );
 id!(
-    /// What one build makes; the API calls it `template_id`. Allotted when the build is accepted.
+    /// The artifact of one build; the API calls it `template_id`. Assigned when the build is accepted.
     ArtifactId, "tmpl_", "template id"
 );
 id!(

@@ -1,11 +1,11 @@
-//! JSON that may hold values which belong to one tenant.
+//! JSON with values of one tenant.
 
 use std::fmt;
 
 use serde_json::Value;
 
-/// JSON whose `Debug` says nothing. Build definitions and runtime configurations hold the values of environment
-/// variables: they have to be stored to be usable, and must not reach a log line through somebody's `?build`.
+/// JSON with an empty `Debug`. Build definitions and runtime settings have the values of environment variables. These must be
+/// stored, but must not reach a log line through `?build`.
 #[derive(Clone, PartialEq, Default)]
 pub struct PrivateJson(pub Value);
 

@@ -1,4 +1,4 @@
-//! How people name templates.
+//! References to templates, as people write them.
 //!
 //! | form | meaning |
 //! |---|---|
@@ -21,7 +21,7 @@ pub const SYSTEM_NAMESPACE: &str = "nullspace";
 /// Longest template name, tag or namespace slug, in characters.
 pub const MAX_NAME_CHARS: usize = 128;
 
-/// Text that names no template.
+/// An invalid reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidReference {
     /// The whole has none of the forms.
@@ -105,7 +105,7 @@ checked_text!(
 );
 
 impl Tag {
-    /// The tag that a bare name means.
+    /// The tag of a bare name.
     pub const DEFAULT: &'static str = "default";
 
     /// `default`.
@@ -136,10 +136,10 @@ pub fn is_namespace_slug(text: &str) -> bool {
             .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase()))
 }
 
-/// Which of a template's builds is meant.
+/// The build that a reference selects.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Selector {
-    /// The one the tag points to.
+    /// The one that the tag points to.
     Tag(Tag),
     /// Exactly this one.
     Build(BuildId),

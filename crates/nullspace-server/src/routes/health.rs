@@ -1,5 +1,5 @@
-//! For whoever runs the service: is the process alive, can it serve, what does it count? Tenants have no part in these
-//! routes, so no key opens them and the OpenAPI document, which is for tenants, has only the first.
+//! Routes of operators: liveness, readiness and metrics. They need no key, and the OpenAPI document, which is for tenants,
+//! has only the first.
 
 use axum::Extension;
 use axum::extract::{RawQuery, State};

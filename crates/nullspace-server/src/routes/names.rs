@@ -1,4 +1,4 @@
-//! Everything about a template's names, by id.
+//! A template's names, by id.
 //!
 //! The same operations by reference are in [`refs`](super::refs); both end in the functions here.
 

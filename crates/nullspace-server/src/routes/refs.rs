@@ -1,5 +1,5 @@
-//! Templates by reference. A reference holds slashes: the published client sends it as one percent-encoded segment, others
-//! send it as it is, and both are taken.
+//! Templates by reference. A reference has slashes. The published client sends it as one percent-encoded segment; other
+//! clients send it as it is. Both are accepted.
 //!
 //! ```text
 //!   /v1/templates/refs/ns%2Fapp%3Av1/tags/v2 ─┐
@@ -21,16 +21,16 @@ use crate::not_served;
 
 /// Where these routes are.
 const PREFIX: &str = "/v1/templates/refs/";
-/// The one route.
+/// The single route.
 pub(super) const ROUTE: &str = "/v1/templates/refs/{*path}";
 
-/// The same operations by id: handlers, parameters and answers are theirs.
+/// The prefix of the same operations by id. Handlers, parameters and answers are theirs.
 const BY_ID: &str = "/v1/templates/{id}";
 
-/// Operations whose description the contract has by id only.
+/// Operations that the contract describes only by id.
 const DESCRIBED_BY_ID: [&str; 2] = ["delete_template", "update_template_visibility"];
 
-/// Adds these routes to the document, which knows those by id: one route cannot document them by itself.
+/// Adds these routes to the document, derived from those by id: a single route cannot document them.
 pub(crate) fn document(document: &mut OpenApi) {
     let mut by_reference = Vec::new();
     for (path, item) in &document.paths.paths {
@@ -56,7 +56,7 @@ pub(crate) fn document(document: &mut OpenApi) {
     document.paths.paths.extend(by_reference);
 }
 
-/// What of a template a path names.
+/// The part of a template that a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Template,
@@ -76,7 +76,7 @@ struct Reading {
     part: Part,
 }
 
-/// Finds out what is meant, and does it.
+/// Resolves the path and runs the operation.
 pub(super) async fn dispatch(state: State<AppState>, request: Request) -> Result<Response, Refusal> {
     let (mut parts, body) = request.into_parts();
     let caller = Caller::from_request_parts(&mut parts, &state).await?;
@@ -102,7 +102,7 @@ pub(super) async fn dispatch(state: State<AppState>, request: Request) -> Result
     act(state, caller, reading, request).await
 }
 
-/// 405 with the methods that there are, as the router answers for its own routes (RFC 9110, 15.5.6).
+/// 405 with the allowed methods, as the router answers for its own routes (RFC 9110, 15.5.6).
 fn method_not_allowed(method: &Method, readings: &[Reading]) -> Response {
     // The last reading is the narrowest, as the document has it.
     let allowed: Vec<&str> =
@@ -156,7 +156,7 @@ fn serves(method: &Method, part: &Part) -> bool {
     methods(part).contains(method)
 }
 
-/// Which operations there are.
+/// The operations on a part.
 fn methods(part: &Part) -> &'static [Method] {
     match part {
         Part::Template => &[Method::GET, Method::HEAD, Method::DELETE],

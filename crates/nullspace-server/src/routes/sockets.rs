@@ -1,4 +1,4 @@
-//! The WebSocket of a sandbox. It is in no OpenAPI document, as that has no words for it.
+//! The WebSocket of a sandbox. The OpenAPI document does not have it, because OpenAPI cannot describe WebSockets.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::extract::{PathParam, QueryParams};
 use crate::serve::Stopping;
 use crate::socket::Session;
 
-/// Where it is.
+/// The route.
 pub(super) const ROUTE: &str = "/v1/sandboxes/{id}/ws";
 
 #[derive(Deserialize)]
@@ -28,7 +28,7 @@ pub(super) struct SocketQuery {
     channel: Option<String>,
 }
 
-/// Everything that can be refused is refused before the connection changes its protocol.
+/// Checks and refuses everything before the connection changes its protocol.
 pub(super) async fn connect(
     State(state): State<AppState>,
     caller: Caller,

@@ -1,9 +1,9 @@
-//! A stream of bytes as pieces of text, wherever the pieces of the stream end.
+//! Splits a stream of bytes into pieces of text, at the limits of characters.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-/// One stream; holds back the beginning of a character until the rest has come.
+/// One stream. Holds an incomplete character back until its rest arrives.
 #[derive(Debug, Default)]
 pub(super) struct Text {
     /// At most three bytes.
@@ -11,7 +11,7 @@ pub(super) struct Text {
 }
 
 impl Text {
-    /// The text so far, and in base64 the very bytes when some had to be replaced; `None` when there is none yet.
+    /// The text so far; `None` when there is none yet. If bytes had to be replaced, also the original bytes in base64.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Option<(String, Option<String>)> {
         let mut whole = std::mem::take(&mut self.begun);
         whole.extend_from_slice(bytes);
@@ -20,7 +20,7 @@ impl Text {
         shown(whole)
     }
 
-    /// What is left when nothing follows.
+    /// The rest at the end of the stream.
     pub(super) fn finish(&mut self) -> Option<(String, Option<String>)> {
         shown(std::mem::take(&mut self.begun))
     }
@@ -39,7 +39,7 @@ fn shown(bytes: Vec<u8>) -> Option<(String, Option<String>)> {
     })
 }
 
-/// How many bytes at the end begin a character that may yet become whole.
+/// Number of bytes at the end that begin an incomplete character.
 fn begun_at_end(bytes: &[u8]) -> usize {
     let tail = bytes.get(bytes.len().saturating_sub(3)..).unwrap_or_default();
     for (at, _) in tail.iter().enumerate() {
