@@ -25,15 +25,15 @@ use crate::{ChunkId, Error, ManifestId, Result, Store};
 /// Cells on their way from the threads to the pack.
 const QUEUED: usize = 32;
 
-/// What a put made. As long as `pin` lives, a collection keeps the image: drop it when the image is named wherever the
-/// owner of the store looks for the images it wants.
+/// The result of a put. A collection keeps the image while `pin` lives. Drop the pin once the store's owner has recorded the
+/// image.
 #[derive(Debug)]
 pub struct Stored {
     /// The image.
     pub pin: Pin,
     /// Its length, bytes.
     pub image_bytes: u64,
-    /// What it cost.
+    /// Its cost.
     pub put: Put,
 }
 
@@ -44,7 +44,7 @@ impl Stored {
     }
 }
 
-/// What a put cost.
+/// The cost of a put.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Put {
     /// Bytes that were not zeros and, in changes, not the parent's.
@@ -151,7 +151,7 @@ fn publish(inner: &Arc<Inner>, encoded: &[u8], holds: &Holds<'_>) -> Result<Pin>
     Ok(pin)
 }
 
-/// What an image lies on.
+/// The base of an image.
 enum Base<'a> {
     None,
     Parent { id: ManifestId, chain: &'a [(ManifestId, Manifest)], file: Option<&'a File> },

@@ -25,8 +25,8 @@ use crate::resize_inode::{self, RESIZE_INODE};
 use crate::superblock::{Counts, Superblock};
 use crate::{BLOCK, BLOCK_SIZE, inode};
 
-/// Enlarges an image that [`crate::ImageWriter`] made to `size_bytes`, exactly. Whoever is interrupted in the middle
-/// is left with a broken image: work on a copy.
+/// Enlarges an image that [`crate::ImageWriter`] made to `size_bytes`, exactly. An interruption leaves a broken image: work
+/// on a copy.
 ///
 /// A last block group that cannot hold its own tables (at most 8 MiB, usually 2) is left out of the filesystem. The
 /// journal keeps its size.

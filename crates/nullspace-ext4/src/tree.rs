@@ -1,7 +1,7 @@
-//! The tree that gives contents their names.
+//! The tree of names, metadata and contents.
 //!
-//! It is built by calls and checks every name, target and attribute when it comes, so that an error can be told with
-//! its path by whoever knows the path; [`crate::ImageWriter::finish`] can then fail only for lack of room.
+//! It is built by calls, and each call checks its name, target and attributes. So the caller can report an error with its
+//! path, and [`crate::ImageWriter::finish`] can only fail for lack of space.
 
 use std::collections::BTreeMap;
 

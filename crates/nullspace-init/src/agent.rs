@@ -1,8 +1,8 @@
 //! The agent's requests and their dispatch.
 //!
-//! The reader thread of a connection hands frames in. Requests that change who the guest is run on that thread, so that
-//! what the host sent behind them (the first exec after a restore) finds them done; everything else has a thread
-//! to itself, ends its channel, and may panic without taking more than its channel along.
+//! The reader thread of a connection passes frames in. Requests that change the guest's identity run on that thread, so they
+//! are complete before the host's next request (the first exec after a restore). Every other request has a thread of its own
+//! and ends its channel. A panic in it ends only that channel.
 
 #![allow(unsafe_code, reason = "signals go to a process by number")]
 
@@ -24,19 +24,19 @@ use crate::session::{Channel, Opened, Session, StdinOver};
 use crate::wake::Wake;
 use crate::{files, filesystem, generation, identity, leftovers, modules, network, probe, resume, workers};
 
-/// How long the last answer may take to reach the host before the power goes.
+/// Time limit of the last answer before the power is switched off.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// What is below the agent.
+/// The machine below the agent.
 #[derive(Debug, Clone)]
 pub struct Ground {
-    /// The root's block device, when it is mounted; else why not.
+    /// The root's block device if it is mounted, else the error.
     pub root: Result<String, String>,
     /// How this machine is switched off: some have no power button and end on a reboot.
     pub off: nix::sys::reboot::RebootMode,
 }
 
-/// The agent: one for the machine's life, whatever connections and sessions come and go.
+/// The agent: one for the machine's life, across connections and sessions.
 #[derive(Debug)]
 pub struct Agent {
     ground: Ground,

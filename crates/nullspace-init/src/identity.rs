@@ -113,8 +113,8 @@ pub(crate) fn ensure_machine_id(boot_id: &str) -> Result<(), Failure> {
     }
 }
 
-/// Gives an image's user a name when the image only has its number. A user that cannot be resolved is left to whoever runs
-/// something as it: the failure is that command's.
+/// Gives an image's user a name when the image only has its number. A user that cannot be resolved is not an error here: the
+/// command that runs as it fails.
 pub(crate) fn ensure_account(user: &str) -> Result<(), Failure> {
     let Some(line) = prepare::accounts()?.imported(user) else { return Ok(()) };
     // As bytes: other lines may be anything.

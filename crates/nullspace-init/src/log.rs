@@ -1,5 +1,5 @@
-//! Lines for the kernel's log, and so for the console: never to the root, which may be frozen, and never blocking on a
-//! console that nobody reads.
+//! Lines for the kernel's log, and so for the console. They never go to the root, which may be frozen, and never block on a
+//! console without a reader.
 
 use std::fs::File;
 use std::io::Write;

@@ -91,7 +91,7 @@ fn http(port: u16, path: &str, until: Option<Instant>) -> Result<String, String>
     }
 }
 
-/// What is known of an answer whose beginning has come.
+/// The state of an incomplete answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Status {
     /// More has to come.

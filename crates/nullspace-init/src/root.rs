@@ -1,6 +1,6 @@
 //! The image's root filesystem: mounted, filled up with what every Linux process expects, entered.
 //!
-//! Entered first and filled up then: inside, whatever symbolic links the image has stay inside.
+//! The root is entered before it is filled up, so that the image's symbolic links stay inside it.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -13,7 +13,7 @@ use nullspace_guest::message::ROOT_FULL;
 use crate::process::prepare::WORKSPACE;
 use crate::{generation, log, modules, settings};
 
-/// How long the root's device may take to appear.
+/// Time limit for the root's device to appear.
 const DEVICE_LIMIT: Duration = Duration::from_secs(10);
 
 struct Mount {
@@ -21,7 +21,7 @@ struct Mount {
     kind: &'static str,
     flags: MsFlags,
     data: &'static str,
-    /// Without it no process can be expected to work.
+    /// Whether processes need it.
     needed: bool,
 }
 

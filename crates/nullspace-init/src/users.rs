@@ -6,7 +6,7 @@
 
 use nullspace_guest::message::{Failure, FailureKind};
 
-/// Who a process runs as.
+/// The user and groups of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Account {
     pub(crate) uid: u32,
@@ -88,8 +88,8 @@ impl Accounts {
         })
     }
 
-    /// The line that /etc/passwd lacks for an image's user who is a number unknown to it. `None` when it has one, when the
-    /// user cannot be resolved, or when somebody else has the name.
+    /// The line for /etc/passwd that an image lacks for its user with an unknown number. `None` when the image has the line,
+    /// when the user cannot be resolved, or when another user has the name.
     pub(crate) fn imported(&self, spec: &str) -> Option<String> {
         let account = self.resolve(spec).ok()?;
         let name = format!("nullspace-imported-{}", account.uid);

@@ -1,4 +1,4 @@
-//! One service: what it has written, who follows it, and who feeds it.
+//! One service: its output, its followers, and its stdin.
 //!
 //! ```text
 //!   pipes ──Recorder──> ring ──> follower 1 (its place in the ring, its channel's credit)
@@ -6,8 +6,8 @@
 //!     └── no room while a follower has not read what would be dropped
 //!   stdin <── feeder 1, then feeder 2: one at a time, each as its channel's credit allows
 //! ```
-//! With followers nothing is lost: the slowest one holds the process back, as a full pipe does. Without one the ring keeps
-//! the end and counts what it drops, so that no process waits for somebody who may never come.
+//! With followers no output is lost: the slowest follower blocks the process, as a full pipe does. Without one the ring keeps
+//! the end and counts the dropped bytes, so that no process waits for a follower that may never come.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -43,7 +43,7 @@ struct State {
     followers: Vec<Follower>,
     next_follower: u64,
     feeders: VecDeque<Arc<Channel>>,
-    /// Whose bytes are on their way into the pipe.
+    /// The channel whose bytes are being written into the pipe.
     feeding: Option<Arc<Channel>>,
     stdin_closed: bool,
 }
@@ -55,7 +55,7 @@ struct Follower {
     position: u64,
 }
 
-/// A follower's place in the output. Dropping it lets the process go on without that follower.
+/// A follower's position in the output. Dropping it lets the process continue without that follower.
 pub(super) struct Place {
     service: Arc<Service>,
     channel: Arc<Channel>,
@@ -121,7 +121,7 @@ impl Drop for Turn<'_> {
 }
 
 impl Service {
-    /// `wake` is its own, `watch` that of its process, which nobody reads from yet.
+    /// `wake` is its own. `watch` belongs to its process and has no reader yet.
     pub(super) fn new(exec: Exec, starts: u32, wake: Wake, watch: Arc<Watch>) -> Arc<Service> {
         Arc::new(Service { exec, starts, wake, watch, state: Mutex::default() })
     }
@@ -144,7 +144,7 @@ impl Service {
         runs
     }
 
-    /// Records how it ended and tells all who wait.
+    /// Records its end and wakes all waiting threads.
     pub(super) fn end(&self, exit: Exit) {
         let mut state = self.lock();
         state.ended = Some((exit, Instant::now()));
@@ -152,7 +152,7 @@ impl Service {
         state.wake_all();
     }
 
-    /// From now on nothing is dropped before `channel` has it.
+    /// Adds a follower: from now on no output is dropped before `channel` has it.
     pub(super) fn follow(self: &Arc<Service>, channel: &Arc<Channel>) -> Place {
         let mut state = self.lock();
         let number = state.next_follower;
@@ -161,7 +161,7 @@ impl Service {
         Place { service: self.clone(), channel: channel.clone(), number }
     }
 
-    /// Bytes of stdout and of stderr that nobody will get any more.
+    /// Bytes of stdout and of stderr that were dropped.
     pub(super) fn lost(&self) -> (u64, u64) {
         self.lock().ring.lost()
     }
