@@ -28,7 +28,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("nullspace-definition", &["nullspace-api", "nullspace-image-ref", "nullspace-types"]),
     ("nullspace-db", &["nullspace-types"]),
     ("nullspace-data", &["nullspace-chunks", "nullspace-types"]),
-    ("nullspace-host-interface", &["nullspace-api", "nullspace-definition", "nullspace-service", "nullspace-types"]),
+    (
+        "nullspace-host-interface",
+        &["nullspace-api", "nullspace-definition", "nullspace-image-ref", "nullspace-service", "nullspace-types"],
+    ),
     (
         "nullspace-control",
         &[
