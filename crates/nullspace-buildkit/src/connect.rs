@@ -30,16 +30,16 @@ use tonic::transport::Channel;
 use crate::endpoint::Endpoint;
 use crate::session::{self, Io, MAX_MESSAGE};
 
-/// From nothing to a connection that answers.
+/// Time limit to connect.
 const CONNECT: Duration = Duration::from_secs(10);
-/// From a request to an engine's API to its answer's head. An engine may first write gigabytes to its disk.
+/// Time limit from a request to an engine's API to its answer's head. An engine may first write gigabytes to its disk.
 const ANSWER: Duration = Duration::from_secs(600);
 /// A dead peer on TCP is noticed after about so long.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Bytes of a session in flight, when it travels inside another connection.
 const TUNNEL: usize = 256 << 10;
 
-/// Who buildkitd is over TCP, and who we are.
+/// The identities for TLS: buildkitd's authority, and our certificate.
 #[derive(Clone)]
 pub struct Tls {
     config: Arc<ClientConfig>,

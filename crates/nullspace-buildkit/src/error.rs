@@ -2,10 +2,10 @@
 
 use crate::failure::Failure;
 
-/// Why there is no image.
+/// A failed call.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// BuildKit cannot be reached, went away, or does not speak as it should. Another one, or a later try, may do.
+    /// BuildKit is unreachable, closed the connection, or broke the protocol. Another BuildKit or a retry may succeed.
     #[error("BuildKit at {endpoint} {what}")]
     Unavailable {
         /// Which one.
@@ -13,8 +13,8 @@ pub enum Error {
         /// How: a sentence's second half.
         what: String,
     },
-    /// BuildKit has built the image, and what should hand it over answers with an error. Neither the build nor the way to
-    /// BuildKit is at fault: its host is, for lack of room, say.
+    /// BuildKit has built the image, but its export failed. The cause is BuildKit's host, for example a full disk; neither
+    /// the build nor the connection is at fault.
     #[error("BuildKit at {endpoint} built the image and {what}")]
     NotExported {
         /// Which one.
@@ -31,15 +31,15 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// A file on this host.
+    /// An operation on a file of this host failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was done with it.
+        /// The operation.
         what: &'static str,
         /// Why it failed.
         source: std::io::Error,
     },
-    /// The caller gave up.
+    /// The call was cancelled.
     #[error("the build was given up")]
     Cancelled,
 }

@@ -1,25 +1,25 @@
 //! Classification of BuildKit's failure messages.
 //!
-//! BuildKit answers with one line of text for all of it. The words are those of 0.8 (Docker 20.10) to 0.2x; what is not
-//! recognised stays [`Cause::Other`] with BuildKit's own words.
+//! BuildKit reports every failure as one line of text. The texts are those of 0.8 (Docker 20.10) to 0.2x. An unknown text is
+//! [`Cause::Other`], unchanged.
 
 use std::sync::Arc;
 
 use crate::progress::Step;
 
-/// A build that failed.
+/// A failed build.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// BuildKit's words, without its prefixes.
+    /// BuildKit's text, without its prefixes.
     pub message: String,
-    /// What they mean.
+    /// The cause.
     pub cause: Cause,
     /// The step that failed, when one did.
     pub step: Option<Arc<Step>>,
 }
 
-/// Why a build failed.
+/// The cause of a failed build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
     /// A command ended with this code.
@@ -31,13 +31,13 @@ pub enum Cause {
     },
     /// A secret that a step needs was not given.
     MissingSecret(String),
-    /// A registry wants other credentials, or hides what is not there.
+    /// A registry wants other credentials, or does not say that the image does not exist.
     Unauthorized,
     /// A registry does not have an image.
     ImageNotFound,
-    /// A registry cannot be reached or is at fault itself.
+    /// A registry cannot be reached or has an internal error.
     RegistryUnavailable,
-    /// COPY or ADD of what is not in the context.
+    /// COPY or ADD of a file that is not in the context.
     MissingFile,
     /// The image has no layer, and so nothing that could be exported.
     NoLayers,

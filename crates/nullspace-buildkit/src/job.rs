@@ -17,7 +17,7 @@ pub struct Login {
     pub password: SecretString,
 }
 
-/// What a build is to leave.
+/// Form of a build's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
     /// The archive of an image.
@@ -29,10 +29,10 @@ pub enum Output {
 /// One build. `Debug` shows no secret.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// A name that no other build of this BuildKit has: lower-case letters, digits and dashes.
+    /// A name that is unique on this BuildKit: lower-case letters, digits and dashes.
     pub id: String,
-    /// What is made of the context is reused only by jobs with this key; it should be a digest of whose context it is
-    /// and what is in it.
+    /// Results from the context are reused only by jobs with this key. It should be a digest of the context's owner and
+    /// content.
     pub context_key: String,
     /// Files for COPY, ADD and bind mounts.
     pub context: Arc<Tree>,
@@ -46,7 +46,7 @@ pub struct Job {
     pub target: Option<String>,
     /// `linux/amd64` and the like.
     pub platform: String,
-    /// Reuse no step.
+    /// True: no step is reused.
     pub no_cache: bool,
     /// Whether steps have a network.
     pub network: bool,
@@ -56,9 +56,9 @@ pub struct Job {
     pub secrets: BTreeMap<String, SecretString>,
     /// Logins by registry, as image references name it (`docker.io`).
     pub logins: BTreeMap<String, Login>,
-    /// What is wanted of it.
+    /// Form of the result.
     pub output: Output,
-    /// Where the archive goes: a file that is not there yet.
+    /// Path of the archive, which must not exist.
     pub archive: PathBuf,
     /// Most bytes of that archive.
     pub archive_limit: u64,

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexLog};
 
-/// Vertices of one build; what comes beyond is not shown.
+/// Most vertices of one build. Further ones are not shown.
 const MAX_VERTICES: usize = 10_000;
 /// Longest line that is kept whole, bytes.
 const MAX_LINE: usize = 8 * 1024;
@@ -27,16 +27,16 @@ pub struct Step {
     pub index: Option<u32>,
     /// Steps of the stage.
     pub total: Option<u32>,
-    /// What is done: an instruction of the Dockerfile, or BuildKit's own work.
+    /// The action: an instruction of the Dockerfile, or BuildKit's own work.
     pub what: String,
 }
 
-/// Something that happened in a build.
+/// An event of a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A step runs.
     Started(Arc<Step>),
-    /// A step needs not run.
+    /// A step's result was cached.
     Cached(Arc<Step>),
     /// A step wrote a line.
     Output {
@@ -81,11 +81,11 @@ struct Known {
     step: Option<Arc<Step>>,
     started: bool,
     over: bool,
-    /// What a line lacks yet, of each stream.
+    /// The incomplete line of each stream.
     pending: [Vec<u8>; 2],
 }
 
-/// What is known of a build's vertices.
+/// The state of a build's vertices.
 #[derive(Default)]
 pub(crate) struct Board {
     vertices: HashMap<String, Known>,
@@ -93,7 +93,7 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// What a message adds.
+    /// Adds a message. Returns its events.
     pub(crate) fn apply(&mut self, message: StatusResponse) -> Vec<Event> {
         let mut events = Vec::new();
         let (vertices, over): (Vec<_>, Vec<_>) =

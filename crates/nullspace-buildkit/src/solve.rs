@@ -5,8 +5,8 @@
 //!                      ├─ Status ─> Board ────> events
 //!                      └─ the session's answers (files, secrets, logins, archive)
 //! ```
-//! To cancel is to drop the call of Solve; Status ends when BuildKit has let go of the build, so that it is waited for and
-//! no step runs on behind a cancelled build's back.
+//! To cancel a build is to drop the call of Solve. Status ends when BuildKit has stopped the build. The end is awaited, so
+//! that no step of a cancelled build runs on.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,22 +31,22 @@ use crate::job::{Job, Output};
 use crate::progress::{Board, Event};
 use crate::session::{self, Archives};
 
-/// From the end of a solve to the end of its status; BuildKit ends a cancelled step's processes in it.
+/// Time limit from the end of a solve to the end of its status. BuildKit ends a cancelled step's processes within it.
 const SETTLE: Duration = Duration::from_secs(15);
-/// For questions that take BuildKit no work.
+/// Time limit of requests that need no work.
 const ASK: Duration = Duration::from_secs(10);
-/// To take an image off an engine.
+/// Time limit to remove an image from an engine.
 const REMOVE: Duration = Duration::from_secs(60);
 
 /// One BuildKit.
 #[derive(Debug)]
 pub struct BuildKit {
     connector: Connector,
-    /// Found out that it cannot send archives.
+    /// True once it has shown that it cannot send archives.
     no_archives: AtomicBool,
 }
 
-/// What a BuildKit says of itself.
+/// A BuildKit's information about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct About {
     /// Its kind and version, as far as it tells.
@@ -55,24 +55,24 @@ pub struct About {
     pub platforms: Vec<String>,
 }
 
-/// Form of the archive that a build left.
+/// Form of a build's archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Archive {
     /// The tar of an OCI image layout.
     Oci,
-    /// What `docker save` writes.
+    /// The form of `docker save`.
     Docker,
     /// The files alone.
     Files,
 }
 
 impl BuildKit {
-    /// A BuildKit, not asked yet. Without `tls` a TCP endpoint is spoken to in the clear.
+    /// A BuildKit without a connection. Without `tls`, the connection to a TCP endpoint is not encrypted.
     pub fn new(endpoint: Endpoint, tls: Option<Tls>) -> BuildKit {
         BuildKit { connector: Connector { endpoint, tls }, no_archives: AtomicBool::new(false) }
     }
 
-    /// Where it is.
+    /// Its endpoint.
     pub fn endpoint(&self) -> &Endpoint {
         &self.connector.endpoint
     }
@@ -81,7 +81,7 @@ impl BuildKit {
         Error::Unavailable { endpoint: self.endpoint().to_string(), what: what.to_string() }
     }
 
-    /// Asks whether it is there and what it is.
+    /// Asks for its version and platforms.
     pub async fn about(&self) -> Result<About, Error> {
         let asked = async {
             let cannot = |error: std::io::Error| self.unavailable(format!("cannot be reached: {error}"));
@@ -106,8 +106,8 @@ impl BuildKit {
         tokio::time::timeout(ASK, asked).await.map_err(limit)?
     }
 
-    /// Removes images that jobs of this repository left on an engine when their process was killed. Not to be called
-    /// while one runs.
+    /// Removes images that jobs of this repository left on an engine when their process was killed. Do not call it while a
+    /// job runs.
     pub async fn sweep(&self, repository: &str) -> std::io::Result<()> {
         if let Endpoint::Docker(_) = self.endpoint() {
             let images = Images(&self.connector);
@@ -118,8 +118,8 @@ impl BuildKit {
         Ok(())
     }
 
-    /// Builds, and leaves the image's archive in the job's file. Events come while it does; they stop when nobody takes
-    /// them any more, and the build goes on. Cancelled, it returns when BuildKit has stopped.
+    /// Builds, and writes the image's archive to the job's file. Sends events meanwhile. Without a receiver the events stop,
+    /// and the build goes on. When cancelled, it returns after BuildKit has stopped.
     pub async fn build(
         &self,
         job: Arc<Job>,
@@ -243,7 +243,7 @@ impl BuildKit {
         }
     }
 
-    /// Solve's refusal: the build's failure, or BuildKit's.
+    /// The error of a refused solve: the build's failure, or BuildKit's.
     fn refused(&self, status: &Status) -> Error {
         let gone = match status.code() {
             Code::Unavailable | Code::DeadlineExceeded | Code::Unimplemented | Code::ResourceExhausted => true,
@@ -295,7 +295,7 @@ impl Watching {
         matches!(self.state, Watch::Over)
     }
 
-    /// `None` once, when BuildKit knows the build no more; nothing at all after that.
+    /// Returns the next message, `None` when BuildKit no longer knows the build, and never returns after that.
     async fn next(&mut self) -> Option<StatusResponse> {
         loop {
             match &mut self.state {

@@ -5,16 +5,16 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
-/// Permissions where none are given.
+/// Permissions of files without their own.
 const FILE_MODE: u32 = 0o644;
 const DIRECTORY_MODE: u32 = 0o755;
 
-/// Where a file's bytes are.
+/// Source of a file's bytes.
 #[derive(Debug, Clone)]
 pub enum Source {
     /// In memory.
     Memory(Bytes),
-    /// In a file of this host that holds exactly so many bytes.
+    /// In a file of this host, of exactly this length.
     File {
         /// Which.
         path: PathBuf,
@@ -40,12 +40,12 @@ pub(crate) struct Entry {
     pub(crate) source: Option<Source>,
 }
 
-/// A path that is absolute, empty, or leads elsewhere.
+/// An invalid path: absolute, empty, or leading elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a path inside a context")]
 pub struct InvalidPath(pub String);
 
-/// A tree of files and directories. Owners are root and times are fixed, whoever sends it.
+/// A tree of files and directories. Owners are root and times are fixed, so that equal trees are sent as equal bytes.
 #[derive(Debug, Clone, Default)]
 pub struct Tree {
     /// By path, with NUL for the slashes: a directory comes before what is in it, and what is in it before its next

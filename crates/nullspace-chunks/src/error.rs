@@ -5,40 +5,40 @@ use std::path::Path;
 
 use crate::ManifestId;
 
-/// Why the store did not do what was asked. `Display` never repeats its source.
+/// Errors of the store. `Display` never repeats its source.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An image cannot be read whole: a file of the store was damaged or removed by something else.
+    /// An image is incomplete: another program has damaged or removed a file of the store.
     #[error(
         "stored image {manifest} is damaged ({what}): restore the store's files from a backup, or make the image again, \
          which stores what is lost anew"
     )]
     Damaged {
-        /// Which image.
+        /// The image.
         manifest: ManifestId,
-        /// What of it.
+        /// The damaged part.
         what: String,
     },
     /// No such image is stored.
     #[error("no image {0} is stored")]
     Unknown(ManifestId),
-    /// What was to be stored contradicts itself or its parent.
+    /// The data to store contradicts itself or its parent.
     #[error("an image cannot be stored: {what}")]
     Invalid {
         /// The contradiction.
         what: String,
     },
-    /// Whoever asked wants it no more.
+    /// The call was stopped by its [`Stop`](crate::Stop).
     #[error("stopped")]
     Stopped,
-    /// Another collection or check has the store.
+    /// Another collection or check uses the store.
     #[error("another collection or check of the store is running: try again when it is over")]
     Busy,
-    /// The system refused.
+    /// The system reported an error.
     #[error("{what}")]
     Io {
-        /// What was tried, with the path.
+        /// The operation, with the path.
         what: String,
         /// The system's error.
         #[source]
@@ -46,7 +46,7 @@ pub enum Error {
     },
 }
 
-/// Short form used throughout the crate.
+/// Result with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {

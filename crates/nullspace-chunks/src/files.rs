@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::Result;
 use crate::error::io_error;
 
-/// What images hold is their owners' business: nobody else on the host may look.
+/// Makes a folder that no other user of the host may read: images are their owners' data.
 pub(crate) fn make_dir(path: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("make", path))
 }
@@ -19,7 +19,7 @@ pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("flush", path))
 }
 
-/// A new file in a working folder, removed when this is dropped before it got its place.
+/// A new file in a working folder. Dropping it before [`Self::place`] removes it.
 #[derive(Debug)]
 pub(crate) struct Draft {
     path: PathBuf,

@@ -1,4 +1,4 @@
-//! Disk images stored as content-addressed chunks, so that what several images have in common is stored once.
+//! Disk images stored as content-addressed chunks. Parts that several images have in common are stored once.
 //!
 //! ```text
 //!   image file ──extents──> pieces ──BLAKE3──> known chunk? ── yes: named only
@@ -15,13 +15,13 @@
 //! * A **manifest** lists an image's pieces; it is named by its own digest. One made from changes names its parent and
 //!   lists only what differs: a template that adds a megabyte to an image of gigabytes costs the megabyte.
 //!
-//! **Durable and whole.** Packs and manifests are written in `work/`, flushed, renamed, their folder flushed; a manifest
-//! only after every chunk that it names. A crash leaves files in `work/` (emptied at the next start) or chunks that no
-//! manifest names (gone with the next collection), never a manifest with a hole.
+//! **Durable and complete.** Packs and manifests are written in `work/`, flushed and renamed, and their folder is flushed. A
+//! manifest is written only after every chunk that it names. A crash leaves files in `work/` (emptied at the next start) or
+//! chunks without a manifest (removed by the next collection), never an incomplete image.
 //!
-//! **What is kept.** The store does not know which images are wanted: its owner says so at each [collection](Collection),
-//! and everything else goes, except what is [pinned](Pin) in this process: what is just being written or read. A put that
-//! finds a chunk holds it until its manifest is there, so a collection beside it cannot take the chunk away.
+//! **Collection.** The owner of the store names the wanted images at each [collection](Collection). All others are removed,
+//! except those that are [pinned](Pin) in this process because they are being written or read. A put that finds a chunk keeps
+//! it until its manifest is stored, so a concurrent collection cannot remove it.
 //!
 //! **Reads verify.** Each chunk that is read is hashed; damage is an [`Error::Damaged`] that names the image. A damaged
 //! chunk is forgotten, so that the next put of the same bytes stores it anew.

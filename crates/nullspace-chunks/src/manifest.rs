@@ -1,12 +1,12 @@
-//! An image as a list of pieces.
+//! Manifests: images as lists of pieces.
 //!
 //! ```text
 //!   magic 8 | image bytes 8 | depth 4 | pieces 4 | parent 32 (zeros: none) | piece 48 | piece 48 | ...
 //!   piece: at 8 | length 4 | skip 4 | chunk 32          skip: bytes of the chunk before those of the piece
 //! ```
-//! Numbers are little-endian. Pieces are sorted and do not overlap. What no piece covers is the parent's, or zeros where
-//! there is no parent. A piece whose skip is [`ZEROS`] is of zeros, over whatever the parent has there. The file's name is
-//! its BLAKE3, which is all the checksum it needs.
+//! Numbers are little-endian. Pieces are sorted and do not overlap. Bytes without a piece are the parent's, or zeros without
+//! a parent. A piece with the skip [`ZEROS`] is zeros, even where the parent has data. The file's name is its BLAKE3, which
+//! is also its checksum.
 
 use std::io;
 
@@ -18,7 +18,7 @@ const HEAD: usize = 56;
 const PIECE: usize = 48;
 const ZEROS: u32 = u32::MAX;
 const NONE: [u8; 32] = [0; 32];
-/// Most manifests under each other: each is a file to read before the image can be.
+/// Longest chain of parents. Each is one more file to read.
 pub(crate) const MAX_DEPTH: u32 = 8;
 /// Longest piece of zeros, bytes.
 const MAX_ZEROS: u64 = 1 << 30;
@@ -28,19 +28,19 @@ pub(crate) const MAX_MANIFEST: u64 = 128 << 20;
 /// A run of an image's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Piece {
-    /// Where in the image.
+    /// Offset in the image.
     pub(crate) at: u64,
     /// Bytes, at least 1.
     pub(crate) len: u32,
     pub(crate) content: Content,
 }
 
-/// What a piece's bytes are.
+/// The bytes of a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// Zeros, over what is below.
+    /// Zeros, even where the parent has data.
     Zeros,
-    /// Those of a chunk, from `skip` on.
+    /// A chunk's bytes, from `skip` on.
     Chunk { id: ChunkId, skip: u32 },
 }
 
@@ -89,9 +89,9 @@ impl Piece {
 pub(crate) struct Manifest {
     /// Its length.
     pub(crate) bytes: u64,
-    /// What it lies on.
+    /// Its parent.
     pub(crate) parent: Option<ManifestId>,
-    /// Manifests under it.
+    /// Number of parents below it.
     pub(crate) depth: u32,
     /// Sorted, disjoint.
     pub(crate) pieces: Vec<Piece>,
@@ -194,7 +194,7 @@ impl Fields<'_> {
     }
 }
 
-/// What there is when `above` lies over `below`: both sorted and disjoint, as is the result.
+/// Merges two lists, `above` over `below`. Both are sorted and disjoint, as is the result.
 pub(crate) fn overlay(below: &[Piece], above: &[Piece]) -> Vec<Piece> {
     let mut all = Vec::with_capacity(below.len() + above.len());
     let mut above = above.iter().copied().peekable();

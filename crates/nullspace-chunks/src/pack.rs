@@ -25,7 +25,7 @@ pub(crate) const ENTRY: usize = 40;
 pub(crate) const TAIL: usize = 56;
 const EXTENSION: &str = "pack";
 
-/// A pack's name: unlike any other's, ever.
+/// A pack's name, unique for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct PackName(u128);
 
@@ -99,7 +99,7 @@ impl PackWriter {
         Ok(())
     }
 
-    /// Writes the index and makes all of it durable, under no name yet. Returns what is in it and its length.
+    /// Writes the index and makes the pack durable, still without its name. Returns its entries and its length.
     pub(crate) fn finish(mut self) -> Result<(Draft, Vec<Entry>, u64)> {
         let mut index = Vec::with_capacity(self.entries.len() * ENTRY + TAIL);
         for entry in &self.entries {
@@ -124,7 +124,7 @@ fn bad(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("its index {what}"))
 }
 
-/// What is in a pack, and its length. [`io::ErrorKind::InvalidData`] when the index is damaged.
+/// Reads a pack's entries and its length. [`io::ErrorKind::InvalidData`] when the index is damaged.
 pub(crate) fn read_index(file: &File) -> io::Result<(Vec<Entry>, u64)> {
     let length = file.metadata()?.len();
     let tail_at = length.checked_sub(TAIL as u64).ok_or_else(|| bad("is cut off"))?;

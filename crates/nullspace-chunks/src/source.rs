@@ -9,26 +9,26 @@ use rustix::io::Errno;
 
 use crate::{Error, Result};
 
-/// Unit of comparison: a filesystem's block, and what virtual disks write at least.
+/// Unit of comparison: a filesystem's block, and the smallest write of virtual disks.
 pub(crate) const BLOCK: u64 = 4096;
 
 /// A run of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// Where, bytes.
+    /// Offset, bytes.
     pub at: u64,
-    /// Bytes.
+    /// Length, bytes.
     pub len: u64,
-    /// All zeros now: nothing is read.
+    /// All zeros; it is not read.
     pub zero: bool,
 }
 
-/// What was changed of an image. Several threads read it at once.
+/// The changes of an image. Several threads read them at once.
 pub trait Changes: Sync {
     /// Length of the image with the changes, bytes; at least its parent's.
     fn image_bytes(&self) -> u64;
 
-    /// All that may differ from the parent, sorted and disjoint. Parts that don't differ are found and left out.
+    /// All ranges that may differ from the parent, sorted and disjoint. Ranges that do not differ are found and left out.
     fn extents(&self) -> Vec<Extent>;
 
     /// The bytes at this place, which lies in an extent that is not zero.

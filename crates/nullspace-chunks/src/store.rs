@@ -21,11 +21,11 @@ use crate::{Error, ManifestId, Result};
 const PACKS: &str = "packs";
 const MANIFESTS: &str = "manifests";
 const WORK: &str = "work";
-/// Shared by who looks at the store from another process, alone for a collection.
+/// The lock file: shared by readers in other processes, exclusive for a collection.
 const LOCK: &str = "lock";
 
-/// How a store cuts and compresses what is put into it. Reading does not depend on it: it may change from start to start,
-/// but what was stored under other settings is not found again by puts.
+/// Settings of chunks and their compression. Reading does not depend on them. They may change from start to start, but puts
+/// do not find chunks of other settings again.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// Longest chunk, bytes: a power of two from 4 KiB to 1 MiB.
@@ -37,19 +37,19 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// As measured by the example `chunk_sizes`; its figures are in `docs/architecture.md`.
+    /// The default, as measured by the example `chunk_sizes`; its figures are in `docs/architecture.md`.
     fn default() -> Settings {
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
         Settings { chunk_bytes: 64 << 10, level: 1, threads }
     }
 }
 
-/// Set by whoever wants a running call to end early, with [`Error::Stopped`].
+/// Stops running calls early, with [`Error::Stopped`].
 #[derive(Debug, Clone, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Ends the calls that have this.
+    /// Stops the calls with this value.
     pub fn stop(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -71,9 +71,9 @@ pub(crate) struct Inner {
     state: Mutex<State>,
     /// Pack files whose index cannot be read.
     unreadable: Vec<(PathBuf, String)>,
-    /// Keeps collections of another process out.
+    /// Blocks collections by other processes.
     _looking: Option<File>,
-    /// Called at each step that a crash could fall between.
+    /// Called at each step between which a crash can fall.
     #[cfg(test)]
     pub(crate) at_step: Mutex<Option<AtStep>>,
 }
@@ -87,26 +87,26 @@ impl std::fmt::Debug for Inner {
     }
 }
 
-/// What a store holds.
+/// The contents of a store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Images.
     pub manifests: u64,
     /// Pack files.
     pub packs: u64,
-    /// Their length together, bytes; without what the filesystem adds.
+    /// Their total length, bytes, without overhead of the filesystem.
     pub pack_bytes: u64,
     /// Chunks, each counted once.
     pub chunks: u64,
     /// Bytes of them before compression.
     pub plain_bytes: u64,
-    /// Bytes of them as they are stored. The rest of `pack_bytes` is indexes and what the next collections remove.
+    /// Bytes of them as they are stored. The rest of `pack_bytes` is indexes and collectable chunks.
     pub stored_bytes: u64,
     /// Pack files that cannot be read.
     pub unreadable_packs: u64,
 }
 
-/// Keeps an image from collection as long as it lives.
+/// Keeps an image from collection while it lives.
 #[derive(Debug)]
 pub struct Pin {
     inner: Arc<Inner>,
@@ -132,9 +132,9 @@ impl Drop for Pin {
 }
 
 impl Store {
-    /// Opens the store in `root`, or makes it, and removes what a crash left in `work/`. Reads the index of every pack.
+    /// Opens the store in `root`, or creates it, and removes leftovers of a crash in `work/`. Reads the index of every pack.
     ///
-    /// The caller sees to it that no other process has it open in this way.
+    /// The caller makes sure that no other process has it open for writing.
     pub fn open(root: &Path, settings: Settings) -> Result<Store> {
         for name in [PACKS, MANIFESTS, WORK] {
             make_dir(&root.join(name))?;
@@ -146,11 +146,11 @@ impl Store {
         Store::load(root, settings, None)
     }
 
-    /// Opens a store to look at, beside a process that may be writing to it: nothing is changed, and that process collects
-    /// nothing as long as this is open.
+    /// Opens a store for reading, beside a process that may be writing to it. Nothing is changed, and that process collects
+    /// nothing while this is open.
     ///
     /// # Errors
-    /// [`Error::Busy`] while it collects.
+    /// [`Error::Busy`] during a collection.
     pub fn open_read_only(root: &Path, settings: Settings) -> Result<Store> {
         let lock = lock(root, FlockOperation::NonBlockingLockShared)?;
         Store::load(root, settings, Some(lock))
@@ -213,7 +213,7 @@ impl Store {
         self.inner.state().has_manifest(id)
     }
 
-    /// The image and what it lies on, one after the other.
+    /// The image and its parents, in order.
     pub fn lineage(&self, id: ManifestId) -> Result<Vec<ManifestId>> {
         let _pin = self.pin(id)?;
         Ok(self.inner.chain(&id)?.into_iter().map(|(id, _)| id).collect())
@@ -224,7 +224,7 @@ impl Store {
         self.inner.state().manifests()
     }
 
-    /// Totals. Looks at every chunk's entry: by the minute, not by the request.
+    /// Totals. Reads every chunk's entry: for once a minute, not for each request.
     pub fn stats(&self) -> Stats {
         let totals = self.inner.state().totals();
         Stats {
@@ -238,7 +238,7 @@ impl Store {
         }
     }
 
-    /// Bytes that the store's files take on the disk.
+    /// Size of the store's files on the disk, bytes.
     pub fn disk_bytes(&self) -> Result<u64> {
         use std::os::unix::fs::MetadataExt;
         let mut bytes = 0_u64;
@@ -252,7 +252,7 @@ impl Store {
     }
 }
 
-/// The store's lock, free again when the file is closed.
+/// The store's lock, released when the file is closed.
 fn lock(root: &Path, how: FlockOperation) -> Result<File> {
     let path = root.join(LOCK);
     let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
@@ -265,7 +265,7 @@ fn lock(root: &Path, how: FlockOperation) -> Result<File> {
 }
 
 impl Inner {
-    /// Keeps other processes from looking as long as the file is open.
+    /// Locks out readers of other processes while the file is open.
     pub(crate) fn alone(&self) -> Result<File> {
         lock(&self.root, FlockOperation::NonBlockingLockExclusive)
     }
@@ -294,7 +294,7 @@ impl Inner {
         &self.unreadable
     }
 
-    /// A place where a crash could fall.
+    /// A step between which a crash can fall.
     pub(crate) fn step(&self, _name: &'static str) {
         #[cfg(test)]
         if let Some(at_step) = self.at_step.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
@@ -321,7 +321,7 @@ impl Inner {
         Manifest::decode(&bytes).map_err(|error| damaged(error.to_string()))
     }
 
-    /// An image's manifests, itself first, then what it lies on.
+    /// An image's manifests: itself first, then its parents.
     pub(crate) fn chain(&self, id: &ManifestId) -> Result<Vec<(ManifestId, Manifest)>> {
         let mut chain: Vec<(ManifestId, Manifest)> = Vec::new();
         let mut next = Some(*id);

@@ -7,30 +7,30 @@ use crate::read::{Reader, Unread};
 use crate::store::{Inner, Stop};
 use crate::{ChunkId, Error, ManifestId, Result, Store};
 
-/// Chunks that a thread takes at once.
+/// Chunks that a thread takes at a time.
 const BATCH: usize = 64;
 
-/// What [`Store::verify`] found.
+/// The result of [`Store::verify`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verified {
-    /// Images looked at.
+    /// Images checked.
     pub manifests: u64,
     /// Chunks read, each once.
     pub chunks: u64,
     /// Bytes of them.
     pub bytes: u64,
-    /// What is wrong, sorted.
+    /// The faults, sorted.
     pub faults: Vec<Fault>,
 }
 
-/// Something that cannot be read.
+/// A fault: data that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// An image's list is missing or damaged, or that of an image it lies on.
+    /// The manifest of an image, or of one of its parents, is missing or damaged.
     Manifest {
         /// The image.
         manifest: ManifestId,
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
     /// A chunk is missing or damaged.
@@ -39,14 +39,14 @@ pub enum Fault {
         manifest: ManifestId,
         /// The chunk.
         chunk: ChunkId,
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
-    /// A pack's index is damaged. Chunks that are nowhere else are missing.
+    /// A pack's index is damaged. Chunks that are in no other pack are missing.
     Pack {
         /// The file's name.
         name: String,
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
 }
@@ -62,8 +62,8 @@ impl std::fmt::Display for Fault {
 }
 
 impl Store {
-    /// Reads everything: every manifest that is stored, those in `wanted` that may not be, and every chunk that they name.
-    /// No collection runs meanwhile.
+    /// Reads everything: all stored manifests, those in `wanted`, which may be missing, and every chunk that they name. No
+    /// collection runs meanwhile.
     pub fn verify(&self, wanted: impl IntoIterator<Item = ManifestId>, stop: &Stop) -> Result<Verified> {
         let _alone = self.start_collection()?;
         let inner = &self.inner;

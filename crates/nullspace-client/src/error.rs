@@ -7,65 +7,65 @@ use nullspace_api::ErrorResponse;
 /// The result of a call.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a call failed.
+/// A failed call.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The base URL cannot be one.
+    /// The base URL is not valid.
     #[error("`{url}` is not an http or https URL")]
     BaseUrl {
-        /// What was given.
+        /// The given URL.
         url: String,
     },
     /// An id or reference that cannot be part of a path.
     #[error("`{id}` is not an id")]
     Id {
-        /// What was given.
+        /// The given text.
         id: String,
     },
     /// The service was not reached, or the connection broke.
     #[error("{operation}: no answer from the service")]
     Transport {
-        /// What was asked for.
+        /// The operation.
         operation: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: reqwest::Error,
     },
-    /// The service said no.
+    /// The service answered with an error.
     #[error("{operation}: {}", said(.body))]
     Answer {
-        /// What was asked for.
+        /// The operation.
         operation: &'static str,
         /// HTTP status.
         status: u16,
-        /// What it said.
+        /// The body of the answer.
         body: Box<ErrorResponse>,
-        /// With 429: when to try again.
+        /// Time after which to retry, with 429.
         retry_after: Option<Duration>,
     },
-    /// The answer is not what the contract says.
+    /// The answer does not follow the contract.
     #[error("{operation}: the answer cannot be read: {what}")]
     Unreadable {
-        /// What was asked for.
+        /// The operation.
         operation: &'static str,
-        /// What is wrong with it.
+        /// The difference.
         what: String,
     },
-    /// A build's log broke off again and again without anything new.
+    /// A build's log broke off repeatedly without new entries.
     #[error("the build's log broke off at offset {offset}, and again {attempts} times")]
     LogBrokeOff {
-        /// Where to go on.
+        /// Offset to continue at.
         offset: u64,
-        /// How often it was tried.
+        /// Number of attempts.
         attempts: u32,
-        /// What went wrong the last time.
+        /// The last error.
         #[source]
         last: Option<Box<Self>>,
     },
 }
 
 impl Error {
-    /// What the service said, when it said something.
+    /// The service's answer, if there was one.
     #[must_use]
     pub fn response(&self) -> Option<&ErrorResponse> {
         match self {

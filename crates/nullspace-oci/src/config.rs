@@ -19,7 +19,7 @@ pub struct ImageConfig {
     /// When the image was made (RFC 3339), as written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
-    /// Who made it.
+    /// The author of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub author: Option<String>,
     /// The platform the image is for.
@@ -115,7 +115,7 @@ pub struct Healthcheck {
 }
 
 impl ImageConfig {
-    /// Parses a config blob. Its size has been limited by whoever fetched it.
+    /// Parses a config blob. The caller has limited its size.
     pub fn parse(bytes: &[u8]) -> Result<ImageConfig, FormatError> {
         json::parse(bytes).map_err(|source| FormatError::Json { what: "image config", reason: source.to_string() })
     }

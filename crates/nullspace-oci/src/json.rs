@@ -13,7 +13,7 @@ where
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// Go's `map[string]struct{}` written as a set: the keys count, whatever the values are.
+/// Go's `map[string]struct{}` used as a set: only the keys count.
 pub(crate) fn key_set<'de, D>(deserializer: D) -> Result<Vec<String>, D::Error>
 where
     D: Deserializer<'de>,

@@ -1,5 +1,5 @@
-//! Layers or a tar into an ext4 image: where `nullspace-oci`, which knows no filesystem, and `nullspace-ext4`, which knows
-//! no image, meet.
+//! Writes layers or a tar into an ext4 image. Joins `nullspace-oci`, which has no filesystem, and `nullspace-ext4`, which has
+//! no images.
 //!
 //! ```text
 //!   reader's thread (nullspace-oci)                   writer's thread (nullspace-ext4)
@@ -20,7 +20,7 @@ mod writing;
 pub use sink::{Content, Sink};
 pub use writing::{Writing, Written, begin};
 
-/// Why an image could not be written.
+/// Errors of writing an image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The filesystem cannot hold something, or its file failed.

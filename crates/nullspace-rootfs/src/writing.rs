@@ -13,7 +13,7 @@ use crate::sink::{Content, Op, Sink};
 /// Messages between the two threads: with pieces of up to 256 KiB, at most 16 MiB.
 const QUEUED: usize = 64;
 
-/// What is in a finished image.
+/// Summary of a finished image.
 #[derive(Debug)]
 pub struct Written {
     /// Files, directories and links.
@@ -22,8 +22,8 @@ pub struct Written {
     pub content_bytes: u64,
 }
 
-/// Starts writing an image into `file`, which must be empty. `held` is dropped when the writer's thread ends, which it does
-/// last: whatever must outlive the file's use goes in there.
+/// Starts writing an image into `file`, which must be empty. `held` is dropped at the very end of the writer's thread. It can
+/// keep resources that must outlive the use of the file.
 pub fn begin<H: Send + 'static>(file: File, options: Options, held: H) -> Result<(Sink, Writing), Error> {
     let mut image = ImageWriter::create(file, options)?;
     // Read to its end, an image that does not fit has one error, with the size that it needs.
@@ -36,7 +36,7 @@ pub fn begin<H: Send + 'static>(file: File, options: Options, held: H) -> Result
     Ok((Sink::new(ops), Writing { thread: thread.map_err(Error::Thread)? }))
 }
 
-/// The writer's thread, from outside.
+/// Handle of the writer's thread.
 #[derive(Debug)]
 pub struct Writing {
     thread: JoinHandle<Result<(ImageWriter, Vec<FileData>), Error>>,

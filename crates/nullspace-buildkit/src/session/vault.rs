@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use crate::job::Job;
 
-/// What a job may know.
+/// The secrets and logins of a job.
 #[derive(Clone)]
 pub(super) struct Vault {
     job: Arc<Job>,
@@ -50,7 +50,7 @@ impl Secrets for Vault {
 
 #[async_trait::async_trait]
 impl Auth for Vault {
-    /// No login is no error: BuildKit then asks the registry as nobody.
+    /// A missing login is no error: BuildKit then asks the registry anonymously.
     async fn credentials(&self, request: Request<CredentialsRequest>) -> Result<Response<CredentialsResponse>, Status> {
         let login = self.job.logins.get(registry(&request.get_ref().host));
         let found = login.map(|login| CredentialsResponse {

@@ -22,11 +22,11 @@ use super::http::{Answer, Get, Http, host_port};
 
 /// Largest answer of a token server, bytes.
 const MAX_TOKEN_ANSWER: u64 = 1 << 20;
-/// What a token without `expires_in` lives (distribution-spec), and how much earlier it is renewed.
+/// Default lifetime of a token without `expires_in` (distribution-spec), and how much earlier it is renewed.
 const DEFAULT_LIFE: u64 = 60;
 const RENEW_BEFORE: Duration = Duration::from_secs(5);
 
-/// What is known about the way into one endpoint.
+/// The known state of the authentication at one endpoint.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Access {
     /// Nothing was asked for yet.

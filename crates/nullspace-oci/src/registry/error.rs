@@ -8,7 +8,7 @@ use crate::digest::Digest;
 use crate::manifest::FormatError;
 use crate::platform::UnsupportedPlatform;
 
-/// Where an error happened: which thing of which repository at which host. Never a whole URL: those carry tokens.
+/// The place of an error: the object, the repository and the host. Never a whole URL, because URLs have tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct At {
     parts: Arc<Parts>,
@@ -48,7 +48,7 @@ impl fmt::Display for At {
     }
 }
 
-/// Why something could not be had from a registry. No variant holds a credential, a token or a query string.
+/// Errors of the registry client. No variant has a credential, a token or a query string.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The client could not be set up: no TLS provider, a bad CA bundle, an unusable mirror URL.
@@ -70,7 +70,7 @@ pub enum RegistryError {
         /// The registry's words, if it had any.
         message: String,
     },
-    /// 429 until the attempts were spent, or for longer than is waited.
+    /// 429 in all attempts, or a `Retry-After` longer than the limit.
     #[error("{at}: the registry's rate limit is reached{}", .retry_after.map(|wait| format!(", it asks to wait {} s", wait.as_secs())).unwrap_or_default())]
     RateLimited {
         /// Where.
@@ -78,12 +78,12 @@ pub enum RegistryError {
         /// The `Retry-After` of the last answer.
         retry_after: Option<Duration>,
     },
-    /// It lies, or leads, where this client does not go. Nothing was sent there.
+    /// The destination is not permitted. Nothing was sent there.
     #[error("cannot get {at}: {source}")]
     NotAllowed {
-        /// What was asked for, and of whom.
+        /// The object and the host.
         at: At,
-        /// Where that led.
+        /// The refused host.
         source: NotAllowed,
         /// It was a name: it may mean something else, or be found at all, later.
         by_name: bool,

@@ -18,10 +18,10 @@ use super::settings::RegistryConfig;
 const MAX_REDIRECTS: usize = 5;
 /// Error bodies are read up to here, bytes.
 const MAX_ERROR_BODY: usize = 64 << 10;
-/// What is shown of a registry's own words, characters.
+/// Most characters of a registry's own text in an error.
 const MAX_MESSAGE: usize = 300;
 
-/// The HTTP clients and the settings they live by.
+/// The HTTP clients and their settings.
 #[derive(Debug)]
 pub(super) struct Http {
     pub(super) config: RegistryConfig,
@@ -34,7 +34,7 @@ pub(super) struct Http {
     loopback: Client,
 }
 
-/// How a GET ended that was not an error.
+/// The result of a GET without an error.
 pub(super) enum Answer {
     /// 2xx.
     Success(Response),
@@ -358,7 +358,7 @@ fn not_allowed(url: &Url, at: &At) -> RegistryError {
     RegistryError::NotAllowed { at: at.clone(), source: NotAllowed { host: host_port(url) }, by_name }
 }
 
-/// This machine's own names mean its loopback address, whatever the host's resolver makes of them.
+/// Resolves this machine's own names to its loopback address, without the host's resolver.
 struct Local;
 
 impl Resolve for Local {

@@ -11,9 +11,9 @@
 //! cannot resume a blob it has begun to hand out, ignores `Retry-After`, knows no mirrors, follows redirects wherever they
 //! lead, and sends a registry's password to whatever token server it names, over plain HTTP as well.
 //!
-//! # What goes where
-//! - Only to the internet and to what the operator lists, by the address that is dialled (see `reach`): whoever named
-//!   it, a caller, a redirect, a token realm or a cloud's endpoint.
+//! # Permitted destinations
+//! - Only the internet and the operator's list, by the address that is dialled (see `reach`). It does not matter where the name
+//!   comes from: a caller, a redirect, a token realm or a cloud's endpoint.
 //! - Plain HTTP only to hosts in [`RegistryConfig::plain_http`] and, as with Docker, to loopback registries that are
 //!   listed and do not speak TLS.
 //! - The caller's credentials go to the reference's own registry and the token server it names, never to a mirror, and
@@ -52,7 +52,7 @@ use secrecy::SecretString;
 
 use crate::reference::{DEFAULT_REGISTRY, Reference};
 
-/// The way to all registries. Cheap to clone; keep one for the life of the program, it pools connections.
+/// The client for all registries. Cheap to clone. Keep one for the life of the program, because it pools connections.
 #[derive(Clone, Debug)]
 pub struct Registry {
     http: Arc<http::Http>,

@@ -7,9 +7,9 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use reqwest::Url;
 
-/// A registry, or a network of them, outside the internet that may be asked all the same: `127.0.0.1`, `10.0.0.0/8`,
-/// `[fd00::5]:5000`, `registry.corp`, `registry.corp:5000`. Without a port it stands for all ports. A name stands for
-/// whatever it resolves to; an address or a network for every name that leads there.
+/// A permitted registry, or network of registries, outside the internet: `127.0.0.1`, `10.0.0.0/8`, `[fd00::5]:5000`,
+/// `registry.corp`, `registry.corp:5000`. Without a port it permits all ports. A name permits every address that it resolves
+/// to. An address or a network permits every name that resolves to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrivateRegistry {
     host: Host,
@@ -23,7 +23,7 @@ enum Host {
     Name(String),
 }
 
-/// A text that is no [`PrivateRegistry`].
+/// A text that is not a [`PrivateRegistry`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not an address, a network or a host name, with or without a port")]
 pub struct InvalidPrivateRegistry(String);

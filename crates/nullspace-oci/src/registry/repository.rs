@@ -35,7 +35,7 @@ struct Inner {
 /// An image, resolved: every part named by digest. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedImage {
-    /// What was asked for.
+    /// The requested reference.
     pub reference: Reference,
     /// Digest of what the reference named: an index or a manifest. This is what `docker pull` prints.
     pub digest: Digest,

@@ -17,7 +17,8 @@ pub struct RegistryConfig {
     pub mirrors: BTreeMap<String, Vec<Url>>,
     /// PEM bundle of certificate authorities trusted besides the system's.
     pub extra_ca_pem: Option<Vec<u8>>,
-    /// The host's own logins, for everyone who brings none: whoever may name an image then pulls what the host may pull.
+    /// The host's own logins, for callers without credentials. Every caller that may name an image can then pull with the
+    /// host's rights.
     pub docker_config: Option<DockerConfig>,
     /// Registry hosts (with port, if not 80) that are spoken to over plain HTTP. Each may be asked wherever it lies.
     pub plain_http: BTreeSet<String>,
@@ -77,7 +78,7 @@ impl fmt::Debug for RegistryConfig {
     }
 }
 
-/// How long is waited for what.
+/// Time limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
     /// TCP and TLS set-up.

@@ -19,7 +19,8 @@ use crate::registry::http::{Http, Post, host_port};
 
 use super::{Login, MAX_ANSWER, elsewhere, now};
 
-/// The assertion is made out to it and sent to it, whatever `token_uri` a key file names: that file is the caller's.
+/// The only audience and destination of the assertion. The `token_uri` of a key file is ignored, because the file is the
+/// caller's.
 const TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
 const SCOPE: &str =
     "https://www.googleapis.com/auth/devstorage.read_only https://www.googleapis.com/auth/cloud-platform";
