@@ -4,7 +4,7 @@ use std::io;
 
 use crate::meta::MAX_LINKS;
 
-/// Why an image could not be written, read or grown.
+/// Errors of writing, reading or growing an image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The contents do not fit into the size asked for. Retrying is pointless without a larger size.
@@ -38,7 +38,7 @@ pub enum Error {
     BadName {
         /// The name, readable.
         name: String,
-        /// What is wrong with it.
+        /// The fault.
         fault: NameFault,
     },
     /// The directory has an entry of that name already.
@@ -78,7 +78,7 @@ pub enum Error {
     BadXattr {
         /// The attribute's name, readable.
         attribute: String,
-        /// What is wrong with it.
+        /// The fault.
         fault: XattrFault,
     },
     /// More names or nodes than can be counted.
@@ -96,7 +96,7 @@ pub enum Error {
     /// What the file holds is not a filesystem this crate can work on.
     #[error("not a usable ext4 image: {reason}")]
     BadImage {
-        /// What was found.
+        /// The fault.
         reason: String,
     },
     /// An image can be made larger, not smaller.
@@ -118,14 +118,14 @@ pub enum Error {
     /// The file below failed.
     #[error("{action}: {source}")]
     Io {
-        /// What was being done, in the present tense.
+        /// The operation, in the present tense.
         action: &'static str,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// What is wrong with a name.
+/// A fault of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameFault {
     /// It has no bytes.
@@ -145,7 +145,7 @@ pub enum NameFault {
     LostAndFound,
 }
 
-/// What is wrong with an extended attribute.
+/// A fault of an extended attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum XattrFault {
     /// Its name does not start with a namespace that ext4 stores.

@@ -171,7 +171,7 @@ impl Channel {
         &self.wake
     }
 
-    /// True when nobody wants the answer any more.
+    /// True when the answer is no longer wanted.
     pub(crate) fn is_reset(&self) -> bool {
         lock(&self.state).reset
     }

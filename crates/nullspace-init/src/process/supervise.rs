@@ -73,7 +73,7 @@ struct Outlet {
 /// Why a child was not followed to its exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unfinished {
-    /// It was killed because nobody wants its answer.
+    /// It was killed because its answer is no longer wanted.
     Cancelled,
     /// It is not gone even after SIGKILL: it sleeps in the kernel.
     Stuck,

@@ -73,7 +73,7 @@ pub enum LayerError {
     HardLinkTargetMissing {
         /// The link.
         path: String,
-        /// What it links to.
+        /// The target of the link.
         target: String,
     },
     /// A hard link to a directory.
@@ -81,13 +81,13 @@ pub enum LayerError {
     HardLinkToDirectory {
         /// The link.
         path: String,
-        /// What it links to.
+        /// The target of the link.
         target: String,
     },
     /// A limit of [`MergeLimits`] is exceeded.
     #[error("{what} exceeds the limit of {limit}{}", at.as_ref().map(|at| format!(" at \"{at}\"")).unwrap_or_default())]
     Limit {
-        /// What is too much.
+        /// The limited thing.
         what: &'static str,
         /// The limit.
         limit: u64,

@@ -48,7 +48,7 @@ impl Default for TarLimits {
 /// Linux' `XATTR_NAME_MAX`.
 const MAX_XATTR_NAME: usize = 255;
 
-/// What is wrong with an archive, and where. Offsets are bytes into the uncompressed archive.
+/// Errors of an archive, with their position. Offsets are bytes into the uncompressed archive.
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
     /// The source failed: the network, the decompressor, a limit or a digest above this reader.
@@ -73,7 +73,7 @@ pub enum TarError {
     Pax {
         /// Where the header block of the record starts.
         offset: u64,
-        /// What is wrong.
+        /// The fault.
         reason: &'static str,
     },
     /// A sparse map is malformed.
@@ -81,13 +81,13 @@ pub enum TarError {
     Sparse {
         /// The file.
         path: String,
-        /// What is wrong.
+        /// The fault.
         reason: &'static str,
     },
     /// A limit of [`TarLimits`] is exceeded.
     #[error("{what} at byte {offset} is {size}, the limit is {limit}")]
     TooLarge {
-        /// What is too large.
+        /// The thing that is too large.
         what: &'static str,
         /// Where the entry's header starts.
         offset: u64,
@@ -139,7 +139,7 @@ pub enum EntryKind {
 /// One entry's header, after all extended headers have been applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// What it is.
+    /// Its kind.
     pub kind: EntryKind,
     /// The name as stored.
     pub path: Vec<u8>,

@@ -51,7 +51,7 @@ pub(super) async fn readiness(
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], page).into_response())
 }
 
-/// Refuses whoever shows no token, and without one in the settings whoever is not on this host.
+/// Refuses callers without the token or, if the settings have none, callers that are not on this host.
 fn for_operators(state: &AppState, peer: Option<&Peer>, headers: &HeaderMap) -> Result<(), Refusal> {
     let config = &state.config;
     let allowed = match &config.metrics_token {
