@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -292,6 +293,8 @@ def main():
     wanted = [int(number) for number in options.points.split(",") if number]
     if os.geteuid() != 0:
         raise SystemExit("disk.py mounts a file system: it needs root")
+    # An end from outside is an exception, so that the file system is unmounted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("disk.py was ended"))
     tried = survived = 0
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(prefix="nullspace-full-") as mounted, Registry() as hub:
         hub.push("library/box", "1", busybox(folder), Cmd=["/bin/sh"])

@@ -46,7 +46,7 @@ pub(crate) fn of_store(error: DbError) -> Error {
             ..Error::new(ErrorResponseCode::RateLimitExceeded, error.to_string())
         },
         full if full.is_storage_full() => {
-            tracing::warn!(error = %chain(&full), "refused: the disk under the data folder has no room");
+            tracing::debug!(error = %chain(&full), "refused: the disk under the data folder has no room");
             storage_full(None)
         }
         DbError::Unavailable(_) => {
@@ -63,7 +63,7 @@ pub(crate) fn of_store(error: DbError) -> Error {
 /// The service's error for an error of the host.
 pub(crate) fn of_host(error: HostError) -> Error {
     if error.is_storage_full() {
-        tracing::warn!(%error, "refused: the disk under the data folder has no room");
+        tracing::debug!(%error, "refused: the disk under the data folder has no room");
         return storage_full(None);
     }
     internal("host", &error)

@@ -49,11 +49,17 @@ impl Mounted {
 
     /// Writes a file until this many MiB are free.
     fn leave(&self, mib: u64) {
-        let free = rustix::fs::statvfs(&self.0).expect("measure").f_bavail * 4096;
+        let free = free_bytes(&self.0);
         let ballast = std::fs::File::create(self.0.join("ballast")).expect("make a file");
         let len = free.saturating_sub(mib << 20);
         rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, len).expect("fill the disk");
     }
+}
+
+/// Bytes that are free to anybody on the file system under `path`.
+fn free_bytes(path: &std::path::Path) -> u64 {
+    let found = rustix::fs::statvfs(path).expect("measure");
+    found.f_bavail * found.f_frsize
 }
 
 impl Drop for Mounted {
@@ -89,8 +95,7 @@ async fn who_fills_the_disk_of_all_is_ended_and_others_go_on() {
     .await;
     assert_eq!(quiet.sh("echo goes on").await, "goes on");
     until("there is room again", Duration::from_secs(60), async || {
-        let free = rustix::fs::statvfs(service.data()).expect("measure").f_bavail * 4096;
-        free > 100 << 20
+        free_bytes(service.data()) > 100 << 20
     })
     .await;
 
