@@ -1,4 +1,4 @@
-//! Room on the host's disk: what is refused for want of it, and who is ended when it runs out.
+//! Space on the host's disk: refuses new work when it is short, and ends the largest writer when it runs out.
 //!
 //! ```text
 //!   free   ───────────────│ reserve │──────────────│ line │──────── 0
@@ -6,8 +6,8 @@
 //!   runs    everything     everything; unused raw    the machine or build that has
 //!                          images make room          written most since is ended
 //! ```
-//! Disks of machines are thin: together they may promise more than there is, and what their guests write is seen only
-//! when it is written. The reserve is what the database, logs and the ends of builds live on meanwhile.
+//! Disks of machines are thin: together they can be larger than the host's disk, and a guest's writes are seen only when they
+//! are made. The reserve leaves space for the database, logs and the ends of builds meanwhile.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,28 +20,27 @@ use std::time::{Duration, Instant};
 
 use nullspace_api::{ErrorResponseCode, TemplateFailurePhase};
 use nullspace_data::{ArtifactStore, DataError, Room, Space};
-use nullspace_host_interface::storage_full;
 use nullspace_service::{Error, chain};
 use tokio_util::sync::CancellationToken;
 
-use crate::failures::{internal, of_data};
+use crate::failures::{of_data, refused};
 
-/// Reserve where the operator names none, bytes; on small disks a share of them.
+/// Default reserve, bytes. On small disks it is a share of the disk.
 const RESERVE: u64 = 512 << 20;
 /// That share.
 const SHARE: u64 = 16;
-/// Between two looks at the disk. A guest can write some hundred MiB meanwhile.
+/// Time between two checks of the disk. A guest can write some hundred MiB meanwhile.
 const LOOK: Duration = Duration::from_millis(250);
-/// Between two removals of unused raw root images.
+/// Time between two removals of unused raw root images.
 const MAKE_ROOM: Duration = Duration::from_secs(10);
-/// What was ended may take so long to give its room back, before the next is ended.
+/// Time for an ended writer to release its space, before the next one is ended.
 const ENDING: Duration = Duration::from_secs(5);
-/// Who has written less than this since room got short is not what fills the disk, bytes.
+/// Bytes written since space became short, below which a writer is not ended.
 const WRITES_MUCH: u64 = 1 << 20;
-/// The disk under the data folder, as the service uses it.
+/// The disk under the data folder.
 pub(crate) struct Disk {
     files: ArtifactStore,
-    /// Must stay free for whatever is asked for, bytes.
+    /// Bytes that must stay free when new work begins.
     reserve: u64,
     state: Arc<Mutex<State>>,
     next: AtomicU64,
@@ -49,19 +48,19 @@ pub(crate) struct Disk {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Folders that running work writes into.
+    /// Folders of running work.
     writers: HashMap<u64, Writer>,
-    /// When the disk was last seen under its line.
+    /// Time at which the disk was last below its line.
     last_short: Option<Instant>,
 }
 
-/// Answers how many bytes lie in files that no folder shows.
+/// Returns the bytes in files that no folder shows.
 type Nameless = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 #[derive(Clone)]
 struct Writer {
     folder: PathBuf,
-    /// A machine's overlay has no name.
+    /// Counts a machine's overlay, which has no name.
     nameless: Option<Nameless>,
     overran: CancellationToken,
 }
@@ -72,17 +71,17 @@ impl fmt::Debug for Writer {
     }
 }
 
-/// One that writes into a folder of `work/`. Dropped, it writes no more.
+/// A writer into a folder of `work/`. Dropping it removes it from the check.
 #[derive(Debug)]
 pub(crate) struct Writing {
     state: Arc<Mutex<State>>,
     id: u64,
-    /// Cancelled when it must end, because the disk runs full and it has written most.
+    /// Cancelled when this writer must end, because the disk runs full and it has written most.
     pub(crate) overran: CancellationToken,
 }
 
 impl Writing {
-    /// Counts what `nameless` answers beside what lies in the folder. It is called from a thread that may block.
+    /// Adds the bytes of `nameless` to those of the folder. It is called from a thread that may block.
     pub(crate) fn count(&self, nameless: impl Fn() -> u64 + Send + Sync + 'static) {
         if let Some(writer) = lock(&self.state).writers.get_mut(&self.id) {
             writer.nameless = Some(Arc::new(nameless));
@@ -106,7 +105,7 @@ fn default_reserve(total: u64) -> u64 {
 }
 
 impl Disk {
-    /// With the operator's reserve in bytes, or the default for the file system under `files`.
+    /// A disk with the operator's reserve in bytes, or the default for the filesystem under `files`.
     pub(crate) fn new(files: ArtifactStore, reserve: Option<u64>) -> Disk {
         // A file system that cannot be measured is refused at the first promise, not here.
         let default = || files.space().map_or(RESERVE, |space| default_reserve(space.total));
@@ -114,12 +113,12 @@ impl Disk {
         Disk { files, reserve, state: Arc::default(), next: AtomicU64::new(0) }
     }
 
-    /// Under this the disk is as good as full, bytes.
+    /// Free bytes below which the disk counts as full.
     fn line(&self) -> u64 {
         self.reserve / 2
     }
 
-    /// Someone writes into this folder from now on; `overran` is cancelled should it have to end.
+    /// Registers a writer into this folder. `overran` is cancelled if it has to end.
     pub(crate) fn enter(&self, folder: &Path, overran: CancellationToken) -> Writing {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let writer = Writer { folder: folder.to_owned(), nameless: None, overran: overran.clone() };
@@ -127,7 +126,7 @@ impl Disk {
         Writing { state: Arc::clone(&self.state), id, overran }
     }
 
-    /// Whether the disk was seen as good as full since `began`.
+    /// Whether the disk counted as full at any time since `began`.
     fn was_short(&self, began: Instant) -> bool {
         lock(&self.state).last_short.is_some_and(|last| last >= began)
     }
@@ -138,17 +137,17 @@ impl Disk {
 }
 
 impl Disk {
-    /// Promises room on the disk, beside the reserve and what others were promised.
+    /// Reserves space on the disk, beside the reserve and other reservations.
     pub(crate) fn room(&self, bytes: u64) -> Result<Room, DataError> {
         self.files.promise(bytes, self.reserve)
     }
 
-    /// Refuses a request that would begin something while the disk has no room for it.
+    /// Refuses a request that would begin work for which the disk has too little space.
     pub(crate) fn ensure_room(&self, bytes: u64, phase: Option<TemplateFailurePhase>) -> Result<Room, Error> {
         self.room(bytes).map_err(|error| refused(&error, phase))
     }
 
-    /// Refuses a disk for a machine that this host could not hold even if it held nothing else.
+    /// Refuses a machine's disk that is larger than an empty host could hold.
     pub(crate) fn ensure_possible(&self, disk_mb: u32) -> Result<(), Error> {
         let asked = u64::from(disk_mb);
         let Space { total, .. } = self.files.space().map_err(of_data)?;
@@ -160,7 +159,7 @@ impl Disk {
         Err(Error::new(ErrorResponseCode::CapacityExceeded, message))
     }
 
-    /// Whether the disk was as good as full at any time since `began`, or is now.
+    /// Whether the disk counted as full at any time since `began`, or does now.
     pub(crate) fn was_full(&self, began: Instant) -> bool {
         self.was_short(began) || self.files.space().is_ok_and(|space| space.free < self.line())
     }
@@ -171,16 +170,7 @@ impl Disk {
     }
 }
 
-/// A request that was refused, or broke off, because the host's disk is full.
-pub(crate) fn refused(error: &DataError, phase: Option<TemplateFailurePhase>) -> Error {
-    if !error.is_storage_full() {
-        return internal("measure the disk", error);
-    }
-    tracing::warn!(error = %chain(error), "refused: the disk under the data folder has no room");
-    storage_full(phase)
-}
-
-/// Looks after the disk until the service stops.
+/// Checks the disk until the service stops.
 pub(crate) async fn watch(disk: Arc<Disk>, shutdown: CancellationToken) {
     let mut shortage = Shortage::default();
     loop {
@@ -195,14 +185,14 @@ pub(crate) async fn watch(disk: Arc<Disk>, shutdown: CancellationToken) {
     }
 }
 
-/// What is remembered from the moment on at which the disk had less than its reserve.
+/// The state since the disk went below its reserve.
 #[derive(Debug, Default)]
 struct Shortage {
     said: bool,
-    /// What each writer had written when room was short and not yet gone.
+    /// Bytes of each writer when space became short.
     before: HashMap<u64, u64>,
     made_room: Option<Instant>,
-    /// Who was ended last, and when.
+    /// The writer that was ended last, and when.
     ended: Option<(u64, Instant)>,
 }
 
@@ -211,7 +201,7 @@ impl Shortage {
         let (reserve, line) = (disk.reserve, disk.line());
         if free >= reserve {
             if self.said {
-                tracing::info!(free_mib = free >> 20, "the disk under the data folder has room again");
+                tracing::info!(free_mib = free >> 20, "the disk under the data folder has space again");
             }
             *self = Shortage::default();
             return;
@@ -220,13 +210,13 @@ impl Shortage {
             self.said = true;
             let (free, reserve) = (free >> 20, reserve >> 20);
             tracing::warn!(
-                "the disk under the data folder has {free} MiB free, less than {reserve} MiB: nothing new begins"
+                "the disk under the data folder has {free} MiB free, less than {reserve} MiB: new work is refused"
             );
         }
         if self.made_room.is_none_or(|last| last.elapsed() >= MAKE_ROOM) {
             self.made_room = Some(Instant::now());
             if let Err(error) = disk.files.drop_raw_rootfs().await {
-                tracing::warn!(error = %chain(&error), "unused raw root images cannot make room");
+                tracing::warn!(error = %chain(&error), "unused raw root images cannot be removed");
             }
         }
         let writers = disk.writers();
@@ -245,21 +235,21 @@ impl Shortage {
         }
         if let Some((id, writer, bytes)) = worst(&self.before, measured) {
             let folder = writer.folder.display();
-            tracing::warn!(%folder, mib = bytes >> 20, "the disk runs full: ending what has written most of late");
+            tracing::warn!(%folder, mib = bytes >> 20, "the disk is nearly full: ending the largest recent writer");
             writer.overran.cancel();
             self.ended = Some((id, Instant::now()));
         }
     }
 }
 
-/// Who has grown most; nobody when nobody has grown much.
+/// The writer that has grown most. `None` when none has grown much.
 fn worst(before: &HashMap<u64, u64>, now: Vec<(u64, Writer, u64)>) -> Option<(u64, Writer, u64)> {
     let growth = |id: &u64, bytes: u64| bytes.saturating_sub(before.get(id).copied().unwrap_or(0));
     let worst = now.into_iter().max_by_key(|(id, _, bytes)| (growth(id, *bytes), *bytes))?;
     (growth(&worst.0, worst.2) >= WRITES_MUCH).then_some(worst)
 }
 
-/// What lies in each writer's folder and in its files without a name, bytes on the disk. Blocks.
+/// Bytes on the disk in each writer's folder and in its files without a name. Blocks.
 fn measure(writers: Vec<(u64, Writer)>) -> Vec<(u64, Writer, u64)> {
     let bytes = |writer: &Writer| {
         let nameless = writer.nameless.as_ref().map_or(0, |nameless| nameless());
@@ -268,7 +258,7 @@ fn measure(writers: Vec<(u64, Writer)>) -> Vec<(u64, Writer, u64)> {
     writers.into_iter().map(|(id, writer)| (id, writer.clone(), bytes(&writer))).collect()
 }
 
-/// Files come and go while they are counted: what is gone counts nothing.
+/// Bytes of a path. Files may disappear during the count; they count nothing.
 fn stored(path: &Path) -> u64 {
     let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
     let own = metadata.blocks().saturating_mul(512);

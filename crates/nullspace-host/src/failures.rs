@@ -1,14 +1,14 @@
-//! Errors of machines, guests and the data folder, in the words of builds and callers.
+//! Errors of machines, guests and the data folder, in the terms of builds and callers.
 
 use nullspace_api::{ErrorResponseCode, TemplateFailurePhase};
 use nullspace_data::DataError;
 use nullspace_guest::host::AgentError;
-use nullspace_host_interface::{BuildFailure, HostError, reason};
+use nullspace_host_interface::{BuildFailure, HostError, reason, storage_full};
 use nullspace_service::{Error, chain};
 use nullspace_vmm::{EndCause, Ended, VmmError};
 
-/// A machine's failure while in `phase`. It is a warning in the log: the next attempt usually succeeds, and control logs an
-/// error when there is none.
+/// A machine's failure in `phase`. It is only a warning in the log: the next attempt usually succeeds. Control logs an error
+/// when there is no next attempt.
 pub(crate) fn machine(phase: TemplateFailurePhase, error: &VmmError) -> BuildFailure {
     tracing::warn!(error = %chain(error), phase = ?phase, "machine failed in a build");
     if error.is_storage_full() {
@@ -22,8 +22,8 @@ pub(crate) fn machine(phase: TemplateFailurePhase, error: &VmmError) -> BuildFai
     BuildFailure::infrastructure(phase, reason::MACHINE_FAILED, message)
 }
 
-/// A machine ended while `what` ran in it. What its guest did is its owner's (`advice` says what to look at); a signal
-/// or a fault of the VMM is the host's, and worth another attempt.
+/// The failure of a machine that ended while `what` ran in it. An end by its guest is the owner's, with `advice`. A signal or
+/// a fault of the VMM is the host's, and is retried.
 pub(crate) fn machine_ended(phase: TemplateFailurePhase, ended: &Ended, what: &str, advice: &str) -> BuildFailure {
     tracing::warn!(how = %ended, cause = ?ended.cause, what, "a build's machine ended");
     match ended.cause {
@@ -47,7 +47,7 @@ pub(crate) fn machine_ended(phase: TemplateFailurePhase, ended: &Ended, what: &s
     }
 }
 
-/// The agent's failure while in `phase`; a [`AgentError::Failed`] is the image's or the definition's.
+/// The agent's failure in `phase`. [`AgentError::Failed`] is a failure of the image or the definition.
 pub(crate) fn agent(phase: TemplateFailurePhase, error: &AgentError) -> BuildFailure {
     match error {
         AgentError::Failed(failure) => BuildFailure::user(
@@ -63,7 +63,7 @@ pub(crate) fn agent(phase: TemplateFailurePhase, error: &AgentError) -> BuildFai
     }
 }
 
-/// The data folder's failure while in `phase`.
+/// The data folder's failure in `phase`.
 pub(crate) fn data(phase: TemplateFailurePhase, error: &DataError) -> BuildFailure {
     if error.is_storage_full() {
         tracing::error!(error = %chain(error), phase = ?phase, "the disk is full");
@@ -72,18 +72,24 @@ pub(crate) fn data(phase: TemplateFailurePhase, error: &DataError) -> BuildFailu
     BuildFailure::internal(phase, &chain(error))
 }
 
-/// A fault of the service: logged whole, shown without internals.
+/// An internal fault: logged in full, shown without internals.
 pub(crate) fn internal(what: &str, error: &dyn std::error::Error) -> Error {
     tracing::error!(error = %chain(error), "{what}");
-    Error::new(ErrorResponseCode::InternalError, "the service failed at its own work; its log has this request's id")
+    Error::new(ErrorResponseCode::InternalError, "internal error: look for this request's id in the service's log")
+}
+
+/// A request that was refused, or broke off, because of the data folder; for a build with the typed detail of `phase`.
+pub(crate) fn refused(error: &DataError, phase: Option<TemplateFailurePhase>) -> Error {
+    if !error.is_storage_full() {
+        return internal("use the data folder", error);
+    }
+    tracing::debug!(error = %chain(error), "refused: the disk under the data folder has no room");
+    storage_full(phase)
 }
 
 /// The data folder's error for a caller.
 pub(crate) fn of_data(error: DataError) -> Error {
-    if error.is_storage_full() {
-        return crate::disk::refused(&error, None);
-    }
-    internal("data folder", &error)
+    refused(&error, None)
 }
 
 /// The data folder's error for control.
