@@ -19,7 +19,7 @@
 //!
 //! * It is one transaction: all of it happens or nothing, even if its future is dropped.
 //! * When it returns `Ok`, the change survives a power failure.
-//! * Data of a tenant is reached through a [`Caller`]. Another tenant's is [`DbError::NotFound`].
+//! * Data of a tenant is reached through a [`Caller`](nullspace_types::Caller). Another tenant's is [`DbError::NotFound`].
 //! * Writes of a worker are fenced by its [`Lease`]. Without it the error is [`DbError::LeaseLost`], and nothing is written.
 //! * The caller passes the time as `now`, so that tests control the clock. Stored times have microseconds.
 //!
@@ -39,13 +39,6 @@ mod sandboxes;
 mod sqlite;
 mod tenants;
 mod text_enum;
-
-// For this crate's own modules: callers name these by the crate that defines them.
-#[allow(unused_imports)]
-use nullspace_types::{
-    ArtifactId, Blob, BlobId, BuildId, Caller, KeyId, KnownFiles, MAX_NAME_CHARS, PrivateJson, Rootfs,
-    SYSTEM_NAMESPACE, SandboxId, Selector, Tag, TemplateId, TemplateName, TemplateRef, TenantId,
-};
 
 pub use blobs::{Blobs, HeldBlob};
 pub use builds::{

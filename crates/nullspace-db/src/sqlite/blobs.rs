@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use nullspace_types::{Blob, BlobId, BuildId, Caller};
 use sqlx::sqlite::SqliteRow;
 
 use super::{
     SqliteStore, Tx,
     rows::{Reader, integer},
 };
-use crate::{Blob, BlobId, Blobs, BuildId, Caller, DbError, HeldBlob, Lease, Result, WantedBlob};
+use crate::{Blobs, DbError, HeldBlob, Lease, Result, WantedBlob};
 
 #[async_trait]
 impl Blobs for SqliteStore {

@@ -2,15 +2,14 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use nullspace_types::{BuildId, Caller};
 use sqlx::{QueryBuilder, Sqlite, sqlite::SqliteRow};
 
 use super::{
     SqliteStore, Tx, finish,
     rows::{self, Reader, integer, select_build},
 };
-use crate::{
-    Build, BuildFilter, BuildId, BuildPage, Builds, Caller, CancelOutcome, CancelRequest, DbError, LogEntry, Result,
-};
+use crate::{Build, BuildFilter, BuildPage, Builds, CancelOutcome, CancelRequest, DbError, LogEntry, Result};
 
 #[async_trait]
 impl Builds for SqliteStore {

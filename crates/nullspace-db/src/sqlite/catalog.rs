@@ -2,11 +2,11 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use nullspace_types::{ArtifactId, BuildId, Caller, Tag, TemplateName, TemplateRef};
 
 use super::{SqliteStore, claims, names, templates};
 use crate::{
-    Alias, Artifact, ArtifactId, BuildId, Caller, CancelRequest, Catalog, ClaimHash, DbError, NewClaim, Resolved,
-    Result, Standing, Tag, TemplateName, TemplateRef, Visibility,
+    Alias, Artifact, CancelRequest, Catalog, ClaimHash, DbError, NewClaim, Resolved, Result, Standing, Visibility,
 };
 
 #[async_trait]

@@ -2,9 +2,10 @@
 //! it, or it expires.
 
 use jiff::Timestamp;
+use nullspace_types::{Caller, TemplateName};
 
 use super::{SqliteStore, Tx, rows::Reader};
-use crate::{Caller, ClaimHash, DbError, NewClaim, Result, TemplateName};
+use crate::{ClaimHash, DbError, NewClaim, Result};
 
 /// Most claims of one tenant at a time.
 const MAX_CLAIMS: u32 = 1000;

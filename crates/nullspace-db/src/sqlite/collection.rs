@@ -9,9 +9,10 @@ use super::{
     SqliteStore, Tx,
     rows::{self, Reader},
 };
-use crate::{ArtifactId, Collection, KnownFiles, Result, Rootfs, UnusedArtifact};
+use crate::{Collection, Result, UnusedArtifact};
 use async_trait::async_trait;
 use jiff::Timestamp;
+use nullspace_types::{ArtifactId, KnownFiles, Rootfs};
 
 #[async_trait]
 impl Collection for SqliteStore {

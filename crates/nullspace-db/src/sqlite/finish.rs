@@ -1,6 +1,7 @@
 //! How builds end: one transaction each, with the log's last entry in it.
 
 use jiff::Timestamp;
+use nullspace_types::{BuildId, Caller, TemplateId};
 use serde_json::Value;
 
 use super::{
@@ -8,8 +9,7 @@ use super::{
     rows::{integer, select_build},
 };
 use crate::{
-    Build, BuildId, BuildStatus, Caller, CancelOutcome, CancelRequest, FinishError, FinishReady, Finished, Lease,
-    NewLogEntry, Result, TemplateId,
+    Build, BuildStatus, CancelOutcome, CancelRequest, FinishError, FinishReady, Finished, Lease, NewLogEntry, Result,
 };
 
 pub(super) async fn ready(store: &SqliteStore, lease: &Lease, result: FinishReady, now: Timestamp) -> Result<Finished> {

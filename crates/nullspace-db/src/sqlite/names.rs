@@ -4,16 +4,14 @@
 //! template does not exist, and a public or built-in one cannot be changed.
 
 use jiff::Timestamp;
+use nullspace_types::{BuildId, Caller, Tag, TemplateName, TemplateRef};
 
 use super::{
     SqliteStore, Tx, builds, claims,
     rows::{self, Reader, select_artifact},
     templates,
 };
-use crate::{
-    Alias, BuildId, BuildStatus, Caller, DbError, Resolved, Result, Standing, Tag, Template, TemplateName, TemplateRef,
-    Visibility,
-};
+use crate::{Alias, BuildStatus, DbError, Resolved, Result, Standing, Template, Visibility};
 
 pub(super) async fn standing(store: &SqliteStore, caller: &Caller, reference: &TemplateRef) -> Result<Standing> {
     let mut tx = store.read().await?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
+use nullspace_types::{BuildId, Caller, TemplateId};
 use sqlx::Row;
 
 use super::{
@@ -11,8 +12,8 @@ use super::{
     rows::{Reader, integer},
 };
 use crate::{
-    Build, BuildId, Caller, DbError, FinishError, FinishReady, Finished, Heartbeat, Idempotency, Lease, Leased,
-    NamespaceKind, NewBuild, NewLogEntry, Queue, QueueLimits, Release, Result, TemplateId, Visibility,
+    Build, DbError, FinishError, FinishReady, Finished, Heartbeat, Idempotency, Lease, Leased, NamespaceKind, NewBuild,
+    NewLogEntry, Queue, QueueLimits, Release, Result, Visibility,
 };
 
 #[async_trait]

@@ -2,13 +2,14 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use nullspace_types::{ArtifactId, Rootfs};
 
 use super::{
     SqliteStore, Tx, queue,
     rows::{self, Reader, integer},
     templates, tenants,
 };
-use crate::{Artifact, ArtifactId, DbError, Lease, Result, Reuse, Rootfs};
+use crate::{Artifact, DbError, Lease, Result, Reuse};
 
 #[async_trait]
 impl Reuse for SqliteStore {

@@ -3,12 +3,11 @@
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use nullspace_types::{PrivateJson, Rootfs, Tag};
 use serde_json::Value;
 use sqlx::{Row, sqlite::SqliteRow};
 
-use crate::{
-    Artifact, ArtifactState, Build, DbError, LogEntry, PrivateJson, Result, Rootfs, Sandbox, Tag, TagTarget, Template,
-};
+use crate::{Artifact, ArtifactState, Build, DbError, LogEntry, Result, Sandbox, TagTarget, Template};
 
 /// Reads a row's columns by name.
 pub(super) struct Reader<'r>(pub(super) &'r SqliteRow);

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use nullspace_types::{Caller, SandboxId};
 use sqlx::{QueryBuilder, Sqlite};
 
 use super::{
@@ -9,9 +10,7 @@ use super::{
     rows::{self, Reader},
     templates,
 };
-use crate::{
-    Caller, DbError, Inserted, NewSandbox, Result, Sandbox, SandboxFilter, SandboxId, SandboxStatus, Sandboxes,
-};
+use crate::{DbError, Inserted, NewSandbox, Result, Sandbox, SandboxFilter, SandboxStatus, Sandboxes};
 
 #[async_trait]
 impl Sandboxes for SqliteStore {

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use nullspace_types::{
+    ArtifactId, BuildId, Caller, SYSTEM_NAMESPACE, Selector, Tag, TemplateId, TemplateName, TemplateRef, TenantId,
+};
 
 use super::{
     SqliteStore, Tx, finish,
     rows::{self, Reader, select_artifact, select_template},
 };
-use crate::{
-    Artifact, ArtifactId, BuildId, Caller, CancelRequest, DbError, Resolved, Result, SYSTEM_NAMESPACE, Selector, Tag,
-    TagTarget, Template, TemplateId, TemplateName, TemplateRef, TenantId, Visibility,
-};
+use crate::{Artifact, CancelRequest, DbError, Resolved, Result, TagTarget, Template, Visibility};
 
 /// The tag in other services' references that means `default` here.
 const LATEST: &str = "latest";

@@ -2,13 +2,11 @@
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
+use nullspace_types::{BuildId, Caller, KeyId, MAX_NAME_CHARS, SYSTEM_NAMESPACE, TenantId};
 use sqlx::{Row, sqlite::SqliteRow};
 
 use super::{SqliteStore, Tx, rows::Reader};
-use crate::{
-    ApiKey, Caller, DbError, KeyHash, KeyId, MAX_NAME_CHARS, Namespace, NamespaceKind, NewKey, Result,
-    SYSTEM_NAMESPACE, Tenant, TenantId, Tenants,
-};
+use crate::{ApiKey, DbError, KeyHash, Namespace, NamespaceKind, NewKey, Result, Tenant, Tenants};
 
 #[async_trait]
 impl Tenants for SqliteStore {
@@ -254,7 +252,7 @@ pub(super) async fn get_namespace(store: &SqliteStore, caller: &Caller, slug: &s
 }
 
 /// The tenant that owns a build.
-pub(super) async fn caller_of(tx: &mut Tx, build: crate::BuildId) -> Result<Caller> {
+pub(super) async fn caller_of(tx: &mut Tx, build: BuildId) -> Result<Caller> {
     let row = sqlx::query(
         "SELECT b.tenant_id, n.slug FROM builds b
          JOIN namespaces n ON n.tenant_id = b.tenant_id AND n.is_default = 1 WHERE b.id = ?",
