@@ -15,7 +15,10 @@ use nullspace_types::Blob;
 
 use crate::{
     ArtifactStore, Result,
-    artifacts::{BLOBS, discard, inside_work, io_error, make_dir, read_dir, remove, rename_over, sync_dir, sync_tree},
+    folders::{
+        discard, inside_work, io_error, make_dir, read_dir, remove, rename_over, stored_bytes, sync_dir, sync_tree,
+    },
+    names::BLOBS,
 };
 
 impl ArtifactStore {
@@ -71,7 +74,7 @@ impl ArtifactStore {
 
     /// Size of `blobs/` on the disk, bytes.
     pub async fn blob_usage(&self) -> Result<u64> {
-        self.blocking(|root| crate::artifacts::stored_bytes(&root.join(BLOBS))).await
+        self.blocking(|root| stored_bytes(&root.join(BLOBS))).await
     }
 }
 

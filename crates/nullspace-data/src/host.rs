@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     ArtifactStore, DataError, Result,
-    artifacts::{io_error, rename_over, sync_tree},
+    folders::{io_error, rename_over, sync_tree},
 };
 
 const FILE: &str = "host";

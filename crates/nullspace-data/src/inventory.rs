@@ -1,4 +1,9 @@
-//! Inventory of the data folder, for a comparison with the database.
+//! Inventory of the data folder, its comparison with the database, and the removal of files that the database lacks.
+//!
+//! ```text
+//!   inventory ──> comparison with the database ──┬──> remove_foreign    files of another database
+//!                                                └──> sweep             files that the database lacks
+//! ```
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,12 +12,12 @@ use std::{
 };
 
 use nullspace_chunks::ManifestId;
-use nullspace_types::{Blob, TenantId};
+use nullspace_types::{Blob, KnownFiles, TenantId};
 
 use crate::{
     ArtifactStore, DataError, Result,
-    artifacts::{ARTIFACTS, BLOBS, ROOTFS, artifact_of, io_error, read_dir, remove},
-    images::CHUNKS,
+    folders::{io_error, read_dir, remove, sync_dir},
+    names::{ARTIFACTS, BLOBS, CHUNKS, ROOTFS, artifact_of},
 };
 
 /// Names of everything durable in a data folder.
@@ -48,6 +53,15 @@ impl Inventory {
     pub fn has_blob(&self, blob: &Blob) -> bool {
         self.blobs.get(&blob.tenant.to_string()).is_some_and(|files| files.contains(blob.id.sha256()))
     }
+}
+
+/// What [`ArtifactStore::sweep`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// Names removed, relative to the data directory.
+    pub removed: Vec<String>,
+    /// What the database knows and the disk lacks: lost by something other than this service.
+    pub missing: KnownFiles,
 }
 
 impl ArtifactStore {
@@ -104,6 +118,33 @@ pub fn stored_without_database(data_dir: &Path) -> Result<Vec<String>> {
 }
 
 impl ArtifactStore {
+    /// Removes from `artifacts/` and `rootfs/` what `known` lacks. For the start of the service, before any build runs:
+    /// what is published but not yet named by a transaction looks the same as what a crash left. Only after
+    /// [`inventory`](Self::inventory) was compared with the database: what belongs to another one looks the same, too. A root image
+    /// without a raw file is not missing while its chunks are there.
+    pub async fn sweep(&self, known: KnownFiles) -> Result<SweepReport> {
+        let store = self.clone();
+        self.blocking(move |root| {
+            let mut report = SweepReport { removed: Vec::new(), missing: known };
+            let mut removed = store.images().sweep(root, &mut report.missing.rootfs)?;
+            let dir = root.join(ARTIFACTS);
+            for path in read_dir(&dir)? {
+                let name = path.file_name().and_then(|name| name.to_str());
+                // Each name found is struck from the list; what stays on it is missing.
+                if !name.is_some_and(|name| report.missing.artifacts.remove(name)) {
+                    remove(&path)?;
+                    removed.push(path);
+                }
+            }
+            sync_dir(&dir)?;
+            let shown = |path: &PathBuf| path.strip_prefix(root).unwrap_or(path).display().to_string();
+            report.removed = removed.iter().map(shown).collect();
+            report.removed.sort();
+            Ok(report)
+        })
+        .await
+    }
+
     /// Removes files that a comparison of the [`inventory`](Self::inventory) with the database assigned to another database.
     ///
     /// # Errors

@@ -11,22 +11,38 @@
 //! before the transaction, no row names the files: [`ArtifactStore::sweep`] removes them at the next start. A crash after it
 //! needs no repair.
 //!
-//! This crate does not use the database. Its callers pass the names from the database ([`KnownFiles`]).
+//! This crate does not use the database. Its callers pass the names from the database
+//! ([`KnownFiles`](nullspace_types::KnownFiles)).
+//!
+//! ```text
+//!   artifacts · share   rootfs   blobs   inventory   space   host      methods of ArtifactStore, each with its data
+//!           └──────────────┴───────┼─────────┴─────────┴──────┘
+//!                                store                                lock, scratch, blocking jobs
+//!                             images   promises                       chunks and raw files; promised space
+//!                             folders ── names                        operations on files; their names
+//! ```
 
 mod artifacts;
 mod blobs;
 mod error;
+mod folders;
 mod host;
 mod images;
 mod inventory;
+mod names;
+mod promises;
+mod rootfs;
 mod share;
 mod space;
+mod store;
 
-use nullspace_types::{ArtifactId, KnownFiles, Rootfs};
-
-pub use artifacts::{ArtifactStore, DEFAULT_CACHE, DiskUsage, PublishedArtifact, Scratch, SweepReport, artifact_of};
+pub use artifacts::PublishedArtifact;
 pub use error::{DataError, Result};
-pub use images::{CacheUsage, PublishedRootfs, RootfsPin, look_at_chunks};
-pub use inventory::{Inventory, stored_without_database};
+pub use images::CacheUsage;
+pub use inventory::{Inventory, SweepReport, stored_without_database};
+pub use names::artifact_of;
 pub use nullspace_chunks::{Changes, Collected, Extent, Fault, ManifestId, Stats, Verified};
-pub use space::{Room, Space};
+pub use promises::Room;
+pub use rootfs::{PublishedRootfs, RootfsPin, look_at_chunks};
+pub use space::{DiskUsage, Space};
+pub use store::{ArtifactStore, DEFAULT_CACHE, Scratch};

@@ -8,8 +8,10 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use crate::artifacts::{io_error, read_dir};
-use crate::{ArtifactId, ArtifactStore, DataError, PublishedArtifact, Result};
+use nullspace_types::ArtifactId;
+
+use crate::folders::{io_error, read_dir};
+use crate::{ArtifactStore, DataError, PublishedArtifact, Result};
 
 impl ArtifactStore {
     /// Publishes the files of the artifact in `folder` for `id` too. The caller keeps that artifact from collection.

@@ -6,14 +6,14 @@
 //! Whoever is going to write much asks first: the promise counts against everyone who asks later, until it is dropped or
 //! used up. What is written without a promise (a guest's disk, the database) shows as room that is gone.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::io;
 
 use rustix::fs::statvfs;
 
-use crate::{ArtifactStore, DataError, Result, artifacts::io_error};
+use crate::folders::{io_error, stored_bytes};
+use crate::names::{ARTIFACTS, CHUNKS, ROOTFS, WORK};
+use crate::promises::Room;
+use crate::{ArtifactStore, DataError, Result};
 
 /// A file system, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,31 +24,17 @@ pub struct Space {
     pub total: u64,
 }
 
-/// The sum of all promises, bytes.
-#[derive(Debug, Default)]
-pub(crate) struct Promised(Mutex<u64>);
-
-/// Room that was promised. Dropped, what is left of it is anybody's again.
-#[derive(Debug)]
-pub struct Room {
-    promised: Arc<Promised>,
-    left: u64,
-}
-
-impl Room {
-    /// So many bytes of it have been written: from now on they show as used.
-    pub fn used(&mut self, bytes: u64) {
-        let bytes = bytes.min(self.left);
-        self.left -= bytes;
-        let mut sum = self.promised.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *sum = sum.saturating_sub(bytes);
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.used(self.left);
-    }
+/// What lies in the data directory, bytes on the disk (holes not counted).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// Under `artifacts/`.
+    pub artifacts: u64,
+    /// Under `chunks/`: root images, durably.
+    pub chunks: u64,
+    /// Under `rootfs/`: the same as raw files, as many as the cache may hold.
+    pub rootfs: u64,
+    /// Under `work/`.
+    pub work: u64,
 }
 
 impl ArtifactStore {
@@ -65,24 +51,35 @@ impl ArtifactStore {
     /// # Errors
     /// [`DataError::Io`] with [`io::ErrorKind::StorageFull`].
     pub fn promise(&self, bytes: u64, reserve: u64) -> Result<Room> {
-        let promised = Arc::clone(self.promised());
-        let mut sum = promised.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = self.space()?.free;
-        let needed = bytes.saturating_add(*sum).saturating_add(reserve);
-        if free < needed {
+        self.promised().promise(bytes, |others| {
+            let free = self.space()?.free;
+            let needed = bytes.saturating_add(others).saturating_add(reserve);
+            if free >= needed {
+                return Ok(());
+            }
             let context = format!(
                 "the disk under the data directory has {} MiB free; {} MiB are asked for, {} MiB promised to others, and \
                  {} MiB must stay free",
                 free >> 20,
                 bytes.div_ceil(1 << 20),
-                *sum >> 20,
+                others >> 20,
                 reserve >> 20,
             );
-            return Err(DataError::Io { context, source: io::ErrorKind::StorageFull.into() });
-        }
-        *sum = sum.saturating_add(bytes);
-        drop(sum);
-        Ok(Room { promised, left: bytes })
+            Err(DataError::Io { context, source: io::ErrorKind::StorageFull.into() })
+        })
+    }
+
+    /// What everything takes on the disk. Reads every folder: for metrics by the minute, not by the request.
+    pub async fn usage(&self) -> Result<DiskUsage> {
+        self.blocking(|root| {
+            Ok(DiskUsage {
+                artifacts: stored_bytes(&root.join(ARTIFACTS))?,
+                chunks: stored_bytes(&root.join(CHUNKS))?,
+                rootfs: stored_bytes(&root.join(ROOTFS))?,
+                work: stored_bytes(&root.join(WORK))?,
+            })
+        })
+        .await
     }
 }
 

@@ -1,0 +1,43 @@
+//! Names in the data folder.
+//!
+//! A name carries a nonce because the same thing may be published more than once. Two builds make the same root image at
+//! the same time while a third is collected; an attempt that was interrupted after it published is followed by another
+//! that publishes again, and may still be writing itself. With one name for all, removing or replacing one's files could
+//! hit another's. Which files count is decided by the database, in the transaction that names them.
+
+use nullspace_types::ArtifactId;
+
+/// The folder of scratch.
+pub(crate) const WORK: &str = "work";
+/// The folder of snapshots.
+pub(crate) const ARTIFACTS: &str = "artifacts";
+/// The folder of the chunk store.
+pub(crate) const CHUNKS: &str = "chunks";
+/// The folder of root images as raw files.
+pub(crate) const ROOTFS: &str = "rootfs";
+/// The folder of uploaded files.
+pub(crate) const BLOBS: &str = "blobs";
+
+/// Whether this is a key that names a root image: lower-case hex, 32 to 128 digits.
+pub(crate) fn is_rootfs_key(key: &str) -> bool {
+    (32..=128).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+fn is_nonce(text: &str) -> bool {
+    text.len() == 32 && is_rootfs_key(text)
+}
+
+/// The artifact whose folder has this name; `None` for a name that no artifact's folder has.
+pub fn artifact_of(folder: &str) -> Option<ArtifactId> {
+    let (id, nonce) = folder.split_once('.')?;
+    id.parse().ok().filter(|_| is_nonce(nonce))
+}
+
+/// Whether a root image's raw file can have this name.
+pub(crate) fn is_rootfs_file(file: &str) -> bool {
+    let mut parts = file.split('.');
+    let (Some(key), Some(nonce), Some("ext4"), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return false;
+    };
+    is_rootfs_key(key) && is_nonce(nonce)
+}

@@ -1,0 +1,42 @@
+//! Promises of room on the disk: their sum, and what is left of each.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::Result;
+
+/// The sum of all promises, bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Promised(Mutex<u64>);
+
+impl Promised {
+    /// Promises `bytes` if `fits`, which is given the sum of all other promises, returns no error.
+    pub(crate) fn promise(self: &Arc<Self>, bytes: u64, fits: impl FnOnce(u64) -> Result<()>) -> Result<Room> {
+        let mut sum = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        fits(*sum)?;
+        *sum = sum.saturating_add(bytes);
+        Ok(Room { promised: Arc::clone(self), left: bytes })
+    }
+}
+
+/// Room that was promised. Dropped, what is left of it is anybody's again.
+#[derive(Debug)]
+pub struct Room {
+    promised: Arc<Promised>,
+    left: u64,
+}
+
+impl Room {
+    /// So many bytes of it have been written: from now on they show as used.
+    pub fn used(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.left);
+        self.left -= bytes;
+        let mut sum = self.promised.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *sum = sum.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.used(self.left);
+    }
+}

@@ -1,0 +1,322 @@
+//! Root images: stored as chunks, used as raw files.
+//!
+//! ```text
+//!   publish_rootfs (a file) ──────> chunks/  <── publish_layer (what a machine changed)
+//!                       │              │
+//!                       │ moved        │ written back when wanted, parents' files shared where the filesystem can
+//!                       v              v
+//!                     rootfs/<key>.<nonce>.ext4      a cache: least recently used first, never one that is pinned
+//!                                      ^
+//!                       open_rootfs ───┘ pin
+//! ```
+//! The chunks are the durable half; a raw file is there to boot from and can be made again at any time. Raw files are not
+//! flushed, so what is found after the host itself went down is not believed: [`sweep`](ArtifactStore::sweep) removes
+//! it when the kernel's boot id is another than when the data directory was last opened. Root images of versions that had
+//! no chunks are files only, and stay until [`adopt_rootfs`](ArtifactStore::adopt_rootfs) has stored them.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nullspace_chunks::{Changes, Collected, ManifestId, Pin, Stats, Stop, Store, Stored, Verified};
+use nullspace_types::{KnownFiles, Rootfs};
+use uuid::Uuid;
+
+use crate::folders::{inside_work, io_error, remove};
+use crate::images::{Cache, CacheUsage, disk_bytes};
+use crate::names::{CHUNKS, ROOTFS, is_rootfs_file, is_rootfs_key};
+use crate::{ArtifactStore, DataError, Result};
+
+/// A root image that is durable. As long as this lives, a collection keeps it: until its row is there.
+#[derive(Debug, Clone)]
+pub struct PublishedRootfs {
+    /// Name under `rootfs/`: what the database keeps.
+    pub file: String,
+    /// The image's length, bytes.
+    pub bytes: u64,
+    /// What the chunk store grew by, bytes.
+    pub stored_bytes: u64,
+    /// Its manifest in the chunk store: what the database keeps, too.
+    pub manifest: String,
+    _keep: Arc<Pin>,
+}
+
+impl PublishedRootfs {
+    /// The row to keep of it.
+    pub fn row(&self, key: &str, info: serde_json::Value) -> Rootfs {
+        Rootfs {
+            key: key.to_owned(),
+            file: self.file.clone(),
+            bytes: self.bytes,
+            manifest: Some(self.manifest.clone()),
+            info,
+        }
+    }
+}
+
+/// A root image as a raw file that stays where it is as long as a clone of this lives.
+#[derive(Debug, Clone)]
+pub struct RootfsPin {
+    held: Arc<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    store: ArtifactStore,
+    file: String,
+    path: PathBuf,
+}
+
+impl RootfsPin {
+    /// The file, to be read only.
+    pub fn path(&self) -> &Path {
+        &self.held.path
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(entry) = self.store.images().cache().files.get_mut(&self.file) {
+            entry.pins = entry.pins.saturating_sub(1);
+        }
+    }
+}
+
+impl ArtifactStore {
+    /// Where a root image is or would be.
+    ///
+    /// # Errors
+    /// [`DataError::Corrupt`] when `file` is not a name that [`publish_rootfs`](Self::publish_rootfs) could have made.
+    pub fn rootfs_path(&self, file: &str) -> Result<PathBuf> {
+        if !is_rootfs_file(file) {
+            return Err(DataError::corrupt("file name of a root image"));
+        }
+        Ok(self.root().join(ROOTFS).join(file))
+    }
+
+    /// A new name for a root image of this key.
+    fn new_rootfs_name(&self, key: &str) -> Result<String> {
+        if !is_rootfs_key(key) {
+            return Err(DataError::conflict("the key of a root image is 32 to 128 lower-case hexadecimal digits"));
+        }
+        Ok(format!("{key}.{}.ext4", Uuid::new_v4().as_simple()))
+    }
+
+    /// Stores a file of `work/` as a root image: durable when this returns, and there as a raw file. The same key may be
+    /// published many times, each under a name of its own. `key` is lower-case hex, 32 to 128 digits.
+    pub async fn publish_rootfs(&self, file: &Path, key: &str) -> Result<PublishedRootfs> {
+        let name = self.new_rootfs_name(key)?;
+        let to = self.rootfs_path(&name)?;
+        let (from, store) = (file.to_owned(), self.clone());
+        self.blocking(move |root| {
+            let from = inside_work(root, &from)?;
+            let metadata = fs::symlink_metadata(&from).map_err(io_error("read", &from))?;
+            if !metadata.is_file() {
+                return Err(DataError::conflict("a root image is a regular file"));
+            }
+            let image = File::open(&from).map_err(io_error("open", &from))?;
+            let images = store.images();
+            let stored = images.chunks.put_image(&image, &Stop::default())?;
+            fs::rename(&from, &to).map_err(io_error("publish", &to))?;
+            images.cache().put(&name, disk_bytes(&to)?, Some(stored.id()));
+            images.trim(root)?;
+            Ok(published(name, stored))
+        })
+        .await
+    }
+
+    /// Stores what a machine changed of a root image as another root image: durable when this returns, at the cost of the
+    /// changes. There is no raw file of it until it is opened.
+    pub async fn publish_layer(
+        &self,
+        parent: &Rootfs,
+        key: &str,
+        changes: Arc<dyn Changes + Send + Sync>,
+    ) -> Result<PublishedRootfs> {
+        let name = self.new_rootfs_name(key)?;
+        let parent = match &parent.manifest {
+            Some(manifest) => manifest_id(manifest)?,
+            // Of an older version, and its turn has not come yet.
+            None => self.store_file(&parent.file).await?.id(),
+        };
+        let store = self.clone();
+        self.blocking(move |root| {
+            let images = store.images();
+            // What was written over with the same bytes is left out when the parent is at hand.
+            let file = images.file_of(&parent).and_then(|file| File::open(root.join(ROOTFS).join(file)).ok());
+            let stored = images.chunks.put_changes(parent, &*changes, file.as_ref(), &Stop::default())?;
+            Ok(published(name, stored))
+        })
+        .await
+    }
+
+    /// The root image as a raw file, made from its chunks if it is not there, and kept there while the pin lives.
+    ///
+    /// # Errors
+    /// [`DataError::Damaged`] when it cannot be made any more.
+    pub async fn open_rootfs(&self, rootfs: &Rootfs) -> Result<RootfsPin> {
+        let path = self.rootfs_path(&rootfs.file)?;
+        if let Some(pin) = self.pin(rootfs, &path) {
+            return Ok(pin);
+        }
+        let Some(manifest) = &rootfs.manifest else {
+            return Err(DataError::Damaged { what: format!("the root image {} is missing", rootfs.file) });
+        };
+        let manifest = manifest_id(manifest)?;
+        let alone = self.images().filling_of(&rootfs.file);
+        let _alone = alone.lock().await;
+        if let Some(pin) = self.pin(rootfs, &path) {
+            return Ok(pin);
+        }
+        let (store, file) = (self.clone(), rootfs.file.clone());
+        self.blocking(move |root| {
+            let images = store.images();
+            let scratch = store.scratch()?;
+            let made = scratch.path().join("rootfs.ext4");
+            let began = std::time::Instant::now();
+            if let Err(error) = images.write_back(root, manifest, &made) {
+                if !error.is_storage_full() {
+                    return Err(error);
+                }
+                tracing::warn!("no room for a root image: all that are not in use make room");
+                images.evict(root, 0)?;
+                images.write_back(root, manifest, &made)?;
+            }
+            let pin = {
+                let mut cache = images.cache();
+                fs::rename(&made, &path).map_err(io_error("publish", &path))?;
+                cache.put(&file, disk_bytes(&path)?, Some(manifest));
+                cache.written_back += 1;
+                store.held(&mut cache, &file, &path)
+            };
+            tracing::info!(file, ms = began.elapsed().as_millis(), "root image written back");
+            images.trim(root)?;
+            // Dropped with the answer, should nobody wait for it any more.
+            pin.ok_or_else(|| DataError::corrupt("cache of root images"))
+        })
+        .await
+    }
+
+    /// Stores the chunks of a root image that an older version left as a file only. Its row then needs the manifest.
+    pub async fn adopt_rootfs(&self, file: &str) -> Result<PublishedRootfs> {
+        let stored = self.store_file(file).await?;
+        if let Some(entry) = self.images().cache().files.get_mut(file) {
+            entry.manifest = Some(stored.id());
+        }
+        Ok(published(file.to_owned(), stored))
+    }
+
+    /// Removes a root image's raw file; nothing when there is none. The database must have forgotten the image
+    /// before, or it never knew it. Its chunks go with the next [`collect_images`](Self::collect_images).
+    pub async fn remove_rootfs(&self, file: &str) -> Result<()> {
+        let path = self.rootfs_path(file)?;
+        let bin = self.bin();
+        let (store, file) = (self.clone(), file.to_owned());
+        self.blocking(move |_| {
+            {
+                let mut cache = store.images().cache();
+                cache.files.remove(&file);
+                match fs::rename(&path, &bin) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    Err(error) => return Err(io_error("remove", &path)(error)),
+                }
+            }
+            remove(&bin)
+        })
+        .await
+    }
+
+    /// Removes chunks that no root image needs. `known` is asked what there is once the collection has begun, so that what
+    /// is published meanwhile stays.
+    ///
+    /// # Errors
+    /// What `known` answers, and [`DataError`] for the chunks.
+    pub async fn collect_images<F, E>(&self, known: F) -> std::result::Result<Collected, E>
+    where
+        F: Future<Output = std::result::Result<KnownFiles, E>>,
+        E: From<DataError>,
+    {
+        let collection = self.images().chunks.start_collection().map_err(DataError::from)?;
+        let live = manifests(&known.await?);
+        Ok(self.blocking(move |_| Ok(collection.finish(live, &Stop::default())?)).await?)
+    }
+
+    /// Reads every stored root image and every chunk.
+    pub async fn verify_images(&self, known: &KnownFiles) -> Result<Verified> {
+        let (wanted, store) = (manifests(known), self.clone());
+        self.blocking(move |_| Ok(store.images().chunks.verify(wanted, &Stop::default())?)).await
+    }
+
+    /// What the chunk store holds.
+    pub fn image_stats(&self) -> Stats {
+        self.images().chunks.stats()
+    }
+
+    /// The raw files.
+    pub fn cache_usage(&self) -> CacheUsage {
+        self.images().usage()
+    }
+
+    /// Removes raw files over the limit. Pins that end make nothing go by themselves.
+    pub async fn trim_rootfs(&self) -> Result<()> {
+        let store = self.clone();
+        self.blocking(move |root| store.images().trim(root)).await
+    }
+
+    /// Removes every raw file that is not in use and can be made again: for a disk that has no room.
+    pub async fn drop_raw_rootfs(&self) -> Result<()> {
+        let store = self.clone();
+        self.blocking(move |root| store.images().evict(root, 0)).await
+    }
+
+    fn pin(&self, rootfs: &Rootfs, path: &Path) -> Option<RootfsPin> {
+        // Something else may have taken or shortened it.
+        let whole = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.len() == rootfs.bytes);
+        if whole { self.held(&mut self.images().cache(), &rootfs.file, path) } else { None }
+    }
+
+    fn held(&self, cache: &mut Cache, file: &str, path: &Path) -> Option<RootfsPin> {
+        let used = cache.tick();
+        let entry = cache.files.get_mut(file)?;
+        entry.pins += 1;
+        entry.used = used;
+        Some(RootfsPin { held: Arc::new(Held { store: self.clone(), file: file.to_owned(), path: path.to_owned() }) })
+    }
+
+    async fn store_file(&self, file: &str) -> Result<Stored> {
+        let (path, store) = (self.rootfs_path(file)?, self.clone());
+        self.blocking(move |_| {
+            let image = File::open(&path).map_err(io_error("open", &path))?;
+            Ok(store.images().chunks.put_image(&image, &Stop::default())?)
+        })
+        .await
+    }
+}
+
+fn published(file: String, stored: Stored) -> PublishedRootfs {
+    PublishedRootfs {
+        file,
+        bytes: stored.image_bytes,
+        stored_bytes: stored.put.stored_bytes,
+        manifest: stored.id().to_string(),
+        _keep: Arc::new(stored.pin),
+    }
+}
+
+fn manifest_id(text: &str) -> Result<ManifestId> {
+    text.parse().map_err(|_| DataError::corrupt("rootfs.manifest"))
+}
+
+fn manifests(known: &KnownFiles) -> Vec<ManifestId> {
+    known.rootfs.values().flatten().filter_map(|id| id.parse().ok()).collect()
+}
+
+/// Opens a data directory's chunks to look at, beside a service that may be running: it collects nothing meanwhile.
+///
+/// # Errors
+/// [`DataError::Conflict`] while it collects.
+pub fn look_at_chunks(data_dir: &Path) -> Result<Store> {
+    Ok(Store::open_read_only(&data_dir.join(CHUNKS), Default::default())?)
+}
