@@ -3,11 +3,11 @@
 use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_types::{BuildId, Caller};
-use sqlx::{QueryBuilder, Sqlite, sqlite::SqliteRow};
+use sqlx::{QueryBuilder, Sqlite};
 
 use super::{
-    SqliteStore, Tx, finish,
-    rows::{self, Reader, integer, select_build},
+    SqliteStore, finish, one_build,
+    rows::{self, integer, select_build},
 };
 use crate::{Build, BuildFilter, BuildPage, Builds, CancelOutcome, CancelRequest, DbError, LogEntry, Result};
 
@@ -45,29 +45,8 @@ const MAX_PAGE: u32 = 100;
 /// Longest page of a log.
 const MAX_LOG_PAGE: u32 = 1000;
 
-fn with_next_offset(row: Option<SqliteRow>) -> Result<(Build, u64)> {
-    let row = row.ok_or(DbError::NotFound)?;
-    Ok((rows::build(&row)?, Reader(&row).integer("log_next")?))
-}
-
-/// A build of the caller, with its log's next offset.
-pub(super) async fn get_in(tx: &mut Tx, caller: &Caller, build: BuildId) -> Result<(Build, u64)> {
-    let row = sqlx::query(select_build!("WHERE b.id = ? AND b.tenant_id = ?"))
-        .bind(build.to_string())
-        .bind(caller.tenant.to_string())
-        .fetch_optional(&mut **tx)
-        .await?;
-    with_next_offset(row)
-}
-
-/// Any build, for the service itself.
-pub(super) async fn get_any(tx: &mut Tx, build: BuildId) -> Result<(Build, u64)> {
-    let row = sqlx::query(select_build!("WHERE b.id = ?")).bind(build.to_string()).fetch_optional(&mut **tx).await?;
-    with_next_offset(row)
-}
-
 pub(super) async fn get(store: &SqliteStore, caller: &Caller, build: BuildId) -> Result<(Build, u64)> {
-    get_in(&mut store.read().await?, caller, build).await
+    one_build::get_in(&mut store.read().await?, caller, build).await
 }
 
 pub(super) async fn list(store: &SqliteStore, caller: &Caller, filter: BuildFilter) -> Result<BuildPage> {

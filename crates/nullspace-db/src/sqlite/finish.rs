@@ -5,7 +5,7 @@ use nullspace_types::{BuildId, Caller, TemplateId};
 use serde_json::Value;
 
 use super::{
-    SqliteStore, Tx, builds, queue,
+    SqliteStore, Tx, one_build,
     rows::{integer, select_build},
 };
 use crate::{
@@ -14,8 +14,8 @@ use crate::{
 
 pub(super) async fn ready(store: &SqliteStore, lease: &Lease, result: FinishReady, now: Timestamp) -> Result<Finished> {
     let mut tx = store.write().await?;
-    queue::fence(&mut tx, lease).await?;
-    let (build, _) = builds::get_any(&mut tx, lease.build).await?;
+    one_build::fence(&mut tx, lease).await?;
+    let (build, _) = one_build::get_any(&mut tx, lease.build).await?;
     if build.cancel_requested_at.is_some() {
         return Ok(Finished::CancelRequested);
     }
@@ -79,7 +79,7 @@ pub(super) async fn ready(store: &SqliteStore, lease: &Lease, result: FinishRead
 
 pub(super) async fn error(store: &SqliteStore, lease: &Lease, error: FinishError, now: Timestamp) -> Result<Build> {
     let mut tx = store.write().await?;
-    queue::fence(&mut tx, lease).await?;
+    one_build::fence(&mut tx, lease).await?;
     sqlx::query("UPDATE builds SET failure_phase = ?, error = ?, error_detail = ?, cache_summary = ? WHERE id = ?")
         .bind(error.phase)
         .bind(error.message)
@@ -95,7 +95,7 @@ pub(super) async fn error(store: &SqliteStore, lease: &Lease, error: FinishError
 
 pub(super) async fn cancelled(store: &SqliteStore, lease: &Lease, entry: NewLogEntry, now: Timestamp) -> Result<Build> {
     let mut tx = store.write().await?;
-    queue::fence(&mut tx, lease).await?;
+    one_build::fence(&mut tx, lease).await?;
     let build = end(&mut tx, lease.build, BuildStatus::Cancelled, entry, now).await?;
     tx.commit().await?;
     Ok(build)
@@ -103,7 +103,7 @@ pub(super) async fn cancelled(store: &SqliteStore, lease: &Lease, entry: NewLogE
 
 /// What every end has in common: last entry, final status, no lease, nothing held.
 async fn end(tx: &mut Tx, build: BuildId, status: BuildStatus, entry: NewLogEntry, now: Timestamp) -> Result<Build> {
-    queue::append(tx, build, &[entry]).await?;
+    one_build::append(tx, build, &[entry]).await?;
     sqlx::query(
         "UPDATE builds SET status = ?1, finished_at = ?2, updated_at = ?2, lease_owner = NULL, lease_expires_at = NULL,
              not_before = NULL
@@ -121,7 +121,7 @@ async fn end(tx: &mut Tx, build: BuildId, status: BuildStatus, entry: NewLogEntr
     ] {
         sqlx::query(release).bind(build.to_string()).execute(&mut **tx).await?;
     }
-    Ok(builds::get_any(tx, build).await?.0)
+    Ok(one_build::get_any(tx, build).await?.0)
 }
 
 pub(super) async fn request_cancel(
@@ -132,7 +132,7 @@ pub(super) async fn request_cancel(
     now: Timestamp,
 ) -> Result<CancelOutcome> {
     let mut tx = store.write().await?;
-    let (found, _) = builds::get_in(&mut tx, caller, build).await?;
+    let (found, _) = one_build::get_in(&mut tx, caller, build).await?;
     let outcome = cancel_in(&mut tx, found, &request, now).await?;
     tx.commit().await?;
     Ok(outcome)
@@ -158,7 +158,7 @@ async fn cancel_in(tx: &mut Tx, build: Build, request: &CancelRequest, now: Time
     let build = if ended_now {
         end(tx, build.id, BuildStatus::Cancelled, request.entry.clone(), now).await?
     } else {
-        builds::get_any(tx, build.id).await?.0
+        one_build::get_any(tx, build.id).await?.0
     };
     Ok(CancelOutcome { build, ended_now })
 }

@@ -14,6 +14,7 @@ mod connections;
 mod finish;
 mod health;
 mod names;
+mod one_build;
 mod queue;
 mod reuse;
 mod rows;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use nullspace_types::{BuildId, Caller, Tag, TemplateName, TemplateRef};
 
 use super::{
-    SqliteStore, Tx, builds, claims,
+    SqliteStore, Tx, claims, one_build,
     rows::{self, Reader, select_artifact},
     templates,
 };
@@ -85,7 +85,7 @@ pub(super) async fn promote(
     now: Timestamp,
 ) -> Result<Resolved> {
     let mut tx = store.write().await?;
-    let (build, _) = builds::get_in(&mut tx, caller, build).await?;
+    let (build, _) = one_build::get_in(&mut tx, caller, build).await?;
     if build.status != BuildStatus::Ready {
         let what = format!("the build is {}: only a ready one can be promoted", build.status.as_str());
         return Err(DbError::conflict(what));

@@ -7,10 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use nullspace_types::{BuildId, Caller, TemplateId};
 use sqlx::Row;
 
-use super::{
-    SqliteStore, Tx, blobs, builds, claims, finish,
-    rows::{Reader, integer},
-};
+use super::{SqliteStore, Tx, blobs, claims, finish, one_build, rows::Reader};
 use crate::{
     Build, DbError, FinishError, FinishReady, Finished, Heartbeat, Idempotency, Lease, Leased, NamespaceKind, NewBuild,
     NewLogEntry, Queue, QueueLimits, Release, Result, Visibility,
@@ -101,7 +98,7 @@ pub(super) async fn accept(
     }
     check_limits(&mut tx, caller, limits).await?;
     for earlier in [build.retry_of, build.original].into_iter().flatten() {
-        builds::get_in(&mut tx, caller, earlier).await?;
+        one_build::get_in(&mut tx, caller, earlier).await?;
     }
     let template = claim_name(&mut tx, caller, &build, now).await?;
     let (key, digest) = build.idempotency.map(|repeat| (repeat.key, repeat.request_digest)).unzip();
@@ -139,9 +136,9 @@ pub(super) async fn accept(
     .bind(digest)
     .execute(&mut *tx)
     .await?;
-    append(&mut tx, build.id, &[first]).await?;
+    one_build::append(&mut tx, build.id, &[first]).await?;
     blobs::hold(&mut tx, caller, build.id, &build.blobs, now).await?;
-    let (accepted, _) = builds::get_in(&mut tx, caller, build.id).await?;
+    let (accepted, _) = one_build::get_in(&mut tx, caller, build.id).await?;
     tx.commit().await?;
     Ok(accepted)
 }
@@ -158,7 +155,7 @@ async fn earlier(tx: &mut Tx, caller: &Caller, repeat: &Idempotency) -> Result<O
     if row.text("idempotency_digest")? != repeat.request_digest {
         return Err(DbError::conflict("this idempotency key was used for another request"));
     }
-    Ok(Some(builds::get_in(tx, caller, row.parsed("id")?).await?.0))
+    Ok(Some(one_build::get_in(tx, caller, row.parsed("id")?).await?.0))
 }
 
 async fn check_limits(tx: &mut Tx, caller: &Caller, limits: QueueLimits) -> Result<()> {
@@ -252,7 +249,7 @@ pub(super) async fn lease(
         .execute(&mut *tx)
         .await?;
     let lease = Lease { build: next.id, owner: owner.to_owned(), epoch: Reader(&row).integer("lease_epoch")? };
-    let build = Box::new(builds::get_any(&mut tx, next.id).await?.0);
+    let build = Box::new(one_build::get_any(&mut tx, next.id).await?.0);
     tx.commit().await?;
     Ok(Some(if next.spent { Leased::Spent { lease, build } } else { Leased::Run { lease, build } }))
 }
@@ -311,23 +308,10 @@ fn after(now: Timestamp, ttl: Duration) -> Result<Timestamp> {
     now.checked_add(ttl).map_err(|_| DbError::conflict("the duration is too long"))
 }
 
-/// Fails with [`DbError::LeaseLost`] unless the lease is the build's current one. Inside a write transaction nothing
-/// can change that before the commit.
-pub(super) async fn fence(tx: &mut Tx, lease: &Lease) -> Result<()> {
-    sqlx::query("SELECT 1 FROM builds WHERE id = ? AND status = 'building' AND lease_owner = ? AND lease_epoch = ?")
-        .bind(lease.build.to_string())
-        .bind(&lease.owner)
-        .bind(integer(lease.epoch)?)
-        .fetch_optional(&mut **tx)
-        .await?
-        .map(|_| ())
-        .ok_or(DbError::LeaseLost)
-}
-
 pub(super) async fn heartbeat(store: &SqliteStore, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<Heartbeat> {
     let expires = after(now, ttl)?;
     let mut tx = store.write().await?;
-    fence(&mut tx, lease).await?;
+    one_build::fence(&mut tx, lease).await?;
     let row = sqlx::query(
         "UPDATE builds SET lease_expires_at = max(lease_expires_at, ?) WHERE id = ?
          RETURNING lease_expires_at, cancel_requested_at",
@@ -346,7 +330,7 @@ pub(super) async fn heartbeat(store: &SqliteStore, lease: &Lease, ttl: Duration,
 
 pub(super) async fn set_source_digest(store: &SqliteStore, lease: &Lease, digest: &str, now: Timestamp) -> Result<()> {
     let mut tx = store.write().await?;
-    fence(&mut tx, lease).await?;
+    one_build::fence(&mut tx, lease).await?;
     sqlx::query("UPDATE builds SET source_digest = ?, updated_at = ? WHERE id = ?")
         .bind(digest)
         .bind(now.as_microsecond())
@@ -364,7 +348,7 @@ pub(super) async fn set_build_config(
     now: Timestamp,
 ) -> Result<()> {
     let mut tx = store.write().await?;
-    fence(&mut tx, lease).await?;
+    one_build::fence(&mut tx, lease).await?;
     sqlx::query("UPDATE builds SET build_config = ?, updated_at = ? WHERE id = ?")
         .bind(config.to_string())
         .bind(now.as_microsecond())
@@ -377,31 +361,10 @@ pub(super) async fn set_build_config(
 
 pub(super) async fn append_log(store: &SqliteStore, lease: &Lease, entries: Vec<NewLogEntry>) -> Result<u64> {
     let mut tx = store.write().await?;
-    fence(&mut tx, lease).await?;
-    let first = append(&mut tx, lease.build, &entries).await?;
+    one_build::fence(&mut tx, lease).await?;
+    let first = one_build::append(&mut tx, lease.build, &entries).await?;
     tx.commit().await?;
     Ok(first)
-}
-
-/// Appends to a build's log without asking whose it is; returns the offset of the first entry.
-pub(super) async fn append(tx: &mut Tx, build: BuildId, entries: &[NewLogEntry]) -> Result<u64> {
-    let count = i64::try_from(entries.len()).map_err(|_| DbError::conflict("too many log entries at once"))?;
-    let row = sqlx::query("UPDATE builds SET log_next = log_next + ?1 WHERE id = ?2 RETURNING log_next - ?1 AS first")
-        .bind(count)
-        .bind(build.to_string())
-        .fetch_one(&mut **tx)
-        .await?;
-    let first: i64 = Reader(&row).integer("first")?;
-    for (position, entry) in (first..).zip(entries) {
-        sqlx::query("INSERT INTO build_log (build_id, position, at, body) VALUES (?, ?, ?, ?)")
-            .bind(build.to_string())
-            .bind(position)
-            .bind(entry.at.as_microsecond())
-            .bind(entry.body.to_string())
-            .execute(&mut **tx)
-            .await?;
-    }
-    u64::try_from(first).map_err(|_| DbError::corrupt("builds.log_next"))
 }
 
 pub(super) async fn release(
@@ -416,8 +379,8 @@ pub(super) async fn release(
         Release::RetryAfter(delay) => (0, Some(after(now, delay)?.as_microsecond())),
     };
     let mut tx = store.write().await?;
-    fence(&mut tx, lease).await?;
-    append(&mut tx, lease.build, &entries).await?;
+    one_build::fence(&mut tx, lease).await?;
+    one_build::append(&mut tx, lease.build, &entries).await?;
     let done = sqlx::query(
         "UPDATE builds SET
              status = 'waiting', lease_owner = NULL, lease_expires_at = NULL, attempt = max(attempt - ?1, 0),

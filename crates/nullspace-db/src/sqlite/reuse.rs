@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use nullspace_types::{ArtifactId, Rootfs};
 
 use super::{
-    SqliteStore, Tx, queue,
+    SqliteStore, Tx, one_build,
     rows::{self, Reader, integer},
     templates, tenants,
 };
@@ -45,7 +45,7 @@ pub(super) async fn find_rootfs(
     now: Timestamp,
 ) -> Result<Option<Rootfs>> {
     let mut tx = store.write().await?;
-    queue::fence(&mut tx, lease).await?;
+    one_build::fence(&mut tx, lease).await?;
     let found = hold_rootfs(&mut tx, lease, key, now).await?;
     tx.commit().await?;
     Ok(found)
@@ -59,7 +59,7 @@ pub(super) async fn find_layer(
 ) -> Result<Option<Rootfs>> {
     let newest = "SELECT key FROM rootfs WHERE layer_key = ? ORDER BY created_at DESC, key LIMIT 1";
     let mut tx = store.write().await?;
-    queue::fence(&mut tx, lease).await?;
+    one_build::fence(&mut tx, lease).await?;
     let Some(row) = sqlx::query(newest).bind(layer_key).fetch_optional(&mut *tx).await? else { return Ok(None) };
     let found = hold_rootfs(&mut tx, lease, &Reader(&row).text("key")?, now).await?;
     tx.commit().await?;
@@ -74,7 +74,7 @@ pub(super) async fn put_rootfs(
     now: Timestamp,
 ) -> Result<Rootfs> {
     let mut tx = store.write().await?;
-    queue::fence(&mut tx, lease).await?;
+    one_build::fence(&mut tx, lease).await?;
     sqlx::query(
         "INSERT INTO rootfs (key, file, bytes, manifest, info, created_at, last_used_at, layer_key)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?)
@@ -124,7 +124,7 @@ async fn hold(tx: &mut sqlx::Transaction<'_, sqlx::Sqlite>, lease: &Lease, artif
 
 pub(super) async fn hold_artifact(store: &SqliteStore, lease: &Lease, artifact: ArtifactId) -> Result<Artifact> {
     let mut tx = store.write().await?;
-    queue::fence(&mut tx, lease).await?;
+    one_build::fence(&mut tx, lease).await?;
     let caller = tenants::caller_of(&mut tx, lease.build).await?;
     let (_, found) = templates::visible_artifact(&mut tx, &caller, artifact).await?.ok_or(DbError::NotFound)?;
     hold(&mut tx, lease, artifact).await?;
@@ -139,7 +139,7 @@ pub(super) async fn find_final(store: &SqliteStore, lease: &Lease, key: &str) ->
         return Ok(None);
     }
     let mut tx = store.write().await?;
-    queue::fence(&mut tx, lease).await?;
+    one_build::fence(&mut tx, lease).await?;
     let Some(row) = sqlx::query(id).bind(key).fetch_optional(&mut *tx).await? else { return Ok(None) };
     let artifact: ArtifactId = Reader(&row).parsed("id")?;
     let Some(found) = templates::usable_artifact(&mut tx, artifact).await? else { return Ok(None) };
