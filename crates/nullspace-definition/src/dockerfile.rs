@@ -8,6 +8,7 @@
 //! BuildKit has the last word when it builds. Errors that BuildKit would report while it reads are reported here, before a
 //! build is queued. Names that only BuildKit can resolve (`unread`) are left to it. Rules about credentials are here.
 
+mod budget;
 mod documents;
 mod elsewhere;
 mod glob;

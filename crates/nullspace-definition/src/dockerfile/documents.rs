@@ -5,8 +5,8 @@
 //!   3<<NAME   on a descriptor                                    <<<NAME   is the shell's own
 //! ```
 
-use super::parser::Instruction;
-use super::words::{self, Budget, Unset, Variables};
+use super::budget::Budget;
+use super::words::{self, Unset, Variables};
 
 /// One document.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,11 +27,9 @@ impl Document {
     }
 }
 
-/// The documents that an instruction begins, in their order, still empty. `joined` is all of its line.
-pub(super) fn begun(instruction: &Instruction, joined: &str) -> Vec<Document> {
-    let about = instruction.trigger.as_deref().unwrap_or(instruction);
-    let can = matches!(about.keyword.as_str(), "ADD" | "COPY" | "RUN") && about.json.is_none();
-    if !can || !joined.contains("<<") {
+/// The documents that the words of an instruction begin, in their order, still empty. `joined` is all of its line.
+pub(super) fn begun(joined: &str) -> Vec<Document> {
+    if !joined.contains("<<") {
         return Vec::new();
     }
     // As with BuildKit, a line whose quotes do not match begins none.

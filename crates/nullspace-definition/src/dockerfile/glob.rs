@@ -1,7 +1,7 @@
 //! Patterns of `${NAME#pattern}`, `${NAME%pattern}` and `${NAME/pattern/word}`: `*` is any text, `?` any character, and an
 //! escape takes their meaning away.
 
-use super::words::{Budget, Unread};
+use super::budget::{Budget, Unread};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {

@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use nullspace_image_ref::Reference;
 use sha2::{Digest, Sha256};
 
+use super::budget::Budget;
 use super::instruction::{arguments, command};
 use super::parser::{self, Instruction, MAX_FAULTS, Parsed};
-use super::words::{self, Budget, Unset, Variables};
+use super::words::{self, Unset, Variables};
 use super::{Fault, Outline, Step, UsedImage, WITHOUT_EFFECT, fault};
 use crate::steps::join;
 

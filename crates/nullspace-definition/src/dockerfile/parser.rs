@@ -57,6 +57,12 @@ impl Instruction {
         }
     }
 
+    /// Whether its words may begin here-documents.
+    fn takes_documents(&self) -> bool {
+        let about = self.trigger.as_deref().unwrap_or(self);
+        matches!(about.keyword.as_str(), "ADD" | "COPY" | "RUN") && about.json.is_none()
+    }
+
     /// The values of the flag with this name.
     pub(super) fn flag(&self, name: &str) -> impl Iterator<Item = &str> {
         self.flags.iter().filter(move |flag| flag.name == name).filter_map(|flag| flag.value.as_deref())
@@ -103,7 +109,8 @@ pub(super) fn parse(text: &str) -> Result<Parsed, Vec<Fault>> {
                 continue;
             }
         };
-        for mut document in documents::begun(&instruction, &joined) {
+        let begun = if instruction.takes_documents() { documents::begun(&joined) } else { Vec::new() };
+        for mut document in begun {
             loop {
                 let Some((_, line)) = lines.next() else {
                     let what = format_args!("the here-document {} does not end", document.name.escape_debug());

@@ -7,38 +7,13 @@
 //! A word in one of these forms may hold all of them again. What cannot be read, and what would take too long, is
 //! [`Unread`]: the caller leaves it to BuildKit.
 
-use std::cell::Cell;
-
+use super::budget::{Budget, Unread};
 use super::glob::Glob;
 
 /// Substitutions inside one another.
 const MAX_DEPTH: usize = 32;
 /// Longest value, characters.
 const MAX_VALUE: usize = 128 * 1024;
-
-/// What one Dockerfile's variables may cost together: characters written and characters compared with patterns. Values that
-/// double from line to line would take any amount of memory.
-#[derive(Debug)]
-pub(super) struct Budget(Cell<usize>);
-
-impl Default for Budget {
-    fn default() -> Self {
-        Budget(Cell::new(8 << 20))
-    }
-}
-
-impl Budget {
-    /// Takes so much of it.
-    pub(super) fn spend(&self, amount: usize) -> Result<(), Unread> {
-        let left = self.0.get().checked_sub(amount);
-        self.0.set(left.unwrap_or(0));
-        left.map(drop).ok_or(Unread)
-    }
-}
-
-/// A text that is no word, or whose meaning BuildKit alone can say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Unread;
 
 /// What a name without a value stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
