@@ -3,7 +3,8 @@
 use nullspace_api::{TemplateCopyItem, TemplateCopyStep, TemplateFileMode};
 use serde_json::json;
 
-use super::action::{Files, Line};
+use super::files::Files;
+use super::line::Line;
 use super::sources::{self, CopySource};
 use crate::encoder::Encoder;
 

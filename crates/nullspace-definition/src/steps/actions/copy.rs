@@ -3,9 +3,11 @@
 use nullspace_api::TemplateCopyStep;
 
 use crate::encoder::Encoder;
-use crate::steps::action::{Action, Files, Line};
+use crate::steps::action::Action;
 use crate::steps::checks::Check;
 use crate::steps::copies::{self, Copy};
+use crate::steps::files::Files;
+use crate::steps::line::Line;
 use crate::steps::task::{Effect, Task};
 
 impl Action for TemplateCopyStep {

@@ -5,8 +5,10 @@ use nullspace_api::TemplateGitCloneStep;
 use crate::encoder::Encoder;
 use crate::runtime::DEFAULT_WORKDIR;
 use crate::shell::quote;
-use crate::steps::action::{Action, Files, Line};
+use crate::steps::action::Action;
 use crate::steps::checks::Check;
+use crate::steps::files::Files;
+use crate::steps::line::Line;
 use crate::steps::task::{Command, Effect, words};
 
 impl Action for TemplateGitCloneStep {

@@ -4,9 +4,11 @@ use nullspace_api::TemplateMakeDirStep;
 
 use crate::encoder::Encoder;
 use crate::shell::quote;
-use crate::steps::action::{Action, Files, Line};
+use crate::steps::action::Action;
 use crate::steps::checks::Check;
 use crate::steps::copies::{mode_bits, octal};
+use crate::steps::files::Files;
+use crate::steps::line::Line;
 use crate::steps::task::{Effect, Task};
 
 impl Action for TemplateMakeDirStep {

@@ -3,8 +3,10 @@
 use nullspace_api::TemplateUserStep;
 
 use crate::encoder::Encoder;
-use crate::steps::action::{Action, Files, Line};
+use crate::steps::action::Action;
 use crate::steps::checks::Check;
+use crate::steps::files::Files;
+use crate::steps::line::Line;
 use crate::steps::task::Effect;
 
 impl Action for TemplateUserStep {
