@@ -22,7 +22,7 @@ use crate::process::{list, namespace, prepare::prepare, spawn::spawn};
 use crate::services::Services;
 use crate::session::{Channel, Opened, Session, StdinOver};
 use crate::wake::Wake;
-use crate::{files, filesystem, generation, identity, leftovers, modules, network, probe, resume, workers};
+use crate::{files, filesystem, generation, identity, leftovers, modules, network, probe, resume, shutdown, workers};
 
 /// Time limit of the last answer before the power is switched off.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -179,7 +179,7 @@ impl Agent {
             Request::Shutdown => {
                 channel.end(&Outcome::Done);
                 channel.flush(FAREWELL);
-                crate::boot::power_off(self.ground.off)
+                shutdown::power_off(self.ground.off)
             }
         }
     }

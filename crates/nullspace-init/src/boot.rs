@@ -1,4 +1,4 @@
-//! Boot and shutdown: from the kernel's hand-over to a serving agent, and back.
+//! Boot: from the kernel's hand-over to a serving agent.
 
 #![allow(unsafe_code, reason = "PID 1 sets up its own descriptors and umask")]
 
@@ -6,17 +6,12 @@ use std::fs;
 use std::os::fd::IntoRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::time::Duration;
 
-use nix::mount::{MsFlags, mount};
-use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::reboot::RebootMode;
 
 use crate::agent::{Agent, Ground};
 use crate::transport::{self, Transport};
-use crate::{filesystem, log, modules, network, root, settings};
-
-/// How long processes may take to end by themselves when the machine goes off.
-const TERM_LIMIT: Duration = Duration::from_secs(1);
+use crate::{log, modules, network, root, settings};
 
 /// PID 1's life. Never comes back.
 pub fn run() -> ! {
@@ -75,28 +70,6 @@ fn open_stdio() {
         }
         // SAFETY: children get descriptors of their own there; this one must only not be closed on exec by surprise.
         unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
-    }
-}
-
-/// Ends all processes, writes everything out and switches the machine off.
-pub(crate) fn power_off(mode: RebootMode) -> ! {
-    let _ = filesystem::thaw();
-    // SAFETY: plain system calls; -1 is every process but this one, PID 1.
-    unsafe {
-        libc::kill(-1, libc::SIGTERM);
-        let until = std::time::Instant::now() + TERM_LIMIT;
-        // The reaper takes them; signal 0 finds none when all are gone.
-        while std::time::Instant::now() < until && libc::kill(-1, 0) == 0 {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        libc::kill(-1, libc::SIGKILL);
-        libc::sync();
-    }
-    let _ = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>);
-    loop {
-        let Err(error) = reboot(mode);
-        log::problem(format_args!("power off: {error}"));
-        std::thread::sleep(Duration::from_secs(1));
     }
 }
 

@@ -41,6 +41,7 @@ mod root;
 mod services;
 mod session;
 mod settings;
+mod shutdown;
 mod stream;
 mod transport;
 mod users;
