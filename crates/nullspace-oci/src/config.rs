@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::format::FormatError;
 use crate::json;
-use crate::manifest::FormatError;
-use crate::platform::OfferedPlatform;
+use crate::offered::OfferedPlatform;
 
 /// A parsed image config.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -83,11 +83,13 @@
 #![warn(clippy::cast_possible_truncation)]
 
 pub mod config;
+mod format;
 pub mod import;
 mod json;
 pub mod layout;
 pub mod manifest;
 pub mod merge;
+mod offered;
 pub mod platform;
 pub mod registry;
 pub mod stream;

@@ -10,19 +10,13 @@ use reqwest::{Response, StatusCode};
 use crate::digest::{Digest, Hasher};
 
 use super::error::RegistryError;
-use super::http::{Http, reason};
+use super::http::reason;
 use super::repository::Repository;
 
 /// Interruptions of one blob that are mended, however much progress was made in between.
 const MAX_INTERRUPTIONS: usize = 64;
 /// Progress after which the count of attempts starts anew, bytes.
 const PROGRESS: u64 = 1 << 20;
-
-/// Waits before attempt number `attempt` (1 is the first retry).
-pub(super) async fn pause(http: &Http, attempt: usize) {
-    let doubled = u32::try_from(attempt.saturating_sub(1)).ok().and_then(|n| 2_u32.checked_pow(n)).unwrap_or(u32::MAX);
-    tokio::time::sleep(http.config.backoff.saturating_mul(doubled).min(http.config.max_backoff)).await;
-}
 
 /// Reads one blob. Holds at most one chunk of the connection in memory.
 #[derive(Debug)]
@@ -45,6 +39,13 @@ pub struct BlobReader {
     finished: bool,
 }
 
+impl Repository {
+    /// A blob from `offset` on, streamed. Read from 0, its digest and size are checked before the stream ends well.
+    pub fn blob(&self, digest: &Digest, size: u64, offset: u64) -> BlobReader {
+        BlobReader::new(self.clone(), digest.clone(), size, offset)
+    }
+}
+
 /// How much came while waiting for the network. Time the caller takes does not count.
 #[derive(Debug, Default)]
 struct Rate {
@@ -53,7 +54,7 @@ struct Rate {
 }
 
 impl BlobReader {
-    pub(super) fn new(repository: Repository, digest: Digest, size: u64, offset: u64) -> BlobReader {
+    fn new(repository: Repository, digest: Digest, size: u64, offset: u64) -> BlobReader {
         let hasher = (offset == 0).then(|| digest.algorithm().hasher());
         BlobReader {
             repository,
@@ -201,7 +202,7 @@ impl BlobReader {
             return Err(RegistryError::Interrupted { at, received: self.position, reason });
         }
         tracing::debug!(digest = %self.digest, position = self.position, reason, "blob transfer is resumed");
-        pause(self.repository.http(), self.failures).await;
+        self.repository.http().pause(self.failures).await;
         Ok(())
     }
 

@@ -324,6 +324,13 @@ impl Http {
             Err(_) => Err(interrupted(0, format!("the answer took longer than {} s", patience.as_secs_f32()))),
         }
     }
+
+    /// Waits before attempt number `attempt` (1 is the first retry).
+    pub(super) async fn pause(&self, attempt: usize) {
+        let doubled =
+            u32::try_from(attempt.saturating_sub(1)).ok().and_then(|n| 2_u32.checked_pow(n)).unwrap_or(u32::MAX);
+        tokio::time::sleep(self.config.backoff.saturating_mul(doubled).min(self.config.max_backoff)).await;
+    }
 }
 
 /// How long a server wants to be left alone.

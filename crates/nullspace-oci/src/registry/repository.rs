@@ -11,7 +11,6 @@ use crate::manifest::{
 use crate::platform::{Choice, Platform};
 use crate::reference::Reference;
 
-use super::blob::BlobReader;
 use super::credentials::Credentials;
 use super::endpoint::{self, Endpoint};
 use super::error::RegistryError;
@@ -140,11 +139,6 @@ impl Repository {
         Err(way.platform.unsupported(available).into())
     }
 
-    /// A blob from `offset` on, streamed. Read from 0, its digest and size are checked before the stream ends well.
-    pub fn blob(&self, digest: &Digest, size: u64, offset: u64) -> BlobReader {
-        BlobReader::new(self.clone(), digest.clone(), size, offset)
-    }
-
     pub(super) fn http(&self) -> &Http {
         &self.inner.http
     }
@@ -228,7 +222,7 @@ impl Repository {
         let mut failure = None;
         for attempt in 0..self.http().config.attempts.max(1) {
             if attempt > 0 {
-                super::blob::pause(self.http(), attempt).await;
+                self.http().pause(attempt).await;
             }
             let response = self.get(path, what, accept, 0).await?;
             let at = self.at(what);
