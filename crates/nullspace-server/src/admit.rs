@@ -28,8 +28,8 @@ use crate::connections::{Busy, Seat};
 use crate::edge::{bearer, drain};
 use crate::error::Refusal;
 use crate::places::Place;
-use crate::routes::AppState;
 use crate::standing::{Standing, revoked};
+use crate::state::AppState;
 
 /// Answers up to this size are not charged, bytes.
 const SMALL_ANSWER: u64 = 64 << 10;

@@ -17,8 +17,8 @@ use tracing::{Instrument, field};
 use uuid::Uuid;
 
 use crate::error::Refusal;
-use crate::error::{self, Failure};
-use crate::routes::AppState;
+use crate::error::{self, Failure, chain};
+use crate::state::AppState;
 
 /// Header that carries a request's id in both directions.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -108,18 +108,6 @@ fn finish(mut response: Response, id: &str) -> Response {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
-}
-
-/// Joins an error and all its causes in one line.
-pub(crate) fn chain(error: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

@@ -18,7 +18,7 @@ use crate::budget::Room;
 use crate::config::ServerConfig;
 use crate::edge::{self, RequestId};
 use crate::error::Refusal;
-use crate::routes::AppState;
+use crate::state::AppState;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const MAX_IDEMPOTENCY_KEY: usize = 255;

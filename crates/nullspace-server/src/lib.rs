@@ -35,6 +35,7 @@ mod serve;
 mod socket;
 mod sse;
 mod standing;
+mod state;
 
 pub use budget::BufferLimits;
 pub use config::{ConnectionLimits, ServerConfig, SocketLimits};

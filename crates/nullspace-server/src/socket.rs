@@ -27,7 +27,7 @@ use crate::admit::Stay;
 use crate::config::SocketLimits;
 use crate::extract::without_value;
 use crate::places::Place;
-use crate::routes::AppState;
+use crate::state::AppState;
 
 /// Most messages that wait for the writer.
 const QUEUE: usize = 4;
@@ -230,7 +230,7 @@ async fn tell(id: &str, command: FollowedCommand, queue: &mpsc::Sender<ExecServe
 
 fn failure(id: &str, error: Error) -> ExecServerMessage {
     if let Some(source) = &error.source {
-        tracing::warn!(error = %error.message, cause = crate::edge::chain(&**source), "a command over a socket failed");
+        tracing::warn!(error = %error.message, cause = crate::error::chain(&**source), "a command over a socket failed");
     }
     refusal(Some(id.to_owned()), error.code, error.message)
 }

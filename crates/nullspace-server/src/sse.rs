@@ -25,10 +25,9 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Room;
-use crate::edge::chain;
-use crate::error::Refusal;
+use crate::error::{Refusal, chain};
 use crate::places::Place;
-use crate::routes::AppState;
+use crate::state::AppState;
 
 const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 

@@ -13,8 +13,7 @@ use nullspace_api::ErrorResponseCode;
 use nullspace_service::{KeyId, Service};
 use tokio_util::sync::CancellationToken;
 
-use crate::edge::chain;
-use crate::error::Refusal;
+use crate::error::{Refusal, chain};
 
 /// Time limit of one check.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -7,9 +7,10 @@ use nullspace_api::{ErrorResponse, TemplateBlobPreflightRequest, TemplateBlobPre
 use nullspace_service::Caller;
 use utoipa::ToSchema;
 
-use super::{AppState, json};
+use super::answers::json;
 use crate::error::Refusal;
 use crate::extract::{JsonBody, PathParam, RawBody};
+use crate::state::AppState;
 
 /// A body of raw bytes, for the document.
 #[derive(ToSchema)]

@@ -13,11 +13,12 @@ use nullspace_service::{Caller, RequestContext, Warned};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{AppState, json, warned, with_warnings};
+use super::answers::{json, warned, with_warnings};
 use crate::error::Refusal;
 use crate::extract::{JsonBody, OptionalJsonBody, PathParam, QueryParams};
 use crate::serve::Stopping;
 use crate::sse;
+use crate::state::AppState;
 
 /// Start a background template build
 ///

@@ -6,9 +6,10 @@ use axum::response::{IntoResponse, Response};
 use nullspace_api::{ErrorResponse, ReserveTemplateNameRequest, TemplateNameClaim, TemplateNamespaceInfo};
 use nullspace_service::Caller;
 
-use super::{AppState, json};
+use super::answers::json;
 use crate::error::Refusal;
 use crate::extract::{JsonBody, PathParam};
+use crate::state::AppState;
 
 /// Reserve a name
 ///

@@ -21,12 +21,13 @@ use serde::Deserialize;
 use serde_json::json as object;
 use utoipa::{IntoParams, ToSchema};
 
+use super::answers::json;
 use super::blobs::RawBytes;
-use super::{AppState, json};
 use crate::error::Refusal;
 use crate::extract::{JsonBody, OwnSandbox, PathParam, QueryParams, as_it_arrives};
 use crate::form::{self, Content};
 use crate::long::{self, Long};
+use crate::state::AppState;
 
 /// Largest file that is read into a JSON answer, bytes.
 const MAX_JSON_FILE: usize = 16 << 20;

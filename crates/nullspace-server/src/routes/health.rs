@@ -8,10 +8,11 @@ use axum::response::{IntoResponse, Response};
 use nullspace_api::{ErrorResponseCode, HealthCheckResponse200};
 use secrecy::ExposeSecret;
 
-use super::AppState;
+use super::answers::json;
 use crate::edge;
 use crate::error::Refusal;
 use crate::serve::Peer;
+use crate::state::AppState;
 
 /// Is the service alive?
 ///
@@ -25,7 +26,7 @@ use crate::serve::Peer;
     responses((status = 200, description = "It is.", body = HealthCheckResponse200)),
 )]
 pub(super) async fn health_check() -> Result<Response, Refusal> {
-    super::json(StatusCode::OK, &HealthCheckResponse200 { status: "ok".to_owned() })
+    json(StatusCode::OK, &HealthCheckResponse200 { status: "ok".to_owned() })
 }
 
 /// Can requests be served now? A load balancer asks this, a supervisor asks `/healthz`. `?verbose` answers with lines of
@@ -40,7 +41,7 @@ pub(super) async fn readiness(
     let verbose =
         query.as_deref().is_some_and(|query| query.split('&').any(|part| matches!(part, "verbose" | "verbose=")));
     if !verbose {
-        return super::json(StatusCode::OK, &HealthCheckResponse200 { status: "ok".to_owned() });
+        return json(StatusCode::OK, &HealthCheckResponse200 { status: "ok".to_owned() });
     }
     for_operators(&state, peer.as_deref(), &headers)?;
     let mut page = String::from("ok\n");

@@ -1,5 +1,6 @@
 //! The routes. A handler takes what it needs from the request, asks the service, and answers; nothing else.
 
+mod answers;
 mod blobs;
 mod builds;
 mod claims;
@@ -17,12 +18,10 @@ pub(crate) use refs::document as document_by_reference;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri};
 use axum::middleware;
-use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use nullspace_service::{Service, Warned};
-use serde::Serialize;
+use nullspace_service::Service;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -30,22 +29,9 @@ use crate::budget::Budget;
 use crate::config::ServerConfig;
 use crate::error::Refusal;
 use crate::limits::Limiter;
-use crate::metrics::HttpMetrics;
-use crate::places::Places;
 use crate::standing::Standings;
+use crate::state::AppState;
 use crate::{admit, edge, not_served};
-
-/// What every handler can reach.
-#[derive(Clone)]
-pub(crate) struct AppState {
-    pub(crate) service: Arc<dyn Service>,
-    pub(crate) config: Arc<ServerConfig>,
-    pub(crate) limiter: Arc<Limiter>,
-    pub(crate) places: Arc<Places>,
-    pub(crate) budget: Arc<Budget>,
-    pub(crate) standings: Arc<Standings>,
-    pub(crate) metrics: Arc<HttpMetrics>,
-}
 
 /// All routes with their part of the OpenAPI document.
 pub(crate) fn documented() -> OpenApiRouter<AppState> {
@@ -156,28 +142,4 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Refusal {
         known if known.status == StatusCode::NOT_IMPLEMENTED => known,
         _ => not_served::method_not_allowed(&method),
     }
-}
-
-/// An answer with a JSON body.
-/// What the caller should know beside the answer, a header each.
-const WARNING: HeaderName = HeaderName::from_static("x-nullspace-warning");
-
-/// Adds warnings to a response; one that no header can be is left out.
-fn with_warnings(mut response: Response, warnings: &[String]) -> Response {
-    for warning in warnings {
-        if let Ok(value) = HeaderValue::from_str(warning) {
-            response.headers_mut().append(WARNING, value);
-        }
-    }
-    response
-}
-
-/// An answer with its warnings.
-fn warned<T: Serialize>(status: StatusCode, answer: &Warned<T>) -> Result<Response, Refusal> {
-    Ok(with_warnings(json(status, &answer.value)?, &answer.warnings))
-}
-
-fn json<T: Serialize>(status: StatusCode, value: &T) -> Result<Response, Refusal> {
-    let bytes = serde_json::to_vec(value).map_err(Refusal::internal)?;
-    Ok((status, [(axum::http::header::CONTENT_TYPE, "application/json")], bytes).into_response())
 }

@@ -14,9 +14,10 @@ use nullspace_service::{BuildQuery, Caller};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{AppState, json, warned};
+use super::answers::{json, warned};
 use crate::error::Refusal;
 use crate::extract::{JsonBody, PathParam, PathParams, QueryParams};
+use crate::state::AppState;
 
 /// Which builds to list.
 #[derive(Deserialize, IntoParams)]

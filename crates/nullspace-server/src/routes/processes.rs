@@ -6,9 +6,10 @@ use axum::response::{IntoResponse, Response};
 use nullspace_api::{ErrorResponse, ProcessInfo, ProcessLogs, SendStdinRequest};
 use nullspace_service::Caller;
 
-use super::{AppState, json};
+use super::answers::json;
 use crate::error::Refusal;
 use crate::extract::{JsonBody, OwnSandbox, OwnSandboxAnd, PathParams};
+use crate::state::AppState;
 
 /// List a sandbox's processes
 #[utoipa::path(

@@ -14,10 +14,11 @@ use axum::response::{IntoResponse, Response};
 use nullspace_service::Caller;
 use utoipa::openapi::{OpenApi, PathItem, RefOr};
 
-use super::{AppState, names, templates};
+use super::{names, templates};
 use crate::error::Refusal;
 use crate::extract::{JsonBody, PathParam, PathParams, QueryParams, wrong_path};
 use crate::not_served;
+use crate::state::AppState;
 
 /// Where these routes are.
 const PREFIX: &str = "/v1/templates/refs/";

@@ -12,11 +12,12 @@ use serde::Deserialize;
 use serde_json::{Value, json as object};
 use utoipa::IntoParams;
 
-use super::{AppState, json};
+use super::answers::json;
 use crate::error::Refusal;
 use crate::extract::{JsonBody, OwnSandbox, PathParam, QueryParams};
 use crate::fields::{self, Fields};
 use crate::long::{self, Long};
+use crate::state::AppState;
 
 /// Largest page of sandboxes; a larger `limit` gets this many.
 const MAX_PAGE: u32 = 1000;

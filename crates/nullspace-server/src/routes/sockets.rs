@@ -13,12 +13,12 @@ use nullspace_service::Caller;
 use serde::Deserialize;
 use tracing::Instrument;
 
-use super::AppState;
 use crate::admit::Stay;
 use crate::error::Refusal;
 use crate::extract::{PathParam, QueryParams};
 use crate::serve::Stopping;
 use crate::socket::Session;
+use crate::state::AppState;
 
 /// The route.
 pub(super) const ROUTE: &str = "/v1/sandboxes/{id}/ws";

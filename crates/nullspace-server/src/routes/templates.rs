@@ -9,10 +9,11 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::IntoParams;
 
-use super::{AppState, json};
+use super::answers::json;
 use crate::error::Refusal;
 use crate::extract::{PathParam, QueryParams};
 use crate::fields::{self, Fields};
+use crate::state::AppState;
 
 /// What to answer with.
 #[derive(Deserialize, IntoParams)]
