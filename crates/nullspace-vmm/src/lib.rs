@@ -23,7 +23,6 @@ pub mod firecracker;
 pub mod fuzzing;
 mod memory;
 pub mod net;
-pub mod probe;
 mod process;
 mod qcow2;
 pub mod qemu;

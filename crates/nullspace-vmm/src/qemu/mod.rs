@@ -40,14 +40,15 @@
 mod agent;
 mod args;
 mod capture;
-pub(crate) mod config;
+mod config;
 mod disk;
-pub(crate) mod driver;
+mod driver;
 mod guest;
-pub(crate) mod host;
+mod host;
 mod launch;
 mod lineage;
 mod machine;
+pub mod probe;
 mod qmp;
 mod snapshot;
 mod version;
@@ -58,7 +59,7 @@ use async_trait::async_trait;
 
 pub use self::config::{Accelerator, QemuConfig};
 use self::driver::{Driver, Parts};
-use crate::probe::{AcceleratorReport, ProbeReport};
+use self::probe::{AcceleratorReport, ProbeReport};
 pub use crate::uids::RunAs;
 use crate::{BootSpec, Compatibility, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
 
@@ -75,7 +76,7 @@ impl Qemu {
         let parts = Parts::open(&config).await?;
         let accelerator = match config.accelerator {
             Some(Accelerator::Kvm) => {
-                let kvm = crate::probe::kvm(&config, &parts).await;
+                let kvm = probe::kvm(&config, &parts).await;
                 if !kvm.works {
                     return Err(VmmError::Unavailable(format!(
                         "KVM is asked for and cannot run guests on this host: {}; accel = \"auto\" or \"tcg\" runs them in \
@@ -87,7 +88,7 @@ impl Qemu {
             }
             Some(Accelerator::Tcg) => Accelerator::Tcg,
             None => {
-                let kvm = crate::probe::kvm(&config, &parts).await;
+                let kvm = probe::kvm(&config, &parts).await;
                 tracing::info!(works = kvm.works, detail = %kvm.detail, "KVM");
                 if kvm.works { Accelerator::Kvm } else { Accelerator::Tcg }
             }
@@ -98,8 +99,8 @@ impl Qemu {
     /// Tries each accelerator by booting a guest, and reports which work on this host. May take seconds: for people.
     pub async fn probe(config: &QemuConfig) -> Result<ProbeReport, VmmError> {
         let parts = Parts::open(config).await?;
-        let tcg: AcceleratorReport = crate::probe::boot(config, &parts, Accelerator::Tcg).await;
-        let kvm = crate::probe::kvm(config, &parts).await;
+        let tcg: AcceleratorReport = probe::boot(config, &parts, Accelerator::Tcg).await;
+        let kvm = probe::kvm(config, &parts).await;
         Ok(ProbeReport {
             vmm_version: parts.version_text().to_owned(),
             accelerators: vec![kvm, tcg],

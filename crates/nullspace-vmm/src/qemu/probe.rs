@@ -16,10 +16,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nullspace_guest::host::Agent;
 use serde::{Deserialize, Serialize};
 
+use super::config::{Accelerator, QemuConfig};
+use super::driver::{Driver, Parts};
+use super::host::{boot_id, kvm_device};
 use crate::VmmError;
-use crate::qemu::config::{Accelerator, QemuConfig};
-use crate::qemu::driver::{Driver, Parts};
-use crate::qemu::host::{boot_id, kvm_device};
 
 /// Software emulation on a busy host may take this long to boot; only `doctor` waits for it.
 const TCG_LIMIT: Duration = Duration::from_secs(60);
