@@ -9,21 +9,21 @@ use crate::folders::{discard, inside_work, rename_new, sync_tree};
 use crate::names::{ARTIFACTS, artifact_of};
 use crate::{ArtifactStore, DataError, Result};
 
-/// What [`ArtifactStore::publish_artifact`] made.
+/// The result of [`ArtifactStore::publish_artifact`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedArtifact {
-    /// Name under `artifacts/`: what the database keeps.
+    /// Name under `artifacts/`, for the database.
     pub folder: String,
-    /// What it takes on the disk, bytes (holes not counted).
+    /// Size on the disk, bytes, without holes.
     pub stored_bytes: u64,
 }
 
 impl ArtifactStore {
-    /// Where an artifact's folder is or would be.
+    /// The path of an artifact's folder, which need not exist.
     ///
     /// # Errors
-    /// [`DataError::Corrupt`] when `folder` is not a name that [`publish_artifact`](Self::publish_artifact) could have
-    /// made: nothing read from the database leads out of the data directory.
+    /// [`DataError::Corrupt`] when `folder` is not a name that [`publish_artifact`](Self::publish_artifact) could have made.
+    /// So no value from the database leads out of the data folder.
     pub fn artifact_dir(&self, folder: &str) -> Result<PathBuf> {
         if artifact_of(folder).is_none() {
             return Err(DataError::corrupt("folder name of an artifact"));
@@ -31,15 +31,15 @@ impl ArtifactStore {
         Ok(self.root().join(ARTIFACTS).join(folder))
     }
 
-    /// Makes a folder of `work/` the artifact `id`: durable and whole when this returns. Every attempt of a build may
-    /// publish, each under a name of its own.
+    /// Makes a folder of `work/` the artifact `id`: durable and complete when this returns. Every attempt of a build may publish,
+    /// each under its own name.
     ///
-    /// When the build then ends otherwise than ready, [`remove_artifact`](Self::remove_artifact) what was published. Not
-    /// when the transaction that names it failed with anything but a lost lease or a conflict: it may have happened, so
-    /// leave the folder to the sweep.
+    /// If the build then does not become ready, remove the artifact by [`remove_artifact`](Self::remove_artifact). But if the
+    /// transaction that names it failed with another error than a lost lease or a conflict, it may have happened: then leave the
+    /// folder to the sweep.
     ///
     /// # Errors
-    /// [`DataError::Conflict`] when the folder has anything but files and folders in it.
+    /// [`DataError::Conflict`] when the folder contains anything but files and folders.
     pub async fn publish_artifact(&self, dir: &Path, id: ArtifactId) -> Result<PublishedArtifact> {
         let folder = format!("{id}.{}", Uuid::new_v4().as_simple());
         let from = dir.to_owned();
@@ -53,8 +53,7 @@ impl ArtifactStore {
         .await
     }
 
-    /// Removes an artifact's folder; nothing when there is none. The database must have forgotten it before,
-    /// or it never knew it.
+    /// Removes an artifact's folder, if there is one. The database must have removed its row before, or never have had one.
     pub async fn remove_artifact(&self, folder: &str) -> Result<()> {
         let path = self.artifact_dir(folder)?;
         // Out of the way first: a crash half-way through must not leave a folder that looks whole.

@@ -16,7 +16,7 @@ use std::{
 use crate::names::WORK;
 use crate::{DataError, Result};
 
-/// Tenants' memory is in these folders: nobody else on the host may look.
+/// These folders have tenants' memory: no other user of the host may read them.
 pub(crate) const DIR_MODE: u32 = 0o700;
 
 /// The error of something that was tried with a path.
@@ -41,7 +41,7 @@ pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("flush", path))
 }
 
-/// The path without symbolic links or `..`, if it is something inside `work/`.
+/// The path without symbolic links and `..`, if it is inside `work/`.
 pub(crate) fn inside_work(root: &Path, path: &Path) -> Result<PathBuf> {
     let real = fs::canonicalize(path).map_err(io_error("resolve", path))?;
     let work = root.join(WORK);
@@ -52,7 +52,7 @@ pub(crate) fn inside_work(root: &Path, path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Flushes a file, or a folder and all it holds, children before parents. Returns what it takes on the disk.
+/// Flushes a file, or a folder with its contents, children before parents. Returns its size on the disk.
 pub(crate) fn sync_tree(path: &Path) -> Result<u64> {
     let metadata = fs::symlink_metadata(path).map_err(io_error("read", path))?;
     let kind = metadata.file_type();
@@ -68,7 +68,7 @@ pub(crate) fn sync_tree(path: &Path) -> Result<u64> {
     Ok(stored)
 }
 
-/// What a file or folder takes on the disk. What vanishes meanwhile takes nothing.
+/// Size of a file or folder on the disk. Files that disappear meanwhile count nothing.
 pub(crate) fn stored_bytes(path: &Path) -> Result<u64> {
     let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let metadata = match fs::symlink_metadata(path) {
@@ -90,7 +90,7 @@ pub(crate) fn stored_bytes(path: &Path) -> Result<u64> {
     Ok(stored)
 }
 
-/// Renames without replacing, and makes both parent folders remember it.
+/// Renames without replacing, and flushes both parent folders.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
@@ -108,7 +108,7 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Renames, replacing what has the same name and so the same bytes.
+/// Renames, and replaces a file of the same name, which has the same bytes.
 pub(crate) fn rename_over(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(io_error("publish", to))?;
     for path in [to, from] {
@@ -132,7 +132,7 @@ pub(crate) fn discard(path: &Path, bin: &Path) -> Result<()> {
     remove(bin)
 }
 
-/// Removes a file, a link (not what it points to), or a folder with all it holds.
+/// Removes a file, a link (not its target), or a folder with its contents.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let metadata = fs::symlink_metadata(path).map_err(io_error("read", path))?;
     if metadata.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.map_err(io_error("remove", path))

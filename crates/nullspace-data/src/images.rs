@@ -22,36 +22,36 @@ use crate::Result;
 use crate::folders::{io_error, read_dir, remove, sync_dir};
 use crate::names::{CHUNKS, ROOTFS, WORK};
 
-/// The kernel's name for the time since it was started.
+/// The kernel's id of the current boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// Where that of the last run is kept.
+/// File with the boot id of the last run.
 const LAST_BOOT: &str = "boot_id";
 
-/// How root images are kept as raw files.
+/// The cache of raw root images.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CacheUsage {
     /// Raw files.
     pub files: u64,
-    /// Of them in use.
+    /// Files in use.
     pub pinned: u64,
-    /// What they take on the disk, bytes (holes not counted).
+    /// Size on the disk, bytes, without holes.
     pub bytes: u64,
-    /// Files that had to be made again.
+    /// Files that were made again.
     pub written_back: u64,
-    /// Files that made room for others.
+    /// Files that were removed for others.
     pub evicted: u64,
 }
 
-/// One data directory's root images.
+/// The root images of one data folder.
 #[derive(Debug)]
 pub(crate) struct Images {
     pub(crate) chunks: Store,
     cache: Mutex<Cache>,
     /// Most bytes of raw files.
     limit: u64,
-    /// The host has not gone down since the raw files were written.
+    /// True if the host has not crashed or restarted since the raw files were written.
     same_boot: bool,
-    /// Files that are just being made.
+    /// Files that are being made.
     filling: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
 
@@ -68,12 +68,12 @@ pub(crate) struct Cache {
 /// One raw file.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// On the disk.
+    /// Size on the disk.
     bytes: u64,
     /// Clock of its last use.
     pub(crate) used: u64,
     pub(crate) pins: usize,
-    /// Where it can be made from again; `None`: it must stay.
+    /// The manifest that it can be made from again; `None`: it must stay.
     pub(crate) manifest: Option<ManifestId>,
 }
 
@@ -84,7 +84,7 @@ impl Cache {
         self.clock
     }
 
-    /// Takes up a file that is there.
+    /// Adds an existing file.
     pub(crate) fn put(&mut self, file: &str, bytes: u64, manifest: Option<ManifestId>) {
         let used = self.tick();
         let entry = self.files.entry(file.to_owned()).or_insert(Entry { bytes, used, pins: 0, manifest });
@@ -143,7 +143,7 @@ impl Images {
         Ok(removed)
     }
 
-    /// The manifests of all images that are stored.
+    /// The manifests of all stored images.
     pub(crate) fn manifests(&self) -> Vec<ManifestId> {
         self.chunks.manifests()
     }
@@ -153,7 +153,7 @@ impl Images {
         id.parse().ok().filter(|id| self.chunks.contains(id))
     }
 
-    /// Removes unused files until the rest fits; all of them for `limit` 0.
+    /// Removes unused files until the rest fits into `limit`; all of them for 0.
     pub(crate) fn evict(&self, root: &Path, limit: u64) -> Result<()> {
         let mut bins = Vec::new();
         let mut moved = Ok(());
@@ -219,7 +219,7 @@ impl Images {
         Ok(())
     }
 
-    /// A raw file that holds this image.
+    /// A raw file of this image.
     pub(crate) fn file_of(&self, manifest: &ManifestId) -> Option<String> {
         let cache = self.cache();
         cache.files.iter().find(|(_, entry)| entry.manifest == Some(*manifest)).map(|(file, _)| file.clone())

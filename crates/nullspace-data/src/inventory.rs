@@ -55,12 +55,12 @@ impl Inventory {
     }
 }
 
-/// What [`ArtifactStore::sweep`] found.
+/// The result of [`ArtifactStore::sweep`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SweepReport {
-    /// Names removed, relative to the data directory.
+    /// Removed names, relative to the data folder.
     pub removed: Vec<String>,
-    /// What the database knows and the disk lacks: lost by something other than this service.
+    /// Names that the database has and the disk does not. Another program has removed them.
     pub missing: KnownFiles,
 }
 
@@ -118,10 +118,10 @@ pub fn stored_without_database(data_dir: &Path) -> Result<Vec<String>> {
 }
 
 impl ArtifactStore {
-    /// Removes from `artifacts/` and `rootfs/` what `known` lacks. For the start of the service, before any build runs:
-    /// what is published but not yet named by a transaction looks the same as what a crash left. Only after
-    /// [`inventory`](Self::inventory) was compared with the database: what belongs to another one looks the same, too. A root image
-    /// without a raw file is not missing while its chunks are there.
+    /// Removes from `artifacts/` and `rootfs/` the names that are not in `known`. Call it at the start of the service, before
+    /// any build runs: published files without a row look like leftovers of a crash. Call it only after a comparison of the
+    /// [`inventory`](Self::inventory) with the database: files of another database look the same. A root image without a raw
+    /// file is not missing while its chunks are stored.
     pub async fn sweep(&self, known: KnownFiles) -> Result<SweepReport> {
         let store = self.clone();
         self.blocking(move |root| {

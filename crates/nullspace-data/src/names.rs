@@ -27,7 +27,7 @@ fn is_nonce(text: &str) -> bool {
     text.len() == 32 && is_rootfs_key(text)
 }
 
-/// The artifact whose folder has this name; `None` for a name that no artifact's folder has.
+/// The artifact with this folder name; `None` if no artifact's folder can have it.
 pub fn artifact_of(folder: &str) -> Option<ArtifactId> {
     let (id, nonce) = folder.split_once('.')?;
     id.parse().ok().filter(|_| is_nonce(nonce))

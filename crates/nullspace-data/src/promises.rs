@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Result;
 
-/// The sum of all promises, bytes.
+/// The sum of all reservations, bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Promised(Mutex<u64>);
 
@@ -18,7 +18,7 @@ impl Promised {
     }
 }
 
-/// Room that was promised. Dropped, what is left of it is anybody's again.
+/// Reserved space. Dropping it releases the unused rest.
 #[derive(Debug)]
 pub struct Room {
     promised: Arc<Promised>,
@@ -26,7 +26,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// So many bytes of it have been written: from now on they show as used.
+    /// Reports that so many bytes of it are written: they now count as used on the disk.
     pub fn used(&mut self, bytes: u64) {
         let bytes = bytes.min(self.left);
         self.left -= bytes;

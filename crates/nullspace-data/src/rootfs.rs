@@ -9,10 +9,10 @@
 //!                                      ^
 //!                       open_rootfs ───┘ pin
 //! ```
-//! The chunks are the durable half; a raw file is there to boot from and can be made again at any time. Raw files are not
-//! flushed, so what is found after the host itself went down is not believed: [`sweep`](ArtifactStore::sweep) removes
-//! it when the kernel's boot id is another than when the data directory was last opened. Root images of versions that had
-//! no chunks are files only, and stay until [`adopt_rootfs`](ArtifactStore::adopt_rootfs) has stored them.
+//! The chunks are durable. A raw file is a cache to boot from, and can be made again at any time. Raw files are not flushed,
+//! so they are not trusted after a crash of the host: [`sweep`](ArtifactStore::sweep) removes them when the kernel's boot id
+//! has changed since the data folder was last opened. Root images of versions without chunks are files only. They stay until
+//! [`adopt_rootfs`](ArtifactStore::adopt_rootfs) has stored them.
 
 use std::fs::{self, File};
 use std::io;
@@ -28,22 +28,22 @@ use crate::images::{Cache, CacheUsage, disk_bytes};
 use crate::names::{CHUNKS, ROOTFS, is_rootfs_file, is_rootfs_key};
 use crate::{ArtifactStore, DataError, Result};
 
-/// A root image that is durable. As long as this lives, a collection keeps it: until its row is there.
+/// A durable root image. A collection keeps it while this lives, that is until its row exists.
 #[derive(Debug, Clone)]
 pub struct PublishedRootfs {
-    /// Name under `rootfs/`: what the database keeps.
+    /// Name under `rootfs/`, for the database.
     pub file: String,
-    /// The image's length, bytes.
+    /// Length of the image, bytes.
     pub bytes: u64,
-    /// What the chunk store grew by, bytes.
+    /// Growth of the chunk store, bytes.
     pub stored_bytes: u64,
-    /// Its manifest in the chunk store: what the database keeps, too.
+    /// Its manifest in the chunk store, also for the database.
     pub manifest: String,
     _keep: Arc<Pin>,
 }
 
 impl PublishedRootfs {
-    /// The row to keep of it.
+    /// Its row for the database.
     pub fn row(&self, key: &str, info: serde_json::Value) -> Rootfs {
         Rootfs {
             key: key.to_owned(),
@@ -55,7 +55,7 @@ impl PublishedRootfs {
     }
 }
 
-/// A root image as a raw file that stays where it is as long as a clone of this lives.
+/// A root image as a raw file, which stays in its place while a clone of this lives.
 #[derive(Debug, Clone)]
 pub struct RootfsPin {
     held: Arc<Held>,
@@ -69,7 +69,7 @@ struct Held {
 }
 
 impl RootfsPin {
-    /// The file, to be read only.
+    /// The file. Read it only.
     pub fn path(&self) -> &Path {
         &self.held.path
     }
@@ -84,7 +84,7 @@ impl Drop for Held {
 }
 
 impl ArtifactStore {
-    /// Where a root image is or would be.
+    /// The path of a root image, which need not exist.
     ///
     /// # Errors
     /// [`DataError::Corrupt`] when `file` is not a name that [`publish_rootfs`](Self::publish_rootfs) could have made.
@@ -95,7 +95,7 @@ impl ArtifactStore {
         Ok(self.root().join(ROOTFS).join(file))
     }
 
-    /// A new name for a root image of this key.
+    /// Makes a new name for a root image of this key.
     fn new_rootfs_name(&self, key: &str) -> Result<String> {
         if !is_rootfs_key(key) {
             return Err(DataError::conflict("the key of a root image is 32 to 128 lower-case hexadecimal digits"));
@@ -103,8 +103,8 @@ impl ArtifactStore {
         Ok(format!("{key}.{}.ext4", Uuid::new_v4().as_simple()))
     }
 
-    /// Stores a file of `work/` as a root image: durable when this returns, and there as a raw file. The same key may be
-    /// published many times, each under a name of its own. `key` is lower-case hex, 32 to 128 digits.
+    /// Stores a file of `work/` as a root image: durable when this returns, with a raw file. The same key may be published
+    /// many times, each time under its own name. `key` is lower-case hex, 32 to 128 digits.
     pub async fn publish_rootfs(&self, file: &Path, key: &str) -> Result<PublishedRootfs> {
         let name = self.new_rootfs_name(key)?;
         let to = self.rootfs_path(&name)?;
@@ -126,8 +126,8 @@ impl ArtifactStore {
         .await
     }
 
-    /// Stores what a machine changed of a root image as another root image: durable when this returns, at the cost of the
-    /// changes. There is no raw file of it until it is opened.
+    /// Stores a machine's changes of a root image as another root image: durable when this returns, at the cost of the
+    /// changes. It has no raw file until it is opened.
     pub async fn publish_layer(
         &self,
         parent: &Rootfs,
@@ -151,10 +151,10 @@ impl ArtifactStore {
         .await
     }
 
-    /// The root image as a raw file, made from its chunks if it is not there, and kept there while the pin lives.
+    /// Opens a root image as a raw file. Makes the file from its chunks if it is missing, and keeps it while the pin lives.
     ///
     /// # Errors
-    /// [`DataError::Damaged`] when it cannot be made any more.
+    /// [`DataError::Damaged`] when it can no longer be made.
     pub async fn open_rootfs(&self, rootfs: &Rootfs) -> Result<RootfsPin> {
         let path = self.rootfs_path(&rootfs.file)?;
         if let Some(pin) = self.pin(rootfs, &path) {
@@ -198,7 +198,7 @@ impl ArtifactStore {
         .await
     }
 
-    /// Stores the chunks of a root image that an older version left as a file only. Its row then needs the manifest.
+    /// Stores the chunks of a root image that an older version left only as a file. Its row then needs the manifest.
     pub async fn adopt_rootfs(&self, file: &str) -> Result<PublishedRootfs> {
         let stored = self.store_file(file).await?;
         if let Some(entry) = self.images().cache().files.get_mut(file) {
@@ -207,8 +207,8 @@ impl ArtifactStore {
         Ok(published(file.to_owned(), stored))
     }
 
-    /// Removes a root image's raw file; nothing when there is none. The database must have forgotten the image
-    /// before, or it never knew it. Its chunks go with the next [`collect_images`](Self::collect_images).
+    /// Removes a root image's raw file, if there is one. The database must have removed the image's row before, or never have
+    /// had one. The next [`collect_images`](Self::collect_images) removes its chunks.
     pub async fn remove_rootfs(&self, file: &str) -> Result<()> {
         let path = self.rootfs_path(file)?;
         let bin = self.bin();
@@ -228,11 +228,11 @@ impl ArtifactStore {
         .await
     }
 
-    /// Removes chunks that no root image needs. `known` is asked what there is once the collection has begun, so that what
-    /// is published meanwhile stays.
+    /// Removes chunks that no root image needs. `known` is called after the collection has begun, so images that are
+    /// published meanwhile stay.
     ///
     /// # Errors
-    /// What `known` answers, and [`DataError`] for the chunks.
+    /// The error of `known`, and [`DataError`] for the chunks.
     pub async fn collect_images<F, E>(&self, known: F) -> std::result::Result<Collected, E>
     where
         F: Future<Output = std::result::Result<KnownFiles, E>>,
@@ -249,23 +249,23 @@ impl ArtifactStore {
         self.blocking(move |_| Ok(store.images().chunks.verify(wanted, &Stop::default())?)).await
     }
 
-    /// What the chunk store holds.
+    /// The contents of the chunk store.
     pub fn image_stats(&self) -> Stats {
         self.images().chunks.stats()
     }
 
-    /// The raw files.
+    /// The use of the cache of raw files.
     pub fn cache_usage(&self) -> CacheUsage {
         self.images().usage()
     }
 
-    /// Removes raw files over the limit. Pins that end make nothing go by themselves.
+    /// Removes raw files above the limit. The end of a pin alone removes nothing.
     pub async fn trim_rootfs(&self) -> Result<()> {
         let store = self.clone();
         self.blocking(move |root| store.images().trim(root)).await
     }
 
-    /// Removes every raw file that is not in use and can be made again: for a disk that has no room.
+    /// Removes every unused raw file that can be made again, for a full disk.
     pub async fn drop_raw_rootfs(&self) -> Result<()> {
         let store = self.clone();
         self.blocking(move |root| store.images().evict(root, 0)).await
@@ -313,10 +313,10 @@ fn manifests(known: &KnownFiles) -> Vec<ManifestId> {
     known.rootfs.values().flatten().filter_map(|id| id.parse().ok()).collect()
 }
 
-/// Opens a data directory's chunks to look at, beside a service that may be running: it collects nothing meanwhile.
+/// Opens a data folder's chunks to read them, beside a running service. The service collects nothing meanwhile.
 ///
 /// # Errors
-/// [`DataError::Conflict`] while it collects.
+/// [`DataError::Conflict`] during a collection.
 pub fn look_at_chunks(data_dir: &Path) -> Result<Store> {
     Ok(Store::open_read_only(&data_dir.join(CHUNKS), Default::default())?)
 }

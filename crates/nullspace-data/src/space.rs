@@ -1,10 +1,10 @@
-//! Room on the disk under the data directory.
+//! Reservation of space on the disk under the data folder.
 //!
 //! ```text
 //!   0 ── what others have been promised ── what is asked for ── what must stay free ──> free
 //! ```
-//! Whoever is going to write much asks first: the promise counts against everyone who asks later, until it is dropped or
-//! used up. What is written without a promise (a guest's disk, the database) shows as room that is gone.
+//! Work that will write much reserves space first. A reservation counts against later ones until it is dropped or used up.
+//! Writes without a reservation (a guest's disk, the database) only reduce the free space.
 
 use std::io;
 
@@ -15,30 +15,30 @@ use crate::names::{ARTIFACTS, CHUNKS, ROOTFS, WORK};
 use crate::promises::Room;
 use crate::{ArtifactStore, DataError, Result};
 
-/// A file system, bytes.
+/// Size of a filesystem, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
-    /// Can still be written by this process.
+    /// Free space for this process.
     pub free: u64,
-    /// Its size.
+    /// Whole size.
     pub total: u64,
 }
 
-/// What lies in the data directory, bytes on the disk (holes not counted).
+/// Use of the data folder, bytes on the disk, without holes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskUsage {
     /// Under `artifacts/`.
     pub artifacts: u64,
-    /// Under `chunks/`: root images, durably.
+    /// Size of `chunks/`: durable root images.
     pub chunks: u64,
-    /// Under `rootfs/`: the same as raw files, as many as the cache may hold.
+    /// Size of `rootfs/`: the cache of raw root images.
     pub rootfs: u64,
-    /// Under `work/`.
+    /// Size of `work/`.
     pub work: u64,
 }
 
 impl ArtifactStore {
-    /// The file system under the data directory, now.
+    /// The filesystem under the data folder, now.
     pub fn space(&self) -> Result<Space> {
         let root = self.root();
         let stat = statvfs(root).map_err(|errno| io_error("measure", root)(errno.into()))?;
@@ -46,7 +46,7 @@ impl ArtifactStore {
         Ok(Space { free: bytes(stat.f_bavail), total: bytes(stat.f_blocks) })
     }
 
-    /// Promises room for `bytes`: beside them and all other promises `reserve` stays free.
+    /// Reserves `bytes`. Beside them and all other reservations, `reserve` stays free.
     ///
     /// # Errors
     /// [`DataError::Io`] with [`io::ErrorKind::StorageFull`].
@@ -69,7 +69,7 @@ impl ArtifactStore {
         })
     }
 
-    /// What everything takes on the disk. Reads every folder: for metrics by the minute, not by the request.
+    /// Measures the use of the disk. Reads every folder: for metrics once a minute, not for requests.
     pub async fn usage(&self) -> Result<DiskUsage> {
         self.blocking(|root| {
             Ok(DiskUsage {

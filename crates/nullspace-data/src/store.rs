@@ -10,9 +10,9 @@
 //!        blobs/tn_…/<sha256>               files of build contexts, see `blobs`
 //! ```
 //!
-//! Publishing: flush every file and folder, rename out of `work/`, flush the parent folder. A name in `artifacts/` or
-//! `rootfs/` is therefore always whole. Whether it is *used* is the database's to say: [`ArtifactStore::sweep`] removes
-//! what the database does not know.
+//! To publish is to flush every file and folder, to rename out of `work/`, and to flush the parent folder. So a name in
+//! `artifacts/` or `rootfs/` is always complete. Only the database knows whether it is *used*: [`ArtifactStore::sweep`] removes
+//! names that the database does not know.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -33,12 +33,12 @@ use crate::{DataError, Result};
 
 /// The file that is locked.
 const LOCK: &str = "lock";
-/// What raw files of root images may take together, bytes, unless something else is said.
+/// Default limit of the raw files of root images, bytes.
 pub const DEFAULT_CACHE: u64 = 20 << 30;
 
-/// The data directory's artifacts. Cheap to clone; the last clone gives the lock back.
+/// The data folder's artifacts. Cheap to clone. Dropping the last clone releases the lock.
 ///
-/// Methods that are not `async` touch at most a name; those that write or remove run on the blocking pool.
+/// Methods that are not `async` use at most names. Methods that write or remove run on the blocking pool.
 #[derive(Debug, Clone)]
 pub struct ArtifactStore {
     inner: Arc<Inner>,
@@ -48,13 +48,13 @@ pub struct ArtifactStore {
 struct Inner {
     root: PathBuf,
     images: Images,
-    /// Bytes that work under way has been promised, see `space`.
+    /// Bytes that are reserved for work under way, see `space`.
     promised: Arc<Promised>,
-    /// Locked as long as it is open.
+    /// Locked while it is open.
     _lock: File,
 }
 
-/// An empty folder under `work/`, removed with everything in it when this is dropped.
+/// An empty folder under `work/`. Dropping it removes it with its contents.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
@@ -81,7 +81,7 @@ impl Drop for Scratch {
 }
 
 impl ArtifactStore {
-    /// Opens (or makes) the data directory, takes its lock and empties `work/`. Raw files of root images may take
+    /// Opens or creates the data folder, takes its lock, and empties `work/`. Raw files of root images may take
     /// [`DEFAULT_CACHE`] bytes.
     ///
     /// # Errors
@@ -120,12 +120,12 @@ impl ArtifactStore {
         Ok(Self { inner: Arc::new(Inner { root, images, promised: Arc::default(), _lock: lock }) })
     }
 
-    /// The data directory, absolute and without symbolic links.
+    /// The data folder, absolute and without symbolic links.
     pub fn root(&self) -> &Path {
         &self.inner.root
     }
 
-    /// A new empty scratch folder, on the same file system as what is published.
+    /// Makes an empty scratch folder, on the same filesystem as published files.
     pub fn scratch(&self) -> Result<Scratch> {
         let path = self.inner.root.join(WORK).join(Uuid::new_v4().as_simple().to_string());
         DirBuilder::new().mode(DIR_MODE).create(&path).map_err(io_error("make", &path))?;
@@ -148,7 +148,7 @@ impl ArtifactStore {
         self.inner.root.join(WORK).join(name)
     }
 
-    /// Runs `job` where it may block. It runs to its end even when the caller stops waiting.
+    /// Runs `job` on the blocking pool. It runs to its end even if the caller stops waiting.
     pub(crate) async fn blocking<T, F>(&self, job: F) -> Result<T>
     where
         T: Send + 'static,

@@ -1,4 +1,4 @@
-//! How builds end: one transaction each, with the log's last entry in it.
+//! Ends of builds: one transaction each, with the log's last entry.
 
 use jiff::Timestamp;
 use nullspace_types::{BuildId, Caller, TemplateId};
@@ -101,7 +101,7 @@ pub(super) async fn cancelled(store: &SqliteStore, lease: &Lease, entry: NewLogE
     Ok(build)
 }
 
-/// What every end has in common: last entry, final status, no lease, nothing held.
+/// The common part of every end: last entry, final status, no lease, nothing kept.
 async fn end(tx: &mut Tx, build: BuildId, status: BuildStatus, entry: NewLogEntry, now: Timestamp) -> Result<Build> {
     one_build::append(tx, build, &[entry]).await?;
     sqlx::query(
@@ -163,7 +163,7 @@ async fn cancel_in(tx: &mut Tx, build: Build, request: &CancelRequest, now: Time
     Ok(CancelOutcome { build, ended_now })
 }
 
-/// Cancels what is not over of a template's builds.
+/// Cancels the unfinished builds of a template.
 pub(super) async fn cancel_unfinished(
     tx: &mut Tx,
     template: TemplateId,

@@ -22,7 +22,7 @@ fn with_next_offset(row: Option<SqliteRow>) -> Result<(Build, u64)> {
     Ok((rows::build(&row)?, Reader(&row).integer("log_next")?))
 }
 
-/// A build of the caller, with its log's next offset.
+/// The caller's build, with its log's next offset.
 pub(super) async fn get_in(tx: &mut Tx, caller: &Caller, build: BuildId) -> Result<(Build, u64)> {
     let row = sqlx::query(select_build!("WHERE b.id = ? AND b.tenant_id = ?"))
         .bind(build.to_string())
@@ -38,8 +38,8 @@ pub(super) async fn get_any(tx: &mut Tx, build: BuildId) -> Result<(Build, u64)>
     with_next_offset(row)
 }
 
-/// Fails with [`DbError::LeaseLost`] unless the lease is the build's current one. Inside a write transaction nothing
-/// can change that before the commit.
+/// Fails with [`DbError::LeaseLost`] unless the lease is the build's current one. Within a write transaction this stays true
+/// until the commit.
 pub(super) async fn fence(tx: &mut Tx, lease: &Lease) -> Result<()> {
     sqlx::query("SELECT 1 FROM builds WHERE id = ? AND status = 'building' AND lease_owner = ? AND lease_epoch = ?")
         .bind(lease.build.to_string())
@@ -51,7 +51,7 @@ pub(super) async fn fence(tx: &mut Tx, lease: &Lease) -> Result<()> {
         .ok_or(DbError::LeaseLost)
 }
 
-/// Appends to a build's log without asking whose it is; returns the offset of the first entry.
+/// Appends to a build's log without a check of its owner. Returns the offset of the first entry.
 pub(super) async fn append(tx: &mut Tx, build: BuildId, entries: &[NewLogEntry]) -> Result<u64> {
     let count = i64::try_from(entries.len()).map_err(|_| DbError::conflict("too many log entries at once"))?;
     let row = sqlx::query("UPDATE builds SET log_next = log_next + ?1 WHERE id = ?2 RETURNING log_next - ?1 AS first")

@@ -1,4 +1,4 @@
-//! The queue: builds come in, workers take them, hold them, give them back.
+//! The queue: builds are accepted, leased, renewed and given back.
 
 use std::time::Duration;
 
@@ -143,7 +143,7 @@ pub(super) async fn accept(
     Ok(accepted)
 }
 
-/// What the same request was answered with before.
+/// The answer to an earlier request with this idempotency key.
 async fn earlier(tx: &mut Tx, caller: &Caller, repeat: &Idempotency) -> Result<Option<Build>> {
     let row = sqlx::query("SELECT id, idempotency_digest FROM builds WHERE tenant_id = ? AND idempotency_key = ?")
         .bind(caller.tenant.to_string())
@@ -174,7 +174,7 @@ async fn check_limits(tx: &mut Tx, caller: &Caller, limits: QueueLimits) -> Resu
     Ok(())
 }
 
-/// The template of this name in the caller's namespace, made if the name is free.
+/// The template of this name in the caller's namespace. Created if the name is free.
 async fn claim_name(tx: &mut Tx, caller: &Caller, build: &NewBuild, now: Timestamp) -> Result<TemplateId> {
     let namespace = sqlx::query("SELECT kind FROM namespaces WHERE slug = ? AND tenant_id = ?")
         .bind(&caller.namespace)
@@ -254,8 +254,8 @@ pub(super) async fn lease(
     Ok(Some(if next.spent { Leased::Spent { lease, build } } else { Leased::Run { lease, build } }))
 }
 
-/// The builds of an owner that is known to be gone become free at once. Their epoch rises here already, so that a write
-/// which that owner left behind finds its lease lost, even before another worker comes.
+/// Releases the builds of an owner that is known to be gone. Their epoch rises here already, so that a late write of that
+/// owner finds its lease lost, even before another worker takes the build.
 pub(super) async fn take_over(store: &SqliteStore, owner: &str, now: Timestamp) -> Result<Vec<BuildId>> {
     let mut tx = store.write().await?;
     let found = sqlx::query(

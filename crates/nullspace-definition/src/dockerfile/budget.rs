@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 
-/// What one Dockerfile's variables may cost together: characters written and characters compared with patterns. Values that
-/// double from line to line would take any amount of memory.
+/// The budget of one Dockerfile's variables: characters written and characters compared with patterns. Values that double
+/// from line to line would otherwise take any amount of memory.
 #[derive(Debug)]
 pub(super) struct Budget(Cell<usize>);
 
@@ -14,7 +14,7 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Takes so much of it.
+    /// Spends so much of it.
     pub(super) fn spend(&self, amount: usize) -> Result<(), Unread> {
         let left = self.0.get().checked_sub(amount);
         self.0.set(left.unwrap_or(0));
@@ -22,6 +22,6 @@ impl Budget {
     }
 }
 
-/// A text that is no word, or whose meaning BuildKit alone can say.
+/// A text that is not a word, or whose meaning only BuildKit knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Unread;

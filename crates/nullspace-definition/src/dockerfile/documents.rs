@@ -1,4 +1,4 @@
-//! Here-documents: `RUN`, `COPY` and `ADD`, also behind `ONBUILD`, may begin any number of them anywhere in their words.
+//! Here-documents. `RUN`, `COPY` and `ADD`, also after `ONBUILD`, may begin any number of them anywhere in their words.
 //!
 //! ```text
 //!   <<NAME    <<-NAME  tabs before the end's name are dropped    <<"NAME"  <<'NAME'  <<N\AME  nothing in it is expanded
@@ -13,7 +13,7 @@ use super::words::{self, Unset, Variables};
 pub(super) struct Document {
     /// The line that ends it.
     pub(super) name: String,
-    /// Tabs at the beginning of lines do not count.
+    /// True: tabs at the beginning of lines are dropped.
     pub(super) without_tabs: bool,
     /// Its lines.
     pub(super) content: String,

@@ -1,5 +1,5 @@
-//! Patterns of `${NAME#pattern}`, `${NAME%pattern}` and `${NAME/pattern/word}`: `*` is any text, `?` any character, and an
-//! escape takes their meaning away.
+//! Patterns of `${NAME#pattern}`, `${NAME%pattern}` and `${NAME/pattern/word}`. `*` is any text and `?` any character; an
+//! escape makes them ordinary.
 
 use super::budget::{Budget, Unread};
 
@@ -17,7 +17,7 @@ enum Part {
 pub(super) struct Glob(Vec<Part>);
 
 impl Glob {
-    /// Reads a pattern in which escapes are still written.
+    /// Parses a pattern that still has its escapes.
     pub(super) fn parse(text: &str) -> Result<Glob, Unread> {
         let mut parts = Vec::new();
         let mut chars = text.chars();
@@ -36,14 +36,14 @@ impl Glob {
         Ok(Glob(parts))
     }
 
-    /// The value without the shortest or longest beginning that fits.
+    /// The value without the shortest or longest matching prefix.
     pub(super) fn without_prefix(&self, value: &str, longest: bool, budget: &Budget) -> Result<String, Unread> {
         let chars: Vec<char> = value.chars().collect();
         let end = self.end(&chars, longest, budget)?.unwrap_or(0);
         Ok(chars.get(end..).unwrap_or_default().iter().collect())
     }
 
-    /// The value without the shortest or longest end that fits.
+    /// The value without the shortest or longest matching suffix.
     pub(super) fn without_suffix(&self, value: &str, longest: bool, budget: &Budget) -> Result<String, Unread> {
         let chars: Vec<char> = value.chars().rev().collect();
         let backwards = Glob(self.0.iter().rev().copied().collect());
@@ -51,7 +51,7 @@ impl Glob {
         Ok(chars.get(end..).unwrap_or_default().iter().rev().collect())
     }
 
-    /// The value with the first match, or each of them, replaced; matches are as long as can be.
+    /// The value with the first match, or every match, replaced. Matches are as long as possible.
     pub(super) fn replaced(&self, value: &str, word: &str, all: bool, budget: &Budget) -> Result<String, Unread> {
         let chars: Vec<char> = value.chars().collect();
         let mut out = String::new();
@@ -82,7 +82,7 @@ impl Glob {
         Ok(out)
     }
 
-    /// Where the shortest or longest match that begins with the text ends.
+    /// The end of the shortest or longest match at the start of the text.
     fn end(&self, text: &[char], longest: bool, budget: &Budget) -> Result<Option<usize>, Unread> {
         let parts = &self.0;
         // Which parts may come next.

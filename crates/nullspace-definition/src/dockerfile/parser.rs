@@ -1,9 +1,9 @@
-//! A Dockerfile's instructions, read as BuildKit's parser reads them (`frontend/dockerfile/parser` there).
+//! Parser of a Dockerfile's instructions, as BuildKit's parser reads them (`frontend/dockerfile/parser` there).
 //!
 //! ```text
 //!   text ── directives ── lines ── continued lines joined, comments dropped ── here-documents ──> instructions
 //! ```
-//! The parser refuses what BuildKit's refuses, and what the instructions' own rules there refuse before anything is built.
+//! The parser refuses what BuildKit's parser refuses, and what BuildKit's rules of instructions refuse before a build.
 
 use serde::Deserialize as _;
 use serde_json::Value;
@@ -12,10 +12,10 @@ use super::documents::{self, Document};
 use super::words;
 use super::{Fault, fault};
 
-/// Faults that are said of one Dockerfile: more would say nothing new.
+/// Most faults reported for one Dockerfile.
 pub(super) const MAX_FAULTS: usize = 20;
 
-/// A Dockerfile, read.
+/// A parsed Dockerfile.
 #[derive(Debug)]
 pub(super) struct Parsed {
     /// The escape character.
@@ -26,18 +26,18 @@ pub(super) struct Parsed {
 /// One instruction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Instruction {
-    /// In capitals.
+    /// Keyword, in capitals.
     pub(super) keyword: String,
     /// `--name=value`, in order.
     pub(super) flags: Vec<Flag>,
-    /// What follows the flags, continued lines joined.
+    /// The text after the flags, with continued lines joined.
     pub(super) rest: String,
     /// The exec form's words.
     pub(super) json: Option<Vec<String>>,
     pub(super) documents: Vec<Document>,
     /// Its first line, counted from 1.
     pub(super) line: u32,
-    /// What an ONBUILD is about.
+    /// The instruction of an ONBUILD.
     pub(super) trigger: Option<Box<Instruction>>,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Flag {
 }
 
 impl Instruction {
-    /// Its words: those of a JSON array, or those that white space separates.
+    /// Its words: those of a JSON array, or those between white space.
     pub(super) fn words(&self) -> Vec<&str> {
         match &self.json {
             Some(words) => words.iter().map(String::as_str).collect(),
@@ -69,7 +69,7 @@ impl Instruction {
     }
 }
 
-/// Reads a text. What is wrong with single instructions is said of all of them.
+/// Parses a text. Faults of single instructions are reported for all of them.
 pub(super) fn parse(text: &str) -> Result<Parsed, Vec<Fault>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let escape = escape(text).map_err(|fault| vec![fault])?;
@@ -146,14 +146,14 @@ fn is_comment(line: &str) -> bool {
     line.starts_with('#')
 }
 
-/// A line without the escape that says that it goes on; and whether it ends here. One that ends with two escapes does: that
-/// is an escape, written out.
+/// A line without the escape that continues it, and whether the line ends here. A line with two escapes at its end does: that
+/// is a literal escape.
 fn continued(line: &str, escape: char) -> (&str, bool) {
     let rest = line.trim_end_matches([' ', '\t']).strip_suffix(escape);
     rest.filter(|rest| !rest.ends_with(escape)).map_or((line, true), |rest| (rest, false))
 }
 
-/// The directives that stand before everything else: `# name=value`, up to the first line that is none.
+/// The directives before everything else: `# name=value`, up to the first line that is not one.
 pub(super) fn directives(text: &str) -> impl Iterator<Item = (u32, String, &str)> {
     (1_u32..).zip(text.lines()).map_while(|(number, line)| {
         let (name, value) = line.strip_prefix('#')?.split_once('=')?;
@@ -222,7 +222,7 @@ fn instruction(joined: &str, line: u32, escape: char) -> Result<Instruction, Fau
     }
 }
 
-/// What is wrong with an instruction by itself.
+/// The fault of an instruction by itself.
 fn unsound(read: &Instruction, escape: char) -> Option<String> {
     let keyword = &read.keyword;
     let words = read.words().len();
@@ -274,7 +274,7 @@ fn is_stage_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.bytes().all(rest)
 }
 
-/// The flags that begin an instruction's arguments, quotes and escapes taken off, and what follows.
+/// The flags at the start of an instruction's arguments, without quotes and escapes, and the rest of the text.
 fn flags(text: &str) -> (Vec<Flag>, &str) {
     let mut flags = Vec::new();
     let mut rest = text.trim_start();
@@ -308,8 +308,8 @@ fn flags(text: &str) -> (Vec<Flag>, &str) {
     (flags, rest)
 }
 
-/// A JSON array of strings at the beginning of a text; `None` for what is no array, an error for one of other things. As
-/// with BuildKit, what follows the array does not count.
+/// A JSON array of strings at the start of a text; `None` without an array, an error for an array of other values. As in
+/// BuildKit, text after the array is ignored.
 fn json(text: &str) -> Result<Option<Vec<String>>, ()> {
     if !text.starts_with('[') {
         return Ok(None);

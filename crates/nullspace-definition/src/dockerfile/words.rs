@@ -4,38 +4,38 @@
 //!   $NAME  ${NAME}  ${NAME:-word}  ${NAME-word}  ${NAME:+word}  ${NAME+word}  ${NAME:?word}  ${NAME?word}
 //!   ${NAME#pattern}  ${NAME##pattern}  ${NAME%pattern}  ${NAME%%pattern}  ${NAME/pattern/word}  ${NAME//pattern/word}
 //! ```
-//! A word in one of these forms may hold all of them again. What cannot be read, and what would take too long, is
+//! A word in one of these forms may contain all of them again. A text that cannot be read, or would take too long, is
 //! [`Unread`]: the caller leaves it to BuildKit.
 
 use super::budget::{Budget, Unread};
 use super::glob::Glob;
 
-/// Substitutions inside one another.
+/// Deepest nesting of substitutions.
 const MAX_DEPTH: usize = 32;
 /// Longest value, characters.
 const MAX_VALUE: usize = 128 * 1024;
 
-/// What a name without a value stands for.
+/// The replacement of a name without a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unset {
     /// Nothing.
     Empty,
-    /// Itself, as it is written: it may have a value that is not known here.
+    /// The name as it is written: it may have a value that is not known here.
     Kept,
 }
 
-/// Where values come from.
+/// The values of variables.
 pub(super) struct Variables<'v> {
     /// A name's value.
     pub(super) value: &'v dyn Fn(&str) -> Option<String>,
-    /// What a name without one stands for.
+    /// The replacement of a name without a value.
     pub(super) unset: Unset,
-    /// The character that takes the meaning of the next one away.
+    /// The escape character.
     pub(super) escape: char,
     pub(super) budget: &'v Budget,
 }
 
-/// A word without its quotes and escapes, variables replaced.
+/// Expands a word: removes its quotes and escapes and replaces its variables.
 pub(super) fn expand(text: &str, variables: &Variables<'_>) -> Result<String, Unread> {
     Reader::new(text, variables, false).until(None, false, 0)
 }
@@ -106,7 +106,7 @@ impl<'v> Reader<'v> {
         next
     }
 
-    /// Up to `stop`, which is taken too, or the end. `raw_escapes`: an escape stays, as patterns need it.
+    /// Reads up to `stop`, which is consumed too, or to the end. `raw_escapes`: escapes stay, as patterns need them.
     fn until(&mut self, stop: Option<char>, raw_escapes: bool, depth: usize) -> Result<String, Unread> {
         if depth > MAX_DEPTH {
             return Err(Unread);
@@ -294,7 +294,7 @@ impl<'v> Reader<'v> {
         Ok(value)
     }
 
-    /// What stands for a name without a value that was written from `from` on.
+    /// The replacement of a name without a value that was written from `from` on.
     fn unset(&self, from: usize) -> String {
         match self.variables.unset {
             Unset::Empty => String::new(),
@@ -303,7 +303,7 @@ impl<'v> Reader<'v> {
     }
 }
 
-/// Words that are being read: white space of quotes and escapes does not end one.
+/// Words that are being read. White space in quotes and escapes does not end a word.
 #[derive(Default)]
 struct Words {
     done: Vec<String>,

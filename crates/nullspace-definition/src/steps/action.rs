@@ -1,4 +1,4 @@
-//! What every action of a step has: its rules, its part of a cache key, its Dockerfile form, and its effect.
+//! The trait of actions: rules, part of a cache key, Dockerfile form, and effect.
 
 use super::checks::Check;
 use super::files::Files;
@@ -11,14 +11,14 @@ pub(super) trait Action {
     /// Checks the action's values.
     fn check(&self, check: &mut Check<'_>);
 
-    /// Adds to a layer's key every value that the layer depends on. Implementations name all fields of the wire type, each
-    /// as a part or with the reason why it is none.
+    /// Adds every value that the layer depends on to its key. Implementations name all fields of the wire type, each as a
+    /// part or with the reason why it is not one.
     fn key(&self, key: &mut Encoder, files: &Files<'_>);
 
     /// The action as lines of a Dockerfile.
     fn render(&self) -> Vec<Line>;
 
-    /// What the action does.
+    /// The effect of the action.
     fn effect(&self) -> Effect<'_>;
 
     /// The action as one line of the log, without credentials.

@@ -6,10 +6,10 @@ use super::copies::Copy;
 use crate::context::{self, Context};
 use crate::problems::Wrong;
 
-/// Packages or copies of one step.
+/// Most packages or copies of one step.
 const MAX_ITEMS: usize = 1_000;
 
-/// Checks the values of one step, and says what is wrong with them under its field.
+/// Checks the values of one step, and reports problems under its field.
 pub(super) struct Check<'w> {
     field: String,
     context: &'w Context,
@@ -17,22 +17,22 @@ pub(super) struct Check<'w> {
 }
 
 impl<'w> Check<'w> {
-    /// Of the step that is this field of the request.
+    /// A check of the step that is this field of the request.
     pub(super) fn new(field: String, context: &'w Context, wrong: &'w mut Wrong) -> Check<'w> {
         Check { field, context, wrong }
     }
 
-    /// Of a part of this step.
+    /// A check of a part of this step.
     pub(super) fn within(&mut self, part: &str) -> Check<'_> {
         Check { field: format!("{}.{part}", self.field), context: self.context, wrong: &mut *self.wrong }
     }
 
-    /// Says what is wrong with a part of the step.
+    /// Reports a problem of a part of the step.
     pub(super) fn say(&mut self, part: &str, what: impl std::fmt::Display) {
         self.wrong.say(&format!("{}.{part}", self.field), what);
     }
 
-    /// Text that is not empty.
+    /// Checks for text that is not empty.
     pub(super) fn filled(&mut self, part: &str, text: &str) {
         if text.trim().is_empty() {
             self.say(part, "is empty");
@@ -40,18 +40,18 @@ impl<'w> Check<'w> {
         self.wrong.text(&format!("{}.{part}", self.field), text);
     }
 
-    /// A path in the guest.
+    /// Checks a path in the guest.
     pub(super) fn path(&mut self, part: &str, path: &str) {
         self.filled(part, path);
         self.lengths(part, path);
     }
 
-    /// The lengths of a path and of the names in it.
+    /// Checks the lengths of a path and of its names.
     pub(super) fn lengths(&mut self, part: &str, path: &str) {
         self.wrong.lengths(&format!("{}.{part}", self.field), path);
     }
 
-    /// An argument of a program: not empty, one line, and no option.
+    /// Checks an argument of a program: not empty, one line, and no option.
     pub(super) fn word(&mut self, part: &str, text: &str) {
         self.filled(part, text);
         if text.starts_with('-') {
@@ -62,7 +62,7 @@ impl<'w> Check<'w> {
         }
     }
 
-    /// A user, if one is given.
+    /// Checks a user, if one is given.
     pub(super) fn user(&mut self, user: Option<&str>) {
         let Some(user) = user else { return };
         self.word("user", user);
@@ -71,7 +71,7 @@ impl<'w> Check<'w> {
         }
     }
 
-    /// Permission bits, if they are given.
+    /// Checks permission bits, if they are given.
     pub(super) fn mode(&mut self, mode: Option<&TemplateFileMode>) {
         let field = format!("{}.mode", self.field);
         match mode {
@@ -83,14 +83,14 @@ impl<'w> Check<'w> {
         }
     }
 
-    /// The length of a list.
+    /// Checks the length of a list.
     pub(super) fn count(&mut self, part: &str, count: usize) {
         if count == 0 || count > MAX_ITEMS {
             self.say(part, format_args!("must have 1 to {MAX_ITEMS} entries"));
         }
     }
 
-    /// Names of packages.
+    /// Checks names of packages.
     pub(super) fn packages(&mut self, packages: &[String]) {
         self.count("packages", packages.len());
         for package in packages.iter().take(MAX_ITEMS) {
@@ -98,7 +98,7 @@ impl<'w> Check<'w> {
         }
     }
 
-    /// A copy of files of the build context.
+    /// Checks a copy of files of the build context.
     pub(super) fn copy(&mut self, copy: &Copy<'_>) {
         self.count("sources", copy.sources.len());
         self.path("dst", copy.dst);

@@ -1,4 +1,4 @@
-//! A copy of files of the build context, in whichever form a step gives it.
+//! A copy of files of the build context, in one form for all steps that copy.
 
 use nullspace_api::{TemplateCopyItem, TemplateCopyStep, TemplateFileMode};
 use serde_json::json;
@@ -8,30 +8,30 @@ use super::line::Line;
 use super::sources::{self, CopySource};
 use crate::encoder::Encoder;
 
-/// What is copied to where.
+/// One copy: its sources and its destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copy<'s> {
     /// Entries, folders or patterns of the build context.
     pub sources: &'s [String],
     /// Path in the guest.
     pub dst: &'s str,
-    /// Owner of what is copied.
+    /// Owner of the copied files.
     pub user: Option<&'s str>,
-    /// Its permissions, as the request has them.
+    /// Their permissions, as the request has them.
     pub mode: Option<&'s TemplateFileMode>,
-    /// Its files are to be uploaded again.
+    /// True: the files are to be uploaded again.
     pub force_upload: bool,
 }
 
 impl<'s> Copy<'s> {
-    /// Of a step that is one copy.
+    /// The copy of a step that is one copy.
     pub(super) fn of_step(step: &'s TemplateCopyStep) -> Copy<'s> {
         let TemplateCopyStep { sources, dst, user, mode, force_upload } = step;
         let force_upload = *force_upload == Some(true);
         Copy { sources, dst, user: user.as_deref(), mode: mode.as_ref(), force_upload }
     }
 
-    /// Of an item in a list of copies.
+    /// The copy of an item in a list.
     pub(super) fn of_item(item: &'s TemplateCopyItem) -> Copy<'s> {
         let TemplateCopyItem { sources, dst, user, mode, force_upload } = item;
         let force_upload = *force_upload == Some(true);
@@ -43,7 +43,7 @@ impl<'s> Copy<'s> {
         self.mode.and_then(mode_bits)
     }
 
-    /// The line of a Dockerfile.
+    /// The copy as a line of a Dockerfile.
     pub(super) fn line(&self) -> Line {
         let mut arguments = String::new();
         if let Some(user) = &self.user {
@@ -62,7 +62,7 @@ impl<'s> Copy<'s> {
     }
 }
 
-/// Adds copies to a key: one copy means the same as a list with it alone.
+/// Adds copies to a key. A single copy gives the same key as a list of one.
 pub(super) fn encode(copies: &[Copy<'_>], key: &mut Encoder, files: &Files<'_>) {
     key.text("copy");
     key.count(copies.len());

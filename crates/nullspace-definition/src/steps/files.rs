@@ -10,12 +10,12 @@ use crate::encoder::Encoder;
 pub(crate) struct Files<'b> {
     /// The build context.
     pub(crate) context: &'b PlannedContext,
-    /// Generations of its files by blob id; 0 for a file that is not in here.
+    /// Generations of its files by blob id; 0 for a file without one.
     pub(crate) generations: &'b HashMap<String, u64>,
 }
 
 impl Files<'_> {
-    /// Adds a copy's source: its name, and the path, mode and content of all that is in it.
+    /// Adds a copy's source: its name, and the path, mode and content of its entries.
     pub(super) fn encode(&self, key: &mut Encoder, source: &CopySource) {
         key.option(source.name.as_deref());
         key.count(source.entries.len());

@@ -8,7 +8,7 @@ use serde_json::json;
 pub struct Line {
     /// The keyword.
     pub instruction: &'static str,
-    /// What follows it.
+    /// Its arguments.
     pub arguments: String,
 }
 

@@ -1,35 +1,35 @@
-//! What a step does, as data: whoever has a machine carries it out.
+//! The effect of a step as data, which the host's executor carries out in a machine.
 
 use std::collections::BTreeMap;
 
 use super::copies::Copy;
 
-/// What a step does.
+/// The effect of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect<'s> {
-    /// Work in the machine, in this order. Such a step is a unit: it is run and cached as one.
+    /// Work in the machine, in this order. Such a step is a unit, which runs and is cached as one.
     Tasks(Vec<Task<'s>>),
-    /// The user of the steps that follow.
+    /// The user of the following steps.
     User(&'s str),
-    /// The working directory of the steps that follow.
+    /// The working directory of the following steps.
     Workdir(&'s str),
-    /// The cache is not asked for the steps that follow.
+    /// The following steps bypass the cache.
     CacheBoundary,
 }
 
-/// One piece of work in a machine. Paths that are not absolute begin in the unit's working directory.
+/// One piece of work in a machine. Relative paths start at the unit's working directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Task<'s> {
     /// Runs a program to its end.
     Run {
         /// The program.
         command: Command,
-        /// Who runs it, instead of the unit's user.
+        /// The user that runs it, instead of the unit's user.
         user: Option<&'s str>,
     },
     /// Copies files of the build context.
     Copy(Copy<'s>),
-    /// Makes a folder and those above it.
+    /// Makes a folder, and missing folders above it.
     MakeDir {
         /// The folder.
         path: &'s str,
@@ -38,7 +38,7 @@ pub enum Task<'s> {
     },
     /// Makes a symbolic link.
     MakeSymlink {
-        /// What the link contains.
+        /// The target of the link.
         target: &'s str,
         /// The link.
         path: &'s str,
@@ -47,19 +47,19 @@ pub enum Task<'s> {
     Remove {
         /// The file or folder.
         path: &'s str,
-        /// A folder goes with all that is in it.
+        /// True: a folder is removed with its contents.
         recursive: bool,
-        /// Nothing there is no error.
+        /// True: a missing path is no error.
         force: bool,
     },
-    /// Moves a file or folder, over one that is there.
+    /// Moves a file or folder. Replaces an existing one.
     Rename {
-        /// What is moved.
+        /// The old path.
         from: &'s str,
         /// Its new path.
         to: &'s str,
     },
-    /// Removes everything in a folder, and not the folder.
+    /// Removes everything in a folder, but not the folder.
     Empty {
         /// The folder, absolute.
         path: &'static str,
@@ -69,11 +69,11 @@ pub enum Task<'s> {
 /// A program to run, by one of several names: arguments, never a line for a shell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
-    /// The first words, in the order in which they are tried: the next when the program does not exist.
+    /// The first words, in the order in which they are tried. The next one is tried when the program does not exist.
     pub programs: Vec<Vec<&'static str>>,
-    /// What follows.
+    /// The other arguments.
     pub arguments: Vec<String>,
-    /// Variables, where the build has not set them itself.
+    /// Variables, unless the build sets them itself.
     pub envs: Vec<(&'static str, &'static str)>,
 }
 
@@ -84,13 +84,13 @@ impl Command {
         Command { programs, arguments: arguments.into_iter().collect(), envs: Vec::new() }
     }
 
-    /// The same with a variable.
+    /// Adds a variable.
     pub(super) fn env(mut self, name: &'static str, value: &'static str) -> Command {
         self.envs.push((name, value));
         self
     }
 
-    /// As a task of the unit's user.
+    /// Makes it a task of the unit's user.
     pub(super) fn task<'s>(self) -> Task<'s> {
         Task::Run { command: self, user: None }
     }
