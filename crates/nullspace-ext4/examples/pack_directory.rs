@@ -88,7 +88,7 @@ fn meta(path: &Path, attributes: &fs::Metadata) -> Result<Meta, Box<dyn Error>> 
         mode: (attributes.mode() & 0o7777) as u16,
         uid: attributes.uid(),
         gid: attributes.gid(),
-        mtime: Timestamp { seconds: attributes.mtime(), nanoseconds: attributes.mtime_nsec() as u32 },
+        mtime: Timestamp { seconds: attributes.mtime(), nanoseconds: u32::try_from(attributes.mtime_nsec())? },
         xattrs: xattrs(path)?,
     })
 }

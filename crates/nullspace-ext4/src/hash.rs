@@ -60,7 +60,7 @@ fn words_of(rest: &[u8]) -> [u32; 8] {
     for (word, bytes) in words.iter_mut().zip(rest.chunks(4)) {
         for &byte in bytes {
             // Sign extension is not a slip: this is the "signed" flavour of the hash.
-            *word = (i32::from(byte as i8) as u32).wrapping_add(*word << 8);
+            *word = i32::from(byte.cast_signed()).cast_unsigned().wrapping_add(*word << 8);
         }
     }
     words

@@ -117,9 +117,10 @@ fn put_time(raw: &mut [u8], seconds_at: usize, extra_at: usize, time: Timestamp)
         outside if outside != seconds => 0,
         _ => time.nanoseconds.min(999_999_999),
     };
-    let low = seconds as i32;
-    let epoch = ((seconds - i64::from(low)) >> 32) as u32;
-    put_u32(raw, seconds_at, low as u32);
+    // The low 32 bits, and what is left when they are read as a signed number.
+    let low = seconds.cast_unsigned() as u32;
+    let epoch = ((seconds - i64::from(low.cast_signed())) >> 32).cast_unsigned() as u32;
+    put_u32(raw, seconds_at, low);
     put_u32(raw, extra_at, nanoseconds << 2 | epoch);
 }
 
@@ -132,7 +133,7 @@ mod tests {
         let mut raw = [0; INODE_SIZE];
         put_time(&mut raw, 0x10, 0x88, Timestamp { seconds, nanoseconds });
         let extra = get_u32(&raw, 0x88);
-        let low = i64::from(get_u32(&raw, 0x10) as i32);
+        let low = i64::from(get_u32(&raw, 0x10).cast_signed());
         (low + (i64::from(extra & 3) << 32), extra >> 2)
     }
 

@@ -158,7 +158,7 @@ impl Superblock {
         self.set_size(new, counts);
     }
 
-    /// The layout, if it is one that this crate makes. Everything in an image may have been changed by whoever had it.
+    /// The layout, if it is one that this crate makes. Everything in the image may have been changed by its user.
     pub(crate) fn geometry(&self) -> Result<Geometry, Error> {
         let bad = |reason: &str| Error::BadImage { reason: reason.to_owned() };
         let raw = &self.raw;
@@ -271,7 +271,7 @@ impl Superblock {
     }
 
     fn set_time(&mut self, low: usize, high: usize, time: Timestamp) {
-        let seconds = time.seconds.clamp(0, (1 << 40) - 1);
+        let seconds = time.seconds.clamp(0, (1 << 40) - 1).cast_unsigned();
         put_u32(&mut self.raw, low, seconds as u32);
         self.raw[high] = (seconds >> 32) as u8;
     }

@@ -225,6 +225,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[allow(unsafe_code, reason = "maps a file and writes to the mapping, as QEMU does")]
     async fn nobody_can_change_the_memory_of_a_template() {
         let memory = TemplateMemory::new(LEN);
         let lease = memory.get(snapshot(7), LEN).await.unwrap();

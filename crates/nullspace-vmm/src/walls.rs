@@ -309,6 +309,7 @@ fn show(root: &Path, path: &Path, read_only: bool) -> io::Result<()> {
 }
 
 /// Makes a mount and those below it read-only, without devices and set-uid programs.
+#[allow(unsafe_code, reason = "mount_setattr has no safe wrapper here")]
 fn seal(target: &Path) -> io::Result<()> {
     let path = c_path(target)?;
     let attributes = libc::mount_attr {

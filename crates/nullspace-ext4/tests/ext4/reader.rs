@@ -85,7 +85,7 @@ impl Reader {
             mode: inode.mode(),
             uid: wide(0x02, 0x78),
             gid: wide(0x18, 0x7a),
-            seconds: i64::from(u32_at(raw, 0x10) as i32) + (i64::from(extra & 3) << 32),
+            seconds: i64::from(u32_at(raw, 0x10).cast_signed()) + (i64::from(extra & 3) << 32),
             nanoseconds: extra >> 2,
             links: u16_at(raw, 0x1a),
             contents,

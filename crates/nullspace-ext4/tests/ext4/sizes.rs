@@ -33,7 +33,7 @@ fn sizes_around_the_borders_of_groups_are_clean() {
     let group = 32768 * 4096;
     for groups in [1, 2, 3, 16, 17, 48] {
         for blocks in [-4096i64, -1, 0, 1, 63, 64, 65, 600, 8300] {
-            let size = (i64::from(groups) * group + blocks * 4096) as u64;
+            let size = u64::try_from(i64::from(groups) * group + blocks * 4096).unwrap();
             let (image, summary) = Image::of_tree(options(size), tree());
             image.check();
             let unused = size / 4096 - summary.blocks;

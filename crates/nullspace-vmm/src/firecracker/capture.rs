@@ -140,6 +140,7 @@ struct FiemapExtent {
 }
 
 /// True when this range of both files lies in the same place of the same filesystem. False when that is not known.
+#[allow(unsafe_code, reason = "the extents of a file are read by an ioctl")]
 fn shared(one: &File, other: &File, start: u64, len: u64) -> bool {
     let same_device = || -> io::Result<bool> {
         use std::os::unix::fs::MetadataExt;

@@ -204,6 +204,7 @@ impl Request {
         Ok(())
     }
 
+    #[allow(unsafe_code, reason = "the device mapper is used by ioctls on a buffer")]
     fn call(&mut self, control: &File, command: libc::c_ulong) -> io::Result<()> {
         // SAFETY: the buffer starts with a `dm_ioctl` that tells its whole size, and the kernel stays within it.
         let done = unsafe { libc::ioctl(control.as_raw_fd(), command, self.0.as_mut_ptr()) };
@@ -250,6 +251,7 @@ const LOOP_FLAGS: usize = 8 + 52;
 struct Loop(File);
 
 impl Loop {
+    #[allow(unsafe_code, reason = "loop devices are configured by ioctls")]
     fn attach(file: &File, read_only: bool) -> io::Result<Self> {
         let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
         let mut config = [0u8; LOOP_CONFIG];

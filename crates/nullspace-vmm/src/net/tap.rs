@@ -1,5 +1,7 @@
 //! A tap device, made in the calling thread's network namespace.
 
+#![allow(unsafe_code, reason = "tap devices are made by ioctls on structures of the C library")]
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -26,7 +28,7 @@ pub(super) fn open() -> Result<OwnedFd, VmmError> {
         },
     };
     for (to, from) in request.ifr_name.iter_mut().zip(TAP_NAME.bytes()) {
-        *to = from as libc::c_char;
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives past the call.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &mut request) };

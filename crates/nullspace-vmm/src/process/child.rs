@@ -17,6 +17,8 @@
 //! locked for ever. So it only makes system calls on memory that is ready before the clone: no allocation, no lock, no
 //! panic. It tells the failed step through a pipe that exec closes.
 
+#![allow(unsafe_code, reason = "a cloned child makes raw system calls until exec")]
+
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read};
@@ -94,7 +96,7 @@ pub(super) fn start(launch: &Launch) -> io::Result<Child> {
     // SAFETY: without CLONE_VM the child is a copy of this process with this one thread, as after fork(2); no stack of its
     // own is needed. The kernel writes the descriptor to `pidfd`, which lives past the call. The child runs `Inside::run`.
     let child =
-        unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_ulong, 0usize, &raw mut pidfd, 0usize, 0usize) };
+        unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0usize, &raw mut pidfd, 0usize, 0usize) };
     if child == 0 {
         // SAFETY: this is the child of the clone above, and `inside` was made before it.
         unsafe { inside.run() }

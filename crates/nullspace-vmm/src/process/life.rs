@@ -89,6 +89,7 @@ enum Life {
 
 impl Started {
     /// Hands the child to a task that waits for its end.
+    #[allow(unsafe_code, reason = "registers a descriptor that the value owns itself")]
     pub(super) fn supervise(self) -> io::Result<Process> {
         let (pid, pidfd) = (self.child.pid, self.child.pidfd.try_clone()?);
         // SAFETY: the `AsyncFd` owns the descriptor, which nobody else knows or closes.

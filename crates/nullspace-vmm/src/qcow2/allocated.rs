@@ -109,8 +109,8 @@ mod tests {
     fn write() -> impl Strategy<Value = Write> {
         let place = prop_oneof![
             0..SIZE / 512,
-            (0..4u64, -9i64..9).prop_map(|(table, off)| ((table * (256 << 20) / 512) as i64 + off).max(0) as u64),
-            (0..40u64, -5i64..5).prop_map(|(cluster, off)| ((cluster * 128) as i64 + off).max(0) as u64),
+            (0..4u64, -9i64..9).prop_map(|(table, off)| (table * (256 << 20) / 512).saturating_add_signed(off)),
+            (0..40u64, -5i64..5).prop_map(|(cluster, off)| (cluster * 128).saturating_add_signed(off)),
         ];
         (place, 1..300u64, any::<Option<u8>>()).prop_map(|(at, len, byte)| {
             let at = (at * 512).min(SIZE - 512);

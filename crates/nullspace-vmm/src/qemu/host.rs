@@ -25,6 +25,7 @@ pub(super) fn tsc_khz() -> Option<u64> {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "reads the processor's clock")]
 fn tsc() -> u64 {
     // SAFETY: reads a counter that every x86-64 processor has.
     unsafe { core::arch::x86_64::_rdtsc() }

@@ -40,8 +40,8 @@ pub(super) fn numbers(config: &Config) -> Vec<(&'static str, Option<u64>, RangeI
         ("connections_per_address", Some(config.connections_per_address as u64), 1..=1_000_000),
         ("connections_per_tenant", Some(config.connections_per_tenant as u64), 1..=1_000_000),
         // One JSON body of the largest size, twice over while its buffer grows.
-        ("request_memory_mib", Some(config.request_memory_mib as u64), 64..=1_048_576),
-        ("request_memory_mib_per_tenant", Some(config.request_memory_mib_per_tenant as u64), 64..=1_048_576),
+        ("request_memory_mib", Some(u64::from(config.request_memory_mib)), 64..=1_048_576),
+        ("request_memory_mib_per_tenant", Some(u64::from(config.request_memory_mib_per_tenant)), 64..=1_048_576),
         ("rootfs_cache_mib", Some(config.rootfs_cache_mib), 0..=MAX_MIB),
         ("disk_reserve_mib", config.disk_reserve_mib, 0..=MAX_MIB),
         ("lease_secs", Some(config.lease_secs), 1..=3600),
