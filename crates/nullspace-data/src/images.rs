@@ -5,8 +5,8 @@
 //!                                  │
 //!                                  └── evict ──> work/evicted-…
 //! ```
-//! What is found after the host itself went down is not believed: [`sweep`](Images::sweep) removes raw files when the
-//! kernel's boot id is another than when the data directory was last opened.
+//! Raw files are not trusted after a restart of the host: [`sweep`](Images::sweep) removes them when the kernel's boot id
+//! differs from the one at the last opening of the data directory.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};

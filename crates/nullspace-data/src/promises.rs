@@ -1,4 +1,4 @@
-//! Promises of room on the disk: their sum, and what is left of each.
+//! Reservations of disk space: their sum, and the rest of each.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use crate::Result;
 pub(crate) struct Promised(Mutex<u64>);
 
 impl Promised {
-    /// Promises `bytes` if `fits`, which is given the sum of all other promises, returns no error.
+    /// Reserves `bytes` if `fits` returns no error for the sum of all other reservations.
     pub(crate) fn promise(self: &Arc<Self>, bytes: u64, fits: impl FnOnce(u64) -> Result<()>) -> Result<Room> {
         let mut sum = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         fits(*sum)?;

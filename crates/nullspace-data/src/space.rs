@@ -1,7 +1,7 @@
 //! Reservation of space on the disk under the data folder.
 //!
 //! ```text
-//!   0 ── what others have been promised ── what is asked for ── what must stay free ──> free
+//!   0 ── reserved by others ── asked for ── must stay free ──> free
 //! ```
 //! Work that will write much reserves space first. A reservation counts against later ones until it is dropped or used up.
 //! Writes without a reservation (a guest's disk, the database) only reduce the free space.

@@ -1,8 +1,8 @@
-//! The data folder, opened: its lock, its scratch, and a way to run what blocks.
+//! The opened data folder: its lock, its scratch folders and its blocking jobs.
 //!
 //! ```text
 //! <data>/lock                              held by one process (flock)
-//!        host                              who this is among the owners of leases and sandboxes
+//!        host                              name of the owner of leases and sandboxes
 //!        work/<random>/                    scratch; nothing here outlives the process
 //!        artifacts/tmpl_….<nonce>/         one build's snapshot: memory, machine state, disk overlay
 //!        chunks/                           root images that artifacts share, see `rootfs`
