@@ -107,7 +107,7 @@ impl Images {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes up or removes what lies in `rootfs/`; see [`ArtifactStore::sweep`](crate::ArtifactStore::sweep).
+    /// Adds or removes the files in `rootfs/`; see [`ArtifactStore::sweep`](crate::ArtifactStore::sweep).
     pub(crate) fn sweep(&self, root: &Path, known: &mut BTreeMap<String, Option<String>>) -> Result<Vec<PathBuf>> {
         let dir = root.join(ROOTFS);
         let mut found: Vec<(std::time::SystemTime, PathBuf)> = Vec::new();

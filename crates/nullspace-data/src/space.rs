@@ -27,7 +27,7 @@ pub struct Space {
 /// Use of the data folder, bytes on the disk, without holes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskUsage {
-    /// Under `artifacts/`.
+    /// Size of `artifacts/`.
     pub artifacts: u64,
     /// Size of `chunks/`: durable root images.
     pub chunks: u64,

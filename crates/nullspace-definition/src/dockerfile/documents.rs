@@ -27,7 +27,7 @@ impl Document {
     }
 }
 
-/// The documents that the words of an instruction begin, in their order, still empty. `joined` is all of its line.
+/// The documents that an instruction's words begin, in order, still empty. `joined` is its whole line.
 pub(super) fn begun(joined: &str) -> Vec<Document> {
     if !joined.contains("<<") {
         return Vec::new();
