@@ -94,10 +94,7 @@ async fn who_fills_the_disk_of_all_is_ended_and_others_go_on() {
     })
     .await;
     assert_eq!(quiet.sh("echo goes on").await, "goes on");
-    until("there is room again", Duration::from_secs(60), async || {
-        free_bytes(&service.data()) > 100 << 20
-    })
-    .await;
+    until("there is room again", Duration::from_secs(60), async || free_bytes(&service.data()) > 100 << 20).await;
 
     let detail = api.failed(request(json!([{"action": "run", "command": fills}])), "host_disk_full").await;
     assert!(detail.retryable, "{detail:?}");
