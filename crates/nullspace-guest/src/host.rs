@@ -119,7 +119,7 @@ impl Agent {
     }
 
     /// As [`Agent::connect`], for a guest that was just restored from a snapshot: `restored` travels right behind HELLO,
-    /// so that both take one round trip. Returns when the guest has its new identity and its resume hooks have run; for
+    /// so that both take one round trip. It is made for each attempt, so that its clock is the sender's. Returns when the guest has its new identity and its resume hooks have run; for
     /// these it waits [`RESUME_LIMIT_MS`] beyond `timeout`.
     ///
     /// `open` opens a stream to the guest. It is asked again when the stream closes before the guest has answered: a
@@ -128,7 +128,7 @@ impl Agent {
     /// nothing twice.
     pub async fn connect_restored<S, E, F>(
         mut open: impl FnMut() -> F,
-        restored: Restored,
+        restored: impl Fn() -> Restored,
         timeout: Duration,
     ) -> Result<(Agent, AgentInfo), E>
     where
@@ -141,7 +141,7 @@ impl Agent {
         loop {
             let stream = open().await?;
             let left = until.saturating_duration_since(tokio::time::Instant::now());
-            match Agent::restore_over(stream, &restored, left).await {
+            match Agent::restore_over(stream, restored(), left).await {
                 Err(AgentError::Closed) if resets_left > 0 => resets_left -= 1,
                 Err(AgentError::Timeout { what: "hello" | IDENTITY, .. }) => {
                     return Err(AgentError::timeout(IDENTITY, timeout).into());
@@ -151,17 +151,13 @@ impl Agent {
         }
     }
 
-    async fn restore_over<S>(
-        stream: S,
-        restored: &Restored,
-        timeout: Duration,
-    ) -> Result<(Agent, AgentInfo), AgentError>
+    async fn restore_over<S>(stream: S, restored: Restored, timeout: Duration) -> Result<(Agent, AgentInfo), AgentError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let until = tokio::time::Instant::now() + timeout;
         let agent = Agent { handle: Arc::new(Handle::spawn(stream)) };
-        let (channel, open) = agent.handle.prepare(&Request::Restored(restored.clone()))?;
+        let (channel, open) = agent.handle.prepare(&Request::Restored(restored))?;
         let info = agent.handle.greet(&open, timeout).await?;
         let left = until.saturating_duration_since(tokio::time::Instant::now());
         let first = tokio::time::timeout(left, channel.next()).await;

@@ -102,7 +102,9 @@ impl Machine {
         let greeting = async {
             let restored = identity(hostname, vm.as_ref(), resume);
             let open = || async { vm.agent().await.map_err(MachineError::from) };
-            Agent::connect_restored(open, restored, RESTORE).await
+            // The clock is that of the moment at which it is sent: to connect takes seconds on a busy host.
+            let now = || Restored { unix_time_ns: unix_time_ns(), ..restored.clone() };
+            Agent::connect_restored(open, now, RESTORE).await
         };
         let greeted = alive(vm.as_ref(), greeting).await;
         Machine::joined(vm, greeted, permit).await

@@ -331,7 +331,7 @@ async fn a_running_service_survives_snapshot_and_restore() {
         let name = format!("sb-{seed}");
         let mut streams = vec![machine.stream().await];
         let open = || std::future::ready(streams.pop().ok_or(AgentError::Closed));
-        let (agent, _) = Agent::connect_restored(open, restored(&name, seed), SOON).await.unwrap();
+        let (agent, _) = Agent::connect_restored(open, || restored(&name, seed), SOON).await.unwrap();
         let greeted = began.elapsed();
         let out = run(&agent, exec(&["hostname"])).await;
         println!("restore: QEMU {bare:?}, restored {greeted:?}, first exec {:?}", began.elapsed());

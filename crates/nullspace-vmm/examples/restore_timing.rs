@@ -109,7 +109,7 @@ async fn run(vmm: &Qemu, root: &Path, folder: &Path, runs: usize) -> Outcome<()>
             resume: None,
         };
         let open = || async { machine.agent().await.map_err(Box::<dyn std::error::Error>::from) };
-        let (agent, _) = Agent::connect_restored(open, restored, limit).await?;
+        let (agent, _) = Agent::connect_restored(open, || restored.clone(), limit).await?;
         steps[1].push(ms(step));
         let step = Instant::now();
         agent.exec_collect(exec(), 1000).await?;

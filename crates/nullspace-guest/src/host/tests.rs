@@ -199,7 +199,7 @@ async fn restored_travels_with_hello() {
     };
     let mut hosts = vec![host];
     let open = || std::future::ready(hosts.pop().ok_or(AgentError::Closed));
-    let (connected, ()) = tokio::join!(Agent::connect_restored(open, identity(), SOON), serve);
+    let (connected, ()) = tokio::join!(Agent::connect_restored(open, identity, SOON), serve);
     connected.unwrap();
 }
 
@@ -228,7 +228,7 @@ async fn resume_hooks_may_take_longer_than_the_identity() {
         };
         let mut hosts = vec![host];
         let open = || std::future::ready(hosts.pop().ok_or(AgentError::Closed));
-        let (connected, ()) = tokio::join!(Agent::connect_restored(open, identity(), SOON), serve);
+        let (connected, ()) = tokio::join!(Agent::connect_restored(open, identity, SOON), serve);
         assert_eq!(connected.map(drop), expected);
     }
 }
@@ -260,7 +260,7 @@ async fn a_reset_around_the_greeting_begins_a_restored_guests_session_anew() {
         }
     };
     let open = || std::future::ready(hosts.pop().ok_or(AgentError::Protocol("no more streams".into())));
-    let (connected, ()) = tokio::join!(Agent::connect_restored(open, identity(), SOON), serve);
+    let (connected, ()) = tokio::join!(Agent::connect_restored(open, identity, SOON), serve);
     connected.unwrap();
 }
 
@@ -271,7 +271,7 @@ async fn a_restored_guest_that_always_hangs_up_is_given_up() {
         opened += 1;
         std::future::ready(Ok::<_, AgentError>(tokio::io::duplex(64).0))
     };
-    let error = Agent::connect_restored(open, identity(), SOON).await.unwrap_err();
+    let error = Agent::connect_restored(open, identity, SOON).await.unwrap_err();
     assert_eq!((error, opened), (AgentError::Closed, 6));
 }
 

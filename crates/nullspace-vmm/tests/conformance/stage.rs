@@ -220,7 +220,7 @@ impl Stage {
             resume: None,
         };
         let open = || async { machine.agent().await.map_err(Box::<dyn std::error::Error>::from) };
-        match Agent::connect_restored(open, restored, RESTORE).await {
+        match Agent::connect_restored(open, || restored.clone(), RESTORE).await {
             Ok((agent, _)) => (machine, agent),
             Err(error) => panic!("{id}: {error}\n{}", machine.console_tail()),
         }
