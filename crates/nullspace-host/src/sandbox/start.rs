@@ -20,7 +20,7 @@ use nullspace_vmm::{Network, RestoreSpec, SnapshotSummary, VmmError};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::Starting;
+use super::actors::Starting;
 use super::commands::MAX_FOLLOWED;
 use super::live::Live;
 use crate::admission::Permit;
