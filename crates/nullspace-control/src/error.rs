@@ -4,15 +4,10 @@ use std::time::Duration;
 
 use nullspace_api::ErrorResponseCode;
 use nullspace_db::DbError;
+pub(crate) use nullspace_host_interface::internal;
 use nullspace_host_interface::{HostError, storage_full};
 use nullspace_service::chain;
 pub(crate) use nullspace_service::{Error, Result};
-
-/// An internal fault: logged in full, shown without internals.
-pub(crate) fn internal(what: &str, error: &dyn std::error::Error) -> Error {
-    tracing::error!(error = %chain(error), "{what}");
-    Error::new(ErrorResponseCode::InternalError, "internal error: look for this request's id in the service's log")
-}
 
 /// Converts the database's errors to the service's.
 pub(crate) trait Stored<T> {

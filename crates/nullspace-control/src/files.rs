@@ -16,14 +16,13 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use nullspace_api::{
-    ErrorResponseCode, TemplateBlobPreflightRequest, TemplateBlobPreflightResponse, TemplateBlobPreflightResult,
-    TemplateBuildContext, TemplateContextEntryType, TemplateFailureDetail, TemplateFailureDetailCode,
-    TemplateFailurePhase,
+    TemplateBlobPreflightRequest, TemplateBlobPreflightResponse, TemplateBlobPreflightResult, TemplateBuildContext,
+    TemplateContextEntryType,
 };
 use nullspace_db::DbError;
 use nullspace_definition::context::{MAX_ENTRIES, check_path, octal};
 use nullspace_definition::problems::Wrong;
-use nullspace_host_interface::invalid;
+use nullspace_host_interface::{invalid, upload_detail, upload_refused};
 use nullspace_service::{Blobs, ByteStream};
 use nullspace_types::{Blob, BlobId, Caller};
 use sha2::{Digest, Sha256};
@@ -172,18 +171,6 @@ fn decoded(text: &str) -> Result<Vec<u8>> {
     STANDARD.decode(text).map_err(|_| Error::invalid("build_context has content_base64 that is not base64"))
 }
 
-fn detail(reason: &str, message: &str) -> TemplateFailureDetail {
-    TemplateFailureDetail::new(
-        TemplateFailureDetailCode::FileUploadError,
-        TemplateFailurePhase::BlobUpload,
-        false,
-        message,
-        "Ask POST /v1/templates/blobs/preflight for the file's blob_id and send exactly its bytes.",
-    )
-    .with_reason(reason)
-}
-
 fn refused(reason: &str, message: &str) -> Error {
-    let detail = Box::new(detail(reason, message));
-    Error { detail: Some(detail), ..Error::new(ErrorResponseCode::FileUploadError, message) }
+    upload_refused(upload_detail(reason, message))
 }

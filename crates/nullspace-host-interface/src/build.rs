@@ -262,7 +262,4 @@ pub trait BuildHost: Send + Sync + 'static {
     /// # Errors
     /// [`HostError`] when it cannot be read.
     async fn base(&self) -> Result<Option<BaseRoot>, HostError>;
-
-    /// Prepares a root image, so that the next sandbox does not wait for it.
-    async fn warm_rootfs(&self, rootfs: &Rootfs);
 }

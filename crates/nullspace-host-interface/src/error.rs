@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nullspace_api::{ErrorResponseCode, TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase};
 use nullspace_definition::problems::Invalid;
-use nullspace_service::Error;
+use nullspace_service::{Error, chain};
 
 use crate::reason;
 
@@ -21,6 +21,30 @@ pub fn storage_full(phase: Option<TemplateFailurePhase>) -> Error {
         Box::new(TemplateFailureDetail::new(code, phase, true, MESSAGE, ACTION).with_reason(reason::HOST_DISK_FULL))
     });
     Error { retry_after: Some(RETRY_AFTER), detail, ..Error::new(ErrorResponseCode::CapacityExceeded, MESSAGE) }
+}
+
+/// An internal fault: logged in full, shown without internals.
+pub fn internal(what: &str, error: &dyn std::error::Error) -> Error {
+    tracing::error!(error = %chain(error), "{what}");
+    Error::new(ErrorResponseCode::InternalError, "internal error: look for this request's id in the service's log")
+}
+
+/// The typed detail of a refused upload.
+pub fn upload_detail(reason: &str, message: &str) -> TemplateFailureDetail {
+    TemplateFailureDetail::new(
+        TemplateFailureDetailCode::FileUploadError,
+        TemplateFailurePhase::BlobUpload,
+        false,
+        message,
+        "Ask POST /v1/templates/blobs/preflight for the file's blob_id and send exactly its bytes.",
+    )
+    .with_reason(reason)
+}
+
+/// The refusal of an upload, with its typed detail.
+pub fn upload_refused(detail: TemplateFailureDetail) -> Error {
+    let message = detail.message.clone();
+    Error { detail: Some(Box::new(detail)), ..Error::new(ErrorResponseCode::FileUploadError, message) }
 }
 
 /// The refusal of an invalid request, with all broken rules in one sentence.

@@ -23,7 +23,7 @@ pub use build::{
     BaseRoot, BuildEnd, BuildHost, BuildJob, BuildRecord, BuildStop, CacheKind, CacheLookup, DiskPressure,
     FinishedArtifact, HeldFile, ImageAccess, Made, Parent,
 };
-pub use error::{HostError, RecordError, invalid, storage_full};
+pub use error::{HostError, RecordError, internal, invalid, storage_full, upload_detail, upload_refused};
 pub use failure::{BuildFailure, is_storage_full, reason};
 pub use files::{ContextFiles, ReceivedFile};
 pub use log::{LogIds, Place, entry};

@@ -1,9 +1,9 @@
 //! Errors of machines, guests and the data folder, in the terms of builds and callers.
 
-use nullspace_api::{ErrorResponseCode, TemplateFailurePhase};
+use nullspace_api::TemplateFailurePhase;
 use nullspace_data::DataError;
 use nullspace_guest::host::AgentError;
-use nullspace_host_interface::{BuildFailure, HostError, reason, storage_full};
+use nullspace_host_interface::{BuildFailure, HostError, internal, reason, storage_full};
 use nullspace_service::{Error, chain};
 use nullspace_vmm::{EndCause, Ended, VmmError};
 
@@ -70,12 +70,6 @@ pub(crate) fn data(phase: TemplateFailurePhase, error: &DataError) -> BuildFailu
         return BuildFailure::host_disk_full(phase);
     }
     BuildFailure::internal(phase, &chain(error))
-}
-
-/// An internal fault: logged in full, shown without internals.
-pub(crate) fn internal(what: &str, error: &dyn std::error::Error) -> Error {
-    tracing::error!(error = %chain(error), "{what}");
-    Error::new(ErrorResponseCode::InternalError, "internal error: look for this request's id in the service's log")
 }
 
 /// A request that was refused, or broke off, because of the data folder; for a build with the typed detail of `phase`.

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use nullspace_api::{ErrorResponseCode, TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase};
+use nullspace_api::TemplateFailurePhase;
 use nullspace_data::{ArtifactStore, DataError, Scratch};
-use nullspace_host_interface::{ContextFiles, HostError, ReceivedFile};
+use nullspace_host_interface::{ContextFiles, HostError, ReceivedFile, upload_detail, upload_refused};
 use nullspace_service::{ByteStream, Error, Result};
 use nullspace_types::{Blob, BlobId, TenantId};
 use sha2::{Digest, Sha256};
@@ -87,20 +87,8 @@ impl ReceivedFile for Received {
     }
 }
 
-fn detail(reason: &str, message: &str) -> TemplateFailureDetail {
-    TemplateFailureDetail::new(
-        TemplateFailureDetailCode::FileUploadError,
-        TemplateFailurePhase::BlobUpload,
-        false,
-        message,
-        "Ask POST /v1/templates/blobs/preflight for the file's blob_id and send exactly its bytes.",
-    )
-    .with_reason(reason)
-}
-
 fn refused(reason: &str, message: &str) -> Error {
-    let detail = Box::new(detail(reason, message));
-    Error { detail: Some(detail), ..Error::new(ErrorResponseCode::FileUploadError, message) }
+    upload_refused(upload_detail(reason, message))
 }
 
 fn mismatch(
@@ -110,6 +98,6 @@ fn mismatch(
     actual: impl Into<serde_json::Value>,
 ) -> Error {
     let message = format!("the uploaded bytes do not have the {what} of their blob id");
-    let detail = detail(reason, &message).with("field", what).with("expected", expected).with("actual", actual);
-    Error { detail: Some(Box::new(detail)), ..Error::new(ErrorResponseCode::FileUploadError, message) }
+    let detail = upload_detail(reason, &message);
+    upload_refused(detail.with("field", what).with("expected", expected).with("actual", actual))
 }

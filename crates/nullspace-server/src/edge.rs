@@ -12,12 +12,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::{FutureExt, StreamExt};
 use nullspace_api::ErrorResponseCode;
+use nullspace_service::chain;
 use secrecy::SecretString;
 use tracing::{Instrument, field};
 use uuid::Uuid;
 
 use crate::error::Refusal;
-use crate::error::{self, Failure, chain};
+use crate::error::{self, Failure};
 use crate::state::AppState;
 
 /// Header that carries a request's id in both directions.
@@ -93,7 +94,7 @@ fn finish(mut response: Response, id: &str) -> Response {
         let failure = response.extensions_mut().remove::<Failure>().unwrap_or_else(|| error::from_status(status));
         let Failure { mut body, source } = failure;
         if status == StatusCode::INTERNAL_SERVER_ERROR {
-            tracing::error!(error = %body.error, cause = source.as_deref().map(chain), "request failed");
+            tracing::error!(error = %body.error, cause = source.as_deref().map(|cause| chain(cause)), "request failed");
         } else if let Some(source) = source {
             tracing::warn!(error = %body.error, cause = chain(&*source), "request failed");
         }

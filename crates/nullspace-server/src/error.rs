@@ -171,15 +171,3 @@ pub(crate) fn with_body(response: Response, body: &ErrorResponse) -> Response {
     let bytes = serde_json::to_vec(body).unwrap_or_default();
     Response::from_parts(parts, Body::from(bytes))
 }
-
-/// Joins an error and all its causes in one line.
-pub(crate) fn chain(error: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

@@ -230,7 +230,7 @@ async fn tell(id: &str, command: FollowedCommand, queue: &mpsc::Sender<ExecServe
 
 fn failure(id: &str, error: Error) -> ExecServerMessage {
     if let Some(source) = &error.source {
-        tracing::warn!(error = %error.message, cause = crate::error::chain(&**source), "a command over a socket failed");
+        tracing::warn!(error = %error.message, cause = nullspace_service::chain(&**source), "a command over a socket failed");
     }
     refusal(Some(id.to_owned()), error.code, error.message)
 }

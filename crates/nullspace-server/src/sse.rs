@@ -20,12 +20,13 @@ use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream::{self, ReadyChunks, Stream, StreamExt};
 use nullspace_api::TemplateBuildLogEntry;
+use nullspace_service::chain;
 use nullspace_service::{Caller, Error, LogStream};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Room;
-use crate::error::{Refusal, chain};
+use crate::error::Refusal;
 use crate::places::Place;
 use crate::state::AppState;
 

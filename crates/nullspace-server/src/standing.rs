@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use nullspace_api::ErrorResponseCode;
+use nullspace_service::chain;
 use nullspace_service::{KeyId, Service};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Refusal, chain};
+use crate::error::Refusal;
 
 /// Time limit of one check.
 const PATIENCE: Duration = Duration::from_secs(10);

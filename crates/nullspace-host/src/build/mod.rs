@@ -197,8 +197,4 @@ impl BuildHost for LocalHost {
         let key = import::tar_key(&sha256);
         Ok(Some(BaseRoot { sha256, key }))
     }
-
-    async fn warm_rootfs(&self, rootfs: &Rootfs) {
-        self.inner.builder.warm(rootfs).await;
-    }
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use nullspace_api::ErrorResponseCode;
-use nullspace_host_interface::{AdmittedSandbox, Found, SandboxHost, SandboxSpec, SnapshotSize, Unfit};
+use nullspace_host_interface::{AdmittedSandbox, Found, SandboxHost, SandboxSpec, SnapshotSize, Unfit, internal};
 use nullspace_service::{Error, Result};
 use nullspace_types::SandboxId;
 use nullspace_vmm::SnapshotSummary;
@@ -55,7 +55,7 @@ impl SandboxHost for LocalHost {
     async fn admit_sandbox(&self, spec: SandboxSpec) -> Result<Box<dyn AdmittedSandbox>> {
         let actors = &self.inner.actors;
         let summary = SnapshotSummary::deserialize(&spec.snapshot.summary)
-            .map_err(|error| crate::failures::internal("read a snapshot's summary", &error))?;
+            .map_err(|error| internal("read a snapshot's summary", &error))?;
         drop(self.inner.disk.ensure_room(0, None)?);
         let wanted =
             Wanted { tenant: spec.tenant, memory_mib: summary.memory_mib, vcpus: summary.vcpus, sandbox: true };

@@ -14,7 +14,9 @@ use nullspace_data::{DataError, RootfsPin, Scratch};
 use nullspace_definition::runtime::Runtime;
 use nullspace_guest::host::AgentError;
 use nullspace_guest::message::{Exec, FailureKind};
-use nullspace_host_interface::{AdmittedSandbox, SandboxSettings, SandboxSpec, StartedSandbox, reason, storage_full};
+use nullspace_host_interface::{
+    AdmittedSandbox, SandboxSettings, SandboxSpec, StartedSandbox, internal, reason, storage_full,
+};
 use nullspace_service::{Error, Result, chain};
 use nullspace_vmm::{Network, RestoreSpec, SnapshotSummary, VmmError};
 use tokio::sync::{Semaphore, oneshot};
@@ -24,7 +26,7 @@ use super::actors::Starting;
 use super::commands::MAX_FOLLOWED;
 use super::live::Live;
 use crate::admission::Permit;
-use crate::failures::{internal, of_data};
+use crate::failures::of_data;
 use crate::machine::{Machine, MachineError};
 
 /// A sandbox with its place and no machine.
