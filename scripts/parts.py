@@ -223,6 +223,15 @@ def signal_group(process, number):
         pass
 
 
+def reasons(lines, each=3, most=40):
+    """The panics of a log with the lines that follow them: what is wanted first when the rest is cut."""
+    found = []
+    for at, line in enumerate(lines):
+        if re.search(r"panicked at|^E   |^--- failed: ", line):
+            found += [part[:300] for part in lines[at : at + (1 if line.startswith(("E ", "---")) else each)]]
+    return found[-most:]
+
+
 def table(outcomes, order, seconds):
     print(f"\n{'part':<14}{'result':<10}{'seconds':>8}{'tests':>8}{'failed':>8}{'skipped':>8}{'losses':>8}")
     total = {}
@@ -236,7 +245,9 @@ def table(outcomes, order, seconds):
     for name in order:
         if outcomes[name].state == "failed":
             print(f"\n{name} failed ({outcomes[name].why}): target/parts/{name}.log; its end:")
-            print("".join((LOGS / f"{name}.log").open(errors="replace").readlines()[-30:]))
+            lines = (LOGS / f"{name}.log").read_text(errors="replace").splitlines()
+            print("\n".join(lines[-30:]))
+            print(f"\n{name}, what its tests died of:\n" + "\n".join(reasons(lines)))
     if total.get("tests"):
         failed = total.get("failed", 0)
         print(f"\ntotal: {total['tests'] - failed} passed, {failed} failed, {total.get('skipped', 0)} skipped")

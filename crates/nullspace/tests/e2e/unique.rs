@@ -16,7 +16,7 @@ async fn two_sandboxes_of_one_template_share_nothing_but_the_past() {
         .ready(json!({
             "name": "twin", "base_image": registry.reference("box:1"), "build_config": {"memory_mib": 192},
             "start_cmd": "date +%s > built; hostname > name; cat /etc/machine-id > id; \
-                          (while :; do head -c 16 /dev/urandom | od -A n -t x1 > random; sleep 0.2; done)",
+                          (while :; do head -c 16 /dev/urandom | od -A n -t x1 > next; mv next random; sleep 0.2; done)",
             "runtime_config": {"readiness": {"kind": "command", "command": "test -s random"}},
         }))
         .await;
@@ -57,8 +57,11 @@ async fn two_sandboxes_of_one_template_share_nothing_but_the_past() {
     let (name, id) = (one.sh("cat name").await, one.sh("cat id").await);
     assert!(one.sh("hostname").await != name && one.sh("cat /etc/machine-id").await != id, "as at the build");
 
-    // The process that has run since the build draws other numbers in each.
-    let (left, right) = tokio::join!(one.sh("sleep 1; cat random"), two.sh("sleep 1; cat random"));
+    // The process that has run since the build draws other numbers in each. One is drawn surely after the restore when the
+    // first that this command sees is gone: how long that takes is the host's business.
+    let drawn = "was=$(cat random); while [ \"$(cat random)\" = \"$was\" ]; do sleep 0.1; done; cat random";
+    let (left, right) = tokio::join!(one.sh(drawn), two.sh(drawn));
+    assert!(!left.is_empty() && !right.is_empty(), "nothing was drawn: {left:?} and {right:?}");
     assert_ne!(left, right, "a process from before the snapshot draws the same numbers in both");
 
     // What one writes the other does not see, nor does the next one.
