@@ -80,7 +80,7 @@ test-attack: setup-build-run-guest-base-test
 test-long: setup-build-run-guest-base-test
 	$(MAKE) deny
 	NULLSPACE_FUZZ_SECONDS=30 scripts/parts.py fuzz
-	scripts/parts.py firecracker-long
+	scripts/parts.py soak firecracker-long
 	$(MAKE) test-attack
 
 ## hostile bytes for every parser that reads some, two targets at a time

@@ -62,6 +62,8 @@ PARTS = {
     # Fifty machines that come and go; every filesystem and the way without a jailer with more tests.
     "firecracker-long": Part("tests/nested/run.sh", needs=("tests", "guest", "nested-image", "fetch"), cores=1, limit=7200,
                              env={"NULLSPACE_TEST_LONG": "1", "NULLSPACE_NESTED_TIMEOUT": "7000"}),
+    "soak": Part("cargo nextest run --locked --workspace -E 'test(machines_come_and_go)'", needs=("tests", "guest"),
+                 env={"NULLSPACE_TEST_COMPLETE": "1", "NULLSPACE_TEST_CYCLES": "50"}),
     "client": Part("tests/sdk/published.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1, limit=1800),
     # Not in `make test`: its counters need every dependency compiled once more, ten minutes of a processor.
     "fuzz-build": Part("scripts/fuzz.sh --build", limit=2400),

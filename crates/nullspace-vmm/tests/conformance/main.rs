@@ -10,7 +10,7 @@
 //! | `NULLSPACE_TEST_BUSYBOX` | a static busybox for the guest | `/bin/busybox` |
 //! | `NULLSPACE_TEST_COPY_UP_TO` | `FirecrackerConfig::copy_up_to` | its default |
 //! | `NULLSPACE_TEST_PLAIN` | set: Firecracker without jailer and network, as without root | |
-//! | `NULLSPACE_TEST_CYCLES` | machines that the leak test restores and ends | 50 |
+//! | `NULLSPACE_TEST_CYCLES` | machines that the leak test restores and ends (`make test-long`: 50) | 12 |
 //! | `NULLSPACE_TEST_COMPLETE` | set: a file that is missing is a failure, not a reason to skip | |
 //!
 //! Machines are made in `TMPDIR`. Without the guest's files the tests say so and pass.
@@ -176,7 +176,7 @@ fn a_snapshot_from_another_host_is_refused_and_a_running_machine_gives_none() {
 fn machines_come_and_go_and_nothing_is_left() {
     with_driver(|stage| async move {
         let template = stage.template(connected()).await;
-        let cycles: u32 = std::env::var("NULLSPACE_TEST_CYCLES").map_or(50, |n| n.parse().unwrap());
+        let cycles: u32 = std::env::var("NULLSPACE_TEST_CYCLES").map_or(12, |n| n.parse().unwrap());
         // The first machine brings pools to their size.
         let (machine, _agent) = stage.restore(&template, "warm").await;
         machine.kill().await.unwrap();
