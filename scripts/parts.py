@@ -64,7 +64,7 @@ PARTS = {
                              env={"NULLSPACE_TEST_LONG": "1", "NULLSPACE_NESTED_TIMEOUT": "7000"}),
     "soak": Part("cargo nextest run --locked --workspace -E 'test(machines_come_and_go)'", needs=("tests", "guest"),
                  env={"NULLSPACE_TEST_COMPLETE": "1", "NULLSPACE_TEST_CYCLES": "50"}),
-    "client": Part("tests/sdk/published.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1, limit=1800),
+    "client": Part("tests/sdk/published.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1, limit=2700),
     # Not in `make test`: its counters need every dependency compiled once more, ten minutes of a processor.
     "fuzz-build": Part("scripts/fuzz.sh --build", limit=2400),
     "fuzz": Part("scripts/fuzz.sh", needs=("fuzz-build",), cores=1, limit=4000),

@@ -103,7 +103,7 @@ def main():
             for name, tests in {"templates": ["-m", "template_build", LIVE], "sandboxes": SANDBOXES, "commands": [COMMANDS]}.items():
                 report = FOLDER / f"{name}.xml"
                 report.unlink(missing_ok=True)
-                subprocess.run([*pytest, "--timeout=600", f"--junitxml={report}", "--tb=line", *tests, *only],
+                subprocess.run([*pytest, "--timeout=1500", f"--junitxml={report}", "--tb=line", *tests, *only],
                                cwd=client, env=live, check=False)
                 # With a choice of tests, none may be left of a file.
                 if report.exists():
