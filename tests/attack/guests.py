@@ -195,13 +195,15 @@ def groups(service):
 
 
 def connections():
-    """Tracked connections from guests. Whoever else uses this host has some, too."""
+    """Connections of guests that are not over. The kernel remembers those that are for some seconds, and does not count them
+    either; and whoever else uses this host has some, too."""
     try:
         flows = Path("/proc/net/nf_conntrack").read_text()
     except OSError:
         return 0
     # The first address of a line is the sender's.
-    return sum(1 for line in flows.splitlines() if re.search(r"src=(\S+)", line)[1].startswith(POOL))
+    live = [line for line in flows.splitlines() if not re.search(r" (CLOSE|TIME_WAIT) ", line)]
+    return sum(1 for line in live if re.search(r"src=(\S+)", line)[1].startswith(POOL))
 
 
 def percentile(values, part):
