@@ -178,6 +178,45 @@ fn nothing_is_left_of_fifty_networks_nor_of_the_pool() {
 }
 
 #[test]
+fn connections_of_a_machine_go_with_it_and_others_stay() {
+    in_a_host(|outside| async move {
+        let pool = NetPool::new(config()).await.unwrap();
+        serve(outside.as_fd(), 80);
+        let mut guests = Vec::new();
+        for _ in 0..2 {
+            let mut lease = pool.acquire(&Network::Internet, None).await.unwrap();
+            let guest = Guest::attach(&mut lease);
+            for _ in 0..3 {
+                guest.ask(PUBLIC, 80).unwrap();
+            }
+            guests.push((guest, lease));
+        }
+        let Some(before) = senders() else {
+            eprintln!("skipped: this kernel does not list its connections");
+            return;
+        };
+        assert_eq!(before.len(), 2, "one address for each machine: {before:?}");
+        drop(guests.pop());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut after = senders().unwrap();
+        while after.len() > 1 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(50));
+            after = senders().unwrap();
+        }
+        assert_eq!(after.len(), 1, "{before:?}, {after:?}");
+        assert!(after.is_subset(&before));
+        drop((guests, pool));
+    });
+}
+
+/// Machines' addresses from which the host remembers connections.
+fn senders() -> Option<std::collections::BTreeSet<String>> {
+    let flows = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").ok()?;
+    let first = |line: &str| line.split_whitespace().find_map(|word| word.strip_prefix("src=").map(str::to_owned));
+    Some(flows.lines().filter_map(first).filter(|sender| sender.starts_with("100.96.")).collect())
+}
+
+#[test]
 fn a_killed_services_leftovers_are_swept_and_a_living_ones_are_not() {
     in_a_host(|_outside| async move {
         sh("ip link add nsv7 type veth peer name x7 && ip link add nsvother type veth peer name x8");

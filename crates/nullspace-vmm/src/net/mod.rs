@@ -28,6 +28,7 @@
 
 mod cidr;
 mod commands;
+mod flows;
 mod iptables;
 mod rules;
 mod tap;

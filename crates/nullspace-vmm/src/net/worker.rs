@@ -19,7 +19,7 @@ use crate::VmmError;
 use super::cidr::{pair, pairs};
 use super::commands::Commands;
 use super::iptables::Iptables;
-use super::{NetConfig, rules, tap};
+use super::{NetConfig, flows, rules, tap};
 
 /// More machines than this on one host would need another look at much else.
 const MAX_SLOTS: u32 = 16_384;
@@ -234,6 +234,11 @@ impl<'a> Worker<'a> {
         let name = self.interface(slot);
         if interface_names().is_ok_and(|names| names.contains(&name)) {
             let _ = self.commands.ip_force(&format!("link del dev {name}\n"));
+        }
+        if let Some((_, address)) = pair(&self.config.pool, slot)
+            && let Err(error) = flows::forget(address)
+        {
+            tracing::warn!(%error, %address, "connections of a machine that is gone stay in the host's table");
         }
         self.free_slots.push_back(slot);
     }
