@@ -66,7 +66,8 @@ pub(super) fn forget(address: Ipv4Addr) -> io::Result<usize> {
 }
 
 fn open() -> io::Result<OwnedFd> {
-    let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
+    let netlink =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
     setsockopt(&netlink, sockopt::ReceiveTimeout, &TimeVal::seconds(WAIT))?;
     Ok(netlink)
 }
