@@ -226,7 +226,7 @@ def signal_group(process, number):
 
 
 def reasons(lines, each=3, most=40):
-    """The panics of a log with the lines that follow them: what is wanted first when the rest is cut."""
+    """The panics and failed assertions of a log, with the lines after them. A reader whose copy of the log is cut needs them most."""
     found = []
     for at, line in enumerate(lines):
         if re.search(r"panicked at|^E   |^--- failed: ", line):

@@ -30,7 +30,7 @@ NEIGHBOUR = 10
 # Attacks that only load the machine go on for so long.
 LOAD = 20
 CONNECTIONS = 300
-# Of the service's machines.
+# Begin of the addresses of the service's machines (`network_pool`).
 POOL = "100.97."
 QUOTA = {"sandboxes": 3, "memory_mib": 3000, "vcpus": 6}
 
@@ -195,13 +195,13 @@ def groups(service):
 
 
 def connections():
-    """Connections of guests that are not over. The kernel remembers those that are for some seconds, and does not count them
-    either; and whoever else uses this host has some, too."""
+    """Live connections of guests. The kernel lists closed ones for some seconds more, but its limit does not count them. The
+    host's own connections are not counted."""
     try:
         flows = Path("/proc/net/nf_conntrack").read_text()
     except OSError:
         return 0
-    # The first address of a line is the sender's.
+    # The sender's address comes first in a line.
     live = [line for line in flows.splitlines() if not re.search(r" (CLOSE|TIME_WAIT) ", line)]
     return sum(1 for line in live if re.search(r"src=(\S+)", line)[1].startswith(POOL))
 

@@ -20,8 +20,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream::{self, ReadyChunks, Stream, StreamExt};
 use nullspace_api::TemplateBuildLogEntry;
-use nullspace_service::chain;
-use nullspace_service::{Caller, Error, LogStream};
+use nullspace_service::{Caller, Error, LogStream, chain};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 

@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use nullspace_api::ErrorResponseCode;
-use nullspace_service::chain;
-use nullspace_service::{KeyId, Service};
+use nullspace_service::{KeyId, Service, chain};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Refusal;

@@ -57,8 +57,8 @@ async fn two_sandboxes_of_one_template_share_nothing_but_the_past() {
     let (name, id) = (one.sh("cat name").await, one.sh("cat id").await);
     assert!(one.sh("hostname").await != name && one.sh("cat /etc/machine-id").await != id, "as at the build");
 
-    // The process that has run since the build draws other numbers in each. One is drawn surely after the restore when the
-    // first that this command sees is gone: how long that takes is the host's business.
+    // The process that has run since the build draws other numbers in each. The first number that the command sees may be from
+    // before the snapshot. The command waits for the next one, which is drawn after the restore.
     let drawn = "was=$(cat random); while [ \"$(cat random)\" = \"$was\" ]; do sleep 0.1; done; cat random";
     let (left, right) = tokio::join!(one.sh(drawn), two.sh(drawn));
     assert!(!left.is_empty() && !right.is_empty(), "nothing was drawn: {left:?} and {right:?}");
