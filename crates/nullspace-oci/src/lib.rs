@@ -15,8 +15,8 @@
 //! - [`tar`], [`stream`], [`merge`]: a layer's bytes to entries, layers to one tree. Synchronous, of use without a registry.
 //! - [`import`]: all of it at once.
 //!
-//! What it does not do: keep a cache, write a filesystem (the caller's [`merge::ContentSink`] and the tree's walk feed
-//! one), push, build, or know what a template is.
+//! What it does not do: store a cache (an import uses one through [`import::LayerCache`]), write a filesystem (the caller's
+//! [`merge::ContentSink`] and the tree's walk feed one), push, build, or know what a template is.
 //! # Example
 //!
 //! Two layers, the upper one with a whiteout. They are read from the top down, so the hidden file never reaches the sink:

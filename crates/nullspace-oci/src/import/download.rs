@@ -1,4 +1,4 @@
-//! An image's blobs from a registry, several at once and ahead of the merge.
+//! An image's blobs from the cache or a registry, several at once and ahead of the merge.
 
 use std::io;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use crate::merge::ContentSink;
 use crate::registry::{Layer, RegistryError, Repository, ResolvedImage};
 use crate::stream::StreamError;
 
+use super::cache::{CachedLayer, Checked, NewLayer, check};
 use super::error::ImportError;
 use super::options::{ImportOptions, Imported, Progress};
 use super::pipeline::{Blob, Blobs, merge_all};
@@ -56,7 +57,8 @@ struct Downloads<'a> {
     /// The layer that is being merged.
     turn: AtomicUsize,
     downloaded: AtomicU64,
-    total: u64,
+    /// Bytes to download: all layers, less those that were found in the cache.
+    total: AtomicU64,
 }
 
 fn run<S: ContentSink>(
@@ -81,9 +83,9 @@ fn run<S: ContentSink>(
         next: AtomicUsize::new(0),
         turn: AtomicUsize::new(0),
         downloaded: AtomicU64::new(0),
-        total: image.layers_size(),
+        total: AtomicU64::new(image.layers_size()),
     };
-    (options.progress)(Progress::Started { layers: downloads.layers.len(), bytes: downloads.total });
+    (options.progress)(Progress::Started { layers: downloads.layers.len(), bytes: image.layers_size() });
     std::thread::scope(|scope| {
         for _ in 0..options.downloads.clamp(1, 16).min(downloads.layers.len()) {
             named(scope, || downloads.download_all()).map_err(ImportError::Io)?;
@@ -115,7 +117,9 @@ impl Blobs for Downloads<'_> {
         let queue = Arc::new(BlobQueue::new(self.spool.clone(), self.cancel.clone()));
         queue.set_current();
         let download = queue.clone();
-        named(scope, move || download.end(self.download(layer, &download)))?;
+        named(scope, move || {
+            self.fetch(layer, &download, true);
+        })?;
         Ok(Box::new(QueueReader::new(queue)))
     }
 
@@ -145,16 +149,63 @@ impl Downloads<'_> {
                 }
                 std::thread::sleep(WAKE);
             }
-            let end = self.download(layer, queue);
-            let complete = matches!(end, End::Complete);
-            queue.end(end);
-            if !complete {
+            if !self.fetch(layer, queue, false) {
                 return;
             }
         }
     }
 
-    fn download(&self, layer: &Layer, queue: &BlobQueue) -> End {
+    /// Brings a layer into its queue and ends the queue; `again` for its second reading. Whether all of it came.
+    fn fetch(&self, layer: &Layer, queue: &BlobQueue, again: bool) -> bool {
+        if let Some(cached) = self.cached(layer) {
+            if !again {
+                self.total.fetch_sub(layer.size, Ordering::Relaxed);
+            }
+            queue.give(cached, layer.size);
+            self.fetched(layer, true);
+            queue.end(End::Complete);
+            return true;
+        }
+        let mut copy = self.options.cache.as_ref().and_then(|cache| cache.begin(&layer.digest, layer.size));
+        let end = self.download(layer, queue, &mut copy);
+        let complete = matches!(end, End::Complete);
+        if complete {
+            self.fetched(layer, false);
+        }
+        // Before the copy is flushed: the reader need not wait for that.
+        queue.end(end);
+        if complete
+            && let Some(copy) = copy
+            && let Err(error) = copy.store()
+        {
+            tracing::warn!(digest = %layer.digest, %error, "an image layer cannot be added to the cache");
+        }
+        complete
+    }
+
+    fn fetched(&self, layer: &Layer, cached: bool) {
+        (self.options.progress)(Progress::LayerFetched { digest: layer.digest.clone(), bytes: layer.size, cached });
+    }
+
+    /// The layer from the cache, if it is there undamaged.
+    fn cached(&self, layer: &Layer) -> Option<CachedLayer> {
+        let cache = self.options.cache.as_ref()?;
+        let found = cache.find(&layer.digest, layer.size)?;
+        match check(&found.file, &layer.digest, layer.size, self.cancel) {
+            Ok(Checked::Right) => return Some(found),
+            Ok(Checked::Cancelled) => return None,
+            Ok(Checked::Wrong) => {
+                tracing::warn!(digest = %layer.digest, "a cached image layer is damaged: it is downloaded again");
+            }
+            Err(error) => {
+                tracing::warn!(digest = %layer.digest, %error, "a cached image layer cannot be read: it is downloaded again");
+            }
+        }
+        cache.remove(&layer.digest);
+        None
+    }
+
+    fn download(&self, layer: &Layer, queue: &BlobQueue, copy: &mut Option<Box<dyn NewLayer>>) -> End {
         let mut blob = self.repository.blob(&layer.digest, layer.size, 0);
         loop {
             let next = async {
@@ -171,6 +222,10 @@ impl Downloads<'_> {
                 None => return End::Cancelled,
             };
             let bytes = chunk.len() as u64;
+            if let Some(Err(error)) = copy.as_mut().map(|copy| copy.write(&chunk)) {
+                tracing::warn!(digest = %layer.digest, %error, "an image layer cannot be added to the cache");
+                *copy = None;
+            }
             if let Err(error) = queue.push(chunk) {
                 return match StreamError::find(error) {
                     Ok(_) => End::Cancelled,
@@ -178,7 +233,8 @@ impl Downloads<'_> {
                 };
             }
             let so_far = self.downloaded.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-            (self.options.progress)(Progress::Downloaded { bytes: so_far.min(self.total), total: self.total });
+            let total = self.total.load(Ordering::Relaxed);
+            (self.options.progress)(Progress::Downloaded { bytes: so_far.min(total), total });
         }
     }
 }

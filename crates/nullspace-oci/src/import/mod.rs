@@ -7,11 +7,13 @@
 //!  blob n-2 ─▶ queue (+ file)
 //!  (sha256 of the blob as it comes)
 //! ```
+//! A layer that a [`LayerCache`] has is checked whole and read from its file instead of being downloaded.
 //!
 //! Layers are merged from the top down (see [`crate::merge`]). Memory is bounded: a few MiB for each download and each
 //! decoder (a zstd layer may ask for a window of up to 128 MiB), plus the tree itself, some 200 bytes a name. Nothing is
 //! returned before every digest and diff id has been found right.
 
+mod cache;
 mod download;
 mod error;
 mod local;
@@ -19,6 +21,7 @@ mod options;
 mod pipeline;
 mod queue;
 
+pub use cache::{CachedLayer, LayerCache, NewLayer};
 pub use download::import;
 pub use error::ImportError;
 pub use local::import_local;

@@ -10,6 +10,8 @@ use crate::digest::Digest;
 use crate::merge::{ContentSink, MergeLimits, MergedTree};
 use crate::stream::StreamLimits;
 
+use super::cache::LayerCache;
+
 /// How an import is done.
 #[derive(Clone)]
 pub struct ImportOptions {
@@ -23,6 +25,8 @@ pub struct ImportOptions {
     pub spool_directory: Option<PathBuf>,
     /// Most bytes there at any time.
     pub spool_limit: u64,
+    /// Layers of earlier imports, which this import uses and adds to; `None`: every layer is downloaded.
+    pub cache: Option<Arc<dyn LayerCache>>,
     /// Called from several threads, often, and must not block; the caller thins it out for its log.
     pub progress: Arc<dyn Fn(Progress) + Send + Sync>,
     /// Ends the import at its next step.
@@ -37,6 +41,7 @@ impl Default for ImportOptions {
             downloads: 3,
             spool_directory: None,
             spool_limit: 4 << 30,
+            cache: None,
             progress: Arc::new(|_| {}),
             cancel: CancellationToken::new(),
         }
@@ -51,6 +56,7 @@ impl fmt::Debug for ImportOptions {
             .field("downloads", &self.downloads)
             .field("spool_directory", &self.spool_directory)
             .field("spool_limit", &self.spool_limit)
+            .field("cache", &self.cache.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -69,8 +75,17 @@ pub enum Progress {
     Downloaded {
         /// Compressed bytes so far, over all layers.
         bytes: u64,
-        /// Compressed bytes of all layers.
+        /// Compressed bytes of all layers, without those that were found in the cache.
         total: u64,
+    },
+    /// A layer's blob is here, whole, with the right digest. Comes again for a layer that is read twice.
+    LayerFetched {
+        /// The blob.
+        digest: Digest,
+        /// Its length in bytes.
+        bytes: u64,
+        /// It was in the cache; otherwise it was downloaded.
+        cached: bool,
     },
     /// A layer is verified and merged.
     LayerDone {

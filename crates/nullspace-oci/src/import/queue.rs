@@ -6,8 +6,10 @@
 //!
 //! ```text
 //!  download ─▶ [memory, a few MiB] ─▶ [file, if this layer has to wait] ─▶ reader      (always first in, first out)
+//!  cache ─────────────────────────▶ [its file] ───────────────────────────▶ reader
 //! ```
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, Read};
@@ -22,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::registry::RegistryError;
 use crate::stream::StreamError;
+
+use super::cache::CachedLayer;
 
 /// Bytes held in memory of the blob that is being merged.
 const MEMORY: usize = 4 << 20;
@@ -84,6 +88,8 @@ struct State {
     /// The unread part of the file.
     file_start: u64,
     file_end: u64,
+    /// The file is one of the cache, which keeps it while this is held. It is no part of the spool.
+    cached: Option<Box<dyn Any + Send + Sync>>,
     /// It is this blob's turn to be merged.
     current: bool,
     ended: Option<End>,
@@ -159,6 +165,16 @@ impl BlobQueue {
         Ok(true)
     }
 
+    /// Gives the whole blob at once, as a file of the cache. Nothing may have been pushed.
+    pub(super) fn give(&self, layer: CachedLayer, size: u64) {
+        let mut state = self.lock();
+        if !state.abandoned && size > 0 {
+            (state.file, state.cached) = (Some(layer.file), Some(layer.hold));
+            (state.file_start, state.file_end) = (0, size);
+        }
+        self.changed.notify_all();
+    }
+
     /// The download is over.
     pub(super) fn end(&self, end: End) {
         self.lock().ended = Some(end);
@@ -195,7 +211,9 @@ impl BlobQueue {
 
     fn drop_file(&self, state: &mut State) {
         state.file = None;
-        self.spool.used.fetch_sub(state.file_end, Ordering::Relaxed);
+        if state.cached.take().is_none() {
+            self.spool.used.fetch_sub(state.file_end, Ordering::Relaxed);
+        }
         (state.file_start, state.file_end) = (0, 0);
     }
 
@@ -351,6 +369,31 @@ mod tests {
             current.push(chunk(n)).unwrap();
         }
         assert_eq!(spool.memory.load(Ordering::Relaxed), 16 << 20);
+    }
+
+    #[test]
+    fn a_file_of_the_cache_is_read_whole_held_meanwhile_and_no_part_of_the_spool() {
+        use std::io::Write;
+        let (_directory, spool) = spool(0);
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..700_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        file.write_all(&bytes).unwrap();
+        let held = Arc::new(());
+        for abandoned in [false, true] {
+            let queue = Arc::new(BlobQueue::new(spool.clone(), CancellationToken::new()));
+            let layer = CachedLayer { file: file.try_clone().unwrap(), hold: Box::new(held.clone()) };
+            queue.give(layer, bytes.len() as u64);
+            queue.end(End::Complete);
+            assert_eq!((Arc::strong_count(&held), spool.used.load(Ordering::Relaxed)), (2, 0));
+            if abandoned {
+                assert!(queue.abandon().is_none());
+            } else {
+                let mut all = Vec::new();
+                QueueReader::new(queue.clone()).read_to_end(&mut all).unwrap();
+                assert!(all == bytes);
+            }
+            assert_eq!((Arc::strong_count(&held), spool.used.load(Ordering::Relaxed)), (1, 0));
+        }
     }
 
     #[test]

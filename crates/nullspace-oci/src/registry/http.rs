@@ -1,18 +1,17 @@
 //! Bounded HTTP requests: timeouts, retries, redirects, and errors from answers.
 
-use std::collections::BTreeMap;
 use std::error::Error as _;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use backon::{ExponentialBuilder, Retryable};
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use nullspace_reach::{Clients, Lookup, SystemLookup, is_closed, is_local_name, literal};
+pub(super) use nullspace_reach::{is_loopback, is_loopback_host};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Client, Response, StatusCode, Url};
 
 use super::error::{At, NotAllowed, RegistryError};
-use super::reach::{self, Lookup, Reach, Resolver, SystemLookup, Unresolved, is_local_name};
+use super::reach;
 use super::settings::RegistryConfig;
 
 const MAX_REDIRECTS: usize = 5;
@@ -25,13 +24,7 @@ const MAX_MESSAGE: usize = 300;
 #[derive(Debug)]
 pub(super) struct Http {
     pub(super) config: RegistryConfig,
-    reach: Arc<Reach>,
-    lookup: Arc<dyn Lookup>,
-    /// By port, for those that the operator lists one by one, and for all others. They go through the proxy of the
-    /// environment, if there is one.
-    outside: BTreeMap<Option<u16>, Client>,
-    /// For loopback hosts, which no proxy reaches.
-    loopback: Client,
+    clients: Clients,
 }
 
 /// The result of a GET without an error.
@@ -92,11 +85,7 @@ impl Http {
                 .read_timeout(config.timeouts.idle)
                 .pool_idle_timeout(Duration::from_secs(60))
         };
-        let build = |resolver: Option<Resolver>| {
-            let reaching = |builder: reqwest::ClientBuilder| match &resolver {
-                Some(resolver) => builder.dns_resolver(Arc::new(resolver.clone())),
-                None => builder.dns_resolver(Arc::new(Local)).no_proxy(),
-            };
+        let build = |reaching: &dyn Fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder| {
             let built = reaching(base().tls_certs_merge(extra.iter().cloned())).build().or_else(|error| {
                 // A bare machine has no CA certificates at all; plain HTTP and private CAs must work there too.
                 tracing::warn!(error = %reason(error), "system CA certificates unusable, trusting the extra ones only");
@@ -104,14 +93,8 @@ impl Http {
             });
             built.map_err(|error| setup(reason(error)))
         };
-        let reach = Arc::new(Reach::new(&config)?);
-        let mut outside = BTreeMap::new();
-        for port in reach.ports().into_iter().map(Some).chain([None]) {
-            let (reach, lookup) = (Arc::clone(&reach), Arc::clone(&lookup));
-            outside.insert(port, build(Some(Resolver { reach, lookup, port }))?);
-        }
-        let loopback = build(None)?;
-        Ok(Http { config, reach, lookup, outside, loopback })
+        let clients = Clients::new(reach::of(&config)?, lookup, build)?;
+        Ok(Http { config, clients })
     }
 
     /// Sends a GET until it is answered, retrying what may pass, and following redirects.
@@ -201,34 +184,16 @@ impl Http {
         self.answered(self.client(url, at)?.get(url.clone()).headers(headers), url, at).await
     }
 
-    /// The client for a URL, if it may be gone to as far as the URL tells; see `reach`.
+    /// The client for a URL, if it may be gone to as far as the URL tells.
     fn client(&self, url: &Url, at: &At) -> Result<&Client, RegistryError> {
-        self.reach.judge(url).map_err(|_| not_allowed(url, at))?;
-        if is_loopback(url) {
-            return Ok(&self.loopback);
-        }
-        let of_port = self.outside.get(&url.port_or_known_default()).or_else(|| self.outside.get(&None));
-        of_port.ok_or_else(|| RegistryError::Setup("there is no HTTP client".to_owned()))
+        self.clients.of(url).map_err(|_| not_allowed(url, at))
     }
 
     /// Whether a program elsewhere may be sent to a URL's host. It chooses among a name's addresses itself: all of them
     /// must be open. A name that does not resolve here is left to that program.
     pub(super) async fn admit(&self, url: &Url) -> Result<(), NotAllowed> {
-        let refused = NotAllowed { host: host_port(url) };
-        if self.reach.judge(url).is_err() {
-            return Err(refused);
-        }
-        let host = url.host_str().unwrap_or_default();
-        if reach::literal(host).is_some() || is_local_name(host) {
-            return Ok(());
-        }
-        let port = url.port_or_known_default().filter(|port| self.outside.contains_key(&Some(*port)));
-        let resolver = Resolver { reach: Arc::clone(&self.reach), lookup: Arc::clone(&self.lookup), port };
-        match tokio::time::timeout(self.config.timeouts.connect, resolver.resolve(host)).await {
-            Ok(Ok((_, closed))) if closed > 0 => Err(refused),
-            Ok(Err(Unresolved::Closed { found })) if found > 0 => Err(refused),
-            _ => Ok(()),
-        }
+        let admitted = self.clients.admit(url, self.config.timeouts.connect).await;
+        admitted.map_err(|_| NotAllowed { host: host_port(url) })
     }
 
     /// Sends a request and waits for the head of its answer.
@@ -236,7 +201,7 @@ impl Http {
         let unreachable = |reason| RegistryError::Unreachable { at: at.clone(), reason };
         match tokio::time::timeout(self.config.timeouts.response, request.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) if reach::is_closed(&error) => Err(not_allowed(url, at)),
+            Ok(Err(error)) if is_closed(&error) => Err(not_allowed(url, at)),
             Ok(Err(error)) => Err(unreachable(reason(error))),
             Err(_) => Err(unreachable(format!("no answer within {} s", self.config.timeouts.response.as_secs_f32()))),
         }
@@ -350,29 +315,9 @@ pub(super) fn host_port(url: &Url) -> String {
     }
 }
 
-/// Whether the URL's host is this machine, by its name or its literal address.
-pub(super) fn is_loopback(url: &Url) -> bool {
-    url.host_str().is_some_and(is_loopback_host)
-}
-
-/// `localhost`, `127.…`, `[::1]`.
-pub(super) fn is_loopback_host(host: &str) -> bool {
-    is_local_name(host) || reach::literal(host).is_some_and(|address| address.to_canonical().is_loopback())
-}
-
 fn not_allowed(url: &Url, at: &At) -> RegistryError {
-    let by_name = url.host_str().is_some_and(|host| reach::literal(host).is_none() && !is_local_name(host));
+    let by_name = url.host_str().is_some_and(|host| literal(host).is_none() && !is_local_name(host));
     RegistryError::NotAllowed { at: at.clone(), source: NotAllowed { host: host_port(url) }, by_name }
-}
-
-/// Resolves this machine's own names to its loopback address, without the host's resolver.
-struct Local;
-
-impl Resolve for Local {
-    fn resolve(&self, _name: Name) -> Resolving {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        Box::pin(std::future::ready(Ok(Box::new(std::iter::once(address)) as Addrs)))
-    }
 }
 
 /// An error of the HTTP client with its causes, without the URL.

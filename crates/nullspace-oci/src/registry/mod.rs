@@ -12,7 +12,7 @@
 //! lead, and sends a registry's password to whatever token server it names, over plain HTTP as well.
 //!
 //! # Permitted destinations
-//! - Only the internet and the operator's list, by the address that is dialled (see `reach`). It does not matter where the name
+//! - Only the internet and the operator's list, by the address that is dialled (`nullspace-reach`). It does not matter where the name
 //!   comes from: a caller, a redirect, a token realm or a cloud's endpoint.
 //! - Plain HTTP only to hosts in [`RegistryConfig::plain_http`] and, as with Docker, to loopback registries that are
 //!   listed and do not speak TLS.
@@ -21,7 +21,6 @@
 //! - A registry cannot lead the client from a public host to a loopback one, nor from HTTPS to HTTP.
 //! - Every request has timeouts, every document a size limit, every retry an end. `Retry-After` is honoured within bounds.
 
-mod address;
 mod auth;
 mod blob;
 mod credentials;
@@ -30,7 +29,6 @@ mod endpoint;
 mod error;
 mod exchange;
 mod http;
-mod private;
 mod reach;
 mod repository;
 mod settings;
@@ -39,7 +37,7 @@ pub use blob::BlobReader;
 pub use credentials::Credentials;
 pub use docker_config::{DockerConfig, DockerConfigError};
 pub use error::{At, NotAllowed, RegistryError};
-pub use private::{InvalidPrivateRegistry, PrivateRegistry};
+pub use nullspace_reach::{InvalidPrivateHost as InvalidPrivateRegistry, PrivateHost as PrivateRegistry};
 pub use repository::{Repository, ResolvedImage};
 
 pub use crate::manifest::Layer;

@@ -1,8 +1,11 @@
-use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::sync::Mutex;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use futures::future::BoxFuture;
+use nullspace_reach::Lookup;
 
 use super::*;
 use crate::platform::Platform;

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use nullspace_reach::PrivateHost;
 use reqwest::Url;
 
 use super::docker_config::DockerConfig;
-use super::private::PrivateRegistry;
 
 /// Settings for all registries.
 #[derive(Clone)]
@@ -23,7 +23,7 @@ pub struct RegistryConfig {
     /// Registry hosts (with port, if not 80) that are spoken to over plain HTTP. Each may be asked wherever it lies.
     pub plain_http: BTreeSet<String>,
     /// Registries outside the internet that may be asked. Mirrors and `plain_http` need not be in it.
-    pub private_registries: Vec<PrivateRegistry>,
+    pub private_registries: Vec<PrivateHost>,
     /// Waiting times.
     pub timeouts: Timeouts,
     /// How often a request is tried, first try included.

@@ -22,7 +22,7 @@ const PASSWORD: &str = "hunter2-canary";
 /// bcrypt of the password.
 const HTPASSWD: &str = "user:$2b$05$abcdefghijklmnopqrstuuVg6uW7bHRPWZkTPjmKIf1dSrkXmege.\n";
 
-struct DockerRegistry {
+pub(crate) struct DockerRegistry {
     child: Child,
     port: u16,
     folder: tempfile::TempDir,
@@ -35,11 +35,22 @@ impl Drop for DockerRegistry {
     }
 }
 
+/// A port that nobody uses, below those of outgoing connections: none of them takes it until the registry does.
+fn free_port() -> u16 {
+    loop {
+        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), Instant::now());
+        let port = 12_000 + (random % 20_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 impl DockerRegistry {
-    fn start(tls: bool, password: bool) -> DockerRegistry {
+    pub(crate) fn start(tls: bool, password: bool) -> DockerRegistry {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).display().to_string();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut yaml = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: 127.0.0.1:{port}\n",
@@ -60,10 +71,11 @@ impl DockerRegistry {
             .stderr(Stdio::null())
             .spawn()
             .expect("start docker-registry (Debian package docker-registry)");
-        let registry = DockerRegistry { child, port, folder };
+        let mut registry = DockerRegistry { child, port, folder };
         let begun = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "docker-registry does not answer");
+            assert!(registry.child.try_wait().unwrap().is_none(), "docker-registry ended");
+            assert!(begun.elapsed() < Duration::from_secs(60), "docker-registry does not answer");
             std::thread::sleep(Duration::from_millis(50));
         }
         registry
@@ -73,11 +85,11 @@ impl DockerRegistry {
         fs::read(self.folder.path().join("ca.pem")).unwrap()
     }
 
-    fn reference(&self) -> String {
+    pub(crate) fn reference(&self) -> String {
         format!("127.0.0.1:{}/team/app:v1", self.port)
     }
 
-    async fn push(&self, image: &Image, tls: bool) {
+    pub(crate) async fn push(&self, image: &Image, tls: bool) {
         let mut client = reqwest::Client::builder().no_proxy();
         if tls {
             client = client.tls_certs_merge([reqwest::Certificate::from_pem(&self.ca()).unwrap()]);

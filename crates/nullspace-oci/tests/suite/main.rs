@@ -6,6 +6,7 @@
 
 mod docker_registry;
 mod import;
+mod layer_cache;
 mod layout;
 mod merge_cases;
 mod merge_model;

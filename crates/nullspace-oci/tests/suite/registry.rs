@@ -109,9 +109,10 @@ async fn blob_that_never_arrives_whole_is_given_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn blob_that_stalls_or_crawls_is_resumed() {
     // Nothing for longer than the idle time; and always something, but too little.
-    let idle = Timeouts { idle: Duration::from_millis(200), ..Timeouts::default() };
-    let rate = Timeouts { rate_window: Duration::from_millis(200), min_rate: 1_000_000, ..Timeouts::default() };
-    for (timeouts, trickle) in [(idle, (1_000_000, Duration::from_secs(2))), (rate, (1_000, Duration::from_millis(20)))]
+    let idle = Timeouts { idle: Duration::from_secs(1), ..Timeouts::default() };
+    let rate = Timeouts { rate_window: Duration::from_secs(1), min_rate: 200_000, ..Timeouts::default() };
+    for (timeouts, trickle) in
+        [(idle, (1_000_000, Duration::from_secs(60))), (rate, (1_000, Duration::from_millis(20)))]
     {
         let image = three_layers();
         let big = image.layers[0].clone();
@@ -132,13 +133,13 @@ async fn blob_that_stalls_or_crawls_is_resumed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_server_is_given_up() {
     let server = Server::of_image(small(), |request| {
-        (request.target != "/v2/").then(|| Answer { delay: Duration::from_secs(3), ..Answer::new(200, "") })
+        (request.target != "/v2/").then(|| Answer { delay: Duration::from_secs(120), ..Answer::new(200, "") })
     });
     let timeouts = Timeouts { response: Duration::from_millis(100), ..Timeouts::default() };
     let config = RegistryConfig { timeouts, attempts: 2, ..config() };
     let begun = Instant::now();
     let error = failure(&server, config, Credentials::Anonymous).await;
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     assert!(matches!(error, ImportError::Registry(RegistryError::Unreachable { .. })), "{error:?}");
     assert!(error.is_retryable());
 }
@@ -236,7 +237,7 @@ async fn retry_after_beyond_the_bound_fails_at_once() {
     });
     let begun = Instant::now();
     let error = failure(&server, config(), Credentials::Anonymous).await;
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     let ImportError::Registry(RegistryError::RateLimited { retry_after, .. }) = &error else { panic!("{error:?}") };
     assert_eq!(*retry_after, Some(Duration::from_secs(3600)));
     assert!(error.is_retryable());
@@ -551,7 +552,7 @@ async fn cancelled_import_ends_at_once() {
     // The largest blob stays unfinished for ever.
     let server = Server::of_image(image, move |request| {
         let wanted = request.target.ends_with(big.digest.as_str());
-        wanted.then(|| Answer { delay: Duration::from_secs(5), ..answer(&three_layers(), request) })
+        wanted.then(|| Answer { delay: Duration::from_secs(600), ..answer(&three_layers(), request) })
     });
     let repository = repository(config(), &format!("{}/app:1", server.host()), Credentials::Anonymous);
     for drop_future in [false, true] {
@@ -566,17 +567,23 @@ async fn cancelled_import_ends_at_once() {
             ..ImportOptions::default()
         };
         let cancel = options.cancel.clone();
-        let begun = Instant::now();
         let mut running = Box::pin(pull(&repository, options));
-        let waited = tokio::time::timeout(Duration::from_millis(300), &mut running).await;
-        assert!(waited.is_err(), "the import cannot have ended");
-        assert_eq!(*merged.lock().unwrap(), 2);
+        let others = async {
+            while *merged.lock().unwrap() < 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            ended = &mut running => panic!("the import cannot have ended: {:?}", ended.map(drop)),
+            merged = tokio::time::timeout(Duration::from_secs(60), others) => merged.expect("the other layers are merged"),
+        }
+        let begun = Instant::now();
         if drop_future {
             drop(running);
         } else {
             cancel.cancel();
             assert!(matches!(running.await, Err(ImportError::Cancelled)));
         }
-        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     }
 }

@@ -51,7 +51,7 @@ const CARRIES_LAST: [Ipv6Net; 2] = [
 const SIX_TO_FOUR: Ipv6Net = v6(0x2002, 0, 0, 16);
 
 /// Whether an address is one of the internet's.
-pub(super) fn is_public(address: IpAddr) -> bool {
+pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => match carried(address) {

@@ -1,4 +1,4 @@
-//! The operator's list of registries outside the internet.
+//! Entries of the operator's lists of hosts outside the internet.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,11 +7,11 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use reqwest::Url;
 
-/// A permitted registry, or network of registries, outside the internet: `127.0.0.1`, `10.0.0.0/8`, `[fd00::5]:5000`,
+/// A permitted host, or network of hosts, outside the internet: `127.0.0.1`, `10.0.0.0/8`, `[fd00::5]:5000`,
 /// `registry.corp`, `registry.corp:5000`. Without a port it permits all ports. A name permits every address that it resolves
 /// to. An address or a network permits every name that resolves to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PrivateRegistry {
+pub struct PrivateHost {
     host: Host,
     port: Option<u16>,
 }
@@ -23,23 +23,23 @@ enum Host {
     Name(String),
 }
 
-/// A text that is not a [`PrivateRegistry`].
+/// A text that is not a [`PrivateHost`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not an address, a network or a host name, with or without a port")]
-pub struct InvalidPrivateRegistry(String);
+pub struct InvalidPrivateHost(String);
 
-impl FromStr for PrivateRegistry {
-    type Err = InvalidPrivateRegistry;
+impl FromStr for PrivateHost {
+    type Err = InvalidPrivateHost;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.trim();
-        parse(text).ok_or_else(|| InvalidPrivateRegistry(text.chars().take(100).collect()))
+        parse(text).ok_or_else(|| InvalidPrivateHost(text.chars().take(100).collect()))
     }
 }
 
-fn parse(text: &str) -> Option<PrivateRegistry> {
+fn parse(text: &str) -> Option<PrivateHost> {
     if let Some(host) = network(text) {
-        return Some(PrivateRegistry { host, port: None });
+        return Some(PrivateHost { host, port: None });
     }
     let (host, port) = match text.rsplit_once(':') {
         // A colon inside brackets is an address's.
@@ -50,7 +50,7 @@ fn parse(text: &str) -> Option<PrivateRegistry> {
         Some(host) => host,
         None => named(host)?,
     };
-    Some(PrivateRegistry { host, port })
+    Some(PrivateHost { host, port })
 }
 
 fn network(text: &str) -> Option<Host> {
@@ -71,24 +71,25 @@ fn named(text: &str) -> Option<Host> {
 }
 
 /// An IPv4 address that is written as an IPv6 one is that IPv4 address.
-pub(super) fn canonical(address: IpAddr) -> IpAddr {
+pub(crate) fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-impl PrivateRegistry {
-    /// What a URL names, this port alone.
-    pub(super) fn of_url(url: &Url) -> Option<PrivateRegistry> {
+impl PrivateHost {
+    /// The host of a URL, for its port alone.
+    pub fn of_url(url: &Url) -> Option<PrivateHost> {
         let host = url.host_str()?;
         let host = network(host).unwrap_or_else(|| Host::Name(host.to_owned()));
-        Some(PrivateRegistry { host, port: Some(url.port_or_known_default()?) })
+        Some(PrivateHost { host, port: Some(url.port_or_known_default()?) })
     }
 
-    /// A registry that is spoken to in plain HTTP: `host` or `host:port`, port 80 if there is none.
-    pub(super) fn of_plain_http(text: &str) -> Option<PrivateRegistry> {
-        PrivateRegistry::of_url(&Url::parse(&format!("http://{text}/")).ok()?)
+    /// A host that is spoken to in plain HTTP: `host` or `host:port`, port 80 if there is none.
+    pub fn of_plain_http(text: &str) -> Option<PrivateHost> {
+        PrivateHost::of_url(&Url::parse(&format!("http://{text}/")).ok()?)
     }
 
-    pub(super) fn port(&self) -> Option<u16> {
+    /// The one port that it permits; `None`: all.
+    pub fn port(&self) -> Option<u16> {
         self.port
     }
 
@@ -97,17 +98,17 @@ impl PrivateRegistry {
     }
 
     /// Whether this name is listed for this port; `None` is a port that no entry names.
-    pub(super) fn is_name(&self, name: &str, port: Option<u16>) -> bool {
+    pub(crate) fn is_name(&self, name: &str, port: Option<u16>) -> bool {
         matches!(&self.host, Host::Name(listed) if listed == name.trim_end_matches('.')) && self.takes(port)
     }
 
     /// Whether this address is listed for this port.
-    pub(super) fn has(&self, address: IpAddr, port: Option<u16>) -> bool {
+    pub(crate) fn has(&self, address: IpAddr, port: Option<u16>) -> bool {
         matches!(&self.host, Host::Network(net) if net.contains(&canonical(address))) && self.takes(port)
     }
 }
 
-impl fmt::Display for PrivateRegistry {
+impl fmt::Display for PrivateHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.host, self.port) {
             (Host::Network(IpNet::V6(net)), Some(port)) if net.prefix_len() == 128 => {
@@ -130,7 +131,7 @@ impl fmt::Display for PrivateRegistry {
 mod tests {
     use super::*;
 
-    fn listed(text: &str) -> PrivateRegistry {
+    fn listed(text: &str) -> PrivateHost {
         text.parse().unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -153,7 +154,7 @@ mod tests {
             assert_eq!(listed(text).to_string(), shown, "{text}");
         }
         for bad in ["", ":5000", "a:0", "a:70000", "a:b", "http://a", "a/b", "10.0.0.0/33", "[::1", "a b", "u@h"] {
-            assert!(bad.parse::<PrivateRegistry>().is_err(), "{bad}");
+            assert!(bad.parse::<PrivateHost>().is_err(), "{bad}");
         }
     }
 
@@ -168,7 +169,7 @@ mod tests {
         assert!(!name.is_name("registry.corp", Some(443)) && !name.is_name("registry.corp", None));
         assert!(!name.is_name("x.registry.corp", Some(5000)));
         assert!(listed("registry.corp").is_name("registry.corp", None));
-        let plain = PrivateRegistry::of_plain_http("plain").unwrap();
+        let plain = PrivateHost::of_plain_http("plain").unwrap();
         assert!(plain.is_name("plain", Some(80)) && !plain.is_name("plain", Some(443)));
     }
 }
