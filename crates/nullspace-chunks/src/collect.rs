@@ -16,7 +16,6 @@
 //! collection by reading them.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use crate::error::io_error;
@@ -100,6 +99,7 @@ impl Collection {
             for id in &dead {
                 // With the lock: the same image may be put again at any moment.
                 remove(&inner.manifest_path(id))?;
+                inner.doom_manifest(id);
             }
             report.chunks = state.retain_chunks(&marked.chunks);
             let packs = state.pack_use();
@@ -121,6 +121,7 @@ impl Collection {
         // One that was written a moment ago may hold only what others stored first: it counts like any other.
         self.rewrite(&sparse, &mut report, stop)?;
         sync_dir(&inner.packs())?;
+        inner.delete_doomed(stop)?;
         Ok(report)
     }
 
@@ -173,6 +174,7 @@ impl Collection {
         };
         if let Some(name) = name {
             remove(&name.path(&inner.packs()))?;
+            inner.doom_pack(name);
             inner.step("pack removed");
             report.packs += 1;
             report.freed_bytes += pack.bytes;
@@ -201,6 +203,10 @@ impl Collection {
             sync_dir(&inner.packs())?;
             inner.step("rewritten pack durable");
             let slots: Vec<u32> = old.iter().map(|pack| pack.slot).collect();
+            if let Err(error) = inner.upload_pack(name, bytes) {
+                remove(&name.path(&inner.packs()))?;
+                return Err(error);
+            }
             inner.state().move_chunks(&slots, name, bytes, &entries);
             for pack in old {
                 self.remove_pack(pack, report)?;
@@ -215,7 +221,7 @@ impl Collection {
     fn copy(&self, from: &PackUse, to: &mut PackWriter) -> Result<()> {
         let inner = &self.store.inner;
         let path = from.name.path(&inner.packs());
-        let file = File::open(&path).map_err(io_error("open", &path))?;
+        let file = inner.open_pack(from.name)?.map_err(io_error("open", &path))?;
         let entries = inner.state().entries_of(from.slot);
         let mut bytes = Vec::new();
         for entry in entries {

@@ -127,9 +127,18 @@ fn bad(what: &str) -> io::Error {
 /// Reads a pack's entries and its length. [`io::ErrorKind::InvalidData`] when the index is damaged.
 pub(crate) fn read_index(file: &File) -> io::Result<(Vec<Entry>, u64)> {
     let length = file.metadata()?.len();
+    let read = |at, len| {
+        let mut bytes = vec![0; len];
+        file.read_exact_at(&mut bytes, at)?;
+        Ok(bytes)
+    };
+    Ok((read_index_by(length, read)?, length))
+}
+
+/// Reads the entries of a pack of `length` bytes, by a function that reads so many bytes from a place on.
+pub(crate) fn read_index_by(length: u64, read: impl Fn(u64, usize) -> io::Result<Vec<u8>>) -> io::Result<Vec<Entry>> {
     let tail_at = length.checked_sub(TAIL as u64).ok_or_else(|| bad("is cut off"))?;
-    let mut tail = [0; TAIL];
-    file.read_exact_at(&mut tail, tail_at)?;
+    let tail = read(tail_at, TAIL)?;
     let (index_at, rest) = tail.split_first_chunk::<8>().ok_or_else(|| bad("is cut off"))?;
     let (count, rest) = rest.split_first_chunk::<4>().ok_or_else(|| bad("is cut off"))?;
     let (hash, magic) =
@@ -139,8 +148,7 @@ pub(crate) fn read_index(file: &File) -> io::Result<(Vec<Entry>, u64)> {
     if magic != MAGIC || index_at.checked_add(size) != Some(tail_at) {
         return Err(bad("has no end mark: the file is cut off or overwritten"));
     }
-    let mut index = vec![0; usize::try_from(size).map_err(|_| bad("is too large"))?];
-    file.read_exact_at(&mut index, index_at)?;
+    let index = read(index_at, usize::try_from(size).map_err(|_| bad("is too large"))?)?;
     if blake3::hash(&index) != *hash {
         return Err(bad("does not have its checksum"));
     }
@@ -156,7 +164,7 @@ pub(crate) fn read_index(file: &File) -> io::Result<(Vec<Entry>, u64)> {
         entries.push(Entry { id: ChunkId::from_bytes(*id), offset, stored, plain });
         offset = end;
     }
-    Ok((entries, length))
+    Ok(entries)
 }
 
 #[cfg(test)]

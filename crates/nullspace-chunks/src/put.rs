@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codec::Encoder;
 use crate::error::io_error;
-use crate::files::{Draft, sync_dir};
+use crate::files::{Draft, remove, sync_dir};
 use crate::manifest::{Content, MAX_DEPTH, Manifest, Piece, overlay};
 use crate::pack::{PackName, PackWriter};
 use crate::source::{BLOCK, Cell, Cells, Changes, WholeFile, is_zero};
@@ -23,7 +23,7 @@ use crate::store::{Inner, Pin, Stop};
 use crate::{ChunkId, Error, ManifestId, Result, Store};
 
 /// Cells on their way from the threads to the pack.
-const QUEUED: usize = 32;
+pub(crate) const QUEUED: usize = 32;
 
 /// The result of a put. A collection keeps the image while `pin` lives. Drop the pin once the store's owner has recorded the
 /// image.
@@ -95,7 +95,7 @@ impl Store {
             stop,
             cells: Mutex::new(cells),
             seen: Mutex::default(),
-            holds: Holds { inner, ids: Mutex::default() },
+            holds: Holds::new(inner),
         };
         let (mut pieces, pack, mut put) = work.run()?;
         pieces.sort_unstable_by_key(|piece| piece.at);
@@ -103,32 +103,47 @@ impl Store {
 
         let mut added = 0;
         if let Some(pack) = pack {
-            let (draft, entries, bytes) = pack.finish()?;
-            let name = PackName::new();
-            inner.step("pack flushed");
-            draft.place(&name.path(&inner.packs()))?;
-            inner.step("pack named");
-            sync_dir(&inner.packs())?;
-            inner.step("pack durable");
-            inner.state().add_pack(name, bytes, &entries);
-            added = bytes;
+            added = name_pack(inner, pack)?;
         }
         let manifest = base.manifest(image_bytes, pieces);
-        let encoded = manifest.encode().map_err(|error| Error::invalid(error.to_string()))?;
-        let pin = publish(inner, &encoded, &work.holds)?;
+        let encoded = [manifest.encode().map_err(|error| Error::invalid(error.to_string()))?];
+        let pin = publish(inner, &encoded, &work.holds)?.remove(0);
+        let [encoded] = encoded;
         put.stored_bytes = added + encoded.len() as u64;
         Ok(Stored { pin, image_bytes, put })
     }
 }
 
-/// Makes a manifest durable, gives it its name, and pins it.
-fn publish(inner: &Arc<Inner>, encoded: &[u8], holds: &Holds<'_>) -> Result<Pin> {
-    let id = ManifestId::of(encoded);
-    let draft = Draft::create(&inner.work())?;
-    (&draft.file).write_all(encoded).map_err(io_error("write", draft.path()))?;
-    draft.sync()?;
+/// Makes a pack durable, gives it its name, and its chunks to all. Returns its length.
+pub(crate) fn name_pack(inner: &Inner, pack: PackWriter) -> Result<u64> {
+    let (draft, entries, bytes) = pack.finish()?;
+    let name = PackName::new();
+    inner.step("pack flushed");
+    draft.place(&name.path(&inner.packs()))?;
+    inner.step("pack named");
+    sync_dir(&inner.packs())?;
+    inner.step("pack durable");
+    if let Err(error) = inner.upload_pack(name, bytes) {
+        // Nothing names it, and the next put of its chunks makes another one.
+        remove(&name.path(&inner.packs()))?;
+        return Err(error);
+    }
+    inner.state().add_pack(name, bytes, &entries);
+    Ok(bytes)
+}
+
+/// Makes manifests durable, gives them their names, and pins them. The pins are in the order of the manifests.
+pub(crate) fn publish(inner: &Arc<Inner>, encoded: &[Vec<u8>], holds: &Holds<'_>) -> Result<Vec<Pin>> {
+    let mut drafts = Vec::with_capacity(encoded.len());
+    for encoded in encoded {
+        let draft = Draft::create(&inner.work())?;
+        (&draft.file).write_all(encoded).map_err(io_error("write", draft.path()))?;
+        draft.sync()?;
+        drafts.push((ManifestId::of(encoded), encoded.len() as u64, draft));
+    }
     inner.step("manifest flushed");
-    let pin = {
+    let mut pins = Vec::with_capacity(drafts.len());
+    {
         let mut state = inner.state();
         // A chunk that this put relied on may have proven damaged meanwhile.
         if !holds.all().iter().all(|id| state.find(id).is_some()) {
@@ -138,17 +153,26 @@ fn publish(inner: &Arc<Inner>, encoded: &[u8], holds: &Holds<'_>) -> Result<Pin>
                 source: io::ErrorKind::InvalidData.into(),
             });
         }
-        // With the lock: a collection removes manifests with it.
-        draft.place(&inner.manifest_path(&id))?;
-        state.add_manifest(id);
-        state.pin(id);
-        Pin::new(inner, id)
-    };
+        for (id, bytes, draft) in drafts {
+            // With the lock: a collection removes manifests with it.
+            if let Err(error) = draft.place(&inner.manifest_path(&id)) {
+                // The pins take the lock when they go.
+                drop(state);
+                return Err(error);
+            }
+            state.add_manifest(id, bytes);
+            state.pin(id);
+            pins.push(Pin::new(inner, id));
+        }
+    }
     inner.step("manifest named");
-    // Also when it was there before: whoever put it first may not have come so far.
+    // Also when one was there before: whoever put it first may not have come so far.
     sync_dir(&inner.manifests())?;
     inner.step("manifest durable");
-    Ok(pin)
+    for pin in &pins {
+        inner.upload_manifest(&pin.id())?;
+    }
+    Ok(pins)
 }
 
 /// The base of an image.
@@ -188,14 +212,19 @@ impl Base<'_> {
 }
 
 /// Chunks that must not be collected before the manifest is there.
-struct Holds<'a> {
+pub(crate) struct Holds<'a> {
     inner: &'a Inner,
     ids: Mutex<Vec<ChunkId>>,
 }
 
-impl Holds<'_> {
-    /// Whether the chunk is stored.
-    fn take(&self, id: ChunkId) -> bool {
+impl<'a> Holds<'a> {
+    /// None yet.
+    pub(crate) fn new(inner: &'a Inner) -> Holds<'a> {
+        Holds { inner, ids: Mutex::default() }
+    }
+
+    /// Holds a chunk, and returns whether it is stored.
+    pub(crate) fn take(&self, id: ChunkId) -> bool {
         self.ids.lock().unwrap_or_else(PoisonError::into_inner).push(id);
         self.inner.state().hold(id)
     }

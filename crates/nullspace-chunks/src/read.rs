@@ -1,5 +1,6 @@
 //! Reading chunks, and writing an image back as a sparse raw file.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -15,7 +16,7 @@ use crate::source::{BLOCK, is_zero};
 use crate::store::{Inner, Stop};
 use crate::{ChunkId, Error, ManifestId, Result, Store};
 
-/// Pieces that a thread takes at once.
+/// Chunks that a thread takes at once.
 const BATCH: usize = 16;
 /// A pack that is rewritten while it is read is looked for again so many times.
 const LOOKS: usize = 5;
@@ -61,16 +62,46 @@ impl Store {
         }
         drop(chain);
         to.set_len(image_bytes).map_err(write)?;
+        group(&mut pieces);
         let job = Job { inner: &self.inner, manifest: id, pieces: &pieces, to, fresh: below.is_none(), stop };
         let written_bytes = job.run(self.inner.settings.threads)?;
         Ok(Materialised { image_bytes, written_bytes, cloned: below.is_some() })
     }
 }
 
+/// Brings the pieces of a chunk together, where the first of them is, so that a chunk is read and decompressed once: memory
+/// names a chunk from many places.
+fn group(pieces: &mut [Piece]) {
+    let mut first = HashMap::new();
+    for (index, piece) in pieces.iter().enumerate() {
+        if let Some(id) = piece.chunk() {
+            first.entry(id).or_insert(index);
+        }
+    }
+    let first = |piece: &Piece| piece.chunk().and_then(|id| first.get(&id).copied()).unwrap_or_default();
+    pieces.sort_by_key(first);
+}
+
+/// Cuts off the first batch: pieces of [`BATCH`] chunks, each chunk's all.
+fn batch<'a>(pieces: &mut &'a [Piece]) -> Option<&'a [Piece]> {
+    let (mut chunks, mut last) = (0, None);
+    let end = pieces.iter().position(|piece| {
+        if chunks == 0 || piece.chunk() != last || last.is_none() {
+            chunks += 1;
+            last = piece.chunk();
+        }
+        chunks > BATCH
+    });
+    let (batch, rest) = pieces.split_at(end.unwrap_or(pieces.len()));
+    *pieces = rest;
+    (!batch.is_empty()).then_some(batch)
+}
+
 /// An image on its way into a file.
 struct Job<'a> {
     inner: &'a Inner,
     manifest: ManifestId,
+    /// Those of a chunk side by side.
     pieces: &'a [Piece],
     to: &'a File,
     /// The file was empty: zeros need not be written.
@@ -80,7 +111,7 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn run(&self, threads: usize) -> Result<u64> {
-        let batches = Mutex::new(self.pieces.chunks(BATCH));
+        let batches = Mutex::new(self.pieces);
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.thread(&batches))).collect();
             let mut written = 0;
@@ -96,13 +127,13 @@ impl Job<'_> {
         })
     }
 
-    fn thread(&self, batches: &Mutex<std::slice::Chunks<'_, Piece>>) -> Result<u64> {
+    fn thread(&self, batches: &Mutex<&[Piece]>) -> Result<u64> {
         let write = |source| Error::Io { what: "write a stored image into a file".to_owned(), source };
         let mut reader = Reader::new(self.inner)?;
         let mut written = 0;
         loop {
             self.stop.check()?;
-            let next = batches.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let next = batch(&mut batches.lock().unwrap_or_else(PoisonError::into_inner));
             let Some(batch) = next else { return Ok(written) };
             let each = batch.iter().try_for_each(|piece| {
                 match piece.content {
@@ -122,7 +153,7 @@ impl Job<'_> {
             });
             if let Err(error) = each {
                 // The others need not go on.
-                batches.lock().unwrap_or_else(PoisonError::into_inner).by_ref().for_each(drop);
+                *batches.lock().unwrap_or_else(PoisonError::into_inner) = &[];
                 return Err(error);
             }
         }
@@ -199,6 +230,14 @@ pub(crate) enum Unread {
     Io(Error),
 }
 
+/// Why a chunk's bytes did not come.
+enum Fetch {
+    /// The remote could not be asked: the chunk may be well.
+    Remote(Error),
+    /// The pack.
+    Pack(io::Error),
+}
+
 impl Unread {
     pub(crate) fn of(self, id: &ChunkId, manifest: ManifestId) -> Error {
         let what = match self {
@@ -241,15 +280,16 @@ impl<'a> Reader<'a> {
                     self.last = Some(*id);
                     return Ok(&self.plain);
                 }
+                Err(Fetch::Remote(error)) => return Err(Unread::Io(error)),
                 // The pack is gone: rewritten by a collection, which then says where, or lost.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && looks < LOOKS => {
+                Err(Fetch::Pack(error)) if error.kind() == io::ErrorKind::NotFound && looks < LOOKS => {
                     looks += 1;
                     let moved = self.inner.state().find(id).is_some_and(|(now, _)| now != location);
                     if !moved {
                         self.inner.state().forget_copy(id, location);
                     }
                 }
-                Err(error) if !is_damage(&error) => {
+                Err(Fetch::Pack(error)) if !is_damage(&error) => {
                     let path = pack.path(&self.inner.packs());
                     return Err(Unread::Io(io_error("read", &path)(error)));
                 }
@@ -262,17 +302,18 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn fetch(&mut self, pack: PackName, offset: u64, stored: u32, plain: u32) -> io::Result<()> {
+    fn fetch(&mut self, pack: PackName, offset: u64, stored: u32, plain: u32) -> std::result::Result<(), Fetch> {
         let file = match &self.open {
             Some((name, file)) if *name == pack => file,
             _ => {
                 self.open = None;
-                &self.open.insert((pack, File::open(pack.path(&self.inner.packs()))?)).1
+                let opened = self.inner.open_pack(pack).map_err(Fetch::Remote)?;
+                &self.open.insert((pack, opened.map_err(Fetch::Pack)?)).1
             }
         };
         self.stored.resize(stored as usize, 0);
-        file.read_exact_at(&mut self.stored, offset)?;
-        self.decoder.decode(&self.stored, plain as usize, &mut self.plain)
+        file.read_exact_at(&mut self.stored, offset).map_err(Fetch::Pack)?;
+        self.decoder.decode(&self.stored, plain as usize, &mut self.plain).map_err(Fetch::Pack)
     }
 }
 

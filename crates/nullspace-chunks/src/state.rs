@@ -29,7 +29,8 @@ pub(crate) struct State {
     spare: Vec<(ChunkId, Location)>,
     /// By slot: a location is smaller with a number than with a name.
     packs: Vec<Option<Pack>>,
-    manifests: HashSet<ManifestId>,
+    /// With their lengths, bytes.
+    manifests: HashMap<ManifestId, u64>,
     pins: HashMap<ManifestId, usize>,
     /// Chunks that a put has found or stored, until its manifest is pinned.
     holds: HashMap<ChunkId, usize>,
@@ -74,6 +75,16 @@ impl State {
                 std::collections::hash_map::Entry::Occupied(_) => self.spare.push((entry.id, location)),
             }
         }
+    }
+
+    /// Length of a pack's file, bytes; `None` when there is no such pack.
+    pub(crate) fn pack_bytes(&self, name: PackName) -> Option<u64> {
+        self.packs.iter().flatten().find(|pack| pack.name == name).map(|pack| pack.bytes)
+    }
+
+    /// All packs, with their lengths.
+    pub(crate) fn pack_names(&self) -> Vec<(PackName, u64)> {
+        self.packs.iter().flatten().map(|pack| (pack.name, pack.bytes)).collect()
     }
 
     /// Where a chunk is, and in which pack.
@@ -189,23 +200,28 @@ impl State {
     // ---- manifests ----
 
     /// Takes up a manifest whose file has its name.
-    pub(crate) fn add_manifest(&mut self, id: ManifestId) {
-        self.manifests.insert(id);
+    pub(crate) fn add_manifest(&mut self, id: ManifestId, bytes: u64) {
+        self.manifests.insert(id, bytes);
+    }
+
+    /// Length of a manifest's file, bytes.
+    pub(crate) fn manifest_bytes(&self, id: &ManifestId) -> Option<u64> {
+        self.manifests.get(id).copied()
     }
 
     pub(crate) fn has_manifest(&self, id: &ManifestId) -> bool {
-        self.manifests.contains(id)
+        self.manifests.contains_key(id)
     }
 
     pub(crate) fn manifests(&self) -> Vec<ManifestId> {
-        let mut all: Vec<_> = self.manifests.iter().copied().collect();
+        let mut all: Vec<_> = self.manifests.keys().copied().collect();
         all.sort_unstable();
         all
     }
 
     /// Keeps a manifest, with all that it needs, from collection until [`unpin`](Self::unpin). `false`: there is none.
     pub(crate) fn pin(&mut self, id: ManifestId) -> bool {
-        if !self.manifests.contains(&id) {
+        if !self.manifests.contains_key(&id) {
             return false;
         }
         *self.pins.entry(id).or_default() += 1;
@@ -246,8 +262,8 @@ impl State {
 
     /// Forgets every manifest but the marked ones, and returns those forgotten.
     pub(crate) fn retain_manifests(&mut self, marked: &HashSet<ManifestId>) -> Vec<ManifestId> {
-        let dead: Vec<_> = self.manifests.iter().filter(|id| !marked.contains(id)).copied().collect();
-        self.manifests.retain(|id| marked.contains(id));
+        let dead: Vec<_> = self.manifests.keys().filter(|id| !marked.contains(id)).copied().collect();
+        self.manifests.retain(|id, _| marked.contains(id));
         dead
     }
 

@@ -1,5 +1,6 @@
 //! The store: its folder, opening it, pins.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,8 +15,10 @@ use crate::error::io_error;
 use crate::files::{list, make_dir, sync_dir};
 use crate::manifest::{MAX_MANIFEST, Manifest};
 use crate::pack::{PackName, read_index};
+use crate::remote::{Elsewhere, Listed, RemoteSettings, read_indexes};
 use crate::source::BLOCK;
 use crate::state::State;
+use crate::streams::PageTables;
 use crate::{Error, ManifestId, Result};
 
 const PACKS: &str = "packs";
@@ -69,10 +72,12 @@ pub(crate) struct Inner {
     root: PathBuf,
     pub(crate) settings: Settings,
     state: Mutex<State>,
+    pub(crate) tables: PageTables,
+    pub(crate) elsewhere: Option<Elsewhere>,
     /// Pack files whose index cannot be read.
     unreadable: Vec<(PathBuf, String)>,
-    /// Blocks collections by other processes.
-    _looking: Option<File>,
+    /// Blocks collections by other processes. The store is only read then.
+    pub(crate) looking: Option<File>,
     /// Called at each step between which a crash can fall.
     #[cfg(test)]
     pub(crate) at_step: Mutex<Option<AtStep>>,
@@ -136,6 +141,15 @@ impl Store {
     ///
     /// The caller makes sure that no other process has it open for writing.
     pub fn open(root: &Path, settings: Settings) -> Result<Store> {
+        Store::open_with(root, settings, None)
+    }
+
+    /// As [`open`](Self::open), with a remote that keeps all files, too. Lists the remote, and reads the indexes of packs
+    /// that only it has.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the remote does not answer: what it has would look lost.
+    pub fn open_with(root: &Path, settings: Settings, remote: Option<RemoteSettings>) -> Result<Store> {
         for name in [PACKS, MANIFESTS, WORK] {
             make_dir(&root.join(name))?;
         }
@@ -143,7 +157,9 @@ impl Store {
             crate::files::remove(&path)?;
         }
         sync_dir(root)?;
-        Store::load(root, settings, None)
+        let store = Store::load(root, settings, None, remote)?;
+        store.inner.evict_packs();
+        Ok(store)
     }
 
     /// Opens a store for reading, beside a process that may be writing to it. Nothing is changed, and that process collects
@@ -152,45 +168,85 @@ impl Store {
     /// # Errors
     /// [`Error::Busy`] during a collection.
     pub fn open_read_only(root: &Path, settings: Settings) -> Result<Store> {
-        let lock = lock(root, FlockOperation::NonBlockingLockShared)?;
-        Store::load(root, settings, Some(lock))
+        Store::open_read_only_with(root, settings, None)
     }
 
-    fn load(root: &Path, settings: Settings, looking: Option<File>) -> Result<Store> {
+    /// As [`open_read_only`](Self::open_read_only), with the remote of that process. What only the remote has is read from there,
+    /// and does not come into the folder.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] during a collection; [`Error::Io`] when the remote does not answer.
+    pub fn open_read_only_with(root: &Path, settings: Settings, remote: Option<RemoteSettings>) -> Result<Store> {
+        let lock = lock(root, FlockOperation::NonBlockingLockShared)?;
+        Store::load(root, settings, Some(lock), remote)
+    }
+
+    fn load(root: &Path, settings: Settings, looking: Option<File>, remote: Option<RemoteSettings>) -> Result<Store> {
         let Settings { chunk_bytes, threads, .. } = settings;
         if !chunk_bytes.is_power_of_two() || !(BLOCK as u32..=MAX_CHUNK).contains(&chunk_bytes) || threads == 0 {
             return Err(Error::invalid("the store's settings make no sense"));
         }
         let mut state = State::default();
-        // Manifests first: a process beside us makes its packs durable before the manifests that need them.
+        // Manifests first: a process beside us makes its packs durable, here and there, before the manifests that need them.
         for path in list(&root.join(MANIFESTS))? {
             match path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()) {
-                Some(id) => state.add_manifest(id),
+                Some(id) => state.add_manifest(id, fs::metadata(&path).map_or(0, |metadata| metadata.len())),
                 None => tracing::warn!(path = %path.display(), "a file that is no manifest is left alone"),
             }
         }
-        let mut unreadable = Vec::new();
+        let there = remote.as_ref().map(|remote| Listed::of(&*remote.remote)).transpose()?.unwrap_or_default();
+        for (id, bytes) in &there.manifests {
+            state.add_manifest(*id, *bytes);
+        }
+        let elsewhere = remote.map(|settings| Elsewhere::new(settings, &there));
+        let (mut unreadable, mut here) = (Vec::new(), HashSet::new());
         for path in list(&root.join(PACKS))? {
             let Some(name) = PackName::of(&path) else {
                 tracing::warn!(path = %path.display(), "a file that is no pack is left alone");
                 continue;
             };
             match File::open(&path).and_then(|file| read_index(&file)) {
-                Ok((entries, bytes)) => state.add_pack(name, bytes, &entries),
+                Ok((entries, bytes)) => {
+                    state.add_pack(name, bytes, &entries);
+                    here.insert(name);
+                    if let (Some(elsewhere), true) = (&elsewhere, there.packs.contains_key(&name)) {
+                        elsewhere.has_both(name, bytes);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
                     tracing::error!(path = %path.display(), %error, "a pack of the chunk store is damaged");
+                    let only_read = looking.is_some();
+                    if there.packs.contains_key(&name) && (only_read || crate::files::remove(&path).is_ok()) {
+                        // A download that the host's end cut off.
+                        continue;
+                    }
                     unreadable.push((path, error.to_string()));
                 }
                 Err(error) => return Err(io_error("read", &path)(error)),
+            }
+        }
+        if let Some(elsewhere) = &elsewhere {
+            let absent = there.packs.iter().filter(|(name, _)| !here.contains(name));
+            let absent: Vec<(PackName, u64)> = absent.map(|(name, bytes)| (*name, *bytes)).collect();
+            for (name, bytes, index) in read_indexes(elsewhere.remote(), &absent, threads)? {
+                match index {
+                    Ok(entries) => state.add_pack(name, bytes, &entries),
+                    Err(error) => {
+                        tracing::error!(pack = %name, %error, "a pack of the object store is damaged");
+                        unreadable.push((name.path(&root.join(PACKS)), error.to_string()));
+                    }
+                }
             }
         }
         let inner = Inner {
             root: root.to_owned(),
             settings,
             state: Mutex::new(state),
+            tables: PageTables::default(),
+            elsewhere,
             unreadable,
-            _looking: looking,
+            looking,
             #[cfg(test)]
             at_step: Mutex::default(),
         };
@@ -306,7 +362,14 @@ impl Inner {
     pub(crate) fn manifest(&self, id: &ManifestId) -> Result<Manifest> {
         let path = self.manifest_path(id);
         let damaged = |what: String| Error::Damaged { manifest: *id, what };
-        let file = match File::open(&path) {
+        let opened = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match self.bring_manifest(id)? {
+                Some(file) => Ok(file),
+                None => Err(error),
+            },
+            opened => opened,
+        };
+        let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(damaged("its manifest is missing".to_owned()));

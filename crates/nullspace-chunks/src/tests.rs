@@ -3,6 +3,8 @@
 mod crash;
 mod damage;
 mod model;
+mod remote;
+mod streams;
 mod together;
 
 use std::fs::File;

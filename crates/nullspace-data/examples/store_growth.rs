@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use compared::Compared;
-use nullspace_data::{ArtifactStore, Changes, DataError, Extent};
+use nullspace_data::{ArtifactStore, Changes, DataError, Extent, OpenSettings};
 use nullspace_types::{KnownFiles, Rootfs};
 use serde_json::json;
 
@@ -66,7 +66,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let folder = fs::canonicalize(folder)?;
     let (data, copy, mount) = (folder.join("data"), folder.join("copy.ext4"), folder.join("mount"));
     fs::create_dir(&mount)?;
-    let store = ArtifactStore::open_with(&data, 0)?;
+    let store = ArtifactStore::open_with(&data, OpenSettings { cache_bytes: 0, objects: None })?;
     let chunks = data.join("chunks");
     let key = "0".repeat(32);
 

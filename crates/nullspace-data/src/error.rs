@@ -33,6 +33,15 @@ pub enum DataError {
         #[source]
         source: std::io::Error,
     },
+    /// The object store did not do what was asked of it.
+    #[error("{context}")]
+    Objects {
+        /// The operation, with the object.
+        context: String,
+        /// The store's error, which says whether it may succeed later.
+        #[source]
+        source: nullspace_objects::Error,
+    },
     /// Another process uses this data directory.
     #[error("the data directory {path} is in use by another nullspace process")]
     DataDirInUse {
@@ -44,7 +53,15 @@ pub enum DataError {
 impl DataError {
     /// Whether the same call may succeed later without a change.
     pub fn is_retryable(&self) -> bool {
-        self.is_storage_full()
+        self.is_storage_full() || self.is_store_away()
+    }
+
+    /// Whether the object store could not be asked, refused, or has no space: nothing is said of the data, and the fault is the
+    /// operator's to mend, not the caller's.
+    pub fn is_store_away(&self) -> bool {
+        use nullspace_objects::Error;
+        let Self::Objects { source, .. } = self else { return false };
+        source.is_retryable() || matches!(source, Error::Denied { .. } | Error::Stopped)
     }
 
     /// Whether the disk under the data folder is full. The call may succeed once there is space.
@@ -69,7 +86,7 @@ impl From<nullspace_chunks::Error> for DataError {
     fn from(error: nullspace_chunks::Error) -> Self {
         use nullspace_chunks::Error;
         match error {
-            Error::Io { what, source } => Self::Io { context: what, source },
+            Error::Io { what, source } => crate::remote::chunk_error(what, source),
             Error::Damaged { .. } | Error::Unknown(_) => Self::Damaged { what: error.to_string() },
             other => Self::Conflict { what: other.to_string() },
         }

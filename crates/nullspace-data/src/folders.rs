@@ -1,14 +1,14 @@
 //! Files and folders of the data folder: made, listed, flushed, renamed and removed.
 //!
 //! ```text
-//!   work/<random>  ── sync_tree ── rename_new, rename_over ──>  <folder>/<name>  ── discard ──> work/removed-…
+//!   work/<random>  ── sync_tree ── rename_over ──>  <folder>/<name>  ── discard ──> work/removed-…
 //!                     flushed      parent folders flushed       whole               moved, then removed
 //! ```
 //! A refusal of the file system is a [`DataError::Io`] that says what was tried, with the path.
 
 use std::{
     fs::{self, DirBuilder, File},
-    io,
+    io::{self, Read},
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
@@ -22,6 +22,18 @@ pub(crate) const DIR_MODE: u32 = 0o700;
 /// The error of something that was tried with a path.
 pub(crate) fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DataError + 'a {
     move |source| DataError::Io { context: format!("{what} {}", path.display()), source }
+}
+
+/// The text of a small file, at most `limit` bytes of it; `None` when there is no such file.
+pub(crate) fn read_text(path: &Path, limit: u64) -> Result<Option<String>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("open", path)(error)),
+    };
+    let mut text = String::new();
+    file.take(limit).read_to_string(&mut text).map_err(io_error("read", path))?;
+    Ok(Some(text))
 }
 
 /// Makes a folder and those above it, if they are missing.
@@ -88,24 +100,6 @@ pub(crate) fn stored_bytes(path: &Path) -> Result<u64> {
         }
     }
     Ok(stored)
-}
-
-/// Renames without replacing, and flushes both parent folders.
-pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::EXIST) => {
-            return Err(DataError::conflict("this artifact exists already"));
-        }
-        Err(errno) => return Err(io_error("publish", to)(errno.into())),
-    }
-    for path in [to, from] {
-        if let Some(parent) = path.parent() {
-            sync_dir(parent)?;
-        }
-    }
-    Ok(())
 }
 
 /// Renames, and replaces a file of the same name, which has the same bytes.

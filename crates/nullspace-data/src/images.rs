@@ -1,48 +1,51 @@
-//! Root images of a data folder: the chunk store, and the raw files that are made from it.
+//! The chunk store of a data folder, and the raw files that are made from it.
 //!
 //! ```text
-//!   chunks/ ── write_back ──> rootfs/<key>.<nonce>.ext4      a cache: least recently used first, never one that is pinned
+//!   chunks/ ── write_back ──┬─> rootfs/<key>.<nonce>.ext4    root images    one cache: least recently used first,
+//!                           └─> snapshots/<digest>/          snapshots      never one that is pinned
 //!                                  │
 //!                                  └── evict ──> work/evicted-…
 //! ```
 //! Raw files are not trusted after a restart of the host: [`sweep`](Images::sweep) removes them when the kernel's boot id
 //! differs from the one at the last opening of the data directory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use nullspace_chunks::{ManifestId, Stop, Store};
+use nullspace_chunks::{ManifestId, Stop as ChunkStop, Store};
+use nullspace_objects::Stop;
 use uuid::Uuid;
 
 use crate::Result;
-use crate::folders::{io_error, read_dir, remove, sync_dir};
-use crate::names::{CHUNKS, ROOTFS, WORK};
+use crate::folders::{io_error, read_dir, remove, stored_bytes, sync_dir};
+use crate::names::{CHUNKS, ROOTFS, SNAPSHOTS, WORK};
+use crate::remote::{ObjectSettings, remote_settings};
 
 /// The kernel's id of the current boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// File with the boot id of the last run.
 const LAST_BOOT: &str = "boot_id";
 
-/// The cache of raw root images.
+/// The cache of raw root images and snapshots.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CacheUsage {
-    /// Raw files.
+    /// Raw root images, and snapshots.
     pub files: u64,
-    /// Files in use.
+    /// Those in use.
     pub pinned: u64,
     /// Size on the disk, bytes, without holes.
     pub bytes: u64,
-    /// Files that were made again.
+    /// Those that were made again.
     pub written_back: u64,
-    /// Files that were removed for others.
+    /// Those that were removed for others.
     pub evicted: u64,
 }
 
-/// The root images of one data folder.
+/// The stored images of one data folder.
 #[derive(Debug)]
 pub(crate) struct Images {
     pub(crate) chunks: Store,
@@ -55,7 +58,7 @@ pub(crate) struct Images {
     filling: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
 
-/// The raw files by name.
+/// The raw root images and snapshots, by path in the data folder.
 #[derive(Debug, Default)]
 pub(crate) struct Cache {
     pub(crate) files: HashMap<String, Entry>,
@@ -65,7 +68,7 @@ pub(crate) struct Cache {
     evicted: u64,
 }
 
-/// One raw file.
+/// One raw root image, or one snapshot.
 #[derive(Debug)]
 pub(crate) struct Entry {
     /// Size on the disk.
@@ -73,8 +76,25 @@ pub(crate) struct Entry {
     /// Clock of its last use.
     pub(crate) used: u64,
     pub(crate) pins: usize,
-    /// The manifest that it can be made from again; `None`: it must stay.
-    pub(crate) manifest: Option<ManifestId>,
+    pub(crate) origin: Origin,
+}
+
+/// The chunks that something can be made from again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// None: it must stay.
+    Nowhere,
+    /// An image's.
+    Image(ManifestId),
+    /// Those of a snapshot's files.
+    Snapshot,
+}
+
+impl Origin {
+    /// That of a root image with this manifest.
+    pub(crate) fn of(manifest: Option<ManifestId>) -> Origin {
+        manifest.map_or(Origin::Nowhere, Origin::Image)
+    }
 }
 
 impl Cache {
@@ -84,19 +104,38 @@ impl Cache {
         self.clock
     }
 
-    /// Adds an existing file.
-    pub(crate) fn put(&mut self, file: &str, bytes: u64, manifest: Option<ManifestId>) {
+    /// Adds something that is there.
+    pub(crate) fn put(&mut self, path: String, bytes: u64, origin: Origin) {
         let used = self.tick();
-        let entry = self.files.entry(file.to_owned()).or_insert(Entry { bytes, used, pins: 0, manifest });
+        let entry = self.files.entry(path).or_insert(Entry { bytes, used, pins: 0, origin });
         (entry.bytes, entry.used) = (bytes, used);
-        entry.manifest = manifest.or(entry.manifest);
+        if origin != Origin::Nowhere {
+            entry.origin = origin;
+        }
+    }
+
+    /// Pins something that is there.
+    pub(crate) fn pin(&mut self, path: &str) -> bool {
+        let used = self.tick();
+        let Some(entry) = self.files.get_mut(path) else { return false };
+        entry.pins += 1;
+        entry.used = used;
+        true
+    }
+
+    /// Ends one pin.
+    pub(crate) fn unpin(&mut self, path: &str) {
+        if let Some(entry) = self.files.get_mut(path) {
+            entry.pins = entry.pins.saturating_sub(1);
+        }
     }
 }
 
 impl Images {
     /// Opens the chunk store of a data folder, with a limit of its raw files, bytes.
-    pub(crate) fn open(root: &Path, limit: u64) -> Result<Images> {
-        let chunks = Store::open(&root.join(CHUNKS), Default::default())?;
+    pub(crate) fn open(root: &Path, limit: u64, objects: Option<&ObjectSettings>, stop: &Stop) -> Result<Images> {
+        let remote = objects.map(|settings| remote_settings(settings, stop)).transpose()?;
+        let chunks = Store::open_with(&root.join(CHUNKS), Default::default(), remote)?;
         let boots = (fs::read_to_string(root.join(LAST_BOOT)), fs::read_to_string(BOOT_ID));
         let same_boot = matches!(boots, (Ok(last), Ok(now)) if last == now);
         Ok(Images { chunks, cache: Mutex::default(), limit, same_boot, filling: Mutex::default() })
@@ -108,7 +147,13 @@ impl Images {
     }
 
     /// Adds or removes the files in `rootfs/`; see [`ArtifactStore::sweep`](crate::ArtifactStore::sweep).
-    pub(crate) fn sweep(&self, root: &Path, known: &mut BTreeMap<String, Option<String>>) -> Result<Vec<PathBuf>> {
+    /// `snapshots` are the names of known snapshots.
+    pub(crate) fn sweep(
+        &self,
+        root: &Path,
+        known: &mut BTreeMap<String, Option<String>>,
+        snapshots: &BTreeSet<String>,
+    ) -> Result<Vec<PathBuf>> {
         let dir = root.join(ROOTFS);
         let mut found: Vec<(std::time::SystemTime, PathBuf)> = Vec::new();
         for path in read_dir(&dir)? {
@@ -117,7 +162,7 @@ impl Images {
         }
         // Made first, used first: nothing better is known.
         found.sort();
-        let mut removed = Vec::new();
+        let mut removed = self.sweep_snapshots(root, snapshots)?;
         for (_, path) in found {
             let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
             let row = name.and_then(|name| known.remove_entry(&name));
@@ -131,7 +176,7 @@ impl Images {
                 remove(&path)?;
                 continue;
             }
-            self.cache().put(&name, disk_bytes(&path)?, manifest);
+            self.cache().put(raw_root(&name), disk_bytes(&path)?, Origin::of(manifest));
         }
         // Not there, and can be made: not lost.
         known.retain(|_, manifest| manifest.as_deref().and_then(|id| self.stored(id)).is_none());
@@ -140,6 +185,26 @@ impl Images {
             let path = root.join(LAST_BOOT);
             fs::write(&path, boot).map_err(io_error("write", &path))?;
         }
+        Ok(removed)
+    }
+
+    fn sweep_snapshots(&self, root: &Path, known: &BTreeSet<String>) -> Result<Vec<PathBuf>> {
+        let dir = root.join(SNAPSHOTS);
+        let mut removed = Vec::new();
+        for path in read_dir(&dir)? {
+            let name = path.file_name().and_then(|name| name.to_str()).filter(|name| known.contains(*name));
+            match name {
+                Some(name) if self.same_boot => {
+                    self.cache().put(raw_snapshot(name), stored_bytes(&path)?, Origin::Snapshot);
+                }
+                Some(_) => remove(&path)?,
+                None => {
+                    remove(&path)?;
+                    removed.push(path);
+                }
+            }
+        }
+        sync_dir(&dir)?;
         Ok(removed)
     }
 
@@ -160,7 +225,7 @@ impl Images {
         {
             let mut cache = self.cache();
             let mut total: u64 = cache.files.values().map(|entry| entry.bytes).sum();
-            let free = cache.files.iter().filter(|(_, entry)| entry.pins == 0 && entry.manifest.is_some());
+            let free = cache.files.iter().filter(|(_, entry)| entry.pins == 0 && entry.origin != Origin::Nowhere);
             let mut free: Vec<(u64, String)> = free.map(|(file, entry)| (entry.used, file.clone())).collect();
             free.sort();
             for (_, file) in free {
@@ -169,7 +234,7 @@ impl Images {
                 }
                 // Out of the way under the lock, for who opens it next; removing gigabytes takes longer.
                 let bin = root.join(WORK).join(format!("evicted-{}", Uuid::new_v4().as_simple()));
-                let path = root.join(ROOTFS).join(&file);
+                let path = root.join(&file);
                 match fs::rename(&path, &bin) {
                     Ok(()) => bins.push(bin),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -210,19 +275,46 @@ impl Images {
         let file = File::options().create(true).truncate(true).read(true).write(true).open(made);
         let file = file.map_err(io_error("make", made))?;
         // The nearest image under it that is there as a file: it may share that one's blocks.
-        let below = self.chunks.lineage(manifest)?.into_iter().skip(1).find_map(|id| {
-            let path = root.join(ROOTFS).join(self.file_of(&id)?);
-            Some((id, File::open(path).ok()?))
-        });
+        let below = self
+            .chunks
+            .lineage(manifest)?
+            .into_iter()
+            .skip(1)
+            .find_map(|id| Some((id, File::open(root.join(self.file_of(&id)?)).ok()?)));
         let below = below.as_ref().map(|(id, file)| (*id, file));
-        self.chunks.materialise(manifest, &file, below, &Stop::default())?;
+        self.chunks.materialise(manifest, &file, below, &ChunkStop::default())?;
         Ok(())
     }
 
-    /// A raw file of this image.
+    /// Path of a raw file of this image, in the data folder.
     pub(crate) fn file_of(&self, manifest: &ManifestId) -> Option<String> {
         let cache = self.cache();
-        cache.files.iter().find(|(_, entry)| entry.manifest == Some(*manifest)).map(|(file, _)| file.clone())
+        let origin = Origin::Image(*manifest);
+        cache.files.iter().find(|(_, entry)| entry.origin == origin).map(|(path, _)| path.clone())
+    }
+
+    /// Removes snapshots from the cache that are not among these names and that nobody uses.
+    pub(crate) fn drop_unknown_snapshots(&self, root: &Path, known: &BTreeSet<String>) -> Result<()> {
+        let mut bins = Vec::new();
+        {
+            let mut cache = self.cache();
+            let known: BTreeSet<String> = known.iter().map(|name| raw_snapshot(name)).collect();
+            let unknown = cache
+                .files
+                .iter()
+                .filter(|(path, entry)| entry.origin == Origin::Snapshot && entry.pins == 0 && !known.contains(*path));
+            let unknown: Vec<String> = unknown.map(|(path, _)| path.clone()).collect();
+            for path in unknown {
+                let bin = root.join(WORK).join(format!("evicted-{}", Uuid::new_v4().as_simple()));
+                match fs::rename(root.join(&path), &bin) {
+                    Ok(()) => bins.push(bin),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(io_error("remove", &root.join(&path))(error)),
+                }
+                cache.files.remove(&path);
+            }
+        }
+        bins.iter().try_for_each(|bin| remove(bin))
     }
 
     /// The lock of the one that makes this raw file.
@@ -236,6 +328,16 @@ impl Images {
         filling.insert(file.to_owned(), Arc::downgrade(&lock));
         lock
     }
+}
+
+/// Path of a raw root image in the data folder.
+pub(crate) fn raw_root(file: &str) -> String {
+    format!("{ROOTFS}/{file}")
+}
+
+/// Path of a snapshot's raw files in the data folder.
+pub(crate) fn raw_snapshot(name: &str) -> String {
+    format!("{SNAPSHOTS}/{name}")
 }
 
 /// What a raw file takes on the disk, bytes.

@@ -12,10 +12,11 @@ use std::{
 };
 
 use nullspace_chunks::ManifestId;
-use nullspace_types::{Blob, KnownFiles, TenantId};
+use nullspace_types::{Blob, KnownFiles, Streams, TenantId};
 
 use crate::{
     ArtifactStore, DataError, Result,
+    artifacts::is_stored,
     folders::{io_error, read_dir, remove, sync_dir},
     names::{ARTIFACTS, BLOBS, CHUNKS, ROOTFS, artifact_of},
 };
@@ -25,20 +26,20 @@ use crate::{
 pub struct Inventory {
     /// The data folder.
     pub root: PathBuf,
-    /// Under `artifacts/`.
+    /// Under `artifacts/`: snapshots of older versions.
     pub artifacts: BTreeSet<String>,
     /// Under `rootfs/`: root images as raw files.
     pub raw_files: BTreeSet<String>,
-    /// Root images whose chunks are stored.
+    /// Root images, and files of snapshots, whose chunks are stored.
     pub manifests: BTreeSet<ManifestId>,
-    /// Under `blobs/`: folders, one for each tenant, and the digests that are in each.
+    /// Under `blobs/`, here and in the object store: folders, one for each tenant, and the digests that are in each.
     pub blobs: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Inventory {
-    /// Folder of artifacts within the data folder.
+    /// Folder of the snapshots of older versions within the data folder.
     pub const ARTIFACTS: &'static str = ARTIFACTS;
-    /// Folder of the chunks of root images within the data folder.
+    /// Folder of the chunks of root images and snapshots within the data folder.
     pub const CHUNKS: &'static str = CHUNKS;
     /// Folder of uploaded files within the data folder.
     pub const BLOBS: &'static str = BLOBS;
@@ -47,6 +48,12 @@ impl Inventory {
     pub fn has_rootfs(&self, file: &str, manifest: Option<&str>) -> bool {
         self.raw_files.contains(file)
             || manifest.and_then(|id| id.parse().ok()).is_some_and(|id| self.manifests.contains(&id))
+    }
+
+    /// Whether an artifact's snapshot is stored: as the chunks of these streams, or as a folder of an older version.
+    pub fn has_artifact(&self, folder: &str, streams: Option<&Streams>) -> bool {
+        let Some(streams) = streams else { return self.artifacts.contains(folder) };
+        streams.0.values().all(|id| id.parse().is_ok_and(|id| self.manifests.contains(&id)))
     }
 
     /// Whether a tenant's uploaded file is stored.
@@ -71,13 +78,13 @@ impl ArtifactStore {
     /// [`DataError::Io`] when a folder cannot be read.
     pub async fn inventory(&self) -> Result<Inventory> {
         let store = self.clone();
+        let mut blobs = self.blob_objects().await?;
         self.blocking(move |root| {
-            let mut blobs = BTreeMap::new();
             for path in read_dir(&root.join(BLOBS))? {
                 let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
                 // A stray file is no tenant's folder, and the sweep's to remove.
                 let files = if path.is_dir() { names(&path)? } else { BTreeSet::new() };
-                blobs.insert(name.to_owned(), files);
+                blobs.entry(name.to_owned()).or_default().extend(files);
             }
             Ok(Inventory {
                 root: root.to_owned(),
@@ -118,24 +125,31 @@ pub fn stored_without_database(data_dir: &Path) -> Result<Vec<String>> {
 }
 
 impl ArtifactStore {
-    /// Removes from `artifacts/` and `rootfs/` the names that are not in `known`. Call it at the start of the service, before
+    /// Removes from `artifacts/`, `snapshots/` and `rootfs/` the names that are not in `known`. Call it at the start of the service, before
     /// any build runs: published files without a row look like leftovers of a crash. Call it only after a comparison of the
-    /// [`inventory`](Self::inventory) with the database: files of another database look the same. A root image without a raw
-    /// file is not missing while its chunks are stored.
+    /// [`inventory`](Self::inventory) with the database: files of another database look the same. A root image or
+    /// snapshot without raw files is not missing while its chunks are stored.
     pub async fn sweep(&self, known: KnownFiles) -> Result<SweepReport> {
         let store = self.clone();
         self.blocking(move |root| {
+            let snapshots = store.snapshot_names(&known);
             let mut report = SweepReport { removed: Vec::new(), missing: known };
-            let mut removed = store.images().sweep(root, &mut report.missing.rootfs)?;
+            let mut removed = store.images().sweep(root, &mut report.missing.rootfs, &snapshots)?;
             let dir = root.join(ARTIFACTS);
             for path in read_dir(&dir)? {
-                let name = path.file_name().and_then(|name| name.to_str());
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                 // Each name found is struck from the list; what stays on it is missing.
-                if !name.is_some_and(|name| report.missing.artifacts.remove(name)) {
-                    remove(&path)?;
-                    removed.push(path);
+                if matches!(report.missing.artifacts.get(name), Some(None)) {
+                    report.missing.artifacts.remove(name);
+                    continue;
                 }
+                // Also the folder of an older version whose snapshot is stored as chunks by now.
+                remove(&path)?;
+                removed.push(path);
             }
+            let images = store.images();
+            let lost = |streams: &Streams| !is_stored(images, streams);
+            report.missing.artifacts.retain(|_, streams| streams.as_ref().is_none_or(lost));
             sync_dir(&dir)?;
             let shown = |path: &PathBuf| path.strip_prefix(root).unwrap_or(path).display().to_string();
             report.removed = removed.iter().map(shown).collect();
@@ -148,8 +162,12 @@ impl ArtifactStore {
     /// Removes files that a comparison of the [`inventory`](Self::inventory) with the database assigned to another database.
     ///
     /// # Errors
-    /// [`DataError::Conflict`] for a name that such a comparison cannot give.
+    /// [`DataError::Conflict`] for a name that such a comparison cannot give; [`DataError::Objects`] when an object stays.
     pub async fn remove_foreign(&self, foreign: &BTreeSet<String>) -> Result<()> {
+        let tenants = foreign.iter().filter_map(|name| name.strip_prefix(BLOBS)?.strip_prefix('/')?.parse().ok());
+        for tenant in tenants {
+            self.remove_blob_objects(tenant).await?;
+        }
         let foreign = foreign.clone();
         self.blocking(move |root| {
             for name in &foreign {
@@ -158,7 +176,11 @@ impl ArtifactStore {
                     Some((BLOBS, tenant)) if tenant.parse::<TenantId>().is_ok() => Some(root.join(name)),
                     _ => None,
                 };
-                remove(&path.ok_or_else(|| DataError::conflict(format!("{name} is nothing that a survey finds")))?)?;
+                let path = path.ok_or_else(|| DataError::conflict(format!("{name} is nothing that a survey finds")))?;
+                // It may have been in the object store alone.
+                if path.symlink_metadata().is_ok() {
+                    remove(&path)?;
+                }
             }
             Ok(())
         })

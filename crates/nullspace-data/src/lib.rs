@@ -15,8 +15,8 @@
 //! ([`KnownFiles`](nullspace_types::KnownFiles)).
 //!
 //! ```text
-//!   artifacts · share   rootfs   blobs   inventory   space   host      methods of ArtifactStore, each with its data
-//!           └──────────────┴───────┼─────────┴─────────┴──────┘
+//!   artifacts   rootfs   blobs   logs   layers   inventory   space   host     methods of ArtifactStore, each with its data
+//!           └──────────────┴───────┼────────┴─────────┴─────────┴──────┘
 //!                                store                                lock, scratch, blocking jobs
 //!                             images   promises                       chunks and raw files; promised space
 //!                             folders ── names                        operations on files; their names
@@ -29,20 +29,36 @@ mod folders;
 mod host;
 mod images;
 mod inventory;
+mod layers;
+mod logs;
+mod moving;
 mod names;
+mod object_id;
 mod promises;
+mod remote;
 mod rootfs;
-mod share;
+mod seal_key;
 mod space;
 mod store;
+mod store_id;
 
-pub use artifacts::PublishedArtifact;
+pub use artifacts::{PublishedArtifact, SnapshotPin};
+pub use blobs::UploadedFiles;
 pub use error::{DataError, Result};
 pub use images::CacheUsage;
 pub use inventory::{Inventory, SweepReport, stored_without_database};
+pub use layers::{DEFAULT_LAYERS, ImageLayer, ImageLayerUsage, NewImageLayer};
+pub use logs::{InvalidSegmentName, LogSegments, SegmentName};
+pub use moving::{FetchedAll, ObjectUsage, UploadedAll, check_objects};
 pub use names::artifact_of;
-pub use nullspace_chunks::{Changes, Collected, Extent, Fault, ManifestId, Stats, Verified};
+pub use nullspace_chunks::{
+    Changes, Collected, Extent, Fault, ManifestId, RemoteStats, Share, Stats, Stop as ChunkStop, Store as ChunkStore,
+    Verified,
+};
+pub use object_id::{attached_store, object_store_id};
 pub use promises::Room;
+pub use remote::ObjectSettings;
 pub use rootfs::{PublishedRootfs, RootfsPin, look_at_chunks};
 pub use space::{DiskUsage, Space};
-pub use store::{ArtifactStore, DEFAULT_CACHE, Scratch};
+pub use store::{ArtifactStore, DEFAULT_CACHE, OpenSettings, Scratch};
+pub use store_id::{StoreMark, store_mark};

@@ -24,8 +24,9 @@ use nullspace_types::{KnownFiles, Rootfs};
 use uuid::Uuid;
 
 use crate::folders::{inside_work, io_error, remove};
-use crate::images::{Cache, CacheUsage, disk_bytes};
+use crate::images::{Cache, CacheUsage, Origin, disk_bytes, raw_root};
 use crate::names::{CHUNKS, ROOTFS, is_rootfs_file, is_rootfs_key};
+use crate::remote::{ObjectSettings, remote_settings};
 use crate::{ArtifactStore, DataError, Result};
 
 /// A durable root image. A collection keeps it while this lives, that is until its row exists.
@@ -77,9 +78,7 @@ impl RootfsPin {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(entry) = self.store.images().cache().files.get_mut(&self.file) {
-            entry.pins = entry.pins.saturating_sub(1);
-        }
+        self.store.images().cache().unpin(&raw_root(&self.file));
     }
 }
 
@@ -119,7 +118,7 @@ impl ArtifactStore {
             let images = store.images();
             let stored = images.chunks.put_image(&image, &Stop::default())?;
             fs::rename(&from, &to).map_err(io_error("publish", &to))?;
-            images.cache().put(&name, disk_bytes(&to)?, Some(stored.id()));
+            images.cache().put(raw_root(&name), disk_bytes(&to)?, Origin::Image(stored.id()));
             images.trim(root)?;
             Ok(published(name, stored))
         })
@@ -144,7 +143,7 @@ impl ArtifactStore {
         self.blocking(move |root| {
             let images = store.images();
             // What was written over with the same bytes is left out when the parent is at hand.
-            let file = images.file_of(&parent).and_then(|file| File::open(root.join(ROOTFS).join(file)).ok());
+            let file = images.file_of(&parent).and_then(|path| File::open(root.join(path)).ok());
             let stored = images.chunks.put_changes(parent, &*changes, file.as_ref(), &Stop::default())?;
             Ok(published(name, stored))
         })
@@ -164,7 +163,7 @@ impl ArtifactStore {
             return Err(DataError::Damaged { what: format!("the root image {} is missing", rootfs.file) });
         };
         let manifest = manifest_id(manifest)?;
-        let alone = self.images().filling_of(&rootfs.file);
+        let alone = self.images().filling_of(&raw_root(&rootfs.file));
         let _alone = alone.lock().await;
         if let Some(pin) = self.pin(rootfs, &path) {
             return Ok(pin);
@@ -186,7 +185,7 @@ impl ArtifactStore {
             let pin = {
                 let mut cache = images.cache();
                 fs::rename(&made, &path).map_err(io_error("publish", &path))?;
-                cache.put(&file, disk_bytes(&path)?, Some(manifest));
+                cache.put(raw_root(&file), disk_bytes(&path)?, Origin::Image(manifest));
                 cache.written_back += 1;
                 store.held(&mut cache, &file, &path)
             };
@@ -201,8 +200,8 @@ impl ArtifactStore {
     /// Stores the chunks of a root image that an older version left only as a file. Its row then needs the manifest.
     pub async fn adopt_rootfs(&self, file: &str) -> Result<PublishedRootfs> {
         let stored = self.store_file(file).await?;
-        if let Some(entry) = self.images().cache().files.get_mut(file) {
-            entry.manifest = Some(stored.id());
+        if let Some(entry) = self.images().cache().files.get_mut(&raw_root(file)) {
+            entry.origin = Origin::Image(stored.id());
         }
         Ok(published(file.to_owned(), stored))
     }
@@ -216,7 +215,7 @@ impl ArtifactStore {
         self.blocking(move |_| {
             {
                 let mut cache = store.images().cache();
-                cache.files.remove(&file);
+                cache.files.remove(&raw_root(&file));
                 match fs::rename(&path, &bin) {
                     Ok(()) => {}
                     Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -228,8 +227,8 @@ impl ArtifactStore {
         .await
     }
 
-    /// Removes chunks that no root image needs. `known` is called after the collection has begun, so images that are
-    /// published meanwhile stay.
+    /// Removes chunks that no root image and no snapshot needs, and raw snapshots that no artifact has. `known` is called after
+    /// the collection has begun, so images that are published meanwhile stay.
     ///
     /// # Errors
     /// The error of `known`, and [`DataError`] for the chunks.
@@ -239,14 +238,30 @@ impl ArtifactStore {
         E: From<DataError>,
     {
         let collection = self.images().chunks.start_collection().map_err(DataError::from)?;
-        let live = manifests(&known.await?);
-        Ok(self.blocking(move |_| Ok(collection.finish(live, &Stop::default())?)).await?)
+        let known = known.await?;
+        let (live, store) = (manifests(&known), self.clone());
+        Ok(self
+            .blocking(move |root| {
+                let collected = collection.finish(live, &Stop::default())?;
+                store.images().drop_unknown_snapshots(root, &store.snapshot_names(&known))?;
+                Ok(collected)
+            })
+            .await?)
     }
 
-    /// Reads every stored root image and every chunk.
+    /// Reads every stored root image and snapshot, and every chunk.
     pub async fn verify_images(&self, known: &KnownFiles) -> Result<Verified> {
         let (wanted, store) = (manifests(known), self.clone());
         self.blocking(move |_| Ok(store.images().chunks.verify(wanted, &Stop::default())?)).await
+    }
+
+    /// Those of the root images and files of snapshots of which a chunk is stored nowhere that is known of. Reads the manifests.
+    ///
+    /// # Errors
+    /// [`DataError::Io`] or [`DataError::Objects`] when a manifest cannot be read.
+    pub async fn incomplete_images(&self, known: &KnownFiles) -> Result<Vec<ManifestId>> {
+        let (wanted, store) = (manifests(known), self.clone());
+        self.blocking(move |_| Ok(store.images().chunks.incomplete(wanted)?)).await
     }
 
     /// The contents of the chunk store.
@@ -278,10 +293,9 @@ impl ArtifactStore {
     }
 
     fn held(&self, cache: &mut Cache, file: &str, path: &Path) -> Option<RootfsPin> {
-        let used = cache.tick();
-        let entry = cache.files.get_mut(file)?;
-        entry.pins += 1;
-        entry.used = used;
+        if !cache.pin(&raw_root(file)) {
+            return None;
+        }
         Some(RootfsPin { held: Arc::new(Held { store: self.clone(), file: file.to_owned(), path: path.to_owned() }) })
     }
 
@@ -310,13 +324,18 @@ fn manifest_id(text: &str) -> Result<ManifestId> {
 }
 
 fn manifests(known: &KnownFiles) -> Vec<ManifestId> {
-    known.rootfs.values().flatten().filter_map(|id| id.parse().ok()).collect()
+    let roots = known.rootfs.values().flatten();
+    let streams = known.artifacts.values().flatten().flat_map(|streams| streams.0.values());
+    roots.chain(streams).filter_map(|id| id.parse().ok()).collect()
 }
 
-/// Opens a data folder's chunks to read them, beside a running service. The service collects nothing meanwhile.
+/// Opens a data folder's chunks to read them, beside a running service, with the service's object store. The service collects
+/// nothing meanwhile, and nothing comes into its folder. With an object store, call this and what reads from the result on a blocking
+/// thread of a tokio runtime.
 ///
 /// # Errors
-/// [`DataError::Conflict`] during a collection.
-pub fn look_at_chunks(data_dir: &Path) -> Result<Store> {
-    Ok(Store::open_read_only(&data_dir.join(CHUNKS), Default::default())?)
+/// [`DataError::Conflict`] during a collection; [`DataError::Objects`] when the object store does not answer.
+pub fn look_at_chunks(data_dir: &Path, objects: Option<&ObjectSettings>) -> Result<Store> {
+    let remote = objects.map(|settings| remote_settings(settings, &nullspace_objects::Stop::new())).transpose()?;
+    Ok(Store::open_read_only_with(&data_dir.join(CHUNKS), Default::default(), remote)?)
 }

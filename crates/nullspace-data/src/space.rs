@@ -11,7 +11,7 @@ use std::io;
 use rustix::fs::statvfs;
 
 use crate::folders::{io_error, stored_bytes};
-use crate::names::{ARTIFACTS, CHUNKS, ROOTFS, WORK};
+use crate::names::{ARTIFACTS, CHUNKS, ROOTFS, SNAPSHOTS, WORK};
 use crate::promises::Room;
 use crate::{ArtifactStore, DataError, Result};
 
@@ -27,11 +27,11 @@ pub struct Space {
 /// Use of the data folder, bytes on the disk, without holes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskUsage {
-    /// Size of `artifacts/`.
+    /// Size of `artifacts/`: snapshots of older versions.
     pub artifacts: u64,
-    /// Size of `chunks/`: durable root images.
+    /// Size of `chunks/`: durable root images and snapshots.
     pub chunks: u64,
-    /// Size of `rootfs/`: the cache of raw root images.
+    /// Size of `rootfs/` and `snapshots/`: the cache of raw root images and snapshots.
     pub rootfs: u64,
     /// Size of `work/`.
     pub work: u64,
@@ -75,7 +75,7 @@ impl ArtifactStore {
             Ok(DiskUsage {
                 artifacts: stored_bytes(&root.join(ARTIFACTS))?,
                 chunks: stored_bytes(&root.join(CHUNKS))?,
-                rootfs: stored_bytes(&root.join(ROOTFS))?,
+                rootfs: stored_bytes(&root.join(ROOTFS))?.saturating_add(stored_bytes(&root.join(SNAPSHOTS))?),
                 work: stored_bytes(&root.join(WORK))?,
             })
         })

@@ -3,16 +3,21 @@
 //! ```text
 //! <data>/lock                              held by one process (flock)
 //!        host                              name of the owner of leases and sandboxes
+//!        store                             id of the store, which the database has too
 //!        work/<random>/                    scratch; nothing here outlives the process
-//!        artifacts/tmpl_….<nonce>/         one build's snapshot: memory, machine state, disk overlay
-//!        chunks/                           root images that artifacts share, see `rootfs`
+//!        chunks/                           root images and snapshots, see `rootfs` and `artifacts`
+//!        snapshots/<digest>/               snapshots as raw files: a cache
+//!        artifacts/tmpl_….<nonce>/         snapshots of older versions, as files
 //!        rootfs/<key>.<nonce>.ext4         the same as raw files: a cache
+//!        object_store                      where packs, uploads and logs are kept besides, see `object_id`
 //!        blobs/tn_…/<sha256>               files of build contexts, see `blobs`
+//!        uploads/                          the same from an object store: a cache
+//!        logs/<2 digits>/<32 digits>       segments of finished builds' logs, see `logs`
+//!        layers/<key>.tn_…                 image layers as they were downloaded: a cache, see `layers`
 //! ```
 //!
-//! To publish is to flush every file and folder, to rename out of `work/`, and to flush the parent folder. So a name in
-//! `artifacts/` or `rootfs/` is always complete. Only the database knows whether it is *used*: [`ArtifactStore::sweep`] removes
-//! names that the database does not know.
+//! Files come into a folder by a rename out of `work/`. So a name in `snapshots/` or `rootfs/` is always complete. Only the
+//! database knows whether it is *used*: [`ArtifactStore::sweep`] removes names that the database does not know.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -22,19 +27,39 @@ use std::{
     sync::Arc,
 };
 
+use nullspace_objects::{Objects, Stop};
 use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
 
+use crate::artifacts::Unnamed;
+use crate::blobs::StoredBlobs;
 use crate::folders::{DIR_MODE, io_error, make_dir, read_dir, remove, sync_dir};
 use crate::images::Images;
-use crate::names::{ARTIFACTS, BLOBS, ROOTFS, WORK};
+use crate::layers::Layers;
+use crate::names::{ARTIFACTS, BLOBS, ROOTFS, SNAPSHOTS, WORK};
 use crate::promises::Promised;
+use crate::remote::ObjectSettings;
 use crate::{DataError, Result};
 
 /// The file that is locked.
 const LOCK: &str = "lock";
 /// Default limit of the raw files of root images, bytes.
 pub const DEFAULT_CACHE: u64 = 20 << 30;
+
+/// How a data folder is opened.
+#[derive(Debug, Clone)]
+pub struct OpenSettings {
+    /// Most bytes of the raw files of root images and snapshots: [`DEFAULT_CACHE`] by default.
+    pub cache_bytes: u64,
+    /// The object store that keeps everything durable; by default the data folder does.
+    pub objects: Option<ObjectSettings>,
+}
+
+impl Default for OpenSettings {
+    fn default() -> OpenSettings {
+        OpenSettings { cache_bytes: DEFAULT_CACHE, objects: None }
+    }
+}
 
 /// The data folder's artifacts. Cheap to clone. Dropping the last clone releases the lock.
 ///
@@ -48,8 +73,15 @@ pub struct ArtifactStore {
 struct Inner {
     root: PathBuf,
     images: Images,
+    layers: Layers,
+    unnamed: Unnamed,
     /// Bytes that are reserved for work under way, see `space`.
     promised: Arc<Promised>,
+    objects: Option<ObjectSettings>,
+    /// Uploaded files in the object store.
+    blobs: Option<StoredBlobs>,
+    /// Ends calls of the object store.
+    stop: Stop,
     /// Locked while it is open.
     _lock: File,
 }
@@ -81,17 +113,20 @@ impl Drop for Scratch {
 }
 
 impl ArtifactStore {
-    /// Opens or creates the data folder, takes its lock, and empties `work/`. Raw files of root images may take
-    /// [`DEFAULT_CACHE`] bytes.
+    /// Opens or creates the data folder, takes its lock, and empties `work/`, with the default settings.
     ///
     /// # Errors
     /// [`DataError::DataDirInUse`] when another process has the lock.
     pub fn open(root: &Path) -> Result<Self> {
-        Self::open_with(root, DEFAULT_CACHE)
+        Self::open_with(root, OpenSettings::default())
     }
 
-    /// As [`open`](Self::open), with another limit of the raw files, bytes.
-    pub fn open_with(root: &Path, cache_bytes: u64) -> Result<Self> {
+    /// As [`open`](Self::open), with other settings. With an object store, call it from a blocking thread of a tokio runtime: the
+    /// store is listed, and the runtime must outlive the returned value.
+    ///
+    /// # Errors
+    /// [`DataError::Objects`] when the object store does not answer: what it has would look lost.
+    pub fn open_with(root: &Path, settings: OpenSettings) -> Result<Self> {
         make_dir(root)?;
         let root = fs::canonicalize(root).map_err(io_error("resolve", root))?;
         let lock_path = root.join(LOCK);
@@ -109,20 +144,55 @@ impl ArtifactStore {
             }
             Err(errno) => return Err(io_error("lock", &lock_path)(errno.into())),
         }
-        for name in [WORK, ARTIFACTS, ROOTFS, BLOBS] {
+        for name in [WORK, ARTIFACTS, SNAPSHOTS, ROOTFS, BLOBS] {
             make_dir(&root.join(name))?;
         }
         for entry in read_dir(&root.join(WORK))? {
             remove(&entry)?;
         }
-        let images = Images::open(&root, cache_bytes)?;
+        let (objects, stop) = (settings.objects, Stop::new());
+        let images = Images::open(&root, settings.cache_bytes, objects.as_ref(), &stop)?;
+        let layers = Layers::open(&root)?;
+        let blobs = objects.as_ref().map(|settings| StoredBlobs::open(&root, settings)).transpose()?;
         sync_dir(&root)?;
-        Ok(Self { inner: Arc::new(Inner { root, images, promised: Arc::default(), _lock: lock }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                root,
+                images,
+                layers,
+                unnamed: Unnamed::default(),
+                promised: Arc::default(),
+                objects,
+                blobs,
+                stop,
+                _lock: lock,
+            }),
+        })
     }
 
     /// The data folder, absolute and without symbolic links.
     pub fn root(&self) -> &Path {
         &self.inner.root
+    }
+
+    /// The object store that keeps everything durable; `None` when the data folder does.
+    pub fn objects(&self) -> Option<&Objects> {
+        self.inner.objects.as_ref().map(|settings| &settings.objects)
+    }
+
+    /// Ends the chunk store's calls of the object store, now and from now on, so that the end of a service does not wait for them.
+    pub fn stop_objects(&self) {
+        self.inner.stop.stop();
+    }
+
+    /// Uploaded files in the object store.
+    pub(crate) fn stored_blobs(&self) -> Option<&StoredBlobs> {
+        self.inner.blobs.as_ref()
+    }
+
+    /// Stops calls of the object store.
+    pub(crate) fn stop(&self) -> &Stop {
+        &self.inner.stop
     }
 
     /// Makes an empty scratch folder, on the same filesystem as published files.
@@ -140,6 +210,16 @@ impl ArtifactStore {
     /// The root images.
     pub(crate) fn images(&self) -> &Images {
         &self.inner.images
+    }
+
+    /// Published artifacts without a row.
+    pub(crate) fn unnamed(&self) -> &Unnamed {
+        &self.inner.unnamed
+    }
+
+    /// The cached image layers.
+    pub(crate) fn layers(&self) -> &Layers {
+        &self.inner.layers
     }
 
     /// A new path in `work/` for something that is to be removed.

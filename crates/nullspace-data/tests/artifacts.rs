@@ -8,8 +8,9 @@ use std::{
     path::Path,
 };
 
-use nullspace_data::{ArtifactStore, DataError};
-use nullspace_types::{ArtifactId, KnownFiles};
+use nullspace_data::{ArtifactStore, Collected, DataError, PublishedArtifact};
+use nullspace_types::{ArtifactId, KnownFiles, Streams};
+use rand::{RngCore, SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
 
 const KEY: &str = "00112233445566778899aabbccddeeff";
@@ -25,14 +26,46 @@ fn is_conflict<T>(result: &Result<T, DataError>) -> bool {
     matches!(result, Err(DataError::Conflict { .. }))
 }
 
-/// Publishes an artifact with some content.
-async fn publish(store: &ArtifactStore) -> String {
+/// Publishes an artifact with this memory.
+async fn publish(store: &ArtifactStore, memory: &[u8], similar: &[&PublishedArtifact]) -> PublishedArtifact {
     let scratch = store.scratch().unwrap();
     let dir = scratch.path().join("snapshot");
-    fs::create_dir_all(dir.join("disks")).unwrap();
+    fs::create_dir(&dir).unwrap();
     fs::write(dir.join("state"), b"state").unwrap();
-    fs::write(dir.join("disks/root"), vec![1; 8192]).unwrap();
-    store.publish_artifact(&dir, ArtifactId::new()).await.unwrap().folder
+    fs::write(dir.join("memory"), memory).unwrap();
+    let similar = similar.iter().map(|published| published.streams.clone()).collect();
+    store.publish_artifact(&dir, ArtifactId::new(), similar).await.unwrap()
+}
+
+/// An artifact as an older version left it: a folder of files.
+fn old_artifact(store: &ArtifactStore) -> String {
+    let folder = ArtifactStore::new_artifact_name(ArtifactId::new());
+    let dir = store.root().join("artifacts").join(&folder);
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("state"), b"old state").unwrap();
+    folder
+}
+
+fn known(artifacts: &[&PublishedArtifact]) -> KnownFiles {
+    let row = |published: &&PublishedArtifact| (published.folder.clone(), Some(published.streams.clone()));
+    KnownFiles { artifacts: artifacts.iter().map(row).collect(), ..KnownFiles::default() }
+}
+
+async fn collect(store: &ArtifactStore, known: KnownFiles) -> Collected {
+    store.collect_images(async { Ok::<_, DataError>(known) }).await.unwrap()
+}
+
+async fn memory(store: &ArtifactStore, published: &PublishedArtifact) -> nullspace_data::Result<Vec<u8>> {
+    let pin = store.open_snapshot(&published.folder, Some(&published.streams)).await?;
+    assert_eq!(fs::read(pin.path().join("state")).unwrap(), b"state");
+    Ok(fs::read(pin.path().join("memory")).unwrap())
+}
+
+/// Random bytes, different for each `seed`.
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut noise = vec![0; bytes];
+    StdRng::seed_from_u64(seed).fill_bytes(&mut noise);
+    noise
 }
 
 #[tokio::test]
@@ -59,6 +92,7 @@ async fn the_data_directory_is_its_owners_only() {
         &root,
         &root.join("work"),
         &root.join("artifacts"),
+        &root.join("snapshots"),
         &root.join("rootfs"),
         &root.join("chunks/packs"),
         scratch.path(),
@@ -89,48 +123,147 @@ async fn scratch_goes_with_its_owner_or_with_the_next_start() {
 }
 
 #[tokio::test]
-async fn a_published_artifact_is_whole_and_measured_without_its_holes() {
+async fn a_published_artifact_is_whole_and_costs_what_is_new_in_it() {
     let dir = TempDir::new().unwrap();
     let store = ArtifactStore::open(dir.path()).unwrap();
     let id = ArtifactId::new();
     let scratch = store.scratch().unwrap();
     let from = scratch.path().join("snapshot");
     fs::create_dir(&from).unwrap();
-    fs::write(from.join("state"), vec![7; 10_000]).unwrap();
+    fs::write(from.join("state"), noise(1, 10_000)).unwrap();
     fs::File::create(from.join("memory")).unwrap().set_len(1 << 30).unwrap();
-    let published = store.publish_artifact(&from, id).await.unwrap();
+    let published = store.publish_artifact(&from, id, Vec::new()).await.unwrap();
     assert!(published.folder.starts_with(&id.to_string()));
-    let dir = store.artifact_dir(&published.folder).unwrap();
-    assert!((10_000..1 << 20).contains(&published.stored_bytes), "{}", published.stored_bytes);
-    assert_eq!(fs::read(dir.join("state")).unwrap(), vec![7; 10_000]);
-    assert_eq!(fs::metadata(dir.join("memory")).unwrap().len(), 1 << 30);
+    assert!((10_000..20_000).contains(&published.stored_bytes), "{}", published.stored_bytes);
     assert!(!from.exists());
     drop(scratch);
-    assert!(dir.join("state").exists());
+    let pin = store.open_snapshot(&published.folder, Some(&published.streams)).await.unwrap();
+    assert_eq!(fs::read(pin.path().join("state")).unwrap(), noise(1, 10_000));
+    assert_eq!(fs::metadata(pin.path().join("memory")).unwrap().len(), 1 << 30);
+    assert_eq!(store.cache_usage().written_back, 0, "what was made here is used as it is");
     let usage = store.usage().await.unwrap();
-    assert!(usage.artifacts >= published.stored_bytes && usage.artifacts < 1 << 21, "{usage:?}");
+    assert!(usage.chunks >= published.stored_bytes && usage.rootfs < 1 << 20, "{usage:?}");
 }
 
 #[tokio::test]
-async fn attempts_that_publish_the_same_artifact_do_not_touch_each_others_files() {
+async fn a_snapshot_is_made_again_from_its_chunks_once_for_all() {
     let dir = TempDir::new().unwrap();
     let store = ArtifactStore::open(dir.path()).unwrap();
-    let id = ArtifactId::new();
-    let mut folders = Vec::new();
-    for attempt in ["first", "second"] {
-        let scratch = store.scratch().unwrap();
-        fs::write(scratch.path().join("state"), attempt).unwrap();
-        folders.push(store.publish_artifact(scratch.path(), id).await.unwrap().folder);
-    }
-    let state = |index: usize| fs::read_to_string(store.artifact_dir(&folders[index]).unwrap().join("state"));
-    assert_eq!((state(0).unwrap(), state(1).unwrap()), ("first".to_owned(), "second".to_owned()));
-    store.remove_artifact(&folders[0]).await.unwrap();
-    assert!(state(0).is_err());
-    assert_eq!(state(1).unwrap(), "second");
+    let bytes = noise(2, 300_000);
+    let published = publish(&store, &bytes, &[]).await;
+    store.drop_raw_rootfs().await.unwrap();
+    assert!(names(&dir.path().join("snapshots")).is_empty());
+    let opened = futures(4, || memory(&store, &published)).await;
+    assert!(opened.into_iter().all(|found| found.unwrap() == bytes));
+    assert_eq!(store.cache_usage().written_back, 1);
+    // Used, it stays; unused, it makes room.
+    let pin = store.open_snapshot(&published.folder, Some(&published.streams)).await.unwrap();
+    store.drop_raw_rootfs().await.unwrap();
+    assert!(pin.path().join("memory").exists());
+    drop(pin);
+    store.drop_raw_rootfs().await.unwrap();
+    assert!(names(&dir.path().join("snapshots")).is_empty());
+    // Something else removed the files of the cache.
+    assert_eq!(memory(&store, &published).await.unwrap(), bytes);
+    fs::remove_dir_all(dir.path().join("snapshots").join(&names(&dir.path().join("snapshots"))[0])).unwrap();
+    assert_eq!(memory(&store, &published).await.unwrap(), bytes);
+}
+
+/// The results of `count` futures that run side by side.
+async fn futures<T, F: Future<Output = T>>(count: usize, each: impl Fn() -> F) -> Vec<T> {
+    let mut all: Vec<_> = (0..count).map(|_| Box::pin(each())).collect();
+    let mut done: Vec<Option<T>> = (0..count).map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (future, done) in all.iter_mut().zip(&mut done) {
+            if done.is_none()
+                && let std::task::Poll::Ready(result) = future.as_mut().poll(context)
+            {
+                *done = Some(result);
+            }
+        }
+        if done.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    done.into_iter().flatten().collect()
 }
 
 #[tokio::test]
-async fn only_files_and_folders_of_the_work_folder_are_published() {
+async fn pages_of_similar_snapshots_are_stored_once_and_outlive_them() {
+    let dir = TempDir::new().unwrap();
+    let store = ArtifactStore::open(dir.path()).unwrap();
+    let bytes = noise(3, 1 << 20);
+    let first = publish(&store, &bytes, &[]).await;
+    // The same pages elsewhere, and one more.
+    let moved = [&bytes[512 << 10..], &noise(4, 4096)[..], &bytes[..512 << 10]].concat();
+    let second = publish(&store, &moved, &[&first]).await;
+    assert!(second.stored_bytes < 64 << 10, "{}", second.stored_bytes);
+    // One that is the same altogether is the same files.
+    let third = publish(&store, &moved, &[&first]).await;
+    assert_eq!(third.streams, second.streams);
+    assert_ne!(third.folder, second.folder);
+    assert_eq!(names(&dir.path().join("snapshots")).len(), 2);
+
+    for published in [&first, &second, &third] {
+        store.artifact_named(&published.folder);
+    }
+    store.remove_artifact(&first.folder).await.unwrap();
+    collect(&store, known(&[&second])).await;
+    assert_eq!(names(&dir.path().join("snapshots")).len(), 1);
+    store.drop_raw_rootfs().await.unwrap();
+    assert_eq!(memory(&store, &second).await.unwrap(), moved);
+    assert!(matches!(memory(&store, &first).await, Err(DataError::Damaged { .. })));
+    assert!(!store.has_snapshot(&first.folder, Some(&first.streams)).unwrap());
+    assert_eq!(store.verify_images(&known(&[&second])).await.unwrap().faults, []);
+}
+
+#[tokio::test]
+async fn what_no_row_names_yet_is_kept_until_it_is_named_or_removed() {
+    let dir = TempDir::new().unwrap();
+    let store = ArtifactStore::open(dir.path()).unwrap();
+    let (named, removed) =
+        (publish(&store, &noise(5, 100_000), &[]).await, publish(&store, &noise(6, 100_000), &[]).await);
+    assert_eq!(collect(&store, KnownFiles::default()).await.manifests, 0);
+    assert_eq!(names(&dir.path().join("snapshots")).len(), 2);
+    store.artifact_named(&named.folder);
+    store.remove_artifact(&removed.folder).await.unwrap();
+    store.remove_artifact(&removed.folder).await.unwrap();
+    // Of the other only the state is wanted any more, which both have.
+    assert_eq!(collect(&store, known(&[&named])).await.manifests, 1);
+    assert_eq!(names(&dir.path().join("snapshots")).len(), 1);
+    assert!(names(&dir.path().join("work")).is_empty());
+    collect(&store, KnownFiles::default()).await;
+    assert_eq!(store.image_stats().manifests, 0);
+    assert!(names(&dir.path().join("snapshots")).is_empty());
+}
+
+#[tokio::test]
+async fn a_snapshot_of_an_older_version_is_used_as_it_is_and_then_stored() {
+    let dir = TempDir::new().unwrap();
+    let store = ArtifactStore::open(dir.path()).unwrap();
+    let folder = old_artifact(&store);
+    assert!(store.has_snapshot(&folder, None).unwrap());
+    let pin = store.open_snapshot(&folder, None).await.unwrap();
+    assert_eq!(fs::read(pin.path().join("state")).unwrap(), b"old state");
+    let streams = store.adopt_artifact(&folder).await.unwrap();
+    assert!(pin.path().exists(), "it may be in use");
+    let pin = store.open_snapshot(&folder, Some(&streams)).await.unwrap();
+    assert!(pin.path().starts_with(dir.path().join("snapshots")));
+    assert_eq!(fs::read(pin.path().join("state")).unwrap(), b"old state");
+    drop(pin);
+    // The next start removes the folder, and keeps what is known by its chunks.
+    let row = KnownFiles { artifacts: [(folder.clone(), Some(streams))].into(), ..KnownFiles::default() };
+    let report = store.sweep(row.clone()).await.unwrap();
+    assert_eq!((report.removed, report.missing), (vec![format!("artifacts/{folder}")], KnownFiles::default()));
+    // No file of such a folder becomes a path elsewhere.
+    let bad = Streams([("../../lock".to_owned(), "0".repeat(64))].into());
+    assert!(store.open_snapshot(&folder, Some(&bad)).await.is_err());
+    let gone = old_artifact(&store);
+    fs::remove_dir_all(store.artifact_dir(&gone).unwrap()).unwrap();
+    assert!(matches!(store.open_snapshot(&gone, None).await, Err(DataError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn only_files_of_the_work_folder_are_published() {
     let dir = TempDir::new().unwrap();
     let store = ArtifactStore::open(&dir.path().join("data")).unwrap();
     let outside = dir.path().join("outside");
@@ -145,12 +278,16 @@ async fn only_files_and_folders_of_the_work_folder_are_published() {
         scratch.path().join("../../artifacts"),
         scratch.path().join("link"),
     ] {
-        assert!(is_conflict(&store.publish_artifact(&from, ArtifactId::new()).await), "{}", from.display());
+        assert!(is_conflict(&store.publish_artifact(&from, ArtifactId::new(), Vec::new()).await), "{}", from.display());
     }
     // A link inside would lead a later reader out of the folder.
-    assert!(is_conflict(&store.publish_artifact(scratch.path(), ArtifactId::new()).await));
-    assert!(names(&dir.path().join("data/artifacts")).is_empty());
-    let missing = store.publish_artifact(&scratch.path().join("nothing"), ArtifactId::new()).await;
+    assert!(is_conflict(&store.publish_artifact(scratch.path(), ArtifactId::new(), Vec::new()).await));
+    let folders = store.scratch().unwrap();
+    fs::create_dir(folders.path().join("disks")).unwrap();
+    assert!(is_conflict(&store.publish_artifact(folders.path(), ArtifactId::new(), Vec::new()).await));
+    assert!(names(&dir.path().join("data/snapshots")).is_empty());
+    assert_eq!(store.image_stats().manifests, 0);
+    let missing = store.publish_artifact(&scratch.path().join("nothing"), ArtifactId::new(), Vec::new()).await;
     assert!(matches!(missing, Err(DataError::Io { .. })));
     assert!(outside.exists());
 }
@@ -249,7 +386,9 @@ async fn no_name_leads_out_of_the_root_images_folder() {
 async fn the_sweep_removes_what_is_not_known_and_reports_what_is_lost() {
     let dir = TempDir::new().unwrap();
     let store = ArtifactStore::open(dir.path()).unwrap();
-    let (kept, unknown) = (publish(&store).await, publish(&store).await);
+    let (kept, unknown) = (old_artifact(&store), old_artifact(&store));
+    let stored = publish(&store, &noise(7, 50_000), &[]).await;
+    fs::create_dir(dir.path().join("snapshots/stray")).unwrap();
     let lost = format!("{}.{KEY}", ArtifactId::new());
     let scratch = store.scratch().unwrap();
     let image = scratch.path().join("image");
@@ -257,6 +396,7 @@ async fn the_sweep_removes_what_is_not_known_and_reports_what_is_lost() {
     let image = store.publish_rootfs(&image, KEY).await.unwrap();
     let (manifest, image) = (image.manifest, image.file);
     let lost_image = format!("{KEY}.{KEY}.ext4");
+    let lost_streams = ArtifactStore::new_artifact_name(ArtifactId::new());
     let precious = dir.path().join("precious");
     fs::create_dir(&precious).unwrap();
     fs::write(precious.join("file"), b"x").unwrap();
@@ -264,8 +404,14 @@ async fn the_sweep_removes_what_is_not_known_and_reports_what_is_lost() {
     fs::write(dir.path().join("rootfs/stray"), b"x").unwrap();
     // The right name in the wrong folder is not known there.
     fs::create_dir(dir.path().join("rootfs").join(&kept)).unwrap();
-    let known = KnownFiles {
-        artifacts: [kept.clone(), lost.clone()].into(),
+    let rows = KnownFiles {
+        artifacts: [
+            (kept.clone(), None),
+            (lost.clone(), None),
+            (stored.folder.clone(), Some(stored.streams.clone())),
+            (lost_streams.clone(), Some(Streams([("state".to_owned(), "0".repeat(64))].into()))),
+        ]
+        .into(),
         // One is known by its chunks, too; of another only its file ever was, and it is gone.
         rootfs: [
             (image.clone(), None),
@@ -274,32 +420,28 @@ async fn the_sweep_removes_what_is_not_known_and_reports_what_is_lost() {
         ]
         .into(),
     };
-    let report = store.sweep(known).await.unwrap();
+    let report = store.sweep(rows).await.unwrap();
     let mut removed = vec![
         "artifacts/link".to_owned(),
         format!("artifacts/{unknown}"),
         format!("rootfs/{kept}"),
         "rootfs/stray".into(),
+        "snapshots/stray".into(),
     ];
     removed.sort();
     assert_eq!(report.removed, removed);
-    assert_eq!(report.missing, KnownFiles { artifacts: [lost].into(), rootfs: [(lost_image, None)].into() });
+    let missing: Vec<&String> = report.missing.artifacts.keys().collect();
+    let mut lost = [&lost, &lost_streams];
+    lost.sort();
+    assert_eq!((missing, report.missing.rootfs), (lost.to_vec(), [(lost_image, None)].into()));
+    assert_eq!(memory(&store, &stored).await.unwrap(), noise(7, 50_000));
     assert_eq!(names(&dir.path().join("artifacts")), [kept.as_str()]);
     assert_eq!(names(&dir.path().join("rootfs")), [image]);
     assert!(precious.join("file").exists(), "a link was followed");
-    let again = store.sweep(KnownFiles { artifacts: [kept].into(), ..KnownFiles::default() }).await.unwrap();
+    let mut again = known(&[&stored]);
+    again.artifacts.insert(kept, None);
+    let again = store.sweep(again).await.unwrap();
     assert_eq!(again.removed.len(), 1);
-}
-
-#[tokio::test]
-async fn removing_is_complete_and_repeatable() {
-    let dir = TempDir::new().unwrap();
-    let store = ArtifactStore::open(dir.path()).unwrap();
-    let (one, two) = (publish(&store).await, publish(&store).await);
-    store.remove_artifact(&one).await.unwrap();
-    store.remove_artifact(&one).await.unwrap();
-    assert_eq!(names(&dir.path().join("artifacts")), [two]);
-    assert!(names(&dir.path().join("work")).is_empty());
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use nullspace_data::{ArtifactStore, Changes, DataError, Extent, PublishedRootfs};
+use nullspace_data::{ArtifactStore, Changes, DataError, Extent, OpenSettings, PublishedRootfs};
 use nullspace_types::{KnownFiles, Rootfs};
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use serde_json::json;
@@ -56,6 +56,11 @@ fn known(rows: &[&Rootfs]) -> KnownFiles {
     KnownFiles { rootfs, ..KnownFiles::default() }
 }
 
+/// A limit of the raw files, bytes.
+fn cache(bytes: u64) -> OpenSettings {
+    OpenSettings { cache_bytes: bytes, ..OpenSettings::default() }
+}
+
 fn raw_files(root: &Path) -> usize {
     fs::read_dir(root.join("rootfs")).unwrap().count()
 }
@@ -64,7 +69,7 @@ fn raw_files(root: &Path) -> usize {
 async fn a_root_image_is_written_back_when_its_raw_file_has_made_room() {
     let dir = TempDir::new().unwrap();
     // Room for one.
-    let store = ArtifactStore::open_with(dir.path(), 5 * MIB as u64).unwrap();
+    let store = ArtifactStore::open_with(dir.path(), cache(5 * MIB as u64)).unwrap();
     let (one, two) = (image(1, 3), image(2, 3));
     let (_keep, first) = publish(&store, &one).await;
     assert_eq!(raw_files(dir.path()), 1);
@@ -94,7 +99,7 @@ async fn a_root_image_is_written_back_when_its_raw_file_has_made_room() {
 #[tokio::test]
 async fn many_that_open_the_same_root_image_at_once_make_one_file() {
     let dir = TempDir::new().unwrap();
-    let store = ArtifactStore::open_with(dir.path(), 0).unwrap();
+    let store = ArtifactStore::open_with(dir.path(), cache(0)).unwrap();
     let bytes = image(3, 4);
     let (_keep, row) = publish(&store, &bytes).await;
     assert_eq!(raw_files(dir.path()), 0);
@@ -201,7 +206,7 @@ async fn raw_files_are_believed_after_a_restart_and_not_after_the_host_went_down
 async fn a_root_image_of_an_older_version_is_used_kept_and_taken_over() {
     let dir = TempDir::new().unwrap();
     let bytes = image(8, 2);
-    let store = ArtifactStore::open_with(dir.path(), 0).unwrap();
+    let store = ArtifactStore::open_with(dir.path(), cache(0)).unwrap();
     // As that version left it: a file, and a row without a manifest.
     let file = format!("{KEY}.{KEY}.ext4");
     fs::write(dir.path().join("rootfs").join(&file), &bytes).unwrap();
@@ -228,7 +233,7 @@ async fn a_root_image_of_an_older_version_is_used_kept_and_taken_over() {
 #[tokio::test]
 async fn damage_is_said_in_words_that_help() {
     let dir = TempDir::new().unwrap();
-    let store = ArtifactStore::open_with(dir.path(), 0).unwrap();
+    let store = ArtifactStore::open_with(dir.path(), cache(0)).unwrap();
     let (_keep, row) = publish(&store, &image(10, 1)).await;
     let packs = dir.path().join("chunks/packs");
     let pack = fs::read_dir(&packs).unwrap().next().unwrap().unwrap().path();

@@ -76,6 +76,10 @@ fn a_crash_at_any_step_loses_nothing_and_its_leftovers_go() {
     let other = random_image(&mut random, 50);
     let other_id = put(&store, &other).id();
     take("an image", &[(base_id, &base), (child, &changed.bytes)]);
+    let files = [&other[..], &base[..7000]];
+    let stored = super::streams::put_files(&store, &files, &[base_id]);
+    take("files of a snapshot", &[(base_id, &base), (other_id, &other)]);
+    drop(stored);
 
     // A collection that removes one pack, and rewrites another of which a part is still wanted.
     let mut mixed = base[..8 * BLOCK].to_vec();

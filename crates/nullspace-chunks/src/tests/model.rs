@@ -20,7 +20,7 @@ proptest! {
         let mut wanted: BTreeMap<ManifestId, Vec<u8>> = BTreeMap::new();
         for _ in 0..steps {
             let some = wanted.iter().choose(&mut random).map(|(id, bytes)| (*id, bytes.clone()));
-            match (random.random_range(0..10), some) {
+            match (random.random_range(0..11), some) {
                 (0..2, _) | (_, None) => {
                     let blocks = random.random_range(1..60);
                     let bytes = random_image(&mut random, blocks);
@@ -31,6 +31,16 @@ proptest! {
                     let file = random.random_bool(0.5).then(|| image_file(&before));
                     let stored = store.put_changes(parent, &changed, file.as_ref(), &Stop::default()).unwrap();
                     wanted.insert(stored.id(), changed.bytes);
+                }
+                // The same pages elsewhere, beside a file of odd length; the other image may go before or after.
+                (9, Some((similar, before))) if random.random_bool(0.7) => {
+                    let mut bytes = random_image(&mut random, 3);
+                    let cut = random.random_range(0..=before.len() / BLOCK) * BLOCK;
+                    bytes.extend([&before[cut..], &before[..cut]].concat());
+                    let odd = before[..random.random_range(0..=before.len())].to_vec();
+                    let stored = super::streams::put_files(&store, &[&bytes, &odd], &[similar]);
+                    wanted.insert(stored[0].id(), bytes);
+                    wanted.insert(stored[1].id(), odd);
                 }
                 // A parent goes and its child stays, too.
                 (6, Some((id, _))) => drop(wanted.remove(&id)),
