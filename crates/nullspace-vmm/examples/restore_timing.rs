@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p nullspace-vmm --example restore_timing -- GUEST_DIR ROOT.ext4 [RUNS]`
 //!
-//! Boots ROOT.ext4 (with a `/bin/sh`), snapshots it, and restores it RUNS times; prints medians in ms. As root the
+//! Boots ROOT.ext4 (with a `/bin/sh`), snapshots it, and restores it RUNS times; prints medians in ms. Then a restored machine
+//! fills memory, 0 to 256 MiB, and is paused and snapshotted. As root the
 //! machines have namespaces and taps, unless NETWORK=user is set. ACCEL=kvm or tcg spares the trial of KVM. RUST_LOG=nullspace_vmm=debug shows each restore.
 
 use std::path::{Path, PathBuf};
@@ -107,6 +108,7 @@ async fn run(vmm: &Qemu, root: &Path, folder: &Path, runs: usize) -> Outcome<()>
             unix_time_ns: now(),
             network: machine.guest_network(),
             resume: None,
+            trial: false,
         };
         let open = || async { machine.agent().await.map_err(Box::<dyn std::error::Error>::from) };
         let (agent, _) = Agent::connect_restored(open, || restored.clone(), limit).await?;
@@ -124,12 +126,61 @@ async fn run(vmm: &Qemu, root: &Path, folder: &Path, runs: usize) -> Outcome<()>
         times.sort_by(f64::total_cmp);
         println!("{name:24} {:8.1}   least {:.1}", times[times.len() / 2], times[0]);
     }
+
+    for mib in [0, 16, 64, 256] {
+        let id = format!("fill-{mib}");
+        let spec = RestoreSpec {
+            id: id.clone(),
+            base: Some(root.to_owned()),
+            snapshot_dir: snapshot_dir.clone(),
+            summary: summary.clone(),
+            network: Network::Internet,
+            work_dir: work(&id)?,
+        };
+        let machine = vmm.restore(spec).await?;
+        let restored = Restored {
+            hostname: id.clone(),
+            machine_id: uuid::Uuid::new_v4().simple().to_string(),
+            entropy: "AAECAwQFBgcICQoLDA0ODwABAgMEBQYHCAkKCwwNDg8=".into(),
+            unix_time_ns: now(),
+            network: machine.guest_network(),
+            resume: None,
+            trial: false,
+        };
+        let open = || async { machine.agent().await.map_err(Box::<dyn std::error::Error>::from) };
+        let (agent, _) = Agent::connect_restored(open, || restored.clone(), limit).await?;
+        let script = format!(
+            "mkdir -p /mnt; mount -t tmpfs -o size=400m none /mnt; dd if=/dev/urandom of=/mnt/x bs=1M count={mib} 2>/dev/null"
+        );
+        agent.exec_collect(shell(&script), 1000).await?;
+        let folder = work(&format!("snapshot-{mib}"))?;
+        let start = Instant::now();
+        machine.prepare_snapshot(&folder).await?;
+        let prepared = ms(start);
+        agent.freeze().await?;
+        agent.disconnect().await;
+        let start = Instant::now();
+        machine.pause().await?;
+        let paused = ms(start);
+        let used = machine.usage().await.map_or(0, |used| used.private_bytes >> 20);
+        let start = Instant::now();
+        machine.snapshot(&folder).await?;
+        let taken = ms(start);
+        println!(
+            "snapshot of restored     {taken:8.1}   prepared {prepared:.1}, pause {paused:.1}, {mib} MiB filled, {used} MiB private"
+        );
+        machine.kill().await?;
+    }
     Ok(())
 }
 
 fn exec() -> Exec {
+    shell("echo ok")
+}
+
+fn shell(script: &str) -> Exec {
     Exec {
-        argv: ["/bin/sh", "-c", "echo ok"].map(str::to_owned).to_vec(),
+        argv: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         envs: [("PATH".to_owned(), "/bin:/usr/bin".to_owned())].into(),
         ..Exec::default()
     }

@@ -18,21 +18,30 @@
 
 mod cgroups;
 mod changes;
+pub mod class;
+mod dirty;
+mod emulation;
 pub mod firecracker;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod mappings;
 mod memory;
 pub mod net;
 mod process;
 mod qcow2;
 pub mod qemu;
+mod side_by_side;
 mod sparse;
 pub mod spec;
 mod tail;
+mod touched;
 mod uids;
+mod usage;
 mod walls;
 
 pub use changes::{DiskChanges, Extent};
+pub use class::{Compatibility, CpuFeatures};
+pub use side_by_side::SideBySide;
 pub use spec::*;
 
 use std::path::Path;
@@ -51,8 +60,20 @@ pub trait Vmm: Send + Sync {
     /// Returns the kind of this driver.
     fn kind(&self) -> VmmKind;
 
-    /// Returns the compatibility class of this driver's snapshots on this host: recorded with each, compared at restore.
+    /// Returns the compatibility class of this driver's snapshots on this host: recorded with each, judged at restore.
     fn compatibility(&self) -> &Compatibility;
+
+    /// The property for which a snapshot with this class cannot resume under this driver, as a sentence for the user; `None`
+    /// when it can. Asked before a machine is started. [`Vmm::restore`] looks at the snapshot's files besides.
+    fn conflict(&self, snapshot: &Compatibility) -> Option<String> {
+        snapshot.conflict_with(self.compatibility())
+    }
+
+    /// True when machines are many times slower than on real hardware: they run in software, or under KVM in a host whose own
+    /// processor is emulated. Waits for a guest must be longer then.
+    fn is_slow(&self) -> bool {
+        self.compatibility().is_emulated() || emulation::of_host()
+    }
 
     /// Memory that a machine takes on the host besides its guest's own, MiB: the VMM itself, and what it keeps of guest code.
     fn overhead_mib(&self, vcpus: u32) -> u32;
@@ -113,7 +134,17 @@ pub trait Vm: Send + Sync {
     /// captured. After any other error the machine can only be killed.
     async fn capture(&self) -> Result<DiskChanges, VmmError>;
 
-    /// Writes memory, device state and disk into `dir` (exists, empty). The machine must be paused, its agent stream
+    /// Writes into `dir` (exists, empty) what a later [`Vm::snapshot`] into it needs and what does not change, while the machine
+    /// runs: the pause is shorter then. Nothing has to come of it; the folder may be removed instead.
+    ///
+    /// # Errors
+    /// When the files cannot be written. `dir` is empty then, and a snapshot does without.
+    async fn prepare_snapshot(&self, dir: &Path) -> Result<(), VmmError> {
+        let _ = dir;
+        Ok(())
+    }
+
+    /// Writes memory, device state and disk into `dir` (exists, empty but for what [`Vm::prepare_snapshot`] wrote). The machine must be paused, its agent stream
     /// dropped and its root filesystem frozen; it stays paused. The files are not synced to disk: publishing is the
     /// caller's. With [`BootSpec`]'s machine this may move files out of its working folder, so that afterwards it can only be killed.
     async fn snapshot(&self, dir: &Path) -> Result<SnapshotSummary, VmmError>;
@@ -131,6 +162,18 @@ pub trait Vm: Send + Sync {
     /// Bytes on the host's disk in files of this machine that have no name in its working folder: what its guest has
     /// written of its disk, where that lies in an overlay. Blocks for a system call.
     fn nameless_bytes(&self) -> u64;
+
+    /// Returns the parts of a restored machine's memory that it has used so far, and their neighbours: runs of 4 KiB pages as in
+    /// [`SnapshotSummary::touched`]. `None` for a machine that was booted, and when the driver or the system does not tell.
+    async fn touched(&self) -> Option<Vec<(u32, u32)>> {
+        None
+    }
+
+    /// Returns what the machine has used of its host so far. `None` when the machine has ended, and where the system does not
+    /// tell. Costs some tens of µs.
+    async fn usage(&self) -> Option<VmUsage> {
+        None
+    }
 
     /// The guest console's last lines, for the log when a boot fails. Not for users: the guest writes it.
     fn console_tail(&self) -> String;

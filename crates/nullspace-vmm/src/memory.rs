@@ -126,16 +126,6 @@ impl TemplateMemory {
         Ok(lease)
     }
 
-    /// Takes the memory of a machine that has just been written to `file` and is gone, so that the first restore need
-    /// not read it back. When it cannot be sealed it is let go: the file has it all.
-    pub(crate) fn put(&self, file: &File, memory: File) {
-        let (Ok(origin), Ok(sealed)) = (Origin::of(file), Sealed::new(memory)) else { return };
-        let cell = self.touch(origin);
-        let _ = cell.set(Arc::new(sealed));
-        drop(cell);
-        self.trim();
-    }
-
     fn touch(&self, origin: Origin) -> Arc<OnceCell<Arc<Sealed>>> {
         let mut inner = self.lock();
         inner.uses += 1;
@@ -274,16 +264,6 @@ mod tests {
         assert_eq!(first_byte(&get(0).await.unwrap()), 1);
         let kept: Vec<u64> = memory.lock().slots.keys().map(|origin| origin.inode).collect();
         assert!(!kept.contains(&files[1].metadata().unwrap().ino()));
-    }
-
-    #[tokio::test]
-    async fn a_machines_own_memory_saves_the_first_read() {
-        let memory = TemplateMemory::new(LEN);
-        let file = snapshot(5);
-        let live = anonymous("test", LEN).unwrap();
-        live.write_all_at(&[6; 4096], 4096).unwrap(); // told apart from the file on purpose
-        memory.put(&file, live);
-        assert_eq!(first_byte(&memory.get(file, LEN).await.unwrap()), 6);
     }
 
     #[tokio::test]

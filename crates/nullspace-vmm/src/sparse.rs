@@ -2,9 +2,10 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 const PAGE: usize = 4096;
@@ -26,13 +27,21 @@ pub(crate) fn copy(from: &File, to: &File, len: u64) -> io::Result<u64> {
     let mut buffer = vec![0; BUFFER];
     let (mut at, mut written) = (0, 0);
     while let Some((start, end)) = next_data(from, at, len)? {
-        at = start;
-        while at < end {
-            let part = &mut buffer[..(end - at).min(BUFFER as u64) as usize];
-            from.read_exact_at(part, at)?;
-            written += write_nonzero(to, part, at)?;
-            at += part.len() as u64;
-        }
+        at = end;
+        written += copy_range(from, to, start, end, &mut buffer)?;
+    }
+    Ok(written)
+}
+
+/// Copies the bytes from `start` to `end` to the same place in `to`, but for pages of zeros. Returns the bytes written. Blocks.
+pub(crate) fn copy_range(from: &File, to: &File, start: u64, end: u64, buffer: &mut [u8]) -> io::Result<u64> {
+    let (mut at, mut written) = (start, 0);
+    while at < end {
+        let len = (end - at).min(buffer.len() as u64) as usize;
+        let part = &mut buffer[..len];
+        from.read_exact_at(part, at)?;
+        written += write_nonzero(to, part, at)?;
+        at += len as u64;
     }
     Ok(written)
 }
@@ -53,27 +62,48 @@ pub(crate) fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u6
     Ok(Some((start, end.min(len))))
 }
 
-/// Writes the runs of pages that are not all zeros.
-fn write_nonzero(to: &File, bytes: &[u8], at: u64) -> io::Result<u64> {
-    const ZEROS: [u8; PAGE] = [0; PAGE];
+/// Writes the runs of pages that are not all zeros. Returns the bytes written.
+pub(crate) fn write_nonzero(to: &File, bytes: &[u8], at: u64) -> io::Result<u64> {
     let mut written = 0;
-    let mut run: Option<usize> = None;
-    let mut flush = |run: &mut Option<usize>, end: usize| -> io::Result<()> {
-        if let Some(start) = run.take() {
-            to.write_all_at(&bytes[start..end], at + start as u64)?;
-            written += (end - start) as u64;
-        }
-        Ok(())
-    };
-    for (index, page) in bytes.chunks(PAGE).enumerate() {
-        if *page == ZEROS[..page.len()] {
-            flush(&mut run, index * PAGE)?;
-        } else {
-            run.get_or_insert(index * PAGE);
-        }
+    for (run, _) in runs(bytes).filter(|(_, zero)| !zero) {
+        to.write_all_at(&bytes[run.clone()], at + run.start as u64)?;
+        written += run.len() as u64;
     }
-    flush(&mut run, bytes.len())?;
     Ok(written)
+}
+
+/// Writes over what is there: pages of zeros become holes where the filesystem can. Returns the bytes written.
+pub(crate) fn write_over(to: &File, bytes: &[u8], at: u64) -> io::Result<u64> {
+    let mut written = 0;
+    for (run, zero) in runs(bytes) {
+        let (start, len) = (at + run.start as u64, run.len() as u64);
+        if zero {
+            match rustix::fs::fallocate(to, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, len) {
+                Ok(()) => continue,
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        to.write_all_at(&bytes[run], start)?;
+        written += len;
+    }
+    Ok(written)
+}
+
+/// Runs of pages that are all zeros, or are not.
+fn runs(bytes: &[u8]) -> impl Iterator<Item = (Range<usize>, bool)> {
+    const ZEROS: [u8; PAGE] = [0; PAGE];
+    let mut pages = bytes.chunks(PAGE).map(|page| (page.len(), *page == ZEROS[..page.len()])).peekable();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let (len, zero) = pages.next()?;
+        let start = at;
+        at += len;
+        while let Some((len, _)) = pages.next_if(|(_, same)| *same == zero) {
+            at += len;
+        }
+        Some((start..at, zero))
+    })
 }
 
 #[cfg(test)]
@@ -105,6 +135,19 @@ mod tests {
             prop_assert_eq!(written, nonzero as u64);
             prop_assert!(to.metadata().unwrap().blocks() <= from.metadata().unwrap().blocks() + 8);
         }
+    }
+
+    #[test]
+    fn writing_over_leaves_nothing_of_before_and_holes_for_zeros() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 8 * PAGE], 0).unwrap();
+        let before = file.metadata().unwrap().blocks();
+        let bytes = [vec![0; PAGE], vec![2; PAGE], vec![0; 3 * PAGE]].concat();
+        assert!(write_over(&file, &bytes, 2 * PAGE as u64).unwrap() >= PAGE as u64);
+        let mut found = vec![9; 8 * PAGE];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == [vec![1; 2 * PAGE], bytes, vec![1; PAGE]].concat());
+        assert!(file.metadata().unwrap().blocks() < before);
     }
 
     #[test]

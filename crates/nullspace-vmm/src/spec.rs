@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::class::Compatibility;
+
 /// The drivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -12,6 +14,16 @@ pub enum VmmKind {
     Firecracker,
     /// QEMU's `microvm` machine: KVM when it works, else software emulation.
     Qemu,
+}
+
+/// The VMM's name, for people.
+impl std::fmt::Display for VmmKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            VmmKind::Firecracker => "Firecracker",
+            VmmKind::Qemu => "QEMU",
+        })
+    }
 }
 
 /// Kernel and initramfs that every machine boots with.
@@ -141,50 +153,11 @@ pub struct SnapshotSummary {
     pub disk_bytes: u64,
     /// Names of the files in the snapshot's folder.
     pub files: Vec<String>,
-}
-
-/// A compatibility class: the properties that must be equal for a snapshot to run. Fields are compared one by one, so that
-/// a refusal can name the difference.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
-pub struct Compatibility {
-    /// Driver.
-    pub vmm: VmmKind,
-    /// Version of the VMM, as it prints it.
-    pub vmm_version: String,
-    /// `kvm` or `tcg`.
-    pub accelerator: String,
-    /// Format version of the snapshot's folder, ours.
-    pub format: u32,
-    /// BLAKE3 of kernel and initramfs, hex.
-    pub guest: String,
-    /// Vendor and model of the CPU that guests see (`tcg` under software emulation: the host's own does not matter).
-    pub cpu: String,
-    /// ABI of the agent in the guest.
-    pub agent_abi: u32,
-}
-
-impl Compatibility {
-    /// True when machines are emulated in software, and so several times slower.
-    pub fn is_emulated(&self) -> bool {
-        self.accelerator == "tcg"
-    }
-
-    /// The first field in which `self` (a snapshot's) differs from `host`, as a sentence for the user; `None` when it runs there.
-    pub fn conflict_with(&self, host: &Compatibility) -> Option<String> {
-        let pairs = [
-            ("VMM", format!("{:?}", self.vmm), format!("{:?}", host.vmm)),
-            ("VMM version", self.vmm_version.clone(), host.vmm_version.clone()),
-            ("accelerator", self.accelerator.clone(), host.accelerator.clone()),
-            ("snapshot format", self.format.to_string(), host.format.to_string()),
-            ("guest kernel", self.guest.clone(), host.guest.clone()),
-            ("CPU", self.cpu.clone(), host.cpu.clone()),
-            ("agent ABI", self.agent_abi.to_string(), host.agent_abi.to_string()),
-        ];
-        pairs
-            .into_iter()
-            .find(|(_, ours, theirs)| ours != theirs)
-            .map(|(what, ours, theirs)| format!("the snapshot's {what} is {ours}, this host's is {theirs}"))
-    }
+    /// The parts of the memory that a restored machine uses first, as [`Vm::touched`](crate::Vm::touched) found them: runs of
+    /// 4 KiB pages, each the first page's number and the number of pages, in ascending order and apart from each other, at most
+    /// 1024. A hint for whoever reads the memory; empty when nobody has looked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub touched: Vec<(u32, u32)>,
 }
 
 impl VmmError {
@@ -209,6 +182,27 @@ pub struct Ended {
     pub cause: EndCause,
     /// A sentence, for the log.
     pub how: String,
+}
+
+/// A machine's use of its host, as the host's kernel counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VmUsage {
+    /// Processor time of the VMM, guest code included, since this machine was booted or restored, ns.
+    pub cpu_ns: u64,
+    /// Memory that is this machine's alone and is resident now, bytes: of a restored machine, what it has written since, and
+    /// the VMM's own.
+    pub private_bytes: u64,
+    /// Traffic of its card; `None` when it has no network namespace of its own.
+    pub network: Option<NetworkUsage>,
+}
+
+/// Traffic of a machine's card since the machine was booted or restored, as the guest sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkUsage {
+    /// Bytes that the guest received.
+    pub received_bytes: u64,
+    /// Bytes that the guest sent.
+    pub sent_bytes: u64,
 }
 
 /// The cause of a machine's end. [`EndCause::Guest`] is the user's; the others are faults of the host.

@@ -160,7 +160,7 @@ fn a_vmm_that_is_killed_from_outside_is_noticed_and_cleaned_up() {
         let machine = driver.boot(stage.boot("murdered", Network::Internet)).await.unwrap();
         let pid = stage.vmm_pid("murdered").unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
-        let how = tokio::time::timeout(Duration::from_secs(10), machine.exited()).await.unwrap();
+        let how = tokio::time::timeout(Duration::from_secs(30), machine.exited()).await.unwrap();
         assert_eq!(how.cause, nullspace_vmm::EndCause::Signal(9));
         assert!(matches!(machine.pause().await, Err(VmmError::Exited(_))));
         stage.settles_to(&before);
@@ -207,10 +207,11 @@ fn a_snapshot_from_elsewhere_is_refused_before_anything_is_made() {
     on_a_host(|stage| async move {
         let driver = stage.driver(true).await.unwrap();
         let before = stage.ours();
-        let other = Compatibility { cpu: "GenuineIntel 6/143/8 Xeon".into(), ..driver.compatibility().clone() };
+        let mut other = driver.compatibility().clone();
+        other.cpu_features.as_mut().unwrap().flags.insert("avx4096".into());
         let spec = stage.restore("elsewhere", other);
         match driver.restore(spec).await.map(drop) {
-            Err(VmmError::Incompatible(text)) => assert!(text.contains("CPU"), "{text}"),
+            Err(VmmError::Incompatible(text)) => assert!(text.ends_with("lacks: avx4096"), "{text}"),
             other => panic!("{other:?}"),
         }
         assert_eq!(stage.ours(), before);
@@ -280,22 +281,23 @@ fn a_service_killed_with_sigkill_leaves_no_vmm() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !dir.join("up").exists() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let pid = stage.vmm_pid("orphan").expect("a firecracker process");
         let vmm = format!("/proc/{pid}");
+        // Looked for while the service lives: once it is dead, the service of any other test may sweep its groups.
+        let left = format!("nullspace-{}", service.id());
+        assert!(stage.traces().iter().any(|trace| trace.contains(&left)));
         service.kill().unwrap();
         service.wait().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while Path::new(&vmm).exists() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert!(!Path::new(&vmm).exists(), "the VMM outlived its service");
         // The next service sweeps the groups.
-        let left = format!("nullspace-{}", service.id());
-        assert!(stage.traces().iter().any(|trace| trace.contains(&left)));
         drop(stage.driver(true).await.unwrap());
         assert!(!stage.traces().iter().any(|trace| trace.contains(&left)));
     });
@@ -315,7 +317,8 @@ fn a_trial_boot_ends_within_its_limit_and_leaves_nothing() {
             Err(VmmError::Exited(_)) => {}
             other => panic!("{other:?}"),
         }
-        assert!(started.elapsed() < Duration::from_secs(6));
+        // The end of the VMM takes time of its own.
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
         stage.settles_to(&before);
         assert!(stage.work().read_dir().unwrap().next().is_none());
     });
@@ -463,6 +466,7 @@ impl Stage {
                 memory_mib: 128,
                 disk_bytes: 16 << 20,
                 files: ["state", "memory", "disk.raw", "machine.json"].map(str::to_owned).to_vec(),
+                touched: Vec::new(),
             },
             network: Network::Isolated,
             work_dir: self.work(),
@@ -506,7 +510,7 @@ impl Stage {
     }
 
     fn settles_to(&self, before: &BTreeSet<String>) {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while self.ours() != *before && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -514,7 +518,7 @@ impl Stage {
     }
 
     async fn settles_in_time(&self, before: &BTreeSet<String>) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while (self.ours().len() > before.len() || self.any_vmm()) && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -16,7 +16,7 @@ use nullspace_guest::host::Agent;
 use nullspace_guest::message::{Configure, Exec};
 use nullspace_vmm::net::{NetConfig, NetPool};
 use nullspace_vmm::qemu::{Accelerator, Qemu, QemuConfig};
-use nullspace_vmm::{BootSpec, Disk, GuestImage, Network, RestoreSpec, SnapshotSummary, Vm, Vmm, VmmError};
+use nullspace_vmm::{BootSpec, Disk, DiskLimits, GuestImage, Network, RestoreSpec, SnapshotSummary, Vm, Vmm, VmmError};
 
 const BASE_BYTES: u64 = 24 << 20;
 const MEMORY_MIB: u32 = 192;
@@ -29,9 +29,10 @@ const VICTIM: &str = "NULLSPACE_TEST_VICTIM";
 
 #[tokio::test]
 async fn qemu_owns_nothing_and_may_do_little() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(slow_disk).await;
     let machine = stage.boot("walls", stage.overlay(), Network::Isolated, 1).await;
-    let _agent = greet(&*machine).await;
+    let agent = greet(&*machine).await;
+    assert_disk_is_slow(&agent).await;
     let pid = stage.only_qemu();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let field = |name: &str| {
@@ -100,11 +101,72 @@ fn a_killed_service_leaves_no_machine() {
     assert!(is_alive(pid));
     service.kill().unwrap();
     service.wait().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while is_alive(pid) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(!is_alive(pid), "QEMU outlived the service");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_machine_is_snapshotted_without_another_one_unless_it_is_on_the_user_network() {
+    let stage = Stage::new().await;
+    let template = stage.template(stage.overlay(), Network::Isolated).await;
+    let machine = stage.restore(&template, "isolated", Network::Isolated).await;
+    // It runs for a moment, so that it has written to memory.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let folder = |name: &str| {
+        let folder = stage.dir.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        folder
+    };
+    let (announced, plain) = (folder("announced"), folder("plain"));
+    machine.prepare_snapshot(&announced).await.unwrap();
+    machine.pause().await.unwrap();
+    for folder in [&announced, &plain] {
+        let (summary, most) = counting_machines(machine.snapshot(folder)).await;
+        if nix::unistd::geteuid().is_root() {
+            assert_eq!(most, 1, "machines while a snapshot was taken");
+        }
+        let named = summary.unwrap().files.len();
+        assert_eq!(fs::read_dir(folder).unwrap().count(), named, "files that nobody names");
+    }
+    let memory = |folder: &Path| fs::read(folder.join("memory")).unwrap();
+    assert!(memory(&announced) == memory(&plain), "the memory of a machine that stands still");
+    assert!(memory(&announced) != memory(&template.dir), "it has written to memory");
+    machine.kill().await.unwrap();
+    stage.assert_no_qemu();
+
+    let machine = stage.restore(&template, "user-network", Network::Internet).await;
+    let folder = folder("user-network");
+    machine.prepare_snapshot(&folder).await.unwrap();
+    machine.pause().await.unwrap();
+    let (summary, most) = counting_machines(machine.snapshot(&folder)).await;
+    assert_eq!(most, 2, "machines while a snapshot was taken");
+    machine.kill().await.unwrap();
+    let again = Template { dir: folder, summary: summary.unwrap(), ..template };
+    let machine = stage.restore(&again, "again", Network::Internet).await;
+    machine.kill().await.unwrap();
+    stage.assert_no_qemu();
+}
+
+/// Runs `work`, and tells how many machines ran at a time meanwhile at most.
+async fn counting_machines<T>(work: impl Future<Output = T>) -> (T, usize) {
+    let own = std::process::id();
+    let (done, mut over) = tokio::sync::oneshot::channel::<()>();
+    let counter = tokio::task::spawn_blocking(move || {
+        let mut most = 0;
+        loop {
+            most = most.max(qemus_of(own).len());
+            if !matches!(over.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty)) {
+                return most;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    });
+    let outcome = work.await;
+    drop(done);
+    (outcome, counter.await.unwrap())
 }
 
 #[tokio::test]
@@ -125,7 +187,7 @@ async fn a_template_with_a_poisoned_disk_is_refused() {
 
 #[tokio::test]
 async fn a_machine_on_a_raw_image_writes_into_it_and_its_snapshot_lies_on_it() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(slow_disk).await;
     let raw = stage.dir.path().join("direct.ext4");
     fs::copy(&stage.base, &raw).unwrap();
     let template = stage.template(Disk::Direct { path: raw.clone() }, Network::Isolated).await;
@@ -141,6 +203,7 @@ async fn a_machine_on_a_raw_image_writes_into_it_and_its_snapshot_lies_on_it() {
     let agent = greet_running(&*machine).await;
     agent.thaw().await.unwrap();
     assert_eq!(shell(&agent, "cat /root/mark; echo own >/root/mark; sync; cat /root/mark").await, "built\nown");
+    assert_disk_is_slow(&agent).await;
     machine.kill().await.unwrap();
     assert!(fs::read(&template.base).unwrap() == before, "the restored machine wrote into the image");
 }
@@ -202,10 +265,19 @@ async fn two_processors_keep_good_time() {
     let (processors, source) = shown.split_once('\n').unwrap();
     assert_eq!(processors, "2");
     assert!(source.starts_with("tsc") || source.starts_with("kvm-clock"), "{source}");
-    let start = Instant::now();
-    let passed = "a=$(cut -d. -f1 /proc/uptime); sleep 3; b=$(cut -d. -f1 /proc/uptime); echo $((b - a))";
-    let passed: u64 = shell(&agent, passed).await.parse().unwrap();
-    assert!(passed.abs_diff(start.elapsed().as_secs()) <= 1, "{passed} s passed in the guest");
+    // The guest reads its clock somewhere within each of two commands, in whole seconds.
+    let uptime = async || {
+        let asked = Instant::now();
+        let seconds: u64 = shell(&agent, "cut -d. -f1 /proc/uptime").await.parse().unwrap();
+        (asked, seconds, Instant::now())
+    };
+    let (first, second) = (uptime().await, {
+        shell(&agent, "sleep 3").await;
+        uptime().await
+    });
+    let passed = second.1 - first.1;
+    let (least, most) = ((second.0 - first.2).as_secs(), (second.2 - first.0).as_secs());
+    assert!((least.saturating_sub(1)..=most + 1).contains(&passed), "{passed} s in the guest, {least} to {most} here");
     machine.kill().await.unwrap();
 }
 
@@ -251,9 +323,9 @@ async fn what_cannot_be_restored_is_refused_with_the_reason_and_leaves_nothing()
     };
 
     let mut other = template.clone();
-    other.summary.compatibility.guest = "0".repeat(64);
+    other.summary.compatibility.vmm_version = "6.0.0".into();
     let error = restore(&other).await;
-    assert!(matches!(&error, VmmError::Incompatible(text) if text.contains("guest kernel")), "{error}");
+    assert!(matches!(&error, VmmError::Incompatible(text) if text.contains("VMM version is 6.0.0")), "{error}");
 
     let mut other = template.clone();
     other.summary.memory_mib *= 2;
@@ -303,15 +375,13 @@ async fn the_probe_boots_a_guest_and_remembers_the_verdict_on_kvm() {
     assert_eq!((kvm.accelerator.as_str(), tcg.accelerator.as_str()), ("kvm", "tcg"));
     assert!(!kvm.detail.is_empty());
     let tried = kvm.took_ms > 0;
-    assert!(Duration::from_millis(kvm.took_ms) < config.probe_limit + Duration::from_secs(10), "{kvm:?}");
+    assert!(Duration::from_millis(kvm.took_ms) < config.probe_limit + Duration::from_secs(60), "{kvm:?}");
     assert_eq!(cache.path().join("kvm-verdict.json").exists(), tried);
 
-    // The choice follows the verdict, and does not wait for it again.
-    let start = Instant::now();
+    // The choice follows the verdict, and does not wait for it again: that is remembered.
     let qemu = Qemu::new(config.clone()).await.unwrap();
     assert_eq!(qemu.accelerator(), if kvm.works { Accelerator::Kvm } else { Accelerator::Tcg });
     assert_eq!(qemu.compatibility().accelerator, qemu.accelerator().name());
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     let again = Qemu::probe(&config).await.unwrap();
     assert_eq!(again.accelerators[0].cached, tried);
     assert_no_qemu_of(std::process::id());
@@ -432,7 +502,7 @@ fn qemus_of(parent: u32) -> Vec<u32> {
 }
 
 fn assert_no_qemu_of(parent: u32) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !qemus_of(parent).is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -450,7 +520,7 @@ fn make_base(dir: &Path, image: &Path) {
         fs::create_dir_all(tree.join(folder)).unwrap();
     }
     fs::copy("/bin/busybox", tree.join("bin/busybox")).expect("package busybox-static");
-    for applet in "sh cat echo nproc cut sleep ping ip grep sync poweroff".split(' ') {
+    for applet in "sh cat echo nproc cut sleep ping ip grep sync poweroff dd".split(' ') {
         std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet)).unwrap();
     }
     fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
@@ -487,6 +557,20 @@ async fn greet_running(machine: &dyn Vm) -> Agent {
         }
         Err(error) => panic!("{error}\n{}", machine.console_tail()),
     }
+}
+
+/// Limits of a machine's disk so low that no host's own disk is as slow.
+fn slow_disk(config: QemuConfig) -> QemuConfig {
+    QemuConfig { disk_limits: DiskLimits { mib_per_second: 2, operations_per_second: 10_000 }, ..config }
+}
+
+/// Writes 8 MiB in a guest with a [`slow_disk`]: the limit lets through 2 MiB a second, and about 1 MiB at once.
+async fn assert_disk_is_slow(agent: &Agent) {
+    let begun = Instant::now();
+    shell(agent, "dd if=/dev/zero of=/root/filling bs=65536 count=128 conv=fsync 2>/dev/null").await;
+    let took = begun.elapsed();
+    eprintln!("8 MiB were written in {} ms", took.as_millis());
+    assert!(took >= Duration::from_millis(2500), "8 MiB were written in {took:?}");
 }
 
 fn exec(script: &str) -> Exec {

@@ -21,7 +21,7 @@ const MARK: &[u8] = b"nullspace: lists go here";
 /// Room for what the guest says.
 const LISTS: u64 = 256 << 20;
 /// A boot and everything after it, with the processors shared with many others.
-const LIMIT: Duration = Duration::from_secs(200);
+const LIMIT: Duration = Duration::from_secs(500);
 
 /// The guest's kernel and initramfs; `make guest` makes them.
 fn guest_file(name: &str) -> PathBuf {

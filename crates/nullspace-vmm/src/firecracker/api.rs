@@ -1,7 +1,8 @@
 //! The part of Firecracker's API that the driver uses: typed requests, typed refusals, a time limit on every call.
 //!
 //! Source: `src/firecracker/swagger/firecracker.yaml` of Firecracker 1.10 to 1.17. Each call opens a connection of its
-//! own; the server is one thread, and an idle connection would only take one of its ten places.
+//! own; the server is one thread, and an idle connection would only take one of its ten places. The limits below are three
+//! times as long where the host is emulated.
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::folder::Folder;
 use super::http;
 use super::version::Version;
+use crate::emulation::patient;
 use crate::{DiskLimits, VmmError};
 
 /// Configuration calls only fill a struct.
@@ -232,7 +234,7 @@ impl Api {
     }
 
     async fn call(&self, method: &str, path: &str, body: Option<Vec<u8>>, limit: Duration) -> Result<Bytes, VmmError> {
-        let context = || format!("{method} {path}");
+        let (context, limit) = (|| format!("{method} {path}"), patient(limit));
         let exchange = async {
             let stream = self.folder.connect(self.socket).await?;
             http::exchange(stream, method, path, body).await

@@ -6,12 +6,18 @@ use std::path::Path;
 use nullspace_guest::message::AGENT_ABI;
 
 use super::version::Version;
-use crate::{Compatibility, VmmError, VmmKind};
+use crate::{Compatibility, CpuFeatures, VmmError, VmmKind};
 
 /// Version of the snapshot folder's layout (`machine.rs`).
 const FORMAT: u32 = 1;
 
-pub(super) fn of_host(version: Version, kernel: &Path, initramfs: &Path) -> Result<Compatibility, VmmError> {
+/// The class of a host with this Firecracker, and the version of its snapshot format when it tells one.
+pub(super) fn of_host(
+    version: Version,
+    snapshot_format: Option<Version>,
+    kernel: &Path,
+    initramfs: &Path,
+) -> Result<Compatibility, VmmError> {
     let guest = hash(&[kernel, initramfs])
         .map_err(|source| VmmError::Io { context: "read the guest's kernel and initramfs".into(), source })?;
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo")
@@ -24,6 +30,8 @@ pub(super) fn of_host(version: Version, kernel: &Path, initramfs: &Path) -> Resu
         guest,
         cpu: cpu(&cpuinfo),
         agent_abi: AGENT_ABI,
+        vmm_format: snapshot_format.map(|format| format.to_string()),
+        cpu_features: CpuFeatures::of(&cpuinfo),
     })
 }
 
@@ -38,8 +46,8 @@ fn hash(files: &[&Path]) -> io::Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Vendor, family, model, stepping and name of the first CPU. Firecracker hands the host's CPUID on to guests, so
-/// another model may lack what a running guest already uses.
+/// Vendor, family, model, stepping and name of the first CPU. For people, and for the classes of
+/// earlier versions, which have no features.
 fn cpu(cpuinfo: &str) -> String {
     let field = |name: &str| {
         let line = cpuinfo.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name));

@@ -21,13 +21,14 @@ use super::overlay::Overlay;
 use super::version::Version;
 use super::{disk, exit, files};
 use crate::cgroups::{Cgroups, Limits};
+use crate::emulation::patient;
 use crate::net::{GUEST_MAC, NetLease, NetPool, TAP_NAME};
 use crate::process;
 use crate::tail::Tail;
 use crate::uids::{Uid, Uids};
 use crate::{BootSpec, Compatibility, Disk, DiskLimits, Network, RestoreSpec, Vm, Vmm, VmmError, VmmKind};
 
-/// From exec to a listening API socket: milliseconds, or seconds where everything is emulated.
+/// From exec to a listening API socket: milliseconds. Longer where the host is emulated.
 const API_LIMIT: Duration = Duration::from_secs(20);
 /// Bytes of a VMM's output that are kept; the guest decides how much it writes.
 const CONSOLE_BYTES: usize = 16 << 10;
@@ -104,6 +105,8 @@ struct Facts {
     id: String,
     vcpus: u32,
     memory_mib: u32,
+    /// The class of the machine's snapshots.
+    compatibility: Compatibility,
 }
 
 impl Firecracker {
@@ -143,7 +146,7 @@ impl Firecracker {
     /// Starts the process, hands everything that it occupies to the task that watches it, waits for its API.
     async fn launch(&self, facts: Facts, prepared: Prepared) -> Result<Running, VmmError> {
         let Prepared { jail, holdings, disk, disk_bytes, written, overlay: _ } = prepared;
-        let Facts { id, vcpus, memory_mib } = facts;
+        let Facts { id, vcpus, memory_mib, compatibility } = facts;
         let lease = holdings.lease.as_ref();
         let network = lease.filter(|lease| lease.has_uplink()).map(|_| NetPool::guest_network());
         let description = Description { card: lease.is_some() };
@@ -174,6 +177,7 @@ impl Firecracker {
             id,
             folder,
             process,
+            jailed: self.is_jailed(),
             console,
             disk: Mutex::new(disk),
             disk_bytes,
@@ -182,7 +186,7 @@ impl Firecracker {
             memory_mib,
             description,
             network,
-            compatibility: self.compatibility.clone(),
+            compatibility,
             paused: tokio::sync::Mutex::new(false),
             spent: AtomicBool::new(false),
             agent: Mutex::new(CancellationToken::new()),
@@ -195,7 +199,8 @@ impl Firecracker {
     }
 
     async fn wait_for_api(&self, machine: &Machine) -> Result<(), VmmError> {
-        let deadline = Instant::now() + API_LIMIT;
+        let limit = patient(API_LIMIT);
+        let deadline = Instant::now() + limit;
         while !machine.api.listens().await {
             if let Some(status) = machine.process.status() {
                 let how = exit::ended(status);
@@ -209,10 +214,7 @@ impl Firecracker {
                 });
             }
             if Instant::now() > deadline {
-                return Err(VmmError::Timeout {
-                    what: "Firecracker's API".into(),
-                    limit_ms: API_LIMIT.as_millis() as u64,
-                });
+                return Err(VmmError::Timeout { what: "Firecracker's API".into(), limit_ms: limit.as_millis() as u64 });
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -393,7 +395,8 @@ impl Vmm for Firecracker {
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Vm>, VmmError> {
         Self::check_id(&spec.id)?;
         let prepared = self.prepare_boot(&spec).await?;
-        let facts = Facts { id: spec.id, vcpus: spec.vcpus, memory_mib: spec.memory_mib };
+        let compatibility = self.compatibility.clone();
+        let facts = Facts { id: spec.id, vcpus: spec.vcpus, memory_mib: spec.memory_mib, compatibility };
         let running = self.launch(facts, prepared).await?;
         let configured = self.configure_and_start(&running.0).await;
         match running.0.explain(configured).await {
@@ -407,7 +410,9 @@ impl Vmm for Firecracker {
         self.check_snapshot(&spec)?;
         let mut prepared = self.prepare_restore(&spec).await?;
         let overlay = prepared.overlay.take();
-        let facts = Facts { id: spec.id, vcpus: spec.summary.vcpus, memory_mib: spec.summary.memory_mib };
+        let compatibility = self.compatibility.of_restored(&spec.summary.compatibility);
+        let facts =
+            Facts { id: spec.id, vcpus: spec.summary.vcpus, memory_mib: spec.summary.memory_mib, compatibility };
         let running = self.launch(facts, prepared).await?;
         let loaded = self.load(&running.0).await;
         if overlay.is_some() {

@@ -33,7 +33,8 @@ use super::jail::{DISK, VSOCK};
 use crate::process::Process;
 use crate::sparse;
 use crate::tail::Tail;
-use crate::{AgentStream, Compatibility, DiskChanges, Ended, SnapshotSummary, Vm, VmmError};
+use crate::usage::Counted;
+use crate::{AgentStream, Compatibility, DiskChanges, Ended, SnapshotSummary, Vm, VmUsage, VmmError};
 
 pub(super) const STATE: &str = "state";
 pub(super) const MEMORY: &str = "memory";
@@ -75,6 +76,8 @@ pub(super) struct Machine {
     pub(super) api: Api,
     pub(super) folder: Folder,
     pub(super) process: Process,
+    /// The process waits for the VMM, which is its child.
+    pub(super) jailed: bool,
     pub(super) console: Tail,
     pub(super) disk: Mutex<DiskPlace>,
     pub(super) disk_bytes: u64,
@@ -262,6 +265,7 @@ impl Vm for Running {
             memory_mib: machine.memory_mib,
             disk_bytes: machine.disk_bytes,
             files: [STATE, MEMORY, DISK_FILE, DESCRIPTION].map(str::to_owned).to_vec(),
+            touched: Vec::new(),
         })
     }
 
@@ -272,6 +276,19 @@ impl Vm for Running {
     fn nameless_bytes(&self) -> u64 {
         let metadata = self.0.written.as_ref().and_then(|file| file.metadata().ok());
         metadata.map_or(0, |metadata| sparse::stored_bytes(&metadata))
+    }
+
+    async fn usage(&self) -> Option<VmUsage> {
+        let machine = &self.0;
+        let counted = Counted {
+            pid: machine.process.pid(),
+            is_holder: machine.jailed,
+            owns_memory_file: false,
+            has_tap: machine.description.card,
+        };
+        let used = tokio::task::spawn_blocking(move || counted.usage()).await.ok()?;
+        // After its end, the pid may be another process's.
+        used.ok().filter(|_| machine.process.status().is_none())
     }
 
     fn console_tail(&self) -> String {

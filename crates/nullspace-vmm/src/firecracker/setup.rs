@@ -53,7 +53,7 @@ impl FirecrackerConfig {
 }
 
 impl Firecracker {
-    /// Checks binary, KVM, kernel and host. Only a boot shows whether KVM really runs guests: see [`Self::try_boot`].
+    /// Checks binary, jailer, KVM, kernel and host, in this order. Only a boot shows whether KVM really runs guests: see [`Self::try_boot`].
     pub async fn new(config: FirecrackerConfig) -> Result<Self, VmmError> {
         let unavailable = |text: String| VmmError::Unavailable(text);
         let binary = std::fs::canonicalize(&config.binary).map_err(|_| {
@@ -65,9 +65,11 @@ impl Firecracker {
             .ok_or_else(|| unavailable("Firecracker's file name is not UTF-8".into()))?
             .to_owned();
         let version = ask_version(&binary).await?;
+        let snapshot_format = ask_snapshot_format(&binary).await;
         if version < OLDEST {
             return Err(unavailable(format!("Firecracker {version} is too old: {OLDEST} or newer is needed")));
         }
+        let jailer = usable_jailer(config.jailer.as_deref(), config.unjailed)?;
         std::fs::File::options().read(true).write(true).open("/dev/kvm").map_err(|error| {
             unavailable(format!("/dev/kvm cannot be opened ({error}): load kvm, or join the group kvm"))
         })?;
@@ -75,33 +77,19 @@ impl Firecracker {
         let kernel = kernel.ok_or_else(|| {
             unavailable(format!("Firecracker {version} boots only an uncompressed kernel, and none was prepared"))
         })?;
-        let jailer = match config.jailer {
-            Some(jailer) if rustix::process::geteuid().is_root() => {
-                let jailer = std::fs::canonicalize(&jailer).map_err(|_| {
-                    unavailable(format!("{} is not there: install Firecracker's jailer", jailer.display()))
-                })?;
+        match jailer {
+            Some(_) => {
                 for file in [&kernel, &config.guest.initramfs] {
                     check_readable(file)?;
                 }
-                Some(jailer)
             }
-            _ if config.unjailed => {
-                tracing::warn!(
-                    "Firecracker runs without its jailer, as the settings allow: its guests are behind KVM alone"
-                );
-                None
-            }
-            _ => {
-                return Err(unavailable(
-                    "Firecracker's jailer cannot be used: it needs root and the program `jailer`; `unjailed = true` in \
-                     the settings runs machines without it, behind KVM and seccomp alone"
-                        .into(),
-                ));
-            }
-        };
+            None => tracing::warn!(
+                "Firecracker runs without its jailer, as the settings allow: its guests are behind KVM alone"
+            ),
+        }
         let initramfs = config.guest.initramfs;
         let (k, i) = (kernel.clone(), initramfs.clone());
-        let compatibility = blocking(move || compatibility::of_host(version, &k, &i)).await?;
+        let compatibility = blocking(move || compatibility::of_host(version, snapshot_format, &k, &i)).await?;
         let uids = jailer.is_some().then(|| Uids::new(config.uids)).transpose()?;
         let cgroups = if jailer.is_some() { blocking(|| Ok(Cgroups::set_up())).await? } else { None };
         let disks = match jailer.is_some() && blocking(|| Ok(overlay::available())).await? {
@@ -156,9 +144,44 @@ impl Firecracker {
     }
 }
 
+/// The jailer's real path. `None`: it cannot be used, and `unjailed` allows machines without it.
+fn usable_jailer(jailer: Option<&Path>, unjailed: bool) -> Result<Option<PathBuf>, VmmError> {
+    match jailer {
+        Some(jailer) if rustix::process::geteuid().is_root() => {
+            let found = std::fs::canonicalize(jailer).map_err(|_| {
+                VmmError::Unavailable(format!("{} is not there: install Firecracker's jailer", jailer.display()))
+            })?;
+            Ok(Some(found))
+        }
+        _ if unjailed => Ok(None),
+        _ => Err(VmmError::Unavailable(
+            "Firecracker's jailer cannot be used: it needs root and the program `jailer`; `unjailed = true` in the settings \
+             runs machines without it, behind KVM and seccomp alone"
+                .into(),
+        )),
+    }
+}
+
 async fn ask_version(binary: &Path) -> Result<Version, VmmError> {
+    let text = ask(binary, "--version").await?;
+    Version::parse(&text)
+        .ok_or_else(|| VmmError::Unavailable(format!("{} does not say which Firecracker it is", binary.display())))
+}
+
+/// The version of Firecracker's own snapshot format. `None`: it does not tell, and its version counts instead.
+async fn ask_snapshot_format(binary: &Path) -> Option<Version> {
+    match ask(binary, "--snapshot-version").await {
+        Ok(text) => Version::parse(&text),
+        Err(error) => {
+            tracing::debug!(%error, "Firecracker does not tell its snapshot format");
+            None
+        }
+    }
+}
+
+async fn ask(binary: &Path, option: &str) -> Result<String, VmmError> {
     let output = tokio::process::Command::new(binary)
-        .arg("--version")
+        .arg(option)
         .env_clear()
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true)
@@ -166,13 +189,11 @@ async fn ask_version(binary: &Path) -> Result<Version, VmmError> {
     let output = tokio::time::timeout(VERSION_LIMIT, output)
         .await
         .map_err(|_| VmmError::Timeout {
-            what: "`firecracker --version`".into(),
+            what: format!("`firecracker {option}`"),
             limit_ms: VERSION_LIMIT.as_millis() as u64,
         })?
         .map_err(|error| VmmError::Unavailable(format!("{} cannot be run: {error}", binary.display())))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    Version::parse(&text)
-        .ok_or_else(|| VmmError::Unavailable(format!("{} does not say which Firecracker it is", binary.display())))
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn check_readable(path: &Path) -> Result<(), VmmError> {
@@ -185,4 +206,58 @@ fn check_readable(path: &Path) -> Result<(), VmmError> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A setup with a program that says that it is Firecracker, and no guest's files: it ends with an error whatever KVM does.
+    async fn refusal(jailer: Option<PathBuf>, unjailed: bool) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let binary = folder.path().join("firecracker");
+        // Written by another process: a program that this one has open for writing, or a child of it, cannot be run.
+        let write = r#"printf '#!/bin/sh\necho Firecracker v1.12.1\n' >"$1" && chmod 755 "$1""#;
+        let written = std::process::Command::new("sh").args(["-c", write, "sh"]).arg(&binary).status().unwrap();
+        assert!(written.success());
+        let config = FirecrackerConfig {
+            binary,
+            jailer,
+            unjailed,
+            guest: GuestImage { vmlinuz: folder.path().join("vmlinuz"), vmlinux: None, initramfs: "none".into() },
+            uids: FirecrackerConfig::UIDS,
+            net: None,
+            disk_limits: DiskLimits::default(),
+            copy_up_to: FirecrackerConfig::COPY_UP_TO,
+            kernel_arguments: String::new(),
+        };
+        Firecracker::new(config).await.map(drop).unwrap_err().to_string()
+    }
+
+    #[tokio::test]
+    async fn firecracker_without_its_jailer_is_refused_unless_that_is_allowed() {
+        let error = refusal(None, false).await;
+        assert!(
+            error.starts_with("Firecracker's jailer cannot be used") && error.contains("unjailed = true"),
+            "{error}"
+        );
+        // With leave it goes on: to KVM, or where that opens, to the kernel that is not there.
+        let error = refusal(None, true).await;
+        assert!(error.starts_with("/dev/kvm cannot be opened") || error.contains("uncompressed kernel"), "{error}");
+
+        let (here, missing) = (PathBuf::from("/bin/sh"), PathBuf::from("/none/jailer"));
+        if rustix::process::geteuid().is_root() {
+            // A jailer that is named and missing is a mistake, which leave to do without does not cover.
+            for unjailed in [false, true] {
+                assert_eq!(
+                    refusal(Some(missing.clone()), unjailed).await,
+                    "/none/jailer is not there: install Firecracker's jailer"
+                );
+            }
+            assert!(!refusal(Some(here), false).await.contains("jailer"));
+        } else {
+            // Only root can use it.
+            assert!(refusal(Some(here), false).await.starts_with("Firecracker's jailer cannot be used"));
+        }
+    }
 }

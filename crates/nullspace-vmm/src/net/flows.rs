@@ -1,16 +1,20 @@
-//! Connections that the host's kernel remembers of a machine (conntrack), and their removal.
+//! Connections that the host's kernel remembers of machines (conntrack), and their removal.
 //!
 //! ```text
-//!   dump: flows whose first sender is the address ──> one deletion for each      ctnetlink, in the host's namespace
+//!   a machine ends                dump: flows whose first sender is its address   ──┐
+//!   the service starts or stops   dump: all flows, of which those from its pool   ──┴─> one deletion for each flow
 //! ```
 //! The kernel keeps an established connection for five days after the machine is gone. Machines that come and go would fill
 //! the host's table, which all share. Deleting by a filter needs Linux 6.8; so flows are listed, by a filter where the kernel
-//! knows it (5.8), and deleted one by one. The messages are those of `linux/netfilter/nfnetlink_conntrack.h`.
+//! knows it (5.8), and deleted one by one. No kernel filters by a network. The messages go to ctnetlink in the thread's network
+//! namespace; they are those of `linux/netfilter/nfnetlink_conntrack.h`.
 
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
 };
@@ -18,7 +22,9 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 /// Bound of one wait for the kernel, seconds.
 const WAIT: i64 = 2;
-/// Most flows that are deleted for one address. Its limit of connections is far below.
+/// Bound of a whole removal.
+const LIMIT: Duration = Duration::from_secs(5);
+/// Most flows that are listed before they are deleted. The limit of one machine is far below.
 const MOST: usize = 1 << 16;
 /// A datagram of a dump has at most so many bytes.
 const DATAGRAM: usize = 1 << 16;
@@ -44,54 +50,122 @@ const FAMILY: usize = 4;
 
 /// Forgets the connections that machines of this address have begun. Returns how many.
 pub(super) fn forget(address: Ipv4Addr) -> io::Result<usize> {
-    let netlink = open()?;
-    let found = match list(&netlink, address, true) {
+    let table = Table::open()?;
+    let own = |sender| sender == address;
+    let found = match table.list(&filter(address), own) {
         // A kernel that knows no filters.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-            list(&netlink, address, false)?
-        }
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => table.list(&[], own)?,
         found => found?,
     };
+    table.delete(&found)
+}
+
+/// Forgets the connections that addresses of a pool have begun, except those of the networks in `others`. Returns how many.
+pub(super) fn forget_pool(pool: Ipv4Net, others: &[Ipv4Net]) -> io::Result<usize> {
+    let table = Table::open()?;
+    let own = |sender| pool.contains(&sender) && !others.iter().any(|other| other.contains(&sender));
     let mut deleted = 0;
-    for flow in found {
-        send(&netlink, CT_DELETE, REQUEST | ACK, &flow)?;
-        match answers(&netlink, |_, _| {}) {
-            Ok(()) => deleted += 1,
-            // It has ended by itself.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+    loop {
+        let found = table.list(&[], own)?;
+        deleted += table.delete(&found)?;
+        if found.len() < MOST {
+            return Ok(deleted);
         }
     }
-    Ok(deleted)
 }
 
-fn open() -> io::Result<OwnedFd> {
-    let netlink =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
-    setsockopt(&netlink, sockopt::ReceiveTimeout, &TimeVal::seconds(WAIT))?;
-    Ok(netlink)
+/// The kernel's table, for one removal.
+struct Table {
+    netlink: OwnedFd,
+    until: Instant,
 }
 
-/// The attributes by which each flow of an address is deleted.
-fn list(netlink: &OwnedFd, address: Ipv4Addr, filtered: bool) -> io::Result<Vec<Vec<u8>>> {
-    send(netlink, CT_GET, REQUEST | DUMP, &if filtered { filter(address) } else { Vec::new() })?;
-    let mut found = Vec::new();
-    answers(netlink, |kind, body| {
-        if kind == CT_GET - 1
-            && found.len() < MOST
-            && let Some(flow) = flow_of(body, address)
-        {
-            found.push(flow);
+impl Table {
+    fn open() -> io::Result<Self> {
+        let netlink =
+            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
+        setsockopt(&netlink, sockopt::ReceiveTimeout, &TimeVal::seconds(WAIT))?;
+        Ok(Self { netlink, until: Instant::now() + LIMIT })
+    }
+
+    /// The attributes by which the flows of wanted senders are deleted, at most [`MOST`].
+    fn list(&self, filter: &[u8], wanted: impl Fn(Ipv4Addr) -> bool) -> io::Result<Vec<Vec<u8>>> {
+        self.send(CT_GET, REQUEST | DUMP, filter)?;
+        let mut found = Vec::new();
+        self.answers(|kind, body| {
+            if kind == CT_GET - 1
+                && found.len() < MOST
+                && let Some(flow) = flow_of(body, &wanted)
+            {
+                found.push(flow);
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Deletes flows. Returns how many were still there.
+    fn delete(&self, flows: &[Vec<u8>]) -> io::Result<usize> {
+        let mut deleted = 0;
+        for flow in flows {
+            self.send(CT_DELETE, REQUEST | ACK, flow)?;
+            match self.answers(|_, _| {}) {
+                Ok(()) => deleted += 1,
+                // It has ended by itself.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
-    })?;
-    Ok(found)
+        Ok(deleted)
+    }
+
+    fn send(&self, kind: u16, flags: u16, attributes: &[u8]) -> io::Result<()> {
+        let length = HEADER + FAMILY + attributes.len();
+        let mut message = Vec::with_capacity(length);
+        message.extend_from_slice(&(length as u32).to_ne_bytes());
+        message.extend_from_slice(&kind.to_ne_bytes());
+        message.extend_from_slice(&flags.to_ne_bytes());
+        message.extend_from_slice(&[0; 8]);
+        message.extend_from_slice(&[libc::AF_INET as u8, 0, 0, 0]);
+        message.extend_from_slice(attributes);
+        sendto(self.netlink.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        Ok(())
+    }
+
+    /// Reads until the kernel says that it is done; `each` gets the kind and the attributes of every other message.
+    fn answers(&self, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+        let mut buffer = vec![0; DATAGRAM];
+        loop {
+            if Instant::now() >= self.until {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let length = recv(self.netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let mut rest = buffer.get(..length).unwrap_or_default();
+            while let Some((head, _)) = rest.split_first_chunk::<HEADER>() {
+                let size = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
+                let kind = u16::from_ne_bytes([head[4], head[5]]);
+                let body = rest.get(HEADER..size).ok_or(io::ErrorKind::InvalidData)?;
+                match kind {
+                    NLMSG_DONE => return Ok(()),
+                    NLMSG_ERROR => {
+                        let (code, _) = body.split_first_chunk::<4>().ok_or(io::ErrorKind::InvalidData)?;
+                        return match i32::from_ne_bytes(*code) {
+                            0 => Ok(()),
+                            code => Err(io::Error::from_raw_os_error(-code)),
+                        };
+                    }
+                    kind => each(kind, body.get(FAMILY..).unwrap_or_default()),
+                }
+                rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+    }
 }
 
-/// What names a flow, when its first sender is this address. `body` are the attributes of a flow.
-fn flow_of(body: &[u8], address: Ipv4Addr) -> Option<Vec<u8>> {
+/// What names a flow, when its first sender is wanted. `body` are the attributes of a flow.
+fn flow_of(body: &[u8], wanted: impl Fn(Ipv4Addr) -> bool) -> Option<Vec<u8>> {
     let tuple = attribute(body, CTA_TUPLE_ORIG)?;
-    let sender = attribute(attribute(tuple, FIRST)?, FIRST)?;
-    if sender != address.octets() {
+    let sender: [u8; 4] = attribute(attribute(tuple, FIRST)?, FIRST)?.try_into().ok()?;
+    if !wanted(sender.into()) {
         return None;
     }
     let mut flow = Vec::new();
@@ -140,45 +214,6 @@ fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     None
 }
 
-fn send(netlink: &OwnedFd, kind: u16, flags: u16, attributes: &[u8]) -> io::Result<()> {
-    let length = HEADER + FAMILY + attributes.len();
-    let mut message = Vec::with_capacity(length);
-    message.extend_from_slice(&(length as u32).to_ne_bytes());
-    message.extend_from_slice(&kind.to_ne_bytes());
-    message.extend_from_slice(&flags.to_ne_bytes());
-    message.extend_from_slice(&[0; 8]);
-    message.extend_from_slice(&[libc::AF_INET as u8, 0, 0, 0]);
-    message.extend_from_slice(attributes);
-    sendto(netlink.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
-    Ok(())
-}
-
-/// Reads until the kernel says that it is done; `each` gets the kind and the attributes of every other message.
-fn answers(netlink: &OwnedFd, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
-    let mut buffer = vec![0; DATAGRAM];
-    loop {
-        let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        let mut rest = buffer.get(..length).unwrap_or_default();
-        while let Some((head, _)) = rest.split_first_chunk::<HEADER>() {
-            let size = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
-            let kind = u16::from_ne_bytes([head[4], head[5]]);
-            let body = rest.get(HEADER..size).ok_or(io::ErrorKind::InvalidData)?;
-            match kind {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => {
-                    let (code, _) = body.split_first_chunk::<4>().ok_or(io::ErrorKind::InvalidData)?;
-                    return match i32::from_ne_bytes(*code) {
-                        0 => Ok(()),
-                        code => Err(io::Error::from_raw_os_error(-code)),
-                    };
-                }
-                kind => each(kind, body.get(FAMILY..).unwrap_or_default()),
-            }
-            rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,13 +231,13 @@ mod tests {
         put(&mut body, 3, &[0, 0, 0, 8]);
         put(&mut body, CTA_TUPLE_ORIG | NESTED, &addresses);
         put(&mut body, CTA_ID, &[9, 9, 9, 9]);
-        let flow = flow_of(&body, own).unwrap();
+        let flow = flow_of(&body, |sender| sender == own).unwrap();
         assert_eq!(attribute(&flow, CTA_TUPLE_ORIG), Some(&addresses[..]));
         assert_eq!(attribute(&flow, CTA_ID), Some(&[9, 9, 9, 9][..]));
         assert_eq!(attribute(&flow, CTA_ZONE), None);
-        assert_eq!(flow_of(&body, Ipv4Addr::new(100, 97, 0, 6)), None);
+        assert_eq!(flow_of(&body, |sender| sender != own), None);
         for length in 0..body.len() {
-            let _ = flow_of(&body[..length], own);
+            let _ = flow_of(&body[..length], |_| true);
         }
         assert_eq!(attribute(&[0; 8], 1), None, "a length of nothing ends the search");
         assert_eq!(filter(own).len() % 4, 0);

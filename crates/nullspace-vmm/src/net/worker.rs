@@ -11,6 +11,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 
@@ -105,6 +106,7 @@ impl<'a> Worker<'a> {
             _lock: lock,
         };
         worker.remove_interfaces()?;
+        worker.forget_pool();
         worker.install_rules()?;
         worker.iptables.remove();
         worker.iptables.keep_open();
@@ -129,6 +131,23 @@ impl<'a> Worker<'a> {
         // One may vanish by itself while we ask: its namespace is being taken down.
         let _ = self.commands.ip_force(&script);
         Ok(())
+    }
+
+    /// Connections of machines of a service that was killed, or of this one at its end. Call this when our interfaces are gone:
+    /// what is routed into the pool after that is not ours, and its connections stay.
+    fn forget_pool(&self) {
+        let pool = self.config.pool;
+        let forgotten = std::fs::read_to_string("/proc/thread-self/net/route")
+            .and_then(|routes| flows::forget_pool(pool, &routed_within(&pool, &routes)));
+        match forgotten {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::info!(count, %pool, "connections of machines that are gone were removed from the host's table")
+            }
+            Err(error) => {
+                tracing::warn!(%error, %pool, "connections of machines that are gone stay in the host's table");
+            }
+        }
     }
 
     fn install_rules(&mut self) -> Result<(), VmmError> {
@@ -194,7 +213,10 @@ impl<'a> Worker<'a> {
                         self.release(unwanted);
                     }
                 }
-                Request::Release { slot } => self.free(slot),
+                Request::Release { slot } => {
+                    self.free(slot);
+                    self.forget(slot);
+                }
                 Request::Stop => return,
             }
         }
@@ -221,6 +243,7 @@ impl<'a> Worker<'a> {
         Ok(made)
     }
 
+    /// For a network that no machine has used.
     fn release(&mut self, made: Made) {
         if let Some(slot) = made.slot {
             drop(made);
@@ -235,12 +258,17 @@ impl<'a> Worker<'a> {
         if interface_names().is_ok_and(|names| names.contains(&name)) {
             let _ = self.commands.ip_force(&format!("link del dev {name}\n"));
         }
+        self.free_slots.push_back(slot);
+    }
+
+    /// Connections of the machine that had this slot. A network that no machine has used has none: its release does without
+    /// this, which reads the host's whole table.
+    fn forget(&self, slot: u32) {
         if let Some((_, address)) = pair(&self.config.pool, slot)
             && let Err(error) = flows::forget(address)
         {
             tracing::warn!(%error, %address, "connections of a machine that is gone stay in the host's table");
         }
-        self.free_slots.push_back(slot);
     }
 
     fn interface(&self, slot: u32) -> String {
@@ -326,6 +354,7 @@ impl<'a> Worker<'a> {
         if let Err(error) = self.remove_interfaces() {
             tracing::warn!(%error, "interfaces of machines may not have been removed");
         }
+        self.forget_pool();
         if self.forwarding_was_off
             && let Err(error) = std::fs::write("/proc/sys/net/ipv4/ip_forward", "0")
         {
@@ -380,6 +409,24 @@ fn interface_names() -> Result<Vec<String>, VmmError> {
     Ok(text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect())
 }
 
+/// Networks inside the pool that this host routes to some interface. `routes` is the text of /proc/net/route, whose addresses are
+/// numbers in the host's order of bytes.
+fn routed_within(pool: &Ipv4Net, routes: &str) -> Vec<Ipv4Net> {
+    let address = |text: &str| u32::from_str_radix(text, 16).ok().map(|number| Ipv4Addr::from(number.to_ne_bytes()));
+    routes
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            // An unreachable or prohibited network has no interface.
+            fields.next().filter(|interface| *interface != "*")?;
+            let network = address(fields.next()?)?;
+            Ipv4Net::with_netmask(network, address(fields.nth(5)?)?).ok()
+        })
+        .filter(|network| pool.contains(network))
+        .collect()
+}
+
 /// The IPv4 name servers of a resolv.conf that a namespace can reach; public ones when there are none.
 fn host_resolvers(resolv_conf: &str) -> Vec<Ipv4Addr> {
     let mut found: Vec<Ipv4Addr> = resolv_conf
@@ -414,6 +461,20 @@ mod tests {
             host_resolvers("# x\nnameserver 10.0.0.53\nnameserver fe80::1\n"),
             vec![Ipv4Addr::new(10, 0, 0, 53)]
         );
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn networks_routed_inside_the_pool_are_not_ours() {
+        let routes = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+            wan0\t00000000\t22D8B85D\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+            lan0\t00004064\t00000000\t0001\t0\t0\t0\t0000C0FF\t0\t0\t0\n\
+            *\t00006064\t00000000\t0200\t0\t0\t0\t0000FFFF\t0\t0\t0\n\
+            nso3\t06006164\t00000000\t0001\t0\t0\t0\tFEFFFFFF\t0\t0\t0\n\
+            vpn0\t00C86064\t00000000\t0001\t0\t0\t0\tFEFFFFFF\t0\t0\t0\nvpn0\tX\n";
+        let pool = NetConfig::default().pool;
+        assert_eq!(routed_within(&pool, routes), vec!["100.96.200.0/31".parse::<Ipv4Net>().unwrap()]);
+        assert_eq!(routed_within(&pool, ""), vec![]);
     }
 
     #[test]

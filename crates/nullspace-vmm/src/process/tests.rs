@@ -119,9 +119,12 @@ async fn a_caller_who_stops_waiting_leaves_no_child_and_nothing_that_it_held() {
     drop(starting);
     // The child had the pipe's other end.
     assert_eq!(tokio::time::timeout(Duration::from_secs(20), said(reader)).await.unwrap(), "");
-    while !dropped.load(Ordering::SeqCst) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let let_go = async {
+        while !dropped.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), let_go).await.expect("what it held is still held");
 }
 
 /// Polls once.

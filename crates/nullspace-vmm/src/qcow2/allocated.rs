@@ -1,67 +1,33 @@
 //! The extents of an overlay, read from its tables.
-//!
-//! ```text
-//!  L1 entry -> L2 table (one cluster of 4096 entries) -> entry: 64-bit host cluster, 64-bit bitmap
-//!                                                        bitmap: 32 subclusters of 2 KiB: low half "allocated",
-//!                                                        high half "reads as zeros", neither: the backing's
-//! ```
-//! QEMU may have the file open still, and a guest that took it over writes what it likes there: every number is checked,
-//! and the file is never read beyond its own bounds. (`docs/interop/qcow2.txt`, "Extended L2 Entries".)
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
-use super::overlay::{BYTES_PER_L1_ENTRY, CLUSTER, FIXED_CLUSTERS, verify};
+use super::overlay::CLUSTER;
+use super::tables::{ENTRIES, Entry, SUBCLUSTER, SUBCLUSTERS, Tables, offset_of};
 use crate::changes::Extent;
-
-/// Bits 9 to 55: a host offset.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Compressed clusters, which this service's machines never write.
-const COMPRESSED: u64 = 1 << 62;
-const SUBCLUSTERS: u64 = 32;
-const SUBCLUSTER: u64 = CLUSTER / SUBCLUSTERS;
 
 /// Returns all that `file`, an overlay of `size` bytes, has instead of its backing: extents and their offsets in it.
 pub(crate) fn allocated(file: &File, size: u64) -> io::Result<Vec<(Extent, u64)>> {
-    verify(file, size)?;
-    let length = file.metadata()?.len();
-    let l1_entries = size.div_ceil(BYTES_PER_L1_ENTRY);
-    let mut l1 = vec![0; usize::try_from(l1_entries * 8).map_err(|_| damaged())?];
-    file.read_exact_at(&mut l1, FIXED_CLUSTERS * CLUSTER)?;
+    let tables = Tables::read(file, size)?;
     let mut parts = Vec::new();
     let mut table = vec![0; CLUSTER as usize];
-    for (index, entry) in l1.chunks_exact(8).map(number).enumerate() {
-        let at = entry & OFFSET;
-        if at == 0 {
+    for index in 0..tables.count() {
+        if !tables.load(index, &mut table)? {
             continue;
         }
-        if !at.is_multiple_of(CLUSTER) || at.checked_add(CLUSTER).is_none_or(|end| end > length) {
-            return Err(damaged());
-        }
-        file.read_exact_at(&mut table, at)?;
-        for (cluster, entry) in table.chunks_exact(16).enumerate() {
-            let (place, bitmap) = (number(&entry[..8]), number(&entry[8..]));
-            if bitmap == 0 {
-                continue;
+        for cluster in 0..ENTRIES {
+            if let Some(entry) = tables.entry(index, &table, cluster)? {
+                runs(offset_of(index, cluster), entry, size, &mut parts);
             }
-            let offset = index as u64 * BYTES_PER_L1_ENTRY + cluster as u64 * CLUSTER;
-            if place & COMPRESSED != 0 || bitmap & (bitmap >> 32) & u64::from(u32::MAX) != 0 || offset >= size {
-                return Err(damaged());
-            }
-            runs(offset, place & OFFSET, bitmap, size, &mut parts);
         }
-    }
-    // A cluster at the end of the file may be shorter than its bitmap says: what QEMU did not write reads as zeros there.
-    if parts.iter().any(|(extent, place)| !extent.zero && (*place == 0 || *place > length)) {
-        return Err(damaged());
     }
     Ok(parts)
 }
 
 /// One cluster's runs of equal subclusters.
-fn runs(offset: u64, place: u64, bitmap: u64, size: u64, parts: &mut Vec<(Extent, u64)>) {
-    let kind = |index: u64| (bitmap >> index & 1, bitmap >> (32 + index) & 1);
+fn runs(offset: u64, entry: Entry, size: u64, parts: &mut Vec<(Extent, u64)>) {
+    let kind = |index: u64| (entry.allocated >> index & 1, entry.zeros >> index & 1);
     let mut from = 0;
     while from < SUBCLUSTERS {
         let this = kind(from);
@@ -72,22 +38,15 @@ fn runs(offset: u64, place: u64, bitmap: u64, size: u64, parts: &mut Vec<(Extent
         let (start, end) = (offset + from * SUBCLUSTER, (offset + to * SUBCLUSTER).min(size));
         if this != (0, 0) && start < end {
             let extent = Extent { offset: start, len: end - start, zero: this.1 == 1 };
-            parts.push((extent, place.saturating_add(from * SUBCLUSTER)));
+            parts.push((extent, entry.place.saturating_add(from * SUBCLUSTER)));
         }
         from = to;
     }
 }
 
-fn number(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
-}
-
-fn damaged() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the disk overlay is damaged")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
     use std::path::Path;
     use std::process::Command;
 

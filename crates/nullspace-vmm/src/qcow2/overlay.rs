@@ -34,6 +34,11 @@ pub(super) const FIXED_CLUSTERS: u64 = 3;
 /// Largest virtual size: 64 TiB. QEMU would take more; nobody has such a disk, and the L1 table stays in one refcount block.
 const MAX_SIZE: u64 = 64 << 40;
 
+/// Clusters of the L1 table of a disk of `size` bytes.
+pub(super) fn l1_clusters(size: u64) -> u64 {
+    (size.div_ceil(BYTES_PER_L1_ENTRY) * 8).div_ceil(CLUSTER)
+}
+
 /// Writes an empty overlay of `size` bytes (a multiple of 512) into an empty file. Writes about 300 bytes; the rest is a hole.
 pub(crate) fn create(file: &File, size: u64) -> io::Result<()> {
     if size == 0 || size > MAX_SIZE || !size.is_multiple_of(512) {
@@ -41,8 +46,7 @@ pub(crate) fn create(file: &File, size: u64) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     let l1_entries = size.div_ceil(BYTES_PER_L1_ENTRY);
-    let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER);
-    let clusters = FIXED_CLUSTERS + l1_clusters;
+    let clusters = FIXED_CLUSTERS + l1_clusters(size);
 
     let mut header = Vec::with_capacity(HEADER_LENGTH as usize);
     header.extend(*b"QFI\xfb");

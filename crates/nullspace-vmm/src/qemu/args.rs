@@ -227,7 +227,11 @@ impl CommandLine {
                 self.option("-initrd", format!("/proc/self/fd/{initramfs}"));
                 self.option("-append", command_line);
             }
-            Start::Incoming => self.option("-incoming", "defer"),
+            Start::Incoming => {
+                // Whatever the state says, the machine runs when it is told to: its disk's limits come first.
+                self.args.push("-S".into());
+                self.option("-incoming", "defer");
+            }
         }
     }
 

@@ -44,7 +44,8 @@ pub struct QemuConfig {
     pub disk_limits: DiskLimits,
     /// Memory of templates that is kept while no machine uses it, bytes.
     pub template_memory_bytes: u64,
-    /// Time limit for QEMU's start, without the guest's boot.
+    /// Time limit for QEMU's start, without the guest's boot, on real hardware. Where machines are emulated it is three times as
+    /// long.
     pub start_limit: Duration,
     /// Time limit for the guest whose boot shows that KVM works. A real boot takes less than a second.
     pub probe_limit: Duration,

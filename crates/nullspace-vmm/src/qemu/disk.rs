@@ -1,7 +1,16 @@
 //! A machine's disk: layers of files, the topmost its own.
+//!
+//! ```text
+//!   restored machine      image <- disk.qcow2 <- disk.1.qcow2 <- own (written)
+//!   snapshot of it        image <- disk.qcow2 <- disk.1.qcow2 <- copy of own
+//!                         two neighbours are merged where there would be more than four: the two that are the smallest together
+//! ```
+//! So a machine can be snapshotted and restored any number of times, and what a merge costs goes with what was written
+//! lately, not with what was ever written.
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +21,9 @@ use rustix::io::Errno;
 use super::args::{Format, Layer};
 use crate::{Disk, VmmError, memory, qcow2, sparse};
 
-/// Most overlays on each other in a snapshot: a snapshot of a machine that was restored from one adds one.
+/// Most overlays on each other that a snapshot gets.
+const MOST_OVERLAYS: usize = 4;
+/// Most overlays on each other that are read: older snapshots have more than a new one gets.
 pub(super) const MAX_OVERLAYS: usize = 16;
 
 /// Names of the overlays in a snapshot's folder, from the base up. The first is also the name in a working folder whose
@@ -38,6 +49,8 @@ pub(super) struct Written {
     below: Vec<File>,
     /// The machine's own and its size as the guest sees it; `None` when it writes to a raw image directly.
     top: Option<(Overlay, u64)>,
+    /// Those of `below` that were merged for a snapshot, where they have names until it is published.
+    merged: Vec<Overlay>,
 }
 
 impl OpenDisk {
@@ -94,19 +107,42 @@ impl OpenDisk {
         let overlay = Overlay::create(work_dir, size).map_err(failed)?;
         let file = overlay.file.try_clone().map_err(failed)?;
         layers.push(Layer { file: file.into(), format: Format::Qcow2, writable: true });
-        Ok(Self { layers, size, written: Written { below, top: Some((overlay, size)) } })
+        Ok(Self { layers, size, written: Written { below, top: Some((overlay, size)), merged: Vec::new() } })
     }
 }
 
 impl Written {
-    /// The same layers, with a nameless copy in `folder` of the one that a stopped machine writes to. Blocks.
+    /// The same disk in at most [`MOST_OVERLAYS`] layers, with nameless copies in `folder` of the layer that a stopped machine
+    /// writes to and of those that had to be merged. Blocks.
     pub(super) fn copy_to(&self, folder: &Path) -> io::Result<Self> {
-        let below = self.below.iter().map(File::try_clone).collect::<io::Result<_>>()?;
-        let top = match &self.top {
-            Some((overlay, size)) => Some((overlay.copy_to(folder, *size)?, *size)),
-            None => None,
+        let Some((own, size)) = &self.top else {
+            let below = self.below.iter().map(File::try_clone).collect::<io::Result<_>>()?;
+            return Ok(Self { below, top: None, merged: Vec::new() });
         };
-        Ok(Self { below, top })
+        let layers: Vec<&File> = self.below.iter().chain([&own.file]).collect();
+        let stored = |file: &&File| file.metadata().map(|metadata| sparse::stored_bytes(&metadata));
+        let sizes = layers.iter().map(stored).collect::<io::Result<Vec<u64>>>()?;
+        let mut copy = Self::default();
+        for group in groups(&sizes) {
+            let holds_own = group.end == layers.len();
+            let part = layers.get(group.clone()).unwrap_or_default();
+            if let ([file], false) = (part, holds_own) {
+                copy.below.push(file.try_clone()?);
+                continue;
+            }
+            let overlay = Overlay::new(folder, &format!("{}.part", overlay_name(group.start)))?;
+            match part {
+                [file] => sparse::copy(file, &overlay.file, file.metadata()?.len()).map(drop)?,
+                several => qcow2::merge(several, *size, &overlay.file)?,
+            }
+            if holds_own {
+                copy.top = Some((overlay, *size));
+            } else {
+                copy.below.push(overlay.file.try_clone()?);
+                copy.merged.push(overlay);
+            }
+        }
+        Ok(copy)
     }
 
     /// True for a machine's own overlay over a raw image.
@@ -124,7 +160,7 @@ impl Written {
     /// An empty overlay to lie on these layers. Blocks.
     pub(super) fn successor(&self, folder: &Path) -> io::Result<Self> {
         let Some((_, size)) = self.top else { return Err(io::ErrorKind::Unsupported.into()) };
-        Ok(Self { below: Vec::new(), top: Some((Overlay::create(folder, size)?, size)) })
+        Ok(Self { below: Vec::new(), top: Some((Overlay::create(folder, size)?, size)), merged: Vec::new() })
     }
 
     /// The machine's own overlay, to be handed to QEMU.
@@ -142,8 +178,9 @@ impl Written {
     pub(super) fn publish(&self, folder: &Path) -> io::Result<Vec<String>> {
         let Some((overlay, size)) = &self.top else { return Ok(Vec::new()) };
         if self.below.len() >= MAX_OVERLAYS {
-            let message = format!("{MAX_OVERLAYS} snapshots lie on each other already: rebuild the template");
-            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, message));
+            let message =
+                format!("a snapshot would have more than {MAX_OVERLAYS} disk overlays, which no restore reads");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         for (index, file) in self.below.iter().enumerate() {
             put(file, &folder.join(overlay_name(index)))?;
@@ -152,6 +189,21 @@ impl Written {
         put(&overlay.file, &folder.join(overlay_name(self.below.len())))?;
         Ok((0..=self.below.len()).map(overlay_name).collect())
     }
+}
+
+/// Neighbouring layers, by their sizes from the base up, that become one each in a snapshot.
+fn groups(sizes: &[u64]) -> Vec<Range<usize>> {
+    let mut groups: Vec<(Range<usize>, u64)> =
+        sizes.iter().enumerate().map(|(index, size)| (index..index + 1, *size)).collect();
+    while groups.len() > MOST_OVERLAYS {
+        let pairs = groups.windows(2).map(|pair| pair.iter().fold(0u64, |sum, (_, size)| sum.saturating_add(*size)));
+        let Some((at, sum)) = pairs.enumerate().min_by_key(|(_, sum)| *sum) else { break };
+        let (upper, _) = groups.remove(at + 1);
+        if let Some((lower, size)) = groups.get_mut(at) {
+            (lower.end, *size) = (upper.end, sum);
+        }
+    }
+    groups.into_iter().map(|(group, _)| group).collect()
 }
 
 /// Gives an open file another name: a link on the same filesystem, else a copy.
@@ -187,26 +239,30 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
+    /// An empty one, whose name where it must have one is that of a snapshot's first.
     fn create(folder: &Path, size: u64) -> io::Result<Self> {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let overlay = match rustix::fs::openat(CWD, folder, flags, Mode::RUSR | Mode::WUSR) {
-            Ok(fd) => Self { file: fd.into(), name: None },
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-                let name = folder.join(overlay_name(0));
-                let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&name)?;
-                Self { file, name: Some(name) }
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let overlay = Self::new(folder, &overlay_name(0))?;
         qcow2::create(&overlay.file, size)?;
         Ok(overlay)
     }
 
-    fn copy_to(&self, folder: &Path, size: u64) -> io::Result<Self> {
-        let copy = Self::create(folder, size)?;
-        copy.file.set_len(0)?;
-        sparse::copy(&self.file, &copy.file, self.file.metadata()?.len())?;
-        Ok(copy)
+    /// The file, to be read and written.
+    pub(super) fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// An empty file, with a name where it must have one.
+    pub(super) fn new(folder: &Path, name: &str) -> io::Result<Self> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::openat(CWD, folder, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => Ok(Self { file: fd.into(), name: None }),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+                let name = folder.join(name);
+                let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&name)?;
+                Ok(Self { file, name: Some(name) })
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -224,12 +280,14 @@ impl Drop for Overlay {
 mod tests {
     use std::os::unix::fs::FileExt;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     const SIZE: u64 = 4 << 20;
 
     fn own(work: &Path) -> Written {
-        Written { below: Vec::new(), top: Some((Overlay::create(work, SIZE).unwrap(), SIZE)) }
+        Written { top: Some((Overlay::create(work, SIZE).unwrap(), SIZE)), ..Written::default() }
     }
 
     #[test]
@@ -255,27 +313,91 @@ mod tests {
     }
 
     #[test]
-    fn layers_outlive_the_folder_that_they_came_from_and_are_bounded() {
+    fn layers_outlive_the_folder_that_they_came_from_and_never_become_more_than_four() {
+        const CLUSTER: usize = 64 << 10;
         let work = tempfile::tempdir().unwrap();
         let base = work.path().join("base.raw");
         std::fs::write(&base, [0; 1024]).unwrap();
         let mut overlays: Vec<PathBuf> = Vec::new();
         let mut folder = tempfile::tempdir().unwrap();
-        for generation in 0..MAX_OVERLAYS {
+        for generation in 0..40_u64 {
             let disk = OpenDisk::restore(&base, &overlays, SIZE, work.path()).unwrap();
-            assert_eq!(disk.layers.len(), generation + 2);
+            assert!(disk.layers.len() <= MOST_OVERLAYS + 2, "{}", disk.layers.len());
+            let place = generation % 30 * CLUSTER as u64;
+            write_cluster(&disk.written.overlay_file().unwrap(), place, generation as u8 + 1);
             let next = tempfile::tempdir().unwrap();
             if generation % 2 == 0 {
                 drop(std::mem::replace(&mut folder, tempfile::tempdir().unwrap())); // the older one is deleted
             }
             let names = disk.written.copy_to(next.path()).unwrap().publish(next.path()).unwrap();
+            assert!(names.len() <= MOST_OVERLAYS, "{names:?}");
+            assert_eq!(std::fs::read_dir(next.path()).unwrap().count(), names.len(), "files that nobody names");
             overlays = names.iter().map(|name| next.path().join(name)).collect();
-            assert!(overlays.iter().all(|path| path.exists()));
             folder = next;
         }
-        let disk = OpenDisk::restore(&base, &overlays, SIZE, work.path()).unwrap();
-        let next = tempfile::tempdir().unwrap();
-        assert_eq!(disk.written.publish(next.path()).unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
+        // Of each cluster, what was written last is seen.
+        for place in 0..30_u8 {
+            let last = if place < 10 { place + 31 } else { place + 1 };
+            assert_eq!(seen(&overlays, u64::from(place) * CLUSTER as u64), Some(last), "cluster {place}");
+        }
+        assert_eq!(seen(&overlays, 31 * CLUSTER as u64), None);
+    }
+
+    /// Writes a cluster of a disk through an empty overlay's tables, as QEMU does.
+    fn write_cluster(overlay: &File, place: u64, byte: u8) {
+        let at = overlay.metadata().unwrap().len().next_multiple_of(64 << 10);
+        let entry = [(at + (64 << 10)).to_be_bytes(), u64::from(u32::MAX).to_be_bytes()].concat();
+        overlay.write_all_at(&at.to_be_bytes(), 3 * (64 << 10)).unwrap();
+        overlay.write_all_at(&entry, at + place / (64 << 10) * 16).unwrap();
+        overlay.write_all_at(&[byte; 64 << 10], at + (64 << 10)).unwrap();
+    }
+
+    /// The byte that a guest sees, where any overlay has one.
+    fn seen(overlays: &[PathBuf], place: u64) -> Option<u8> {
+        overlays.iter().rev().find_map(|path| {
+            let file = File::open(path).unwrap();
+            let parts = qcow2::allocated(&file, SIZE).unwrap();
+            let changes = crate::DiskChanges::new(SIZE, parts, file);
+            let mut byte = [0];
+            changes.read_at(place, &mut byte).ok().map(|()| byte[0])
+        })
+    }
+
+    #[test]
+    fn an_older_snapshot_of_many_layers_becomes_one_of_four() {
+        let work = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let layer = |index: u8| {
+            let file = tempfile::tempfile().unwrap();
+            qcow2::create(&file, SIZE).unwrap();
+            write_cluster(&file, u64::from(index) * (64 << 10), index + 1);
+            file
+        };
+        let written = Written { below: (0..15).map(layer).collect(), ..own(work.path()) };
+        let names = written.copy_to(folder.path()).unwrap().publish(folder.path()).unwrap();
+        let overlays: Vec<PathBuf> = names.iter().map(|name| folder.path().join(name)).collect();
+        assert_eq!(overlays.len(), MOST_OVERLAYS);
+        for index in 0..15_u8 {
+            assert_eq!(seen(&overlays, u64::from(index) * (64 << 10)), Some(index + 1));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_layer_is_in_one_group_and_large_ones_are_left_alone(
+            sizes in prop::collection::vec(0..u64::MAX / 32, 1..20), large in any::<prop::sample::Index>()
+        ) {
+            let found = groups(&sizes);
+            prop_assert!(found.len() <= MOST_OVERLAYS && !found.is_empty());
+            let layers: Vec<usize> = found.iter().cloned().flatten().collect();
+            prop_assert_eq!(layers, (0..sizes.len()).collect::<Vec<_>>());
+            // One that is larger than all others together is copied only when there is no other way.
+            let large = large.index(sizes.len());
+            let mut sizes = sizes;
+            sizes[large] = u64::MAX / 2;
+            let found = groups(&sizes);
+            prop_assert!(found.contains(&(large..large + 1)), "{:?}", found);
+        }
     }
 
     #[test]

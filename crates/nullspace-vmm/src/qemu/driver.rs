@@ -22,11 +22,13 @@ use super::disk::OpenDisk;
 use super::guest::GuestFiles;
 use super::host;
 use super::launch::{self, Running, start};
+use super::lineage::Origin;
 use super::machine::{Machine, Maker, Own};
 use super::qmp::timed_out;
 use super::snapshot::{self, CardKind, FORMAT, MEMORY, Manifest, STATE};
 use super::version::{self, Version};
 use crate::cgroups::{Cgroups, Group, Limits};
+use crate::emulation;
 use crate::memory::{self, TemplateMemory};
 use crate::net::{NetLease, NetPool};
 use crate::process::Identity;
@@ -198,6 +200,11 @@ impl Driver {
                 Accelerator::Tcg => "tcg".into(),
             },
             agent_abi: AGENT_ABI,
+            vmm_format: None,
+            cpu_features: match accelerator {
+                Accelerator::Kvm => host::cpu_features(),
+                Accelerator::Tcg => None,
+            },
         };
         Self {
             parts: parts.clone(),
@@ -206,7 +213,10 @@ impl Driver {
             templates: TemplateMemory::new(config.template_memory_bytes),
             tsc_khz,
             network: config.network.clone().map(NetPoolHandle),
-            start_limit: config.start_limit,
+            start_limit: emulation::patient_if(
+                accelerator == Accelerator::Tcg || emulation::of_host(),
+                config.start_limit,
+            ),
             disk_limits: config.disk_limits,
             groups: AtomicU32::new(0),
         }
@@ -273,12 +283,13 @@ impl Driver {
             disk_bytes: disk.size,
             network: card.network,
             guest_network: card.guest,
+            compatibility: self.compatibility.clone(),
             manifest,
             restored: false,
             work_dir,
             capturing: tokio::sync::Mutex::default(),
             running,
-            own: Mutex::new(Own { memory: Some(memory), disk: Arc::new(disk.written), captures: 0 }),
+            own: Mutex::new(Own { memory: Some(memory), disk: Arc::new(disk.written), ..Own::default() }),
             snapshotted: AtomicBool::new(false),
             maker: self.clone(),
         })
@@ -314,6 +325,10 @@ impl Driver {
         } else {
             let lease = self.templates.get(files.memory, bytes).await.map_err(failed)?;
             (lease.descriptor().map_err(failed)?, Some(lease))
+        };
+        let origin = Origin {
+            memory: memory.try_clone().map_err(failed)?.into(),
+            state: files.state.try_clone().map_err(failed)?,
         };
         let shape = self.shape(&id, summary.vcpus, summary.memory_mib);
         let disk = files.disk;
@@ -352,13 +367,14 @@ impl Driver {
             disk_bytes: disk.size,
             network: card.network,
             guest_network: card.guest,
+            compatibility: self.compatibility.of_restored(&summary.compatibility),
             // The guest goes on counting time as it did where it was booted.
             manifest: Manifest { tsc_khz: files.manifest.tsc_khz, ..ours },
             restored: true,
             work_dir: PathBuf::new(),
             capturing: tokio::sync::Mutex::default(),
             running,
-            own: Mutex::new(Own { memory: None, disk: Arc::new(disk.written), captures: 0 }),
+            own: Mutex::new(Own { disk: Arc::new(disk.written), origin: Some(Arc::new(origin)), ..Own::default() }),
             snapshotted: AtomicBool::new(false),
             maker: self.clone(),
         })
@@ -486,14 +502,6 @@ impl Driver {
 
 #[async_trait]
 impl Maker for Driver {
-    fn compatibility(&self) -> &Compatibility {
-        &self.compatibility
-    }
-
-    fn templates(&self) -> &Arc<TemplateMemory> {
-        &self.templates
-    }
-
     async fn receiver(self: Arc<Self>, machine: &Machine, inlet: OwnedFd) -> Result<Machine, VmmError> {
         let failed = |source| VmmError::Io { context: "make a machine to be snapshotted".into(), source };
         // A tap that leads nowhere is a tap; a user network's state is only taken in by a user network.
@@ -530,12 +538,13 @@ impl Maker for Driver {
             disk_bytes: machine.disk_bytes,
             network: card.network,
             guest_network: None,
+            compatibility: machine.compatibility.clone(),
             manifest: machine.manifest.clone(),
             restored: false,
             work_dir: PathBuf::new(),
             capturing: tokio::sync::Mutex::default(),
             running,
-            own: Mutex::new(Own { memory: Some(memory), disk: Arc::default(), captures: 0 }),
+            own: Mutex::new(Own { memory: Some(memory), ..Own::default() }),
             snapshotted: AtomicBool::new(false),
             maker: self,
         })

@@ -5,6 +5,8 @@ use std::path::Path;
 #[cfg(target_arch = "x86_64")]
 use std::time::{Duration, Instant};
 
+use crate::CpuFeatures;
+
 /// The device that KVM is reached through.
 const KVM: &str = "/dev/kvm";
 
@@ -41,6 +43,11 @@ pub(super) fn tsc_khz() -> Option<u64> {
 /// microcode and hypervisors take some away from the same model.
 pub(super) fn cpu() -> String {
     cpu_of(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
+}
+
+/// Vendor and features of this host's CPU, as guests may see them under KVM.
+pub(super) fn cpu_features() -> Option<CpuFeatures> {
+    CpuFeatures::of(&std::fs::read_to_string("/proc/cpuinfo").ok()?)
 }
 
 fn cpu_of(info: &str) -> String {

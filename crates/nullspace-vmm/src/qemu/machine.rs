@@ -13,9 +13,11 @@ use serde_json::Value;
 
 use super::disk::Written;
 use super::launch::Running;
-use super::snapshot::{self, Manifest};
-use crate::memory::TemplateMemory;
-use crate::{AgentStream, Compatibility, DiskChanges, Ended, Network, SnapshotSummary, Vm, VmmError};
+use super::lineage::Origin;
+use super::snapshot::{self, CardKind, Manifest};
+use crate::touched;
+use crate::usage::Counted;
+use crate::{AgentStream, Compatibility, DiskChanges, Ended, Network, SnapshotSummary, Vm, VmUsage, VmmError};
 
 /// Bound of a monitor command that takes microseconds, on a host that is busy. `stop` flushes the disk's metadata.
 const COMMAND: Duration = Duration::from_secs(30);
@@ -29,6 +31,8 @@ pub(super) struct Machine {
     pub(super) disk_bytes: u64,
     pub(super) network: Network,
     pub(super) guest_network: Option<GuestNetwork>,
+    /// The class of its snapshots.
+    pub(super) compatibility: Compatibility,
     pub(super) manifest: Manifest,
     /// Its memory is a private mapping of a template's.
     pub(super) restored: bool,
@@ -47,12 +51,6 @@ pub(super) struct Machine {
 /// The driver as its machines see it: the parts that a snapshot needs.
 #[async_trait]
 pub(super) trait Maker: std::fmt::Debug + Send + Sync {
-    /// The compatibility class of its snapshots.
-    fn compatibility(&self) -> &Compatibility;
-
-    /// The memory of templates.
-    fn templates(&self) -> &Arc<TemplateMemory>;
-
     /// Starts a QEMU of the same shape as `machine` that takes in its state, memory included, from `inlet`, and never runs.
     /// Its disk is empty.
     async fn receiver(self: Arc<Self>, machine: &Machine, inlet: OwnedFd) -> Result<Machine, VmmError>;
@@ -67,6 +65,12 @@ pub(super) struct Own {
     pub(super) disk: Arc<Written>,
     /// Number of captures so far.
     pub(super) captures: u32,
+    /// What a restored machine was made from.
+    pub(super) origin: Option<Arc<Origin>>,
+    /// The folder of a snapshot to come, which has the template's part of the memory.
+    pub(super) prepared: Option<PathBuf>,
+    /// Number of times that the state of its devices was asked for.
+    pub(super) states: u32,
 }
 
 impl Machine {
@@ -93,22 +97,24 @@ impl Machine {
         self.snapshotted.store(true, Ordering::SeqCst);
         self.running.process.kill().await?;
         let (target, manifest) = (folder.to_path_buf(), self.manifest.clone());
-        let templates = Arc::clone(self.maker.templates());
-        let write = move || -> Result<Vec<String>, VmmError> {
-            let (file, files) = snapshot::write_files(&target, &memory, &disk, &manifest)?;
-            templates.put(&file, memory);
-            Ok(files)
-        };
+        // The memory goes with the machine: whoever restores the snapshot reads what was written.
+        let write = move || snapshot::write_files(&target, &memory, &disk, &manifest);
         let files = tokio::task::spawn_blocking(write)
             .await
             .map_err(|error| VmmError::Io { context: "write a snapshot".into(), source: error.into() })??;
-        Ok(SnapshotSummary {
-            compatibility: self.maker.compatibility().clone(),
+        Ok(self.summary(files))
+    }
+
+    /// The description of a snapshot of it with these files.
+    pub(super) fn summary(&self, files: Vec<String>) -> SnapshotSummary {
+        SnapshotSummary {
+            compatibility: self.compatibility.clone(),
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             disk_bytes: self.disk_bytes,
             files,
-        })
+            touched: Vec::new(),
+        }
     }
 
     async fn snapshot_into(&self, folder: &Path) -> Result<SnapshotSummary, VmmError> {
@@ -163,6 +169,10 @@ impl Vm for Machine {
         self.take_changes().await
     }
 
+    async fn prepare_snapshot(&self, dir: &Path) -> Result<(), VmmError> {
+        self.prepare(dir).await
+    }
+
     /// Ends a machine that was booted on the way, so that nothing can change the files any more: it can only be killed
     /// afterwards. One that was restored stays paused.
     async fn snapshot(&self, dir: &Path) -> Result<SnapshotSummary, VmmError> {
@@ -189,6 +199,31 @@ impl Vm for Machine {
     fn nameless_bytes(&self) -> u64 {
         let disk = Arc::clone(&self.own().disk);
         disk.nameless_bytes()
+    }
+
+    async fn touched(&self) -> Option<Vec<(u32, u32)>> {
+        if !self.restored {
+            return None;
+        }
+        let (pid, len) = (self.running.process.pid(), u64::from(self.memory_mib) << 20);
+        let found = tokio::task::spawn_blocking(move || touched::touched(pid, len)).await.ok()?;
+        found
+            .inspect_err(
+                |error| tracing::debug!(machine = self.id, %error, "the pages that a machine uses cannot be read"),
+            )
+            .ok()?
+    }
+
+    async fn usage(&self) -> Option<VmUsage> {
+        let counted = Counted {
+            pid: self.running.process.pid(),
+            is_holder: false,
+            owns_memory_file: !self.restored,
+            has_tap: self.manifest.card == CardKind::Tap,
+        };
+        let used = tokio::task::spawn_blocking(move || counted.usage()).await.ok()?;
+        // After its end, the pid may be another process's.
+        used.ok().filter(|_| self.running.process.status().is_none())
     }
 
     fn console_tail(&self) -> String {

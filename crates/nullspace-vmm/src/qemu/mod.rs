@@ -51,6 +51,7 @@ mod machine;
 pub mod probe;
 mod qmp;
 mod snapshot;
+mod stream;
 mod version;
 
 use std::sync::Arc;

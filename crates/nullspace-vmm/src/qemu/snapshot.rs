@@ -141,27 +141,56 @@ pub(super) fn capabilities(without_memory: bool) -> serde_json::Value {
     ] })
 }
 
-/// Writes memory, disk and manifest of a machine whose process is gone. Returns the memory's file, and the names of all
-/// files. Blocks.
+/// Writes memory, disk and manifest of a machine whose process is gone. Returns the names of all files. Blocks.
 pub(super) fn write_files(
     folder: &Path,
     memory: &File,
     disk: &Written,
     manifest: &Manifest,
-) -> Result<(File, Vec<String>), VmmError> {
-    let failed = |name: &str| {
-        let context = format!("write {}", folder.join(name).display());
-        move |source| VmmError::Io { context, source }
-    };
-    let len = memory.metadata().map_err(failed(MEMORY))?.len();
-    let file = new_file(&folder.join(MEMORY)).map_err(failed(MEMORY))?;
-    sparse::copy(memory, &file, len).map_err(failed(MEMORY))?;
-    let mut files = disk.publish(folder).map_err(failed("the disk's overlays"))?;
-    let text = serde_json::to_vec(manifest).map_err(|error| failed(MANIFEST)(error.into()))?;
-    let mut target = new_file(&folder.join(MANIFEST)).map_err(failed(MANIFEST))?;
-    io::Write::write_all(&mut target, &text).map_err(failed(MANIFEST))?;
+) -> Result<Vec<String>, VmmError> {
+    let len = memory.metadata().map_err(failed(folder, MEMORY))?.len();
+    let file = new_memory(folder).map_err(failed(folder, MEMORY))?;
+    sparse::copy(memory, &file, len).map_err(failed(folder, MEMORY))?;
+    write_rest(folder, disk, manifest)
+}
+
+/// Writes all but the memory: state, disk and manifest of a machine that lives on. Returns the names of all files. Blocks.
+pub(super) fn write_others(
+    folder: &Path,
+    state: &[u8],
+    disk: &Written,
+    manifest: &Manifest,
+) -> Result<Vec<String>, VmmError> {
+    write_new(folder, STATE, state)?;
+    write_rest(folder, disk, manifest)
+}
+
+fn write_rest(folder: &Path, disk: &Written, manifest: &Manifest) -> Result<Vec<String>, VmmError> {
+    let mut files = disk.publish(folder).map_err(failed(folder, "the disk's overlays"))?;
+    let text = serde_json::to_vec(manifest).map_err(|error| failed(folder, MANIFEST)(error.into()))?;
+    write_new(folder, MANIFEST, &text)?;
     files.extend([MEMORY, STATE, MANIFEST].map(str::to_owned));
-    Ok((file, files))
+    Ok(files)
+}
+
+fn write_new(folder: &Path, name: &'static str, bytes: &[u8]) -> Result<(), VmmError> {
+    let written = new_file(&folder.join(name)).and_then(|mut file| io::Write::write_all(&mut file, bytes));
+    written.map_err(failed(folder, name))
+}
+
+/// Opens the file of a snapshot's memory to write over it.
+pub(super) fn open_memory(folder: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(folder.join(MEMORY))
+}
+
+/// Makes the file of a snapshot's memory.
+pub(super) fn new_memory(folder: &Path) -> io::Result<File> {
+    new_file(&folder.join(MEMORY))
+}
+
+fn failed(folder: &Path, name: &str) -> impl FnOnce(io::Error) -> VmmError {
+    let context = format!("write {}", folder.join(name).display());
+    move |source| VmmError::Io { context, source }
 }
 
 /// The overlays that a snapshot with these files has, from the base up.

@@ -10,7 +10,8 @@
 //! | `NULLSPACE_TEST_BUSYBOX` | a static busybox for the guest | `/bin/busybox` |
 //! | `NULLSPACE_TEST_COPY_UP_TO` | `FirecrackerConfig::copy_up_to` | its default |
 //! | `NULLSPACE_TEST_PLAIN` | set: Firecracker without jailer and network, as without root | |
-//! | `NULLSPACE_TEST_CYCLES` | machines that the leak test restores and ends (`make test-long`: 50) | 12 |
+//! | `NULLSPACE_TEST_CYCLES` | machines that the leak test restores and ends (`make test-long`: 50) | 6 |
+//! | `NULLSPACE_TEST_LONG` | set: thirty pauses in a row, else ten, or as many as cycles | |
 //! | `NULLSPACE_TEST_COMPLETE` | set: a file that is missing is a failure, not a reason to skip | |
 //!
 //! Machines are made in `TMPDIR`. Without the guest's files the tests say so and pass.
@@ -19,6 +20,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod capture;
+mod pauses;
 mod stage;
 
 use std::fs;
@@ -92,8 +94,13 @@ fn two_machines_go_on_from_one_snapshot_each_on_its_own() {
         let ticks = |agent: Agent| async move { shell(&agent, "cat /run/ticks").await.parse::<u64>().unwrap() };
         let earlier = (ticks(agent_a.clone()).await, ticks(agent_b.clone()).await);
         assert!(earlier.0 >= template.ticks && earlier.1 >= template.ticks);
-        tokio::time::sleep(Duration::from_millis(2500)).await;
-        assert!(ticks(agent_a.clone()).await > earlier.0 && ticks(agent_b.clone()).await > earlier.1);
+        for (agent, earlier) in [(&agent_a, earlier.0), (&agent_b, earlier.1)] {
+            let deadline = Instant::now() + RESTORE;
+            while ticks(agent.clone()).await <= earlier {
+                assert!(Instant::now() < deadline, "the service stands still");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
 
         // They are two: names, ids, random numbers; the time is now.
         let identity = "hostname; cat /etc/machine-id; cat /proc/sys/kernel/random/uuid; date +%s";
@@ -124,7 +131,18 @@ fn two_machines_go_on_from_one_snapshot_each_on_its_own() {
             let (one, two) = tokio::join!(shell(&agent_a, &ping), shell(&agent_b, &ping));
             assert_eq!((one.as_str(), two.as_str()), ("reached", "reached"));
         }
+
+        // The host counts what each has used.
+        let used = a.usage().await.expect("the usage of a machine that runs");
+        assert!(used.cpu_ns > 1_000_000, "{used:?}");
+        assert!((1 << 20..u64::from(MEMORY_MIB + 400) << 20).contains(&used.private_bytes), "{used:?}");
+        if a.guest_network().is_some() {
+            let network = used.network.expect("the traffic of a card with a network");
+            // The packets of one ping.
+            assert!(network.received_bytes >= 84 && network.sent_bytes >= 84, "{used:?}");
+        }
         a.kill().await.unwrap();
+        assert_eq!(a.usage().await, None);
         assert_eq!(shell(&agent_b, "echo alive").await, "alive");
         b.kill().await.unwrap();
         assert_eq!(template.fingerprint(), before, "a restored machine changed its template");
@@ -154,13 +172,37 @@ fn a_restored_machine_can_be_snapshotted_and_lives_on() {
 }
 
 #[test]
+fn a_snapshot_resumes_without_the_kernel_and_initramfs_that_it_was_booted_from() {
+    with_driver(|stage| async move {
+        let template = stage.template(Network::Isolated).await;
+        let first = stage.vmm.compatibility().clone();
+        let stage = Stage { vmm: stage.driver_with_another_guest_image().await, ..stage };
+        let second = stage.vmm.compatibility().clone();
+        assert_ne!(first.guest, second.guest);
+        let (machine, agent) = stage.restore(&template, "elsewhere").await;
+        assert_eq!(shell(&agent, "cat /root/mark /run/starts").await, "built\nstart");
+
+        // A snapshot of it is still of the first kernel.
+        shell(&agent, "echo elsewhere >/root/mark").await;
+        let (dir, summary) = stage.snapshot(&*machine, agent, "second").await;
+        assert_eq!(summary.compatibility, nullspace_vmm::Compatibility { guest: first.guest, ..second });
+        machine.kill().await.unwrap();
+        let (machine, agent) = stage.restore(&Template { dir, summary, ..template }, "again").await;
+        assert_eq!(shell(&agent, "cat /root/mark /run/starts").await, "elsewhere\nstart");
+        machine.kill().await.unwrap();
+        drop((machine, agent));
+        stage.nothing_is_left();
+    });
+}
+
+#[test]
 fn a_snapshot_from_another_host_is_refused_and_a_running_machine_gives_none() {
     with_driver(|stage| async move {
         let template = stage.template(Network::Isolated).await;
         let mut spec = stage.restore_spec(&template, "refused");
-        spec.summary.compatibility.cpu = "another".into();
+        spec.summary.compatibility.accelerator = "another".into();
         match stage.vmm.restore(spec).await.map(drop) {
-            Err(VmmError::Incompatible(text)) => assert!(text.contains("CPU"), "{text}"),
+            Err(VmmError::Incompatible(text)) => assert!(text.contains("accelerator is another"), "{text}"),
             other => panic!("{other:?}"),
         }
         let (machine, _agent) = stage.restore(&template, "running").await;
@@ -176,7 +218,7 @@ fn a_snapshot_from_another_host_is_refused_and_a_running_machine_gives_none() {
 fn machines_come_and_go_and_nothing_is_left() {
     with_driver(|stage| async move {
         let template = stage.template(connected()).await;
-        let cycles: u32 = std::env::var("NULLSPACE_TEST_CYCLES").map_or(12, |n| n.parse().unwrap());
+        let cycles: u32 = std::env::var("NULLSPACE_TEST_CYCLES").map_or(6, |n| n.parse().unwrap());
         // The first machine brings pools to their size.
         let (machine, _agent) = stage.restore(&template, "warm").await;
         machine.kill().await.unwrap();

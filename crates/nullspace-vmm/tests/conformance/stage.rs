@@ -26,6 +26,8 @@ pub(crate) struct Stage {
     pub(crate) vmm: Arc<dyn Vmm>,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) base: PathBuf,
+    pub(crate) guest: GuestImage,
+    pub(crate) net: Option<Arc<NetPool>>,
     /// Networks that the pool keeps ready when no machine runs.
     pub(crate) spares: usize,
 }
@@ -69,8 +71,10 @@ where
             let base = dir.path().join("base.ext4");
             make_base(dir.path(), &base);
             // A driver that does without lets the pool go.
-            let spares = net.as_ref().filter(|_| !plain()).map_or(0, |_| NetConfig::default().spare);
-            test(Stage { vmm: driver(image, net).await, dir, base, spares }).await;
+            let net = net.filter(|_| !plain());
+            let spares = net.as_ref().map_or(0, |_| NetConfig::default().spare);
+            let vmm = driver(image.clone(), net.clone()).await;
+            test(Stage { vmm, dir, base, guest: image, net, spares }).await;
         });
     });
     if let Err(panic) = body.join() {
@@ -146,6 +150,28 @@ pub(crate) fn make_base(dir: &Path, image: &Path) {
 }
 
 impl Stage {
+    /// A driver as the stage's, whose guest image is another one and is gone once the driver has been made.
+    pub(crate) async fn driver_with_another_guest_image(&self) -> Arc<dyn Vmm> {
+        let folder = self.dir.path().join("another-guest");
+        fs::create_dir(&folder).unwrap();
+        let copy = |from: &Path, name: &str| {
+            let to = folder.join(name);
+            fs::copy(from, &to).unwrap();
+            to
+        };
+        let image = GuestImage {
+            vmlinuz: copy(&self.guest.vmlinuz, "vmlinuz"),
+            vmlinux: self.guest.vmlinux.as_deref().map(|path| copy(path, "vmlinux")),
+            initramfs: copy(&self.guest.initramfs, "initramfs.cpio"),
+        };
+        // Zeros behind an archive are no part of it: a boot that judges KVM succeeds.
+        let initramfs = fs::OpenOptions::new().append(true).open(&image.initramfs).unwrap();
+        initramfs.set_len(initramfs.metadata().unwrap().len() + 512).unwrap();
+        let vmm = driver(image, self.net.clone()).await;
+        fs::remove_dir_all(&folder).unwrap();
+        vmm
+    }
+
     pub(crate) fn work(&self, id: &str) -> PathBuf {
         let work = self.dir.path().join("work").join(id);
         fs::create_dir_all(&work).unwrap();
@@ -218,6 +244,7 @@ impl Stage {
             unix_time_ns: now_ns(),
             network: machine.guest_network(),
             resume: None,
+            trial: false,
         };
         let open = || async { machine.agent().await.map_err(Box::<dyn std::error::Error>::from) };
         match Agent::connect_restored(open, || restored.clone(), RESTORE).await {
@@ -265,7 +292,7 @@ impl Stage {
     /// Waits for what the kernel and the pool of networks do in the background once no machine runs; then no process,
     /// file, control group or network but the pool's spares may be there.
     pub(crate) fn nothing_is_left(&self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         // One look decides: while networks come and go in the background, another would see other processes.
         let left = || {
             let networks = interfaces().iter().filter(|name| name.starts_with("nsv")).count();
