@@ -95,13 +95,14 @@ async fn host(stream: DuplexStream, mode: u8, calls: u16) {
             unix_time_ns: 1,
             network: None,
             resume: None,
+            trial: false,
         };
         let mut stream = Some(stream);
         let open = || std::future::ready(stream.take().ok_or(AgentError::Closed));
-        Agent::connect_restored(open, restored, limit).await
+        Agent::connect_restored(open, || restored.clone(), limit).await
     };
     let Ok((agent, info)) = connected else { return };
-    assert_eq!(info.abi, AGENT_ABI);
+    assert!(info.is_spoken());
     let call = async |number: u16| {
         let exec = || Exec { argv: vec!["x".into()], timeout_ms: Some(3000), stdin: true, ..Exec::default() };
         match number % 13 {
@@ -170,6 +171,7 @@ async fn guest(stream: DuplexStream, mode: u8, mut input: Input<'_>) -> impl Asy
                 boot_id: "b".into(),
                 root_ready: true,
                 root_error: None,
+                capabilities: (mode & 8 == 0).then(nullspace_guest::capability::of_this_build),
             };
             let info = serde_json::to_vec(&info).expect("it has a form in JSON");
             let mut wire = Vec::new();

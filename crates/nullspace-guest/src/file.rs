@@ -6,11 +6,17 @@
 //!  List    -                   DATA: one JSON FileEntry a line         end Done
 //!  Copy    reply Done          stdin: CopyEntry, bytes, …, EOF         end Done
 //!  Space                                                               end Space
+//!  searches and replacements: see search
 //!  the rest                                                            end File(entry) or Done
 //! ```
 //! Paths are the guest's; nothing of them ever touches the host. A relative one starts at [`FileCall::cwd`].
 
 use serde::{Deserialize, Serialize};
+
+use crate::search::{Part, Replace};
+
+/// The [`FileCall::cwd`] that means the home of [`FileCall::user`].
+pub const HOME: &str = "~";
 
 /// A file operation.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
@@ -18,7 +24,7 @@ pub struct FileCall {
     /// The user who does it, as in [`Exec::user`](crate::message::Exec::user): the kernel judges what that user may do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// An absolute path, where relative ones start; default `/`.
+    /// An absolute path, or [`HOME`], where relative ones start; default `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
     /// The operation.
@@ -113,6 +119,36 @@ pub enum FileOp {
         /// Any entry of it.
         path: String,
     },
+    /// Read a part of a regular file. As `Read`; the entry that is replied has the size in which the part was looked for.
+    ReadPart {
+        /// The file.
+        path: String,
+        /// The part.
+        part: Part,
+    },
+    /// As `Write`, and the file belongs to the user afterwards. A file of another user's is emptied and handed over first,
+    /// where the user may write in its directory, the path ends in the file itself, and it has no other name. Where not,
+    /// the kernel judges as ever, and the owner stays.
+    WriteOwn {
+        /// The file.
+        path: String,
+    },
+    /// Search a file, or those below a directory, for lines.
+    FindLines {
+        /// Where.
+        path: String,
+        /// Regular expression, for one line at a time.
+        pattern: String,
+    },
+    /// Search below a directory for names.
+    FindNames {
+        /// Where.
+        path: String,
+        /// Glob, for the last part of a path; with a `/`, for the path below the directory.
+        pattern: String,
+    },
+    /// Replace what matches in files, in place: owner, mode and links stay.
+    Replace(Replace),
 }
 
 /// The destination of a copy's source.

@@ -21,10 +21,17 @@ pub const HEADER_LEN: usize = 24;
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 /// Most bytes of one message over all its frames.
 pub const MAX_MESSAGE: usize = 1024 * 1024;
-/// Most channels open at a time in one session.
+/// Most channels open at a time in one session, without those of connections to ports.
 pub const MAX_CHANNELS: usize = 64;
-/// Credit that a direction of a channel starts with.
+/// Most connections to ports open at a time in one session. Each is a channel.
+pub const MAX_DIALLED: usize = 256;
+/// Credit that a direction of a channel starts with, unless the channel is a connection to a port.
 pub const INITIAL_WINDOW: u32 = 256 * 1024;
+/// Credit that a direction of a connection to a port starts with. It bounds what a connection whose reader has stopped costs, in
+/// the guest and on the host: [`MAX_DIALLED`] of them cost 16 MiB at each end.
+pub const DIAL_WINDOW: u32 = 64 * 1024;
+/// Most bytes of a connection in one frame: a part of its credit, so that several frames are under way at a time.
+pub const DIAL_PIECE: usize = 16 * 1024;
 /// Credit that a data frame costs in addition to its bytes.
 pub const FRAME_COST: u32 = 64;
 
@@ -34,7 +41,8 @@ const MORE: u8 = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
-    /// Host: this session begins; repeated until acknowledged.
+    /// Host: this session begins; repeated until acknowledged. On another stream it begins a session that the host names anew,
+    /// or continues one that a `Freeze` with `halt` has stopped: its channels go on, and no frame is lost.
     Hello = 1,
     /// Guest: the session is adopted; `AgentInfo`.
     HelloAck = 2,
@@ -50,7 +58,7 @@ pub enum Kind {
     Stderr = 7,
     /// Either: more credit.
     Window = 8,
-    /// Host: stdin ends here.
+    /// Host: stdin ends here. Guest: the peer of a connection to a port has ended its direction; on no other channel.
     Eof = 9,
     /// Guest: the channel is over; `Outcome`.
     End = 10,

@@ -8,28 +8,47 @@
 //!    last clone and session dropped, or disconnect(): the stream is closed
 //! ```
 //!
+//! For a capture of a machine that lives on, [`Agent::halt`] stops what is on the wire with the guest's processes. The
+//! session then survives its stream:
+//!
+//! ```text
+//!   halt ──Done──> nothing travels; operations wait ──┬── thaw ────────────────────────> all goes on
+//!                                                     └── the stream is lost ── rejoin ── thaw ──> all goes on
+//! ```
+//!
 //! The guest is hostile: every frame is checked, what it may make the host hold is bounded by credit and by
-//! [`MAX_CHANNELS`](crate::frame::MAX_CHANNELS), and a peer that breaks the protocol or does not read is dropped with
+//! [`MAX_CHANNELS`](crate::frame::MAX_CHANNELS) and [`MAX_DIALLED`](crate::frame::MAX_DIALLED), and a peer that breaks the protocol
+//! or does not read is dropped with
 //! [`AgentError::Protocol`]. Futures may be dropped at any await: the channel is reset then, and the agent kills what
 //! ran in it.
 
+mod dial;
 mod files;
 mod link;
+mod search;
 mod session;
+mod terminals;
 #[cfg(test)]
 mod tests;
+mod uploads;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use self::dial::Dialled;
 pub use self::files::{CopyWriter, FileReader, FileWriter};
+pub use self::link::REJOIN_LIMIT;
 use self::link::{Handle, Item};
 pub use self::session::{ExecEvent, ExecOutput, ExecSession, ExecStdin};
+pub use self::uploads::{PartWriter, Uploaded};
+pub use self::watch::DirWatch;
+use crate::capability::{AGENT_ABI, Capability, OLDEST_AGENT_ABI};
 use crate::message::{
     AgentInfo, Configure, Exec, Failure, FailureKind, KILL_AFTER_MS, Outcome, Probe, Process, RESUME_LIMIT_MS, Request,
-    Restored,
+    Restored, Usage,
 };
 
 /// Bound of an operation that only asks the kernel something.
@@ -75,13 +94,25 @@ pub enum AgentError {
     /// The peer sent what no honest agent sends. The connection is closed.
     #[error("the guest agent broke the protocol: {0}")]
     Protocol(String),
-    /// The agent is of another version than this host.
-    #[error("the guest agent speaks version {found}, this host {expected}: the template must be rebuilt")]
+    /// The agent's interface version is outside the range that this host speaks. The connection is closed.
+    #[error(
+        "this template's agent has interface version {found}, this host speaks {} to {}: build the template again",
+        OLDEST_AGENT_ABI,
+        AGENT_ABI
+    )]
     Abi {
-        /// This host's [`AGENT_ABI`](crate::message::AGENT_ABI).
-        expected: u32,
-        /// The guest's.
+        /// The guest's version.
         found: u32,
+    },
+    /// The agent is older and lacks a capability. Nothing was sent to it; other operations go on.
+    #[error(
+        "this template's agent is older (interface version {version}) and cannot {capability}: build the template again"
+    )]
+    Lacking {
+        /// The missing capability.
+        capability: Capability,
+        /// The agent's interface version.
+        version: u32,
     },
 }
 
@@ -104,6 +135,7 @@ impl AgentError {
 #[derive(Debug, Clone)]
 pub struct Agent {
     handle: Arc<Handle>,
+    info: Arc<AgentInfo>,
 }
 
 impl Agent {
@@ -115,7 +147,12 @@ impl Agent {
     {
         let handle = Handle::spawn(stream);
         let info = handle.greet(&[], timeout).await?;
-        Ok((Agent { handle: Arc::new(handle) }, info))
+        Ok((Agent { handle: Arc::new(handle), info: Arc::new(info.clone()) }, info))
+    }
+
+    /// The agent's description of itself, as it was told at the session's beginning.
+    pub fn info(&self) -> AgentInfo {
+        self.info.as_ref().clone()
     }
 
     /// As [`Agent::connect`], for a guest that was just restored from a snapshot: `restored` travels right behind HELLO,
@@ -156,9 +193,17 @@ impl Agent {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let until = tokio::time::Instant::now() + timeout;
-        let agent = Agent { handle: Arc::new(Handle::spawn(stream)) };
-        let (channel, open) = agent.handle.prepare(&Request::Restored(restored))?;
-        let info = agent.handle.greet(&open, timeout).await?;
+        let handle = Handle::spawn(stream);
+        let request = Request::Restored(restored);
+        let (channel, info) = if request.needs().is_universal() {
+            let (channel, open) = handle.prepare(&request)?;
+            (channel, handle.greet(&open, timeout).await?)
+        } else {
+            // What an older agent may lack is only sent to one that has told it.
+            let info = handle.greet(&[], timeout).await?;
+            (handle.open(&request)?, info)
+        };
+        let agent = Agent { handle: Arc::new(handle), info: Arc::new(info.clone()) };
         let left = until.saturating_duration_since(tokio::time::Instant::now());
         let first = tokio::time::timeout(left, channel.next()).await;
         let end = match first.map_err(|_| AgentError::timeout(IDENTITY, timeout))? {
@@ -229,7 +274,16 @@ impl Agent {
     /// Writes to the stdin of a service; returns once all of it is in the pipe, or after `limit` when the process does not
     /// read. What was written until then stays written.
     pub async fn feed_service(&self, pid: u32, bytes: &[u8], limit: Duration) -> Result<(), AgentError> {
-        let channel = self.handle.open(&Request::FeedService { pid })?;
+        self.feed(pid, bytes, false, limit).await
+    }
+
+    /// As [`Agent::feed_service`], and closes the stdin behind the bytes.
+    pub async fn close_service_stdin(&self, pid: u32, bytes: &[u8], limit: Duration) -> Result<(), AgentError> {
+        self.feed(pid, bytes, true, limit).await
+    }
+
+    async fn feed(&self, pid: u32, bytes: &[u8], close: bool, limit: Duration) -> Result<(), AgentError> {
+        let channel = self.handle.open(&Request::FeedService { pid, close })?;
         let feed = async {
             match channel.write(bytes).await {
                 // It has ended early, and its end says why.
@@ -283,12 +337,77 @@ impl Agent {
 
     /// Flushes and freezes the root filesystem. Idempotent.
     pub async fn freeze(&self) -> Result<(), AgentError> {
-        self.done("freeze", &Request::Freeze, FLUSH).await
+        self.done("freeze", &Request::Freeze { halt: false }, FLUSH).await
     }
 
-    /// Lets the root filesystem be written again. Idempotent.
+    /// As [`Agent::freeze`], and stops all processes of the guest, for a capture of the machine. Where the snapshot is resumed
+    /// they stand still until the guest has its new identity, clock, random numbers and network
+    /// ([`Agent::connect_restored`]); in this machine until [`Agent::thaw`].
+    ///
+    /// Once it has answered, this session sends nothing and receives nothing: operations of all clones, and those that
+    /// begin now, wait. A lost stream does not end it for [`REJOIN_LIMIT`]: see [`Agent::rejoin`]. On an error nothing is
+    /// stopped, unless the connection is closed.
+    pub async fn halt(&self) -> Result<(), AgentError> {
+        self.handle.halt(FLUSH).await.map_err(|error| match error {
+            AgentError::Timeout { .. } => AgentError::timeout("halt", FLUSH),
+            error => error,
+        })
+    }
+
+    /// Closes the stream of a halted session, which waits for [`Agent::rejoin`]. Without it the stream may stay.
+    ///
+    /// # Errors
+    /// [`AgentError::Closed`] when the session is not halted, or has ended.
+    pub async fn part(&self) -> Result<(), AgentError> {
+        self.handle.part().await
+    }
+
+    /// Continues a halted session over another stream to the same machine, which `open` opens; closes the older one before.
+    /// Everything that was under way goes on, and nothing is lost of it. Processes still stand still: [`Agent::thaw`] is
+    /// next. `open` is asked again when the stream closes at once, as with [`Agent::connect_restored`].
+    ///
+    /// # Errors
+    /// [`AgentError::Timeout`] after `timeout`; [`AgentError::Closed`] when the session is not halted, has ended, or its
+    /// streams are closed again and again. The session stays halted, and may be rejoined again within its limit.
+    pub async fn rejoin<S, E, F>(&self, mut open: impl FnMut() -> F, timeout: Duration) -> Result<(), E>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        E: From<AgentError>,
+        F: Future<Output = Result<S, E>>,
+    {
+        let until = tokio::time::Instant::now() + timeout;
+        self.handle.part().await?;
+        let mut resets_left = MAX_RESETS;
+        loop {
+            let stream = open().await?;
+            match self.handle.rejoin(stream, until).await {
+                Err(AgentError::Closed) if resets_left > 0 && !self.handle.is_over() => resets_left -= 1,
+                Err(AgentError::Timeout { .. }) => return Err(AgentError::timeout("hello", timeout).into()),
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// Lets the root filesystem be written again, and stopped processes go on. Idempotent.
+    ///
+    /// # Errors
+    /// Of a halted session without a stream: [`AgentError::Closed`]; [`Agent::rejoin`] comes first.
     pub async fn thaw(&self) -> Result<(), AgentError> {
-        self.done("thaw", &Request::Thaw, QUICK).await
+        self.thaw_with(None).await
+    }
+
+    /// As [`Agent::thaw`], after the guest's clock is set: for a machine that stood still. The clock of an agent without
+    /// [`Capability::Halt`] is left alone.
+    ///
+    /// # Errors
+    /// As [`Agent::thaw`].
+    pub async fn thaw_at(&self, unix_time_ns: u64) -> Result<(), AgentError> {
+        self.thaw_with(self.info.can(Capability::Halt).then_some(unix_time_ns)).await
+    }
+
+    async fn thaw_with(&self, unix_time_ns: Option<u64>) -> Result<(), AgentError> {
+        self.handle.go_on()?;
+        self.done("thaw", &Request::Thaw { unix_time_ns }, QUICK).await
     }
 
     /// Gives a restored guest its new identity; see [`Agent::connect_restored`] for the quicker way.
@@ -308,6 +427,14 @@ impl Agent {
     /// as after its boot. Processes of this session end too.
     pub async fn end_processes(&self, drop_caches: bool) -> Result<(), AgentError> {
         self.done("end_processes", &Request::EndProcesses { drop_caches }, FLUSH).await
+    }
+
+    /// Measures what the guest uses.
+    pub async fn usage(&self) -> Result<Usage, AgentError> {
+        match self.call("usage", &Request::Usage, QUICK).await? {
+            Outcome::Usage { usage } => Ok(usage),
+            other => Err(AgentError::unexpected("usage", &other)),
+        }
     }
 
     /// Flushes and powers the guest off. A stream that ends meanwhile counts as done.

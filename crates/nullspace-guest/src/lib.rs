@@ -20,8 +20,13 @@
 //! a host that meets bytes of an older session skips them until its own `HELLO_ACK`, and an agent that meets a new
 //! `HELLO` forgets the old session. Nothing here knows of templates, tenants or VMMs.
 
+pub mod capability;
 pub mod file;
 pub mod frame;
 #[cfg(feature = "host")]
 pub mod host;
 pub mod message;
+pub mod search;
+pub mod terminal;
+pub mod upload;
+pub mod watch;

@@ -2,17 +2,23 @@
 //!
 //! Bytes that may not be text (entropy) travel as base64; process output travels in DATA frames, never here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::file::{FileCall, FileEntry};
-
-/// Version of this protocol and of the agent's behaviour; part of a snapshot's compatibility class.
-pub const AGENT_ABI: u32 = 6;
+pub use crate::capability::AGENT_ABI;
+use crate::capability::{Capability, OLDEST_AGENT_ABI};
+use crate::file::{self, FileCall, FileEntry, FileOp};
+use crate::search::{Replaced, Searched};
+use crate::terminal::{OpenTerminal, Terminal, TerminalSize};
+use crate::upload::{UploadCall, UploadRefusal, UploadState};
+use crate::watch::WatchCall;
 
 /// Milliseconds between the SIGTERM that a process's timeout sends and the SIGKILL that follows.
 pub const KILL_AFTER_MS: u64 = 1000;
+
+/// Milliseconds that a connection to a port may take to open.
+pub const DIAL_LIMIT_MS: u64 = 5000;
 
 /// Milliseconds that all resume hooks and the resume command of a restored guest may take together.
 pub const RESUME_LIMIT_MS: u64 = 30_000;
@@ -23,7 +29,7 @@ pub const ROOT_FULL: &str = "its disk is full";
 /// The agent's description of itself and its guest, in HELLO_ACK.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct AgentInfo {
-    /// [`AGENT_ABI`] of the agent that runs in the guest.
+    /// Interface version ([`AGENT_ABI`]) of the agent that runs in the guest.
     pub abi: u32,
     /// Kernel release, as `uname -r`.
     pub kernel: String,
@@ -34,6 +40,24 @@ pub struct AgentInfo {
     /// The reason why the root could not be mounted, if it could not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_error: Option<String>,
+    /// Things that the agent can do; `None`: the agent is of version 6, see [`AgentInfo::can`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<BTreeSet<Capability>>,
+}
+
+impl AgentInfo {
+    /// True when the agent has this capability. An agent that tells none has those of version 6.
+    pub fn can(&self, capability: Capability) -> bool {
+        match &self.capabilities {
+            Some(told) => told.contains(&capability),
+            None => Capability::OF_VERSION_6.contains(&capability),
+        }
+    }
+
+    /// True when this build's host speaks this agent's interface version.
+    pub fn is_spoken(&self) -> bool {
+        (OLDEST_AGENT_ABI..=AGENT_ABI).contains(&self.abi)
+    }
 }
 
 /// The operation that the host asks for when it opens a channel.
@@ -51,10 +75,13 @@ pub enum Request {
     /// waits, as at a full pipe.
     RunService(Exec),
     /// Write to the stdin of a service that was started with one: reply `Done`, DATA frames, EOF, and end `Done` once
-    /// all of it is in the pipe. Stdin stays open.
+    /// all of it is in the pipe. Stdin stays open, unless `close` says otherwise.
     FeedService {
         /// Pid that `StartService` or `RunService` answered.
         pid: u32,
+        /// True: close stdin behind the last byte.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        close: bool,
     },
     /// Follow a service: reply `Attached`, its kept output from the start, then live, end `Exit` when it has exited.
     /// Without `follow` only what there is, end `Done` while it runs.
@@ -73,17 +100,28 @@ pub enum Request {
         /// Signal number, as in `kill(2)`.
         signal: i32,
     },
-    /// Work on files; see [`file`](crate::file) for replies and ends.
+    /// Work on files; see [`crate::file`] for replies and ends.
     File(FileCall),
     /// One readiness attempt. Ends with [`Outcome::Probed`].
     Probe(Probe),
     /// Flush and freeze the root filesystem (`FIFREEZE`), so that the disk image is clean. Ends with `Done`.
-    Freeze,
+    Freeze {
+        /// Also stop all processes of the guest but the agent, until `Thaw` or `Restored`. Behind `Done` the agent sends
+        /// nothing but acknowledgements of HELLO, until a frame of another kind comes. So the session may go on over another
+        /// stream, see [`Kind::Hello`](crate::frame::Kind::Hello).
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        halt: bool,
+    },
     /// Undo [`Request::Freeze`]. Ends with `Done`.
-    Thaw,
-    /// "You were restored": thaw, reseed the kernel's random numbers, set the clock, take the new identity. Replies `Done`
-    /// once all of it holds, then runs the image's resume hooks and [`Restored::resume`], and ends with `Done`. Asked for
-    /// once more with the same content, it answers as before and does nothing twice.
+    Thaw {
+        /// Nanoseconds since 1970, UTC: the clock is set before anything goes on. A machine that stood still has lost that time.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unix_time_ns: Option<u64>,
+    },
+    /// "You were restored": reseed the kernel's random numbers, set the clock, thaw, take the new identity, reset the TCP
+    /// connections to other machines, let stopped processes go on. Replies `Done` once all of it holds, then runs the image's
+    /// resume hooks and [`Restored::resume`], and ends with `Done`. Asked for once more with the same content, it answers as
+    /// before and does nothing twice.
     Restored(Restored),
     /// Grow the mounted root filesystem to its device. Ends with [`Outcome::Grown`].
     GrowRoot,
@@ -95,6 +133,94 @@ pub enum Request {
     },
     /// Flush and power off. Ends with `Done` just before.
     Shutdown,
+    /// Measure what the guest uses. Ends with [`Outcome::Usage`].
+    Usage,
+    /// Connect to a TCP port of the guest's loopback: 127.0.0.1, then ::1, at most for [`DIAL_LIMIT_MS`]. Reply `Done`, then bytes
+    /// both ways: STDIN to the port, STDOUT from it. Each direction ends by an EOF of its own. Ends with `Done` when both have
+    /// ended, or with a failure. RESET closes the connection. The credit is [`DIAL_WINDOW`](crate::frame::DIAL_WINDOW).
+    Dial {
+        /// Port in the guest.
+        port: u16,
+    },
+    /// Tell changes of files below a directory; see [`watch`](crate::watch). Reply [`Outcome::Watching`], DATA: one JSON
+    /// [`WatchEvent`](crate::watch::WatchEvent) a line. Ends with `Failed` when the directory is gone, else with its channel.
+    Watch(WatchCall),
+    /// Work on an upload in parts; see [`upload`](crate::upload). Ends with [`Outcome::Upload`] or [`Outcome::UploadRefused`].
+    Upload(UploadCall),
+    /// Start a process with a terminal of its own, as a service, and follow it: see [`Request::RunService`].
+    OpenTerminal(OpenTerminal),
+    /// List the terminals of the guest. Ends with [`Outcome::Terminals`].
+    Terminals,
+    /// Set the size of a terminal. Its foreground job gets SIGWINCH. Ends with `Done`.
+    Resize {
+        /// Pid of the terminal's first process.
+        pid: u32,
+        /// The new size.
+        size: TerminalSize,
+    },
+    /// End the session of a terminal: SIGHUP to its processes, SIGKILL after [`KILL_AFTER_MS`]. Ends with `Done`.
+    CloseTerminal {
+        /// Pid of the terminal's first process.
+        pid: u32,
+    },
+}
+
+impl Request {
+    /// The capability that an agent needs for this request. A new operation, or a new option of one, has a new capability:
+    /// an older agent does not know the operation, and would ignore the option.
+    pub fn needs(&self) -> Capability {
+        match self {
+            Request::Configure(_) => Capability::Configure,
+            Request::Exec(_) => Capability::Exec,
+            Request::StartService(_) | Request::Attach { .. } => Capability::Services,
+            Request::RunService(_) => Capability::RunService,
+            Request::FeedService { close: true, .. } => Capability::CloseStdin,
+            Request::FeedService { close: false, .. } => Capability::FeedService,
+            Request::Processes => Capability::Processes,
+            Request::Kill { .. } => Capability::Kill,
+            Request::File(call) if call.cwd.as_deref() == Some(file::HOME) => Capability::FileSearch,
+            Request::File(call) => match call.action {
+                FileOp::Read { .. }
+                | FileOp::Write { .. }
+                | FileOp::List { .. }
+                | FileOp::Info { .. }
+                | FileOp::MakeDir { .. }
+                | FileOp::Remove { .. }
+                | FileOp::Rename { .. }
+                | FileOp::SetMode { .. }
+                | FileOp::MakeDirFor { .. }
+                | FileOp::MakeSymlink { .. }
+                | FileOp::Unlink { .. }
+                | FileOp::Move { .. }
+                | FileOp::Copy(_)
+                | FileOp::Space { .. } => Capability::Files,
+                FileOp::ReadPart { .. }
+                | FileOp::WriteOwn { .. }
+                | FileOp::FindLines { .. }
+                | FileOp::FindNames { .. }
+                | FileOp::Replace(_) => Capability::FileSearch,
+            },
+            Request::Probe(probe) => match probe.check {
+                ProbeCheck::Tcp { .. } | ProbeCheck::Http { .. } | ProbeCheck::Command(_) | ProbeCheck::Idle => {
+                    Capability::Probe
+                }
+            },
+            Request::Freeze { halt: true } | Request::Thaw { unix_time_ns: Some(_) } => Capability::Halt,
+            Request::Freeze { halt: false } | Request::Thaw { unix_time_ns: None } => Capability::Freeze,
+            Request::Restored(restored) if restored.trial => Capability::Trial,
+            Request::Restored(_) => Capability::Restored,
+            Request::GrowRoot => Capability::GrowRoot,
+            Request::EndProcesses { .. } => Capability::EndProcesses,
+            Request::Shutdown => Capability::Shutdown,
+            Request::Usage => Capability::Usage,
+            Request::Dial { .. } => Capability::Dial,
+            Request::Watch(_) => Capability::Watch,
+            Request::Upload(_) => Capability::Upload,
+            Request::OpenTerminal(_) | Request::Terminals | Request::Resize { .. } | Request::CloseTerminal { .. } => {
+                Capability::Terminals
+            }
+        }
+    }
 }
 
 /// Identity and network of a freshly booted guest.
@@ -207,6 +333,30 @@ pub struct Restored {
     /// [`RESUME_LIMIT_MS`] bounds hooks and command together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<Exec>,
+    /// True: the restore is a trial of a new snapshot, and the machine is ended once its agent has answered. Neither the
+    /// hooks nor [`Restored::resume`] run: they are the template owner's, and may have effects outside the machine.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trial: bool,
+}
+
+/// A measurement of what a guest uses. The guest is hostile: none of the figures may be trusted for a limit.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Usage {
+    /// Memory that the guest's kernel manages, bytes.
+    pub memory_total: u64,
+    /// Memory that could not be given to a new process, bytes: the total without what is available.
+    pub memory_used: u64,
+    /// Size of the root filesystem, bytes.
+    pub disk_total: u64,
+    /// Space used on it, bytes.
+    pub disk_used: u64,
+    /// Time in which the processors worked since the boot of the template's machine, summed over all of them, ms. A snapshot
+    /// keeps it.
+    pub cpu_ms: u64,
+    /// Bytes that eth0 has received. A snapshot keeps them.
+    pub received: u64,
+    /// Bytes that eth0 has sent. A snapshot keeps them.
+    pub sent: u64,
 }
 
 /// The result that ends a channel, or begins it (`Started`, `Attached`).
@@ -259,6 +409,38 @@ pub enum Outcome {
         free_bytes: u64,
         /// New files and folders.
         free_inodes: u64,
+    },
+    /// The guest's use of its machine.
+    Usage {
+        /// The measurement.
+        usage: Usage,
+    },
+    /// The terminals of the guest.
+    Terminals {
+        /// In ascending order of pids, those whose sessions have ended too, as long as their output is kept.
+        terminals: Vec<Terminal>,
+    },
+    /// A directory is watched.
+    Watching {
+        /// Its absolute path.
+        path: String,
+    },
+    /// An upload, as it is after the operation.
+    Upload {
+        /// Its state.
+        state: Box<UploadState>,
+    },
+    /// An operation on an upload was refused.
+    UploadRefused(UploadRefusal),
+    /// A search has ended.
+    Searched {
+        /// What it has met.
+        searched: Searched,
+    },
+    /// A replacement has ended.
+    Replaced {
+        /// What it has done.
+        replaced: Replaced,
     },
     /// The operation failed.
     Failed(Failure),
@@ -339,6 +521,75 @@ pub enum FailureKind {
     Limit,
     /// A resume hook or the resume command could not be run, failed, or took too long.
     Resume,
+    /// Nothing listens on the port.
+    ConnectionRefused,
+    /// The port's server did not accept a connection in time.
+    ConnectionTimedOut,
+    /// The port's server has broken the connection off.
+    ConnectionReset,
     /// Anything else; `message` has the system's words.
     Internal,
+    /// A kind of a newer agent that this build does not know. This build's agent never sends it.
+    #[serde(other)]
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_of_version_6_is_read_as_it_was_written() {
+        let written = r#"{"abi":6,"kernel":"6.1.0","boot_id":"b","root_ready":true}"#;
+        let info: AgentInfo = serde_json::from_str(written).unwrap();
+        assert!(info.is_spoken());
+        assert_eq!(info.capabilities, None);
+        assert!(Capability::OF_VERSION_6.iter().all(|capability| info.can(*capability)));
+        assert_eq!(serde_json::to_string(&info).unwrap(), written);
+    }
+
+    #[test]
+    fn a_freeze_is_written_as_older_agents_read_it() {
+        assert_eq!(serde_json::to_string(&Request::Freeze { halt: false }).unwrap(), r#"{"op":"freeze"}"#);
+        let read: Request = serde_json::from_str(r#"{"op":"freeze"}"#).unwrap();
+        assert_eq!((read.needs(), read), (Capability::Freeze, Request::Freeze { halt: false }));
+        assert_eq!(Request::Freeze { halt: true }.needs(), Capability::Halt);
+        assert_eq!(serde_json::to_string(&Request::Thaw { unix_time_ns: None }).unwrap(), r#"{"op":"thaw"}"#);
+        let read: Request = serde_json::from_str(r#"{"op":"thaw"}"#).unwrap();
+        assert_eq!((read.needs(), read), (Capability::Freeze, Request::Thaw { unix_time_ns: None }));
+        assert_eq!(Request::Thaw { unix_time_ns: Some(1) }.needs(), Capability::Halt);
+    }
+
+    #[test]
+    fn a_failure_of_a_newer_agent_is_still_a_failure() {
+        let read: Outcome =
+            serde_json::from_str(r#"{"is":"failed","kind":"moon_phase","message":"Not now."}"#).unwrap();
+        assert_eq!(read, Outcome::Failed(Failure { kind: FailureKind::Unknown, message: "Not now.".to_owned() }));
+    }
+
+    #[test]
+    fn capabilities_of_a_newer_agent_are_passed_over() {
+        let written =
+            r#"{"abi":7,"kernel":"6","boot_id":"b","root_ready":true,"capabilities":["exec","teleport","dream"]}"#;
+        let info: AgentInfo = serde_json::from_str(written).unwrap();
+        assert!(info.can(Capability::Exec) && !info.can(Capability::Files));
+        assert_eq!(info.capabilities.unwrap(), BTreeSet::from([Capability::Exec, Capability::Unknown]));
+    }
+
+    #[test]
+    fn the_versions_on_both_sides_of_the_range_are_not_spoken() {
+        let info = |abi| AgentInfo {
+            abi,
+            kernel: String::new(),
+            boot_id: String::new(),
+            root_ready: true,
+            root_error: None,
+            capabilities: None,
+        };
+        for (abi, spoken) in
+            [(OLDEST_AGENT_ABI - 1, false), (OLDEST_AGENT_ABI, true), (AGENT_ABI, true), (AGENT_ABI + 1, false)]
+        {
+            assert_eq!(info(abi).is_spoken(), spoken, "{abi}");
+        }
+    }
 }

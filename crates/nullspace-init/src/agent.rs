@@ -6,26 +6,40 @@
 
 #![allow(unsafe_code, reason = "signals go to a process by number")]
 
+#[cfg(test)]
+mod tests;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nullspace_guest::capability;
 use nullspace_guest::frame::{Frame, Kind};
 use nullspace_guest::message::{
     AGENT_ABI, AgentInfo, Configure, Exec, Failure, FailureKind, GuestNetwork, KILL_AFTER_MS, Outcome, Request,
     Restored,
 };
 
+use crate::halt::Halting;
 use crate::outbox::Outbox;
 use crate::process::supervise::{Unfinished, Wiring, supervise};
 use crate::process::{list, namespace, prepare::prepare, spawn::spawn};
 use crate::services::Services;
 use crate::session::{Channel, Opened, Session, StdinOver};
+use crate::severed::Severed;
+use crate::uploads::Uploads;
 use crate::wake::Wake;
-use crate::{files, filesystem, generation, identity, leftovers, modules, network, probe, resume, shutdown, workers};
+use crate::{
+    dial, files, filesystem, generation, halt, identity, leftovers, log, modules, network, probe, resume, severed,
+    shutdown, usage, watch, workers,
+};
 
 /// Time limit of the last answer before the power is switched off.
 const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Folder of uploads that are not complete, on the guest's root: see [`Uploads`].
+const UPLOADS: &str = "/var/lib/nullspace/uploads";
 
 /// The machine below the agent.
 #[derive(Debug, Clone)]
@@ -47,6 +61,10 @@ pub struct Agent {
     network: Mutex<Option<GuestNetwork>>,
     /// The name of the boot: what processes from before a snapshot took for theirs.
     first_name: Mutex<Option<String>>,
+    /// Connections to other machines that a halted snapshot has; `None` when the guest is not halted.
+    halted: Mutex<Option<Vec<Severed>>>,
+    halting: Halting,
+    uploads: Uploads,
     /// The last restore and what came of it.
     restored: Mutex<Option<(Restored, Result<(), Failure>)>>,
 }
@@ -59,16 +77,27 @@ fn done(result: Result<(), Failure>) -> Outcome {
     result.map_or_else(Outcome::Failed, |()| Outcome::Done)
 }
 
-fn io_done(what: &str, result: std::io::Result<()>) -> Outcome {
-    match result {
-        Ok(()) => Outcome::Done,
-        Err(error) => failed(FailureKind::Internal, format!("{what}: {error}.")),
-    }
+fn internal<T>(what: &str, result: std::io::Result<T>) -> Result<T, Failure> {
+    result.map_err(|error| Failure { kind: FailureKind::Internal, message: format!("{what}: {error}.") })
 }
 
 impl Agent {
     /// An agent without a session.
     pub fn new(ground: Ground) -> Arc<Agent> {
+        Agent::that_keeps_uploads_in(PathBuf::from(UPLOADS), ground)
+    }
+
+    /// As [`Agent::new`], with a folder of its own for uploads.
+    pub fn that_keeps_uploads_in(uploads: PathBuf, ground: Ground) -> Arc<Agent> {
+        Agent::with(ground, Halting::OF_A_GUEST, uploads)
+    }
+
+    #[cfg(test)]
+    fn that_halts(ground: Ground, halting: Halting) -> Arc<Agent> {
+        Agent::with(ground, halting, PathBuf::from(UPLOADS))
+    }
+
+    fn with(ground: Ground, halting: Halting, uploads: PathBuf) -> Arc<Agent> {
         let proc = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
         let info = AgentInfo {
             abi: AGENT_ABI,
@@ -76,7 +105,10 @@ impl Agent {
             boot_id: proc("/proc/sys/kernel/random/boot_id"),
             root_ready: ground.root.is_ok(),
             root_error: ground.root.clone().err(),
+            capabilities: Some(capability::of_this_build()),
         };
+        #[cfg(feature = "disguise")]
+        let info = crate::disguise::wear(info);
         Arc::new(Agent {
             ground,
             info,
@@ -84,6 +116,9 @@ impl Agent {
             session: Mutex::default(),
             network: Mutex::default(),
             first_name: Mutex::default(),
+            halted: Mutex::default(),
+            halting,
+            uploads: Uploads::within(uploads),
             restored: Mutex::default(),
         })
     }
@@ -92,7 +127,10 @@ impl Agent {
     pub(crate) fn hello(&self, id: u64, outbox: &Arc<Outbox>) -> Arc<Session> {
         let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let session = match current.as_ref() {
-            Some(session) if session.id() == id => session.clone(),
+            Some(session) if session.id() == id => {
+                session.hello(outbox);
+                session.clone()
+            }
             _ => {
                 if let Some(old) = current.take() {
                     old.end();
@@ -100,28 +138,42 @@ impl Agent {
                 current.insert(Session::begin(id, outbox.clone())).clone()
             }
         };
-        session.message(0, Kind::HelloAck, &self.info);
+        session.acknowledge(&self.info);
         session
     }
 
     /// A whole message or data frame of the current session.
     pub(crate) fn take(self: &Arc<Agent>, session: &Arc<Session>, frame: &Frame) {
+        session.go_on();
         if frame.kind != Kind::Open {
             return session.take(frame);
         }
-        let Opened::Channel(channel) = session.open(frame.channel) else { return };
-        let request = match serde_json::from_slice(&frame.payload) {
+        let request = serde_json::from_slice::<Request>(&frame.payload);
+        // Without a thread for connections it is refused as an operation is.
+        let place = request.as_ref().ok().filter(|request| matches!(request, Request::Dial { .. }));
+        let place = place.and_then(|_| dial::place().ok());
+        let Opened::Channel(channel) = session.open(frame.channel, place) else { return };
+        let request = match request {
             Ok(request) => request,
             Err(error) => {
                 let message = format!("The agent does not understand the request: {error}.");
                 return channel.end(&failed(FailureKind::Invalid, message));
             }
         };
+        // Without a disguise it can do all that it understands.
+        #[cfg(feature = "disguise")]
+        if !self.info.can(request.needs()) {
+            let message = format!("The agent does not understand the request: it cannot {}.", request.needs());
+            return channel.end(&failed(FailureKind::Invalid, message));
+        }
         if let Err(why) = &self.ground.root
             && !matches!(request, Request::Shutdown)
         {
             let message = format!("The root filesystem is not mounted: {why}.");
             return channel.end(&failed(FailureKind::Internal, message));
+        }
+        if let Request::Dial { port } = request {
+            return dial::begin(port, &channel);
         }
         if matches!(request, Request::Configure(_) | Request::Restored(_)) {
             return self.serve(request, &channel);
@@ -133,10 +185,18 @@ impl Agent {
     }
 
     fn serve(&self, request: Request, channel: &Arc<Channel>) {
+        let halts = matches!(request, Request::Freeze { halt: true });
         // The state that threads share is behind locks whose holders leave it whole.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.outcome(request, channel)))
             .unwrap_or_else(|_| failed(FailureKind::Internal, "The agent failed while it served this request."));
-        channel.end(&outcome);
+        if !halts || outcome != Outcome::Done {
+            return channel.end(&outcome);
+        }
+        if !channel.end_and_halt(&outcome)
+            && let Err(failure) = self.thaw(None)
+        {
+            log::problem(format_args!("a halt that is no longer wanted: {failure}"));
+        }
     }
 
     fn outcome(&self, request: Request, channel: &Arc<Channel>) -> Outcome {
@@ -152,7 +212,11 @@ impl Agent {
                 Err(failure) => Outcome::Failed(failure),
             },
             Request::RunService(exec) => self.services.run(exec, channel),
-            Request::FeedService { pid } => self.services.input(pid, channel),
+            Request::FeedService { pid, close } => self.services.input(pid, close, channel),
+            Request::OpenTerminal(open) => self.services.open_terminal(open, channel),
+            Request::Terminals => Outcome::Terminals { terminals: self.services.terminals() },
+            Request::Resize { pid, size } => done(self.services.resize(pid, size)),
+            Request::CloseTerminal { pid } => done(self.services.close_terminal(pid)),
             Request::Attach { pid, follow } => self.services.output(pid, follow, channel),
             Request::Processes => match list::processes(|pid| self.services.starts(pid)) {
                 Ok(processes) => Outcome::Processes { processes },
@@ -166,8 +230,12 @@ impl Agent {
             }
             Request::File(call) => files::serve(&call, channel),
             Request::Probe(probe) => probe::probe(probe, channel),
-            Request::Freeze => io_done("The root filesystem cannot be frozen", filesystem::freeze()),
-            Request::Thaw => io_done("The root filesystem cannot be thawed", filesystem::thaw()),
+            Request::Freeze { halt: false } => {
+                let frozen = filesystem::write_out().and_then(|()| filesystem::freeze());
+                done(internal("The root filesystem cannot be frozen", frozen))
+            }
+            Request::Freeze { halt: true } => done(self.halt()),
+            Request::Thaw { unix_time_ns } => done(self.thaw(unix_time_ns)),
             Request::GrowRoot => match self.ground.root.as_deref().map(filesystem::grow) {
                 Ok(Ok(bytes)) => Outcome::Grown { bytes },
                 Ok(Err(error)) => {
@@ -176,12 +244,34 @@ impl Agent {
                 Err(why) => failed(FailureKind::Internal, why),
             },
             Request::EndProcesses { drop_caches } => done(leftovers::clear(drop_caches)),
+            // `take` gives it to the thread of all connections.
+            Request::Dial { .. } => failed(FailureKind::Internal, "A connection came to a thread that serves none."),
+            Request::Watch(call) => watch::serve(&call, channel),
+            Request::Upload(call) => self.uploads.serve(call, channel),
+            Request::Usage => match usage::measure() {
+                Ok(usage) => Outcome::Usage { usage },
+                Err(error) => failed(FailureKind::Internal, format!("The use of the machine cannot be read: {error}.")),
+            },
             Request::Shutdown => {
                 channel.end(&Outcome::Done);
                 channel.flush(FAREWELL);
                 shutdown::power_off(self.ground.off)
             }
         }
+    }
+
+    fn halt(&self) -> Result<(), Failure> {
+        let mut halted = self.halted.lock().unwrap_or_else(PoisonError::into_inner);
+        *halted = Some((self.halting.halt)()?);
+        Ok(())
+    }
+
+    fn thaw(&self, unix_time_ns: Option<u64>) -> Result<(), Failure> {
+        unix_time_ns.map_or(Ok(()), identity::set_clock)?;
+        let mut halted = self.halted.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.halting.thaw)()?;
+        *halted = None;
+        Ok(())
     }
 
     fn configure(&self, configure: &Configure) -> Result<(), Failure> {
@@ -209,7 +299,7 @@ impl Agent {
         }
         let result = self.restored(&restored).and_then(|()| {
             channel.reply(&Outcome::Done);
-            resume::run(restored.resume.as_ref())
+            if restored.trial { Ok(()) } else { resume::run(restored.resume.as_ref()) }
         });
         *last = Some((restored, result.clone()));
         result
@@ -221,20 +311,19 @@ impl Agent {
         // Randomness and time before the thaw: from then on processes that waited to write go on.
         identity::reseed(&entropy)?;
         identity::set_clock(restored.unix_time_ns)?;
-        filesystem::thaw().map_err(|error| Failure {
-            kind: FailureKind::Internal,
-            message: format!("The root filesystem cannot be thawed: {error}."),
-        })?;
+        let mut halted = self.halted.lock().unwrap_or_else(PoisonError::into_inner);
+        internal("The root filesystem cannot be thawed", filesystem::thaw())?;
         let first = self.first_name.lock().unwrap_or_else(PoisonError::into_inner).clone();
         identity::set_hostname(&restored.hostname, first.as_deref())?;
         identity::set_machine_id(&restored.machine_id)?;
         self.set_network(restored.network.as_ref())?;
         modules::offer();
-        // Last: who watches it may count on all of the above.
-        generation::renew().map_err(|error| Failure {
-            kind: FailureKind::Internal,
-            message: format!("The generation cannot be written: {error}."),
-        })
+        // Those of a snapshot that was not halted are looked for now.
+        let severed = halted.take().map_or_else(severed::find, Ok);
+        severed::reset(&internal("The connections cannot be listed", severed)?);
+        // Behind all of that: who watches it may count on the above.
+        internal("The generation cannot be written", generation::renew())?;
+        internal("The processes cannot go on", halt::go_on())
     }
 
     fn set_network(&self, wanted: Option<&GuestNetwork>) -> Result<(), Failure> {

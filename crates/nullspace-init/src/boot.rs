@@ -11,7 +11,7 @@ use nix::sys::reboot::RebootMode;
 
 use crate::agent::{Agent, Ground};
 use crate::transport::{self, Transport};
-use crate::{log, modules, network, root, settings};
+use crate::{halt, log, modules, network, root, settings};
 
 /// PID 1's life. Never comes back.
 pub fn run() -> ! {
@@ -26,6 +26,9 @@ pub fn run() -> ! {
         log::problem(format_args!("loopback: {error}"));
     }
     settings::apply_to_processes();
+    halt::prepare();
+    #[cfg(feature = "disguise")]
+    crate::disguise::find();
     modules::keep();
     let mut transport = transport::open();
     let arguments = fs::read_to_string("/proc/cmdline").unwrap_or_default();

@@ -12,14 +12,18 @@
 
 mod copy;
 mod entry;
+mod find;
+mod own;
+mod replace;
 mod shell;
 mod transfer;
+mod walk;
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use nullspace_guest::file::{FileCall, FileEntry, FileOp};
+use nullspace_guest::file::{FileCall, FileEntry, FileOp, HOME};
 use nullspace_guest::message::{Failure, FailureKind, Outcome};
 
 use self::entry::Names;
@@ -56,29 +60,44 @@ pub(crate) fn serve(call: &FileCall, channel: &Channel) -> Outcome {
         Err(failure) => return Outcome::Failed(failure),
     };
     let names = Names::new(&known);
+    let cwd = if call.cwd.as_deref() == Some(HOME) { Some(account.home.as_str()) } else { call.cwd.as_deref() };
+    if let FileOp::WriteOwn { path } = &call.action {
+        let found = as_user(&account, || Ok(own::spot(&place(cwd, path)?)));
+        // Where nothing can be handed over, the kernel says below whether the user may write nevertheless.
+        if let Ok(Some(spot)) = found
+            && let Err(error) = own::hand_over(&spot, &account)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Outcome::Failed(failure(&error, "It cannot be given to its user", Path::new(path)));
+        }
+    }
+    match as_user(&account, || perform(call, cwd, channel, &known, &names)) {
+        Ok(outcome) => outcome,
+        Err(Stop::Failed(failure)) => Outcome::Failed(failure),
+        Err(Stop::Cancelled) => Outcome::Done,
+    }
+}
+
+/// Does the work on a thread of its own that has taken the user on.
+fn as_user<T: Send>(account: &Account, work: impl FnOnce() -> Result<T, Stop> + Send) -> Result<T, Stop> {
     let done = std::thread::scope(|scope| {
         let work = || {
-            become_user(&account).map_err(|error| failure(&error, "The user cannot be taken on", Path::new("/")))?;
-            perform(call, channel, &known, &names)
+            become_user(account).map_err(|error| failure(&error, "The user cannot be taken on", Path::new("/")))?;
+            work()
         };
         let thread = std::thread::Builder::new().name("files".into()).spawn_scoped(scope, work);
         thread.map(|thread| thread.join())
     });
-    match done {
-        Ok(Ok(Ok(outcome))) => outcome,
-        Ok(Ok(Err(Stop::Failed(failure)))) => Outcome::Failed(failure),
-        Ok(Ok(Err(Stop::Cancelled))) => Outcome::Done,
-        Ok(Err(_)) => refuse(FailureKind::Internal, "The agent failed while it worked on files.".into()),
-        Err(error) => refuse(FailureKind::Limit, format!("The agent can start no thread: {error}.")),
-    }
-}
-
-fn refuse(kind: FailureKind, message: String) -> Outcome {
-    Outcome::Failed(Failure { kind, message })
+    let (kind, message) = match done {
+        Ok(Ok(done)) => return done,
+        Ok(Err(_)) => (FailureKind::Internal, "The agent failed while it worked on files.".into()),
+        Err(error) => (FailureKind::Limit, format!("The agent can start no thread: {error}.")),
+    };
+    Err(Failure { kind, message }.into())
 }
 
 /// Gives the calling thread, and only it, the account's groups and ids for the rest of its life.
-fn become_user(account: &Account) -> io::Result<()> {
+pub(crate) fn become_user(account: &Account) -> io::Result<()> {
     let called = |result: libc::c_long| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
     let (uid, gid, groups) = (account.uid, account.gid, &account.groups);
     // SAFETY: system calls on numbers and on a list that outlives the call. Direct, so that they hold for this thread only.
@@ -89,14 +108,21 @@ fn become_user(account: &Account) -> io::Result<()> {
     }
 }
 
-fn perform(call: &FileCall, channel: &Channel, known: &Accounts, names: &Names) -> Result<Outcome, Stop> {
-    let place = |path: &str| place(call.cwd.as_deref(), path);
+fn perform(
+    call: &FileCall,
+    cwd: Option<&str>,
+    channel: &Channel,
+    known: &Accounts,
+    names: &Names,
+) -> Result<Outcome, Stop> {
+    let place = |path: &str| place(cwd, path);
     let entry = |path: &Path| -> Result<FileEntry, Stop> {
         entry::of(path, names).map_err(|error| failure(&error, "It cannot be looked at", path).into())
     };
     let outcome = match &call.action {
-        FileOp::Read { path } => transfer::read(&place(path)?, names, channel)?,
-        FileOp::Write { path } => {
+        FileOp::Read { path } => transfer::read(&place(path)?, None, names, channel)?,
+        FileOp::ReadPart { path, part } => transfer::read(&place(path)?, Some(*part), names, channel)?,
+        FileOp::Write { path } | FileOp::WriteOwn { path } => {
             let path = place(path)?;
             transfer::write(&path, channel)?;
             Outcome::File { entry: entry(&path)? }
@@ -158,6 +184,9 @@ fn perform(call: &FileCall, channel: &Channel, known: &Accounts, names: &Names) 
             copy::receive(&place(&to.dst)?, to, known, channel)?;
             Outcome::Done
         }
+        FileOp::FindLines { path, pattern } => find::lines(&place(path)?, pattern, channel)?,
+        FileOp::FindNames { path, pattern } => find::names(&place(path)?, pattern, channel)?,
+        FileOp::Replace(request) => replace::replace(request, place, channel)?,
         FileOp::Space { path } => {
             let path = place(path)?;
             let stat = nix::sys::statvfs::statvfs(&path)
@@ -172,7 +201,7 @@ fn perform(call: &FileCall, channel: &Channel, known: &Accounts, names: &Names) 
 }
 
 /// The absolute path that is meant, without `.` and doubled slashes. `..` stays: only the kernel knows where it leads.
-fn place(cwd: Option<&str>, path: &str) -> Result<PathBuf, Failure> {
+pub(crate) fn place(cwd: Option<&str>, path: &str) -> Result<PathBuf, Failure> {
     let cwd = cwd.filter(|cwd| !cwd.is_empty()).unwrap_or("/");
     if path.is_empty() {
         return Err(invalid("The path is empty.".into()));
@@ -212,7 +241,7 @@ fn invalid(message: String) -> Failure {
 }
 
 /// The system's answer as the user should read it.
-fn failure(error: &io::Error, what: &str, path: &Path) -> Failure {
+pub(crate) fn failure(error: &io::Error, what: &str, path: &Path) -> Failure {
     use io::ErrorKind as E;
     let shown = path.display();
     let (kind, message) = match error.kind() {

@@ -33,15 +33,18 @@ fn ioctl_u64(file: &File, request: libc::c_ulong, value: &mut u64) -> io::Result
     }
 }
 
-/// Writes everything out and stops writers: the device is clean as if unmounted. Done already is done.
-pub(crate) fn freeze() -> io::Result<()> {
-    let root = root()?;
-    // Most is written here, while writers still run; the freeze itself is then short.
+/// Writes everything out, while writers still run: a freeze that follows is short.
+pub(crate) fn write_out() -> io::Result<()> {
     // SAFETY: a plain system call.
-    if unsafe { libc::syncfs(root.as_raw_fd()) } != 0 {
-        return Err(io::Error::last_os_error());
+    match unsafe { libc::syncfs(root()?.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
-    match ioctl_int(&root, FIFREEZE, 0) {
+}
+
+/// Writes the rest out and stops writers: the device is clean as if unmounted. Done already is done.
+pub(crate) fn freeze() -> io::Result<()> {
+    match ioctl_int(&root()?, FIFREEZE, 0) {
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(()),
         other => other,
     }

@@ -238,6 +238,7 @@ mod tests {
             unix_time_ns: 0,
             network: None,
             resume: None,
+            trial: false,
         };
         assert_eq!(check(&good), Ok(vec![7; 32]));
         let bad = [

@@ -10,9 +10,11 @@
 //!  connection   reader thread ---- frames ---+--- outbox ---- writer thread
 //!                   |                                 ^
 //!  session      OPEN -> channel -> a worker thread: exec, attach, files, probe, freeze ..
+//!                               -> one thread for all connections to ports
 //!                                     |
 //!  processes    prepare -> spawn -> supervise          reaper: waits for every child and orphan
-//!  restored     entropy, clock, name, network -> generation -> resume hooks
+//!  halt         all processes stop before a snapshot
+//!  restored     entropy, clock, name, network -> generation -> processes go on -> resume hooks
 //! ```
 //!
 //! Threads, no async runtime: it is idle nearly always, and its memory is part of every snapshot. The host is trusted,
@@ -23,9 +25,13 @@
 mod agent;
 pub mod boot;
 mod connection;
+mod dial;
+#[cfg(feature = "disguise")]
+mod disguise;
 mod files;
 mod filesystem;
 mod generation;
+mod halt;
 mod identity;
 mod leftovers;
 mod log;
@@ -41,13 +47,34 @@ mod root;
 mod services;
 mod session;
 mod settings;
+mod severed;
 mod shutdown;
 mod stream;
+mod terminals;
 mod transport;
+mod uploads;
+mod usage;
+mod user_thread;
 mod users;
 mod wake;
+mod watch;
 mod workers;
 
 pub use agent::{Agent, Ground};
 pub use connection::serve;
 pub use stream::{Stream, StreamKind};
+
+use std::process::ExitCode;
+
+/// The program: PID 1 of a guest, or the kernel's helper for modules in one.
+pub fn program() -> ExitCode {
+    if std::process::id() == 1 {
+        boot::run()
+    }
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(name) = modprobe::asked(&arguments) {
+        return if modprobe::load(name) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    eprintln!("nullspace-init is the first process of a nullspace guest; it does nothing elsewhere.");
+    ExitCode::from(2)
+}

@@ -14,6 +14,7 @@ pub(crate) mod list;
 pub(crate) mod memory;
 pub(crate) mod namespace;
 pub(crate) mod prepare;
+pub(crate) mod pty;
 pub(crate) mod reaper;
 pub(crate) mod sink;
 pub(crate) mod spawn;

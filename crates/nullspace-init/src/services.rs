@@ -2,17 +2,20 @@
 //! followers may disconnect and come back.
 
 mod service;
+mod terminal;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nullspace_guest::message::{Exec, Exit, Failure, FailureKind, Outcome};
+use nullspace_guest::terminal::{MAX_TERMINALS, TerminalSize};
 
-use self::service::{Recorder, Service};
+use self::service::{Recorder, Screen, Service};
 use crate::process::prepare::prepare;
+use crate::process::pty::Pty;
 use crate::process::reaper::Reaper;
-use crate::process::spawn::spawn;
+use crate::process::spawn::{spawn, spawn_on};
 use crate::process::supervise::supervise;
 use crate::session::Channel;
 use crate::wake::Wake;
@@ -42,12 +45,16 @@ impl Services {
 
     /// Starts a service. Answers its pid.
     pub(crate) fn start(&self, exec: Exec) -> Result<u32, Failure> {
-        self.begin(exec, |_| ()).map(|(pid, ())| pid)
+        self.begin(exec, None, |_| ()).map(|(pid, ())| pid)
     }
 
     /// Starts a service and sends all of its output to `channel`.
     pub(crate) fn run(&self, exec: Exec, channel: &Arc<Channel>) -> Outcome {
-        match self.begin(exec, |service| service.follow(channel)) {
+        self.run_with(exec, None, channel)
+    }
+
+    fn run_with(&self, exec: Exec, terminal: Option<(String, TerminalSize)>, channel: &Arc<Channel>) -> Outcome {
+        match self.begin(exec, terminal, |service| service.follow(channel)) {
             Ok((pid, place)) => {
                 channel.reply(&Outcome::Started { pid });
                 place.send_output(true)
@@ -56,8 +63,13 @@ impl Services {
         }
     }
 
-    /// Starts a service. `before` is called before its output is read.
-    fn begin<T>(&self, exec: Exec, before: impl FnOnce(&Arc<Service>) -> T) -> Result<(u32, T), Failure> {
+    /// Starts a service, with a terminal of this name and size. `before` is called before its output is read.
+    fn begin<T>(
+        &self,
+        exec: Exec,
+        terminal: Option<(String, TerminalSize)>,
+        before: impl FnOnce(&Arc<Service>) -> T,
+    ) -> Result<(u32, T), Failure> {
         let plan = prepare(&exec)?;
         let mut services = self.lock();
         if services.len() >= MAX_SERVICES {
@@ -67,12 +79,24 @@ impl Services {
             };
             services.remove(&pid);
         }
+        let open = services.values().filter(|service| service.screen.is_some() && service.runs()).count();
+        if terminal.is_some() && open >= MAX_TERMINALS {
+            return Err(limit(format!("{MAX_TERMINALS} terminals are open in this sandbox already: close one.")));
+        }
         let earlier = services.values().filter(|service| service.exec == exec).map(|service| service.starts).max();
         let starts = earlier.unwrap_or(0).saturating_add(1);
         let (timeout, stdin) = (exec.timeout_ms.map(Duration::from_millis), exec.stdin);
         let wake = Wake::new().map_err(|error| limit(format!("No service can be made: {error}.")))?;
-        let child = spawn(&plan, stdin)?;
-        let service = Service::new(exec, starts, wake, child.watch.clone());
+        let (child, screen) = match terminal {
+            None => (spawn(&plan, stdin)?, None),
+            Some((name, size)) => {
+                let pty = Pty::open(size, &plan.account)
+                    .map_err(|error| limit(format!("No terminal can be opened: {error}.")))?;
+                let child = spawn_on(&plan, &pty)?;
+                (child, Some(Screen::new(name, pty.master, size)))
+            }
+        };
+        let service = Service::new(exec, starts, wake, child.watch.clone(), screen);
         let pid = child.watch.shown();
         let made = before(&service);
         let (followed, watch) = (service.clone(), child.watch.clone());
@@ -113,10 +137,10 @@ impl Services {
         place.send_output(follow)
     }
 
-    /// Writes the data of `channel` to a service's stdin.
-    pub(crate) fn input(&self, pid: u32, channel: &Arc<Channel>) -> Outcome {
+    /// Writes the data of `channel` to a service's stdin. `close`: closes it behind them.
+    pub(crate) fn input(&self, pid: u32, close: bool, channel: &Arc<Channel>) -> Outcome {
         match self.find(pid) {
-            Ok(service) => service.take_input(channel),
+            Ok(service) => service.take_input(close, channel),
             Err(failure) => Outcome::Failed(failure),
         }
     }

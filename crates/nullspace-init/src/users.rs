@@ -31,6 +31,7 @@ struct User<'a> {
     uid: u32,
     gid: u32,
     home: &'a str,
+    shell: &'a str,
 }
 
 struct Group<'a> {
@@ -64,13 +65,20 @@ impl Accounts {
             let _password = fields.next()?;
             let (uid, gid) = (id(fields.next()?)?, id(fields.next()?)?);
             let _comment = fields.next();
-            Some(User { name, uid, gid, home: fields.next().unwrap_or_default() })
+            let home = fields.next().unwrap_or_default();
+            Some(User { name, uid, gid, home, shell: fields.next().unwrap_or_default() })
         })
     }
 
     /// Names of users with their numbers, in the file's order.
     pub(crate) fn user_names(&self) -> impl Iterator<Item = (&str, u32)> {
         self.users().map(|user| (user.name, user.uid))
+    }
+
+    /// The shell of the user with this number, if the file names one.
+    pub(crate) fn shell(&self, uid: u32) -> Option<&str> {
+        let user = self.users().find(|user| user.uid == uid)?;
+        (!user.shell.is_empty()).then_some(user.shell)
     }
 
     /// Names of groups with their numbers, in the file's order.
@@ -226,6 +234,14 @@ mod tests {
                 (got, expected) => panic!("{spec}: {got:?} instead of {expected:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_shell_is_the_last_field() {
+        let passwd = "root:x:0:0:root:/root:/bin/bash\nbare:x:1:1::/b:\nshort:x:2:2\n".to_owned();
+        let accounts = Accounts { passwd, group: String::new() };
+        let shells = [0, 1, 2, 3].map(|uid| accounts.shell(uid));
+        assert_eq!(shells, [Some("/bin/bash"), None, None, None]);
     }
 
     #[test]

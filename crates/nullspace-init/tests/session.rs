@@ -199,18 +199,18 @@ async fn much_output_arrives_whole_and_slow_readers_hold_it_back() {
 #[tokio::test]
 async fn a_timeout_ends_the_whole_group() {
     let agent = Guest::new().connect().await;
-    let began = Instant::now();
-    let out = output(&agent, Exec { timeout_ms: Some(200), ..sh("echo before; sleep 60 & echo $!; wait") }).await;
+    // Time enough for the shell to begin.
+    let exec = Exec { timeout_ms: Some(1500), ..sh("echo before; sleep 60 & echo $!; wait") };
+    let out = tokio::time::timeout(SOON, output(&agent, exec)).await.expect("the group's end");
     assert_eq!(out.exit, Exit { code: 143, signal: Some(15), timed_out: true, ..Exit::default() });
-    assert!(began.elapsed() < Duration::from_millis(1000), "{:?}", began.elapsed());
     let shown = text(&out.stdout);
     gone(shown.strip_prefix("before\n").unwrap().parse().unwrap()).await;
 
     // One that ignores SIGTERM has a second, then none.
     let began = Instant::now();
-    let out = output(&agent, Exec { timeout_ms: Some(100), ..sh("trap '' TERM; while :; do sleep 1; done") }).await;
+    let out = output(&agent, Exec { timeout_ms: Some(1500), ..sh("trap '' TERM; while :; do sleep 1; done") }).await;
     assert_eq!(out.exit, Exit { code: 137, signal: Some(9), timed_out: true, ..Exit::default() });
-    assert!(began.elapsed() >= Duration::from_millis(1100));
+    assert!(began.elapsed() >= Duration::from_millis(2500));
 }
 
 #[tokio::test]
@@ -250,17 +250,29 @@ async fn a_new_session_ends_the_old_ones_processes_but_no_service() {
 #[tokio::test]
 async fn a_background_process_does_not_hold_the_exec() {
     let agent = Guest::new().connect().await;
-    let began = Instant::now();
+    let folder = tempfile::tempdir().unwrap();
+    let (over, written) = (folder.path().join("over"), folder.path().join("written"));
     // It writes on after the exec is over, and must not die of that.
-    let script = "(sleep 0.6; echo late && sleep 60) & echo $!; head -c 30000 /dev/zero | tr '\\0' x";
-    let out = output(&agent, sh(script)).await;
-    assert!(began.elapsed() < Duration::from_millis(550), "{:?}", began.elapsed());
+    let script = format!(
+        "(until test -e {}; do sleep 0.05; done; echo late && : >{} && sleep 60) & echo $!; \
+         head -c 30000 /dev/zero | tr '\\0' x",
+        over.display(),
+        written.display()
+    );
+    let out = tokio::time::timeout(SOON, output(&agent, sh(&script))).await.expect("the exec's end");
+    std::fs::write(&over, "").unwrap();
     let shown = text(&out.stdout);
     let (pid, rest) = shown.split_once('\n').unwrap();
     assert_eq!(rest.len(), 30_000);
-    tokio::time::sleep(Duration::from_millis(900)).await;
-    assert!(alive(pid.parse().unwrap()), "ended by SIGPIPE");
-    agent.kill(pid.parse().unwrap(), libc::SIGKILL).await.unwrap();
+    let pid = pid.parse().unwrap();
+    let until = Instant::now() + SOON;
+    while !written.exists() {
+        assert!(alive(pid), "ended by SIGPIPE");
+        assert!(Instant::now() < until, "it does not write");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(alive(pid), "ended by SIGPIPE");
+    agent.kill(pid, libc::SIGKILL).await.unwrap();
 }
 
 #[tokio::test]
@@ -291,12 +303,14 @@ async fn orphans_are_reaped() {
 #[tokio::test]
 async fn services_keep_their_output_and_count_their_starts() {
     let agent = Guest::new().connect().await;
-    let exec = sh("echo one; echo two >&2; sleep 0.2; echo three; exit 7");
+    // It runs until it is told to go on.
+    let exec = Exec { stdin: true, ..sh("echo one; echo two >&2; read line; echo three; exit 7") };
     let pid = agent.start_service(exec.clone()).await.unwrap();
     let listed = |list: Vec<nullspace_guest::message::Process>, pid| list.into_iter().find(|p| p.pid == pid);
     let process = listed(agent.processes().await.unwrap(), pid).unwrap();
     assert_eq!((process.starts, process.running), (Some(1), true));
     assert!(process.command.contains("echo one"), "{}", process.command);
+    agent.feed_service(pid, b"go on\n", SOON).await.unwrap();
     let out = agent.attach(pid).await.unwrap().collect(100).await.unwrap();
     assert_eq!((text(&out.stdout), text(&out.stderr), out.exit.code), ("one\nthree".into(), "two".into(), 7));
     // Again, when it is long over, and by two at a time.
@@ -305,6 +319,7 @@ async fn services_keep_their_output_and_count_their_starts() {
     assert_eq!((again.unwrap(), also.unwrap()), (out.clone(), out));
     let second = agent.start_service(exec).await.unwrap();
     assert_eq!(listed(agent.processes().await.unwrap(), second).unwrap().starts, Some(2));
+    agent.kill(second, libc::SIGKILL).await.unwrap();
     match agent.attach(999_999).await.unwrap_err() {
         AgentError::Failed(failure) => assert_eq!(failure.kind, FailureKind::NotFound),
         other => panic!("{other}"),
@@ -324,12 +339,13 @@ async fn a_service_that_nobody_follows_is_not_held_back() {
 #[tokio::test]
 async fn probes() {
     let agent = Guest::new().connect().await;
-    let attempt = async |check| agent.probe(Probe { check, timeout_ms: 300 }).await.unwrap();
+    let within = async |check, timeout_ms| agent.probe(Probe { check, timeout_ms }).await.unwrap();
+    let attempt = async |check| within(check, 20_000).await;
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     assert_eq!(attempt(ProbeCheck::Tcp { port }).await, (true, String::new()));
     // It is connected to and says nothing.
-    let silent = attempt(ProbeCheck::Http { port, path: "/".into() }).await;
+    let silent = within(ProbeCheck::Http { port, path: "/".into() }, 300).await;
     assert_eq!(silent, (false, "timed out".to_owned()));
     drop(listener);
     let (ready, detail) = attempt(ProbeCheck::Tcp { port }).await;
@@ -337,7 +353,7 @@ async fn probes() {
     assert_eq!(attempt(ProbeCheck::Command(sh("echo fine"))).await, (true, "fine".to_owned()));
     let failing = sh("echo first; echo 'no database' >&2; exit 3");
     assert_eq!(attempt(ProbeCheck::Command(failing)).await, (false, "exit code 3: no database".to_owned()));
-    assert_eq!(attempt(ProbeCheck::Command(sh("sleep 60"))).await, (false, "timed out after 300 ms".to_owned()));
+    assert_eq!(within(ProbeCheck::Command(sh("sleep 60")), 300).await, (false, "timed out after 300 ms".to_owned()));
     let bad = Probe { check: ProbeCheck::Http { port, path: "/a b".into() }, timeout_ms: 100 };
     assert!(matches!(agent.probe(bad).await, Err(AgentError::Failed(_))));
 }
@@ -503,7 +519,7 @@ async fn services_are_fed_by_one_after_the_other() {
         let stuck = agent.feed_service(idle, &vec![0; 300_000], Duration::from_millis(200)).await;
         assert!(matches!(stuck, Err(AgentError::Timeout { .. })), "{stuck:?}");
     }
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     agent.kill(idle, libc::SIGKILL).await.unwrap();
 }
 
@@ -548,4 +564,51 @@ async fn a_working_directory_is_made_for_a_command_that_may_have_it() {
     assert_eq!(refusal(&agent, pwd(false)).await, FailureKind::WorkdirNotFound);
     assert_eq!(text(&output(&agent, pwd(true)).await.stdout), missing);
     assert_eq!(text(&output(&agent, pwd(false)).await.stdout), missing);
+}
+
+#[tokio::test]
+async fn the_use_of_the_machine_is_measured() {
+    let agent = Guest::new().connect().await;
+    let before = agent.usage().await.unwrap();
+    assert!(before.memory_used > 0 && before.memory_used < before.memory_total, "{before:?}");
+    assert!(before.disk_used > 0 && before.disk_used <= before.disk_total, "{before:?}");
+    let burn = sh("i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done");
+    assert_eq!(output(&agent, burn).await.exit.code, 0);
+    let after = agent.usage().await.unwrap();
+    assert!(after.cpu_ms >= before.cpu_ms + 20, "{before:?}, then {after:?}");
+}
+
+#[tokio::test]
+async fn a_services_stdin_is_closed_behind_its_last_data() {
+    let agent = Guest::new().connect().await;
+    let mut session = agent.run_service(Exec { stdin: true, ..sh("cat; echo end") }).await.unwrap();
+    let pid = session.pid;
+    agent.feed_service(pid, b"one ", SOON).await.unwrap();
+    // More than the pipe holds: stdin is closed behind all of it.
+    let much = vec![b'x'; 300_000];
+    let close = async { agent.close_service_stdin(pid, &much, SOON).await };
+    let read = async {
+        let mut got = Vec::new();
+        loop {
+            match session.next().await.unwrap() {
+                Some(ExecEvent::Stdout(bytes)) => got.extend_from_slice(&bytes),
+                Some(ExecEvent::Exit(exit)) => return (got, exit.code),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let (closed, (got, code)) = tokio::join!(close, read);
+    closed.unwrap();
+    assert_eq!((got.len(), code), (4 + 300_000 + 4, 0));
+    assert!(got.ends_with(b"xend\n"));
+    // Without data, and once more when it is over.
+    let pid = agent.start_service(Exec { stdin: true, ..sh("cat") }).await.unwrap();
+    agent.close_service_stdin(pid, b"", SOON).await.unwrap();
+    let out = agent.attach(pid).await.unwrap().collect(10).await.unwrap();
+    assert_eq!((out.stdout.len(), out.exit.code), (0, 0));
+    let closed = agent.close_service_stdin(pid, b"", SOON).await;
+    assert!(
+        matches!(&closed, Err(AgentError::Failed(failure)) if failure.kind == FailureKind::StdinClosed),
+        "{closed:?}"
+    );
 }

@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 
 use super::link::{Handle, Item, OpenChannel};
 use super::{Agent, AgentError, refused};
+use crate::capability::Capability;
 use crate::file::{CopyEntry, CopyTo, FileCall, FileEntry, FileOp};
 use crate::message::{FailureKind, Outcome, Request};
+use crate::search::Part;
 
 /// Bound from asking until the file is open.
 const OPEN: Duration = Duration::from_secs(30);
@@ -19,7 +22,7 @@ const STALLED: Duration = Duration::from_secs(120);
 /// A listing larger than this, bytes of JSON, is given up.
 const MAX_LISTING: usize = 16 << 20;
 /// Memory of a listing as a multiple of its JSON: the JSON, its entries, and the answer made of them.
-const LISTING_COST: usize = 4;
+pub(super) const LISTING_COST: usize = 4;
 
 /// A file that is being read. Dropping it ends the reading.
 #[derive(Debug)]
@@ -148,6 +151,39 @@ impl Agent {
         }
     }
 
+    /// Opens a part of a file for reading. `None`: the agent is older and reads whole files only.
+    pub async fn read_file_part(
+        &self,
+        user: Option<String>,
+        cwd: &str,
+        path: &str,
+        part: Part,
+    ) -> Result<Option<FileReader>, AgentError> {
+        if !self.info.can(Capability::FileSearch) {
+            return Ok(None);
+        }
+        let channel = self.file_channel(user, cwd, FileOp::ReadPart { path: path.to_owned(), part })?;
+        match opened(&channel, "read_file").await? {
+            Outcome::File { entry } => {
+                Ok(Some(FileReader { entry, channel, over: false, _handle: Arc::clone(&self.handle) }))
+            }
+            other => Err(AgentError::unexpected("read_file", &other)),
+        }
+    }
+
+    /// As [`Agent::write_file`], and the file belongs to `user` afterwards. With an older agent the owner of an existing
+    /// file stays.
+    pub async fn write_own_file(&self, user: String, cwd: &str, path: &str) -> Result<FileWriter, AgentError> {
+        if !self.info.can(Capability::FileSearch) {
+            return self.write_file(Some(user), cwd, path).await;
+        }
+        let channel = self.file_channel(Some(user), cwd, FileOp::WriteOwn { path: path.to_owned() })?;
+        match opened(&channel, "write_file").await? {
+            Outcome::Done => Ok(FileWriter { channel, _handle: Arc::clone(&self.handle) }),
+            other => Err(AgentError::unexpected("write_file", &other)),
+        }
+    }
+
     /// Opens a file for writing: it is made, or emptied.
     pub async fn write_file(&self, user: Option<String>, cwd: &str, path: &str) -> Result<FileWriter, AgentError> {
         let channel = self.file_channel(user, cwd, FileOp::Write { path: path.to_owned() })?;
@@ -176,33 +212,13 @@ impl Agent {
         cwd: &str,
         path: &str,
         depth: u32,
-        mut may_keep: impl FnMut(usize) -> bool,
+        may_keep: impl FnMut(usize) -> bool,
     ) -> Result<Vec<FileEntry>, AgentError> {
         let channel = self.file_channel(user, cwd, FileOp::List { path: path.to_owned(), depth })?;
-        let mut lines = Vec::new();
-        loop {
-            match next(&channel, "list_files", STALLED).await? {
-                Item::Output(_, bytes) if lines.len() + bytes.len() > MAX_LISTING => {
-                    return Err(refused(FailureKind::Limit, "The listing is too long: list a smaller directory."));
-                }
-                Item::Output(_, bytes) if !may_keep(LISTING_COST * bytes.len()) => {
-                    return Err(refused(FailureKind::Limit, "There is no memory for the listing: try again."));
-                }
-                Item::Output(_, bytes) => lines.extend_from_slice(&bytes),
-                Item::Reply(other) => return Err(AgentError::unexpected("list_files", &other)),
-                Item::End(end) => match end? {
-                    Outcome::Done => break,
-                    other => return Err(AgentError::unexpected("list_files", &other)),
-                },
-            }
+        match lines(&channel, "list_files", STALLED, usize::MAX, may_keep).await? {
+            (entries, Outcome::Done) => Ok(entries),
+            (_, other) => Err(AgentError::unexpected("list_files", &other)),
         }
-        let entries = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        entries
-            .map(|line| {
-                serde_json::from_slice(line)
-                    .map_err(|error| AgentError::Protocol(format!("an entry of a listing: {error}")))
-            })
-            .collect()
     }
 
     /// An operation that ends with an entry: info, making a directory, renaming.
@@ -221,12 +237,49 @@ impl Agent {
         }
     }
 
-    fn file_channel(&self, user: Option<String>, cwd: &str, op: FileOp) -> Result<OpenChannel, AgentError> {
+    pub(super) fn file_channel(&self, user: Option<String>, cwd: &str, op: FileOp) -> Result<OpenChannel, AgentError> {
         self.handle.open(&Request::File(FileCall { user, cwd: Some(cwd.to_owned()), action: op }))
     }
 }
 
-async fn opened(channel: &OpenChannel, what: &'static str) -> Result<Outcome, AgentError> {
+/// Reads an answer of at most `most` JSON lines, and the outcome behind it. `may_keep` is asked with how many bytes more they will
+/// take.
+pub(super) async fn lines<T: DeserializeOwned>(
+    channel: &OpenChannel,
+    what: &'static str,
+    limit: Duration,
+    most: usize,
+    mut may_keep: impl FnMut(usize) -> bool,
+) -> Result<(Vec<T>, Outcome), AgentError> {
+    let mut lines = Vec::new();
+    let mut count = 0;
+    let outcome = loop {
+        match next(channel, what, limit).await? {
+            Item::Output(_, bytes) if lines.len() + bytes.len() > MAX_LISTING => {
+                return Err(refused(FailureKind::Limit, "The listing is too long: list a smaller directory."));
+            }
+            Item::Output(_, bytes) if !may_keep(LISTING_COST * bytes.len()) => {
+                return Err(refused(FailureKind::Limit, "There is no memory for the listing: try again."));
+            }
+            Item::Output(_, bytes) => {
+                count += bytes.iter().filter(|byte| **byte == b'\n').count();
+                if count > most {
+                    return Err(AgentError::Protocol(format!("an answer to {what} has more than {most} entries")));
+                }
+                lines.extend_from_slice(&bytes);
+            }
+            Item::Reply(other) => return Err(AgentError::unexpected(what, &other)),
+            Item::End(end) => break end?,
+        }
+    };
+    let entries = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let read = |line| {
+        serde_json::from_slice(line).map_err(|error| AgentError::Protocol(format!("an entry of a listing: {error}")))
+    };
+    Ok((entries.map(read).collect::<Result<_, _>>()?, outcome))
+}
+
+pub(super) async fn opened(channel: &OpenChannel, what: &'static str) -> Result<Outcome, AgentError> {
     match next(channel, what, OPEN).await? {
         Item::Reply(Outcome::Failed(failure)) => Err(AgentError::Failed(failure)),
         Item::Reply(outcome) => Ok(outcome),
@@ -236,6 +289,6 @@ async fn opened(channel: &OpenChannel, what: &'static str) -> Result<Outcome, Ag
     }
 }
 
-async fn next(channel: &OpenChannel, what: &'static str, limit: Duration) -> Result<Item, AgentError> {
+pub(super) async fn next(channel: &OpenChannel, what: &'static str, limit: Duration) -> Result<Item, AgentError> {
     tokio::time::timeout(limit, channel.next()).await.map_err(|_| AgentError::timeout(what, limit))
 }

@@ -1,12 +1,16 @@
 //! The client against a scripted agent. The real agent is tested with this client in `nullspace-init`.
 
+mod dial;
+mod halt;
+
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::*;
+use crate::capability::of_this_build;
 use crate::frame::{self, Assembler, Decoder, Frame, INITIAL_WINDOW, Kind, MAX_CHANNELS, MAX_PAYLOAD, Seek};
-use crate::message::{AGENT_ABI, Exit};
+use crate::message::Exit;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -68,8 +72,11 @@ impl FakeAgent {
     }
 
     async fn acknowledge(&mut self, abi: u32) {
+        self.acknowledge_as(AgentInfo { abi, ..info() }).await;
+    }
+
+    async fn acknowledge_as(&mut self, info: AgentInfo) {
         self.session = self.expect(Kind::Hello).await.session;
-        let info = AgentInfo { abi, kernel: "6".into(), boot_id: "b".into(), root_ready: true, root_error: None };
         self.send(0, Kind::HelloAck, &serde_json::to_vec(&info).unwrap()).await;
     }
 
@@ -162,15 +169,146 @@ async fn a_guest_that_stays_away_is_a_timeout() {
 }
 
 #[tokio::test]
-async fn another_version_is_named() {
+async fn every_version_of_the_range_is_spoken_and_another_is_named() {
+    for abi in OLDEST_AGENT_ABI - 1..=AGENT_ABI + 1 {
+        let (host, guest) = tokio::io::duplex(64 * 1024);
+        let mut fake = FakeAgent::new(guest);
+        let (connected, ()) = tokio::join!(Agent::connect(host, SOON), fake.acknowledge(abi));
+        match connected {
+            Ok((agent, told)) => {
+                assert_eq!((agent.info(), (OLDEST_AGENT_ABI..=AGENT_ABI).contains(&abi)), (told, true))
+            }
+            Err(error) => {
+                assert_eq!(error, AgentError::Abi { found: abi });
+                assert!(!(OLDEST_AGENT_ABI..=AGENT_ABI).contains(&abi), "{abi}");
+                let text = format!("has interface version {abi}, this host speaks {OLDEST_AGENT_ABI} to {AGENT_ABI}");
+                assert!(error.to_string().contains(&text), "{error}");
+            }
+        }
+    }
+}
+
+/// The whole conversation with an agent of version 6: its identity, an operation, and one that it does not know.
+#[tokio::test]
+async fn an_agent_of_version_6_is_served_and_not_asked_for_what_it_does_not_know() {
     let (host, guest) = tokio::io::duplex(64 * 1024);
     let mut fake = FakeAgent::new(guest);
-    let (connected, ()) = tokio::join!(Agent::connect(host, SOON), fake.acknowledge(AGENT_ABI + 1));
-    assert_eq!(connected.unwrap_err(), AgentError::Abi { expected: AGENT_ABI, found: AGENT_ABI + 1 });
+    let serve = async {
+        let hello = fake.frame().await.unwrap();
+        let open = fake.frame().await.unwrap();
+        fake.session = hello.session;
+        // As version 6 wrote it.
+        let old = br#"{"abi":6,"kernel":"6","boot_id":"b","root_ready":true}"#;
+        fake.send(0, Kind::HelloAck, old).await;
+        fake.outcome(open.channel, Kind::End, &Outcome::Done).await;
+        let processes = fake.expect(Kind::Open).await;
+        fake.outcome(processes.channel, Kind::End, &Outcome::Processes { processes: Vec::new() }).await;
+        // The trial never comes; the next operation does.
+        let thaw = fake.expect(Kind::Open).await;
+        assert_eq!(serde_json::from_slice::<Request>(&thaw.payload).unwrap(), Request::Thaw { unix_time_ns: None });
+        fake.outcome(thaw.channel, Kind::End, &Outcome::Done).await;
+    };
+    let mut hosts = vec![host];
+    let open = || std::future::ready(hosts.pop().ok_or(AgentError::Closed));
+    let ask = async {
+        let (agent, told) = Agent::connect_restored(open, identity, SOON).await.unwrap();
+        assert_eq!((told.abi, told.capabilities), (6, None));
+        assert_eq!(agent.processes().await.unwrap(), []);
+        let refused = agent.restored(Restored { trial: true, ..identity() }).await.unwrap_err();
+        assert_eq!(refused, AgentError::Lacking { capability: Capability::Trial, version: 6 });
+        let text = "this template's agent is older (interface version 6) and cannot be restored in trial: build the template again";
+        assert_eq!(refused.to_string(), text);
+        agent.thaw().await.unwrap();
+    };
+    tokio::join!(serve, ask);
+}
+
+#[tokio::test]
+async fn a_trial_is_only_asked_of_an_agent_that_has_told_that_it_knows_it() {
+    for knows in [true, false] {
+        let (host, guest) = tokio::io::duplex(64 * 1024);
+        let mut fake = FakeAgent::new(guest);
+        let serve = async {
+            let mut told = info();
+            if !knows {
+                told.capabilities.as_mut().unwrap().remove(&Capability::Trial);
+            }
+            // HELLO comes alone: nothing is behind it that the agent may not understand.
+            fake.acknowledge_as(told).await;
+            match fake.frame().await {
+                Some(open) => {
+                    assert!(knows && open.kind == Kind::Open, "{open:?}");
+                    fake.outcome(open.channel, Kind::End, &Outcome::Done).await;
+                }
+                None => assert!(!knows, "the host closed"),
+            }
+        };
+        let mut hosts = vec![host];
+        let open = || std::future::ready(hosts.pop().ok_or(AgentError::Closed));
+        let trial = || Restored { trial: true, ..identity() };
+        let (connected, ()) = tokio::join!(Agent::connect_restored(open, trial, SOON), serve);
+        match connected {
+            Ok(_) => assert!(knows),
+            Err(error) => {
+                assert_eq!(error, AgentError::Lacking { capability: Capability::Trial, version: AGENT_ABI });
+                assert!(!knows);
+            }
+        }
+    }
+}
+
+/// Each kind of request: to an agent without its capability none is sent, and each answer is immediate.
+#[tokio::test(start_paused = true)]
+async fn an_operation_that_the_agent_lacks_is_a_typed_error_at_once() {
+    let (host, guest) = tokio::io::duplex(64 * 1024);
+    let mut fake = FakeAgent::new(guest);
+    let bare = AgentInfo { capabilities: Some([Capability::Freeze].into()), ..info() };
+    let (connected, ()) = tokio::join!(Agent::connect(host, SOON), fake.acknowledge_as(bare));
+    let (agent, _) = connected.unwrap();
+    let began = tokio::time::Instant::now();
+    let lacking = |result: Result<(), AgentError>| match result {
+        Err(AgentError::Lacking { capability, version: AGENT_ABI }) => capability,
+        other => panic!("{other:?}"),
+    };
+    let op = crate::file::FileOp::Info { path: "/".into() };
+    let lacked = [
+        lacking(agent.exec(shell()).await.map(drop)),
+        lacking(agent.exec_collect(shell(), 1).await.map(drop)),
+        lacking(agent.start_service(shell()).await.map(drop)),
+        lacking(agent.attach(1).await.map(drop)),
+        lacking(agent.run_service(shell()).await.map(drop)),
+        lacking(agent.feed_service(1, b"x", SOON).await),
+        lacking(agent.processes().await.map(drop)),
+        lacking(agent.kill(1, 9).await),
+        lacking(agent.file_entry(None, "/", op).await.map(drop)),
+        lacking(agent.read_file(None, "/", "x").await.map(drop)),
+        lacking(agent.grow_root().await.map(drop)),
+        lacking(agent.end_processes(true).await),
+        lacking(agent.restored(identity()).await),
+        lacking(agent.usage().await.map(drop)),
+        lacking(agent.halt().await),
+        lacking(agent.shutdown().await),
+    ];
+    assert_eq!(lacked.iter().collect::<std::collections::BTreeSet<_>>().len(), 13, "{lacked:?}");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    let thaw = async {
+        let open = fake.expect(Kind::Open).await;
+        assert_eq!(serde_json::from_slice::<Request>(&open.payload).unwrap(), Request::Thaw { unix_time_ns: None });
+        fake.outcome(open.channel, Kind::End, &Outcome::Done).await;
+    };
+    let (thawed, ()) = tokio::join!(agent.thaw(), thaw);
+    thawed.unwrap();
 }
 
 fn info() -> AgentInfo {
-    AgentInfo { abi: AGENT_ABI, kernel: "6".into(), boot_id: "b".into(), root_ready: true, root_error: None }
+    AgentInfo {
+        abi: AGENT_ABI,
+        kernel: "6".into(),
+        boot_id: "b".into(),
+        root_ready: true,
+        root_error: None,
+        capabilities: Some(of_this_build()),
+    }
 }
 
 fn identity() -> Restored {
@@ -181,6 +319,7 @@ fn identity() -> Restored {
         unix_time_ns: 1,
         network: None,
         resume: None,
+        trial: false,
     }
 }
 

@@ -2,7 +2,7 @@
 //! the operation at its next piece.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -10,6 +10,8 @@ use std::path::Path;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nullspace_guest::frame::{Kind, MAX_PAYLOAD};
 use nullspace_guest::message::{Failure, FailureKind, Outcome};
+use nullspace_guest::search::Part;
+use serde::Serialize;
 
 use super::entry::{self, Names};
 use super::{Stop, failure, invalid, make_folders};
@@ -24,21 +26,33 @@ const MAX_DEPTH: u32 = 64;
 /// Lines are sent in pieces of about so many bytes.
 const PIECE: usize = 32 * 1024;
 
-pub(super) fn read(path: &Path, names: &Names, channel: &Channel) -> Result<Outcome, Stop> {
+/// Sends a file, or a part of it.
+pub(super) fn read(path: &Path, part: Option<Part>, names: &Names, channel: &Channel) -> Result<Outcome, Stop> {
     let cannot = |error: &io::Error| failure(error, "It cannot be read", path);
     let mut file = open(path, OpenOptions::new().read(true)).map_err(|error| cannot(&error))?;
     regular(&file, path)?;
-    let entry = std::fs::canonicalize(path)
+    let mut entry = std::fs::canonicalize(path)
         .and_then(|real| entry::of(&real, names))
         .map_err(|error| failure(&error, "It cannot be looked at", path))?;
+    let mut left = u64::MAX;
+    if let Some(part) = part {
+        // The size of the file that is open, whatever has its name by now.
+        entry.size = file.metadata().map_err(|error| cannot(&error))?.len();
+        let (start, length) = part.within(entry.size).unwrap_or_default();
+        file.seek(SeekFrom::Start(start)).map_err(|error| cannot(&error))?;
+        left = length;
+    }
     channel.reply(&Outcome::File { entry });
     let mut buffer = vec![0; MAX_PAYLOAD];
     loop {
-        let room = room(channel)?.min(MAX_PAYLOAD);
+        let room = room(channel)?.min(MAX_PAYLOAD).min(usize::try_from(left).unwrap_or(usize::MAX));
         let piece = buffer.get_mut(..room).unwrap_or_default();
         match file.read(piece) {
             Ok(0) => return Ok(Outcome::Done),
-            Ok(len) => channel.output(Kind::Stdout, piece.get(..len).unwrap_or_default()),
+            Ok(len) => {
+                left = left.saturating_sub(len as u64);
+                channel.output(Kind::Stdout, piece.get(..len).unwrap_or_default());
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(cannot(&error).into()),
         }
@@ -95,9 +109,14 @@ impl Input<'_> {
 pub(super) fn write(path: &Path, channel: &Channel) -> Result<(), Stop> {
     let cannot = |error: &io::Error| failure(error, "It cannot be written", path);
     make_folders(path.parent().unwrap_or(Path::new("/")))?;
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).mode(FILE_MODE);
-    let mut file = open(path, &mut options).map_err(|error| cannot(&error))?;
+    // A file that is there first, and not by O_CREAT: in a sticky directory the kernel may refuse that for another user's
+    // (fs.protected_regular).
+    let mut file = open(path, OpenOptions::new().write(true))
+        .or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => open(path, OpenOptions::new().write(true).create(true).mode(FILE_MODE)),
+            _ => Err(error),
+        })
+        .map_err(|error| cannot(&error))?;
     regular(&file, path)?;
     // Not by O_TRUNC: what turns out to be no regular file is left alone.
     file.set_len(0).map_err(|error| cannot(&error))?;
@@ -114,18 +133,17 @@ pub(super) fn write(path: &Path, channel: &Channel) -> Result<(), Stop> {
 
 /// Sends the entries below `path` as JSON lines, in the order of their paths.
 pub(super) fn list(path: &Path, depth: u32, names: &Names, channel: &Channel) -> Result<(), Stop> {
-    let mut lines = Lines { channel, buffer: Vec::new(), entries: 0 };
-    lines.folder(path, depth.clamp(1, MAX_DEPTH), names, true)?;
-    lines.flush()
+    let mut listing = Listing { lines: Lines::new(channel), entries: 0 };
+    listing.folder(path, depth.clamp(1, MAX_DEPTH), names, true)?;
+    listing.lines.flush()
 }
 
-struct Lines<'a> {
-    channel: &'a Channel,
-    buffer: Vec<u8>,
+struct Listing<'a> {
+    lines: Lines<'a>,
     entries: usize,
 }
 
-impl Lines<'_> {
+impl Listing<'_> {
     fn folder(&mut self, path: &Path, depth: u32, names: &Names, asked_for: bool) -> Result<(), Stop> {
         let found = match std::fs::read_dir(path) {
             Ok(found) => found,
@@ -143,20 +161,38 @@ impl Lines<'_> {
                 return Err(Failure { kind: FailureKind::Limit, message }.into());
             }
             let is_dir = entry.kind == nullspace_guest::file::FileKind::Dir;
-            // Our own type has string keys and no floats: serialising cannot fail.
-            let _ = serde_json::to_writer(&mut self.buffer, &entry);
-            self.buffer.push(b'\n');
-            if self.buffer.len() >= PIECE {
-                self.flush()?;
-            }
+            self.lines.push(&entry)?;
             if is_dir && depth > 1 {
                 self.folder(&path, depth - 1, names, false)?;
             }
         }
         Ok(())
     }
+}
 
-    fn flush(&mut self) -> Result<(), Stop> {
+/// An answer of JSON lines.
+pub(super) struct Lines<'a> {
+    channel: &'a Channel,
+    buffer: Vec<u8>,
+    /// Bytes of all lines so far.
+    pub(super) bytes: usize,
+}
+
+impl Lines<'_> {
+    pub(super) fn new(channel: &Channel) -> Lines<'_> {
+        Lines { channel, buffer: Vec::new(), bytes: 0 }
+    }
+
+    pub(super) fn push(&mut self, line: &impl Serialize) -> Result<(), Stop> {
+        let before = self.buffer.len();
+        // Our own types have string keys and no floats: serialising cannot fail.
+        let _ = serde_json::to_writer(&mut self.buffer, line);
+        self.buffer.push(b'\n');
+        self.bytes += self.buffer.len() - before;
+        if self.buffer.len() >= PIECE { self.flush() } else { Ok(()) }
+    }
+
+    pub(super) fn flush(&mut self) -> Result<(), Stop> {
         let mut left = self.buffer.as_slice();
         while !left.is_empty() {
             let (piece, rest) = left.split_at(room(self.channel)?.min(left.len()));
@@ -169,11 +205,11 @@ impl Lines<'_> {
 }
 
 /// Opens without waiting for anyone: a FIFO without a partner must not hold the operation up.
-fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     options.custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY).open(path)
 }
 
-fn regular(file: &File, path: &Path) -> Result<(), Failure> {
+pub(super) fn regular(file: &File, path: &Path) -> Result<(), Failure> {
     let meta = file.metadata().map_err(|error| failure(&error, "It cannot be looked at", path))?;
     match meta.file_type() {
         kind if kind.is_file() => Ok(()),

@@ -21,12 +21,7 @@ const KERNEL_THREAD: u64 = 0x0020_0000;
 /// Ascending by pid; without kernel threads and this process. While a first process lives, those of its namespace, by the
 /// pids that they have there.
 pub(crate) fn processes(starts_of: impl Fn(u32) -> Option<u32>) -> std::io::Result<Vec<Process>> {
-    let own = std::process::id();
-    let mut pids: Vec<u32> = fs::read_dir("/proc")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| *pid != own)
-        .collect();
-    pids.sort_unstable();
+    let pids = numbers()?;
     let (mut room, within) = (MAX_COMMANDS, namespace::current());
     let mut found = Vec::new();
     for pid in pids {
@@ -52,6 +47,31 @@ pub(crate) fn processes(starts_of: impl Fn(u32) -> Option<u32>) -> std::io::Resu
     }
     found.sort_unstable_by_key(|process| process.pid);
     Ok(found)
+}
+
+/// All living processes but kernel threads and this process, by the machine's pids, ascending.
+pub(crate) fn pids() -> std::io::Result<Vec<u32>> {
+    let mut pids = numbers()?;
+    pids.retain(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| lives(&stat)));
+    Ok(pids)
+}
+
+/// The machine's pids of all processes and kernel threads but this process, ascending.
+pub(crate) fn numbers() -> std::io::Result<Vec<u32>> {
+    let own = std::process::id();
+    let mut pids: Vec<u32> = fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| *pid != own)
+        .collect();
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// Also of a process whose first thread has ended and others run: it is shown as ended.
+fn lives(stat: &str) -> bool {
+    // The 18th field behind the name is the number of threads.
+    let threads = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(17)?.parse().ok()).unwrap_or(0);
+    parse_stat(stat).is_some_and(|process| process.running || threads > 1)
 }
 
 /// `pid (name) state ppid ... flags`, proc(5). The name may hold anything, parentheses and newlines too.
@@ -107,6 +127,16 @@ mod tests {
             let expected = expected.map(|(pid, ppid, command, running)| (pid, ppid, command.to_owned(), running));
             assert_eq!(process(stat), expected, "{stat}");
         }
+    }
+
+    #[test]
+    fn a_process_lives_as_long_as_a_thread_of_it() {
+        let stat = |state: &str, flags: u64, threads: u32| {
+            format!("9 (x) y) {state} 1 9 9 0 -1 {flags} 1 2 3 4 5 6 7 8 20 0 {threads} 0 100")
+        };
+        assert!(lives(&stat("S", 4_194_560, 1)) && lives(&stat("Z", 4_194_560, 2)));
+        assert!(!lives(&stat("Z", 4_194_560, 1)) && !lives(&stat("S", KERNEL_THREAD, 1)));
+        assert!(!lives(""));
     }
 
     #[test]

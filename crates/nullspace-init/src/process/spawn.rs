@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!  parent                      child (same memory, own stack, own descriptors)
-//!   clone ------------------->  signals, setsid, namespaces, dup2, chdir, ids
+//!   clone ------------------->  signals, setsid, namespaces, dup2, terminal, chdir, ids
 //!   waits at the error pipe     execve: old memory left, then the pipe closed
 //!         <-- end of file --    or 5 bytes (stage, errno), and exit
 //!   frees stack and strings
@@ -29,6 +29,7 @@ use nullspace_guest::message::{Failure, FailureKind};
 use super::memory;
 use super::namespace::{self, Namespace};
 use super::prepare::Plan;
+use super::pty::Pty;
 use super::reaper::{Reaper, Watch};
 use crate::generation;
 
@@ -42,8 +43,10 @@ const KILLED_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Child {
     pub(crate) watch: Arc<Watch>,
     pub(crate) stdin: Option<OwnedFd>,
+    /// With a terminal this is its master, as stdin is.
     pub(crate) stdout: OwnedFd,
-    pub(crate) stderr: OwnedFd,
+    /// None with a terminal: all of its output is stdout.
+    pub(crate) stderr: Option<OwnedFd>,
     /// When it was started, on the monotonic clock.
     pub(crate) began: Duration,
     /// The namespace that it joined.
@@ -78,7 +81,7 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((above_stdio(read)?, above_stdio(write)?))
 }
 
-fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
+pub(crate) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
     if fd.as_raw_fd() > 2 {
         return Ok(fd);
     }
@@ -110,7 +113,6 @@ pub(crate) fn spawn(plan: &Plan, with_stdin: bool) -> Result<Child, Failure> {
     let system = |error: io::Error| internal("A process cannot be started", error);
     let (out_read, out_write) = pipe().map_err(system)?;
     let (err_read, err_write) = pipe().map_err(system)?;
-    let (status_read, status_write) = pipe().map_err(system)?;
     let (in_read, in_write) = if with_stdin {
         let (read, write) = pipe().map_err(system)?;
         nonblocking(&write).map_err(system)?;
@@ -124,8 +126,31 @@ pub(crate) fn spawn(plan: &Plan, with_stdin: bool) -> Result<Child, Failure> {
     give(&out_write, plan);
     give(&err_write, plan);
 
+    let ends = Ends { stdin: in_write, stdout: out_read, stderr: Some(err_read) };
+    start(plan, [&in_read, &out_write, &err_write], false, ends)
+}
+
+/// As [`spawn`], with a terminal: it is the controlling terminal of the process's session.
+pub(crate) fn spawn_on(plan: &Plan, pty: &Pty) -> Result<Child, Failure> {
+    let master = || pty.master.try_clone().map_err(|error| internal("A terminal cannot be shared", error));
+    let ends = Ends { stdin: Some(master()?), stdout: master()?, stderr: None };
+    start(plan, [&pty.slave; 3], true, ends)
+}
+
+/// Our ends of a process's descriptors.
+struct Ends {
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+}
+
+/// `stdio`: the process's descriptors 0 to 2. The caller closes them afterwards. `controls`: descriptor 0 is a terminal, and
+/// becomes the controlling one.
+fn start(plan: &Plan, stdio: [&OwnedFd; 3], controls: bool, ends: Ends) -> Result<Child, Failure> {
+    let system = |error: io::Error| internal("A process cannot be started", error);
+    let (status_read, status_write) = pipe().map_err(system)?;
     let began = memory::now();
-    let stdio = [in_read.as_raw_fd(), out_write.as_raw_fd(), err_write.as_raw_fd()];
+    let stdio = stdio.map(AsRawFd::as_raw_fd);
     let place = if plan.first {
         namespace::share_mounts().map_err(|error| internal("Mounts cannot be shared", error))?;
         Place::First
@@ -134,8 +159,9 @@ pub(crate) fn spawn(plan: &Plan, with_stdin: bool) -> Result<Child, Failure> {
     };
     let namespace = if let Place::Joins(namespace) = &place { Some(Arc::clone(namespace)) } else { None };
     let mut image = Box::new(Image::new(plan, stdio, status_write.as_raw_fd(), place));
+    image.controls = controls;
     let watch = Reaper::get().spawn(|| image.clone_it()).map_err(system)?;
-    drop((in_read, out_write, err_write, status_write));
+    drop(status_write);
 
     match await_exec(status_read.as_fd(), EXEC_LIMIT) {
         Ok(None) => {
@@ -143,7 +169,8 @@ pub(crate) fn spawn(plan: &Plan, with_stdin: bool) -> Result<Child, Failure> {
             if plan.first {
                 namespace::adopt(&watch);
             }
-            Ok(Child { watch, stdin: in_write, stdout: out_read, stderr: err_read, began, namespace })
+            let Ends { stdin, stdout, stderr } = ends;
+            Ok(Child { watch, stdin, stdout, stderr, began, namespace })
         }
         Ok(Some((stage, errno))) => Err(explain(plan, stage, errno)),
         Err(error) => {
@@ -236,6 +263,8 @@ enum Place {
 /// All that the child needs. Its own copies: they may have to outlive the request.
 struct Image {
     stdio: [RawFd; 3],
+    /// Descriptor 0 becomes the controlling terminal.
+    controls: bool,
     status: RawFd,
     program: CString,
     cwd: CString,
@@ -265,6 +294,7 @@ impl Image {
         let (own_uid, own_gid) = unsafe { (libc::geteuid(), libc::getegid()) };
         Image {
             stdio,
+            controls: false,
             status,
             program: plan.program.clone(),
             cwd: plan.cwd.clone(),
@@ -352,6 +382,9 @@ impl Image {
             }
             for (at, fd) in self.stdio.iter().enumerate() {
                 self.must(Stage::Stdio, syscall(libc::SYS_dup3, [*fd as usize, at, 0, 0, 0]));
+            }
+            if self.controls {
+                self.must(Stage::Stdio, syscall(libc::SYS_ioctl, [0, libc::TIOCSCTTY as usize, 0, 0, 0]));
             }
             // As root, so that a home that the user may not search can still be a working directory, as in runc.
             let cwd = [self.cwd.as_ptr().addr(), 0, 0, 0, 0];

@@ -31,6 +31,8 @@ const DRAIN: Duration = Duration::from_millis(200);
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes read from a pipe at a time; a pipe holds twice as many.
 const PIECE: usize = 32 * 1024;
+/// Bytes that are still read of a terminal whose session has ended: more than the kernel keeps of one.
+const TERMINAL_REST: usize = 128 * 1024;
 
 /// Where a process's output goes and its stdin comes from.
 pub(crate) trait Wiring {
@@ -68,6 +70,8 @@ struct Outlet {
     pipe: Option<OwnedFd>,
     /// After the drain time: how many bytes are still to be delivered.
     left: Option<usize>,
+    /// The master of a terminal. It does not say how much is in it, and its end is EIO.
+    terminal: bool,
 }
 
 /// Why a child was not followed to its exit.
@@ -86,8 +90,8 @@ pub(crate) fn supervise(child: Child, timeout: Option<Duration>, wiring: &mut dy
     let (watch, namespace) = (child.watch, child.namespace);
     let mut feed = child.stdin.map(|pipe| Feed { pipe, piece: bytes::Bytes::new(), written: 0 });
     let mut outlets = [
-        Outlet { kind: Kind::Stdout, pipe: Some(child.stdout), left: None },
-        Outlet { kind: Kind::Stderr, pipe: Some(child.stderr), left: None },
+        Outlet { kind: Kind::Stdout, pipe: Some(child.stdout), left: None, terminal: child.stderr.is_none() },
+        Outlet { kind: Kind::Stderr, pipe: child.stderr, left: None, terminal: false },
     ];
     let mut buffer = vec![0; PIECE];
     // What happens next by the clock: SIGTERM, SIGKILL, giving up.
@@ -217,10 +221,19 @@ impl Feed {
 
 impl Outlet {
     fn limit_to_what_is_there(&mut self) {
+        let Some(pipe) = &self.pipe else { return };
+        if self.terminal {
+            // Its session has ended, and the kernel has hung it up. Somebody outside the session may hold it.
+            let left = *self.left.get_or_insert(TERMINAL_REST);
+            let more = matches!(poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO), Ok(1));
+            if left == 0 || !more {
+                self.pipe = None;
+            }
+            return;
+        }
         if self.left.is_some() {
             return;
         }
-        let Some(pipe) = &self.pipe else { return };
         let mut waiting: libc::c_int = 0;
         // SAFETY: FIONREAD writes an int.
         let answer = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &mut waiting) };
@@ -231,6 +244,7 @@ impl Outlet {
 
     fn let_go_when_done(&mut self) {
         if self.left == Some(0)
+            && !self.terminal
             && let Some(pipe) = self.pipe.take()
         {
             sink::drain(pipe);
@@ -251,6 +265,7 @@ impl Outlet {
                 self.let_go_when_done();
             }
             Err(nix::Error::EINTR | nix::Error::EAGAIN) => {}
+            Err(nix::Error::EIO) if self.terminal => self.pipe = None,
             Err(error) => {
                 debug_assert!(false, "read a pipe: {}", io::Error::from(error));
                 self.pipe = None;

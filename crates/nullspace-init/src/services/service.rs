@@ -10,14 +10,16 @@
 //! the end and counts the dropped bytes, so that no process waits for a follower that may never come.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nullspace_guest::frame::Kind;
 use nullspace_guest::message::{Exec, Exit, Failure, FailureKind, Outcome};
+use nullspace_guest::terminal::{Terminal, TerminalSize};
 
+use crate::process::pty;
 use crate::process::reaper::{Reaper, Watch};
 use crate::process::supervise::Wiring;
 use crate::ring::Ring;
@@ -33,7 +35,26 @@ pub(super) struct Service {
     /// Wakes the thread that moves its bytes: there is room again, or something for stdin.
     wake: Wake,
     watch: Arc<Watch>,
+    /// Its terminal, if it has one.
+    pub(super) screen: Option<Screen>,
     state: Mutex<State>,
+}
+
+/// The terminal of a service.
+#[derive(Debug)]
+pub(super) struct Screen {
+    /// The host's name for it.
+    name: String,
+    /// Closed when the service has ended.
+    master: Mutex<Option<OwnedFd>>,
+    /// When it was last known.
+    size: Mutex<TerminalSize>,
+}
+
+impl Screen {
+    pub(super) fn new(name: String, master: OwnedFd, size: TerminalSize) -> Screen {
+        Screen { name, master: Mutex::new(Some(master)), size: Mutex::new(size) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -42,7 +63,7 @@ struct State {
     ended: Option<(Exit, Instant)>,
     followers: Vec<Follower>,
     next_follower: u64,
-    feeders: VecDeque<Arc<Channel>>,
+    feeders: VecDeque<Feeder>,
     /// The channel whose bytes are being written into the pipe.
     feeding: Option<Arc<Channel>>,
     stdin_closed: bool,
@@ -53,6 +74,14 @@ struct Follower {
     number: u64,
     channel: Arc<Channel>,
     position: u64,
+}
+
+/// A channel whose data goes to stdin.
+#[derive(Debug)]
+struct Feeder {
+    channel: Arc<Channel>,
+    /// Stdin is closed behind its data.
+    close: bool,
 }
 
 /// A follower's position in the output. Dropping it lets the process continue without that follower.
@@ -115,15 +144,44 @@ struct Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.service.lock().feeders.retain(|feeder| !Arc::ptr_eq(feeder, self.channel));
+        self.service.lock().feeders.retain(|feeder| !Arc::ptr_eq(&feeder.channel, self.channel));
         self.service.wake.set();
     }
 }
 
 impl Service {
     /// `wake` is its own. `watch` belongs to its process and has no reader yet.
-    pub(super) fn new(exec: Exec, starts: u32, wake: Wake, watch: Arc<Watch>) -> Arc<Service> {
-        Arc::new(Service { exec, starts, wake, watch, state: Mutex::default() })
+    pub(super) fn new(exec: Exec, starts: u32, wake: Wake, watch: Arc<Watch>, screen: Option<Screen>) -> Arc<Service> {
+        Arc::new(Service { exec, starts, wake, watch, screen, state: Mutex::default() })
+    }
+
+    /// True while its process runs.
+    pub(super) fn runs(&self) -> bool {
+        self.watch.exit().is_none()
+    }
+
+    /// Its process.
+    pub(super) fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// Its terminal, as it is now.
+    pub(super) fn terminal(&self) -> Option<Terminal> {
+        let Screen { name, master, size } = self.screen.as_ref()?;
+        let mut size = size.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Ok(found)) = master.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(pty::size) {
+            *size = found;
+        }
+        Some(Terminal { name: name.clone(), pid: self.watch.shown(), size: *size, exit: self.watch.exit() })
+    }
+
+    /// Sets the size of its terminal; false when it has none, or has ended.
+    pub(super) fn resize(&self, size: TerminalSize) -> std::io::Result<bool> {
+        let Some(screen) = self.screen.as_ref().filter(|_| self.runs()) else { return Ok(false) };
+        match screen.master.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(master) => pty::set_size(master, size).map(|()| true),
+            None => Ok(false),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -146,6 +204,9 @@ impl Service {
 
     /// Records its end and wakes all waiting threads.
     pub(super) fn end(&self, exit: Exit) {
+        if let Some(screen) = &self.screen {
+            drop(screen.master.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
         let mut state = self.lock();
         state.ended = Some((exit, Instant::now()));
         state.stdin_closed = true;
@@ -166,8 +227,8 @@ impl Service {
         self.lock().ring.lost()
     }
 
-    /// Writes what comes on `channel` to stdin, until all of it is in the pipe.
-    pub(super) fn take_input(&self, channel: &Arc<Channel>) -> Outcome {
+    /// Writes what comes on `channel` to stdin, until all of it is in the pipe. `close`: closes stdin behind it.
+    pub(super) fn take_input(&self, close: bool, channel: &Arc<Channel>) -> Outcome {
         let closed = |state: &State| {
             let what = match state.ended {
                 Some(_) => "has ended",
@@ -180,7 +241,7 @@ impl Service {
             if state.stdin_closed || !self.exec.stdin {
                 return closed(&state);
             }
-            state.feeders.push_back(channel.clone());
+            state.feeders.push_back(Feeder { channel: channel.clone(), close });
         }
         let turn = Turn { service: self, channel };
         channel.reply(&Outcome::Done);
@@ -190,7 +251,7 @@ impl Service {
             }
             {
                 let state = self.lock();
-                if !state.feeders.iter().any(|feeder| Arc::ptr_eq(feeder, channel)) {
+                if !state.feeders.iter().any(|feeder| Arc::ptr_eq(&feeder.channel, channel)) {
                     return Outcome::Done;
                 }
                 if state.stdin_closed {
@@ -211,7 +272,7 @@ impl Service {
 impl State {
     fn wake_all(&self) {
         self.followers.iter().for_each(|follower| follower.channel.wake().set());
-        self.feeders.iter().for_each(|feeder| feeder.wake().set());
+        self.feeders.iter().for_each(|feeder| feeder.channel.wake().set());
     }
 }
 
@@ -232,17 +293,21 @@ impl Wiring for Recorder<'_> {
 
     fn stdin(&mut self) -> Result<Option<bytes::Bytes>, StdinOver> {
         let mut state = self.0.lock();
-        while let Some(feeder) = state.feeders.front().cloned() {
+        while let Some((feeder, close)) = state.feeders.front().map(|front| (front.channel.clone(), front.close)) {
             match feeder.stdin() {
                 Ok(Some(piece)) => {
                     state.feeding = Some(feeder);
                     return Ok(Some(piece));
                 }
                 Ok(None) => return Ok(None),
-                // Asked for only when all before it is in the pipe: this feeder is done. Stdin stays open for others.
+                // Asked for only when all before it is in the pipe: this feeder is done. Stdin stays open for others, unless it
+                // was to be closed.
                 Err(StdinOver) => {
                     state.feeders.pop_front();
                     feeder.wake().set();
+                    if close {
+                        return Err(StdinOver);
+                    }
                 }
             }
         }

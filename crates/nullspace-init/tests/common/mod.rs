@@ -8,8 +8,8 @@ use nix::sys::reboot::RebootMode;
 use nullspace_guest::host::Agent;
 use nullspace_init::{Ground, Stream, StreamKind, serve};
 
-/// Bound of what takes milliseconds.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// Bound of what takes milliseconds on an idle machine.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// One agent, and as many connections to it as a test wants.
 pub(crate) struct Guest(pub(crate) Arc<nullspace_init::Agent>);
@@ -21,6 +21,12 @@ impl Guest {
 
     pub(crate) fn on(root: Result<String, String>) -> Guest {
         Guest(nullspace_init::Agent::new(Ground { root, off: RebootMode::RB_POWER_OFF }))
+    }
+
+    #[allow(dead_code, reason = "not every test has uploads")]
+    pub(crate) fn with_uploads_in(folder: std::path::PathBuf) -> Guest {
+        let ground = Ground { root: Ok("/dev/null".to_owned()), off: RebootMode::RB_POWER_OFF };
+        Guest(nullspace_init::Agent::that_keeps_uploads_in(folder, ground))
     }
 
     pub(crate) async fn connect(&self) -> Agent {
