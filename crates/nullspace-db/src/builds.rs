@@ -77,6 +77,8 @@ text_enum! {
         OciImport = "oci_import",
         /// Another template.
         TemplateBase = "template_base",
+        /// A snapshot of a sandbox, promoted as it is.
+        Snapshot = "snapshot",
     }
 }
 

@@ -3,13 +3,13 @@
 use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_types::{
-    ArtifactId, BuildId, Caller, PrivateJson, Rootfs, Tag, TemplateId, TemplateName, TemplateRef, TenantId,
+    ArtifactId, BuildId, Caller, PrivateJson, Rootfs, Streams, Tag, TemplateId, TemplateName, TemplateRef, TenantId,
 };
 use serde_json::Value;
 
 #[cfg(doc)]
 use crate::DbError;
-use crate::{CancelRequest, ClaimHash, NamespaceKind, NewClaim, Result, text_enum::text_enum};
+use crate::{CancelRequest, ClaimHash, NamespaceKind, NewClaim, Result, SourceType, text_enum::text_enum};
 
 /// Resolves references to templates, and changes templates and their names: tags, aliases, visibility, claims.
 #[async_trait]
@@ -23,7 +23,7 @@ pub trait Catalog: Send + Sync + 'static {
     /// Returns the template of the reference, even if it has no usable artifact.
     async fn standing(&self, caller: &Caller, reference: &TemplateRef) -> Result<Standing>;
 
-    /// Returns an artifact by its id, for the service itself.
+    /// Returns an artifact by its id, for the service itself; also one that was deleted, while something keeps its files.
     async fn get_artifact(&self, artifact: ArtifactId) -> Result<Artifact>;
 
     /// Moves tags to the target of the reference. Only for the caller's own templates: a built-in one is a
@@ -170,17 +170,21 @@ pub struct Standing {
 pub struct Artifact {
     /// Identity.
     pub id: ArtifactId,
-    /// Name of its folder under `artifacts/` of the data folder, given when it was published.
+    /// Its name in the data folder, given when it was published.
     pub folder: String,
+    /// The files of its snapshot. `None`: an older version stored them, as the folder of that name.
+    pub streams: Option<Streams>,
     /// The tenant that owns it.
     pub tenant: TenantId,
     /// The build that made it.
     pub build: BuildId,
+    /// The kind of that build's source.
+    pub source_type: SourceType,
     /// The root image it boots from.
     pub rootfs: Rootfs,
     /// Disk size as the guest sees it, bytes.
     pub disk_bytes: u64,
-    /// Size of its folder on the host's disk, bytes.
+    /// Growth of the host's store when it was published, bytes.
     pub stored_bytes: u64,
     /// Compatibility class of the snapshot.
     pub compatibility: Value,

@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use nullspace_types::{ArtifactId, KnownFiles, Rootfs};
+use nullspace_types::{ArtifactId, KnownFiles, Rootfs, Streams};
 
 use crate::Result;
 
 /// Lists the stored data, and releases data that nothing refers to.
 #[async_trait]
 pub trait Collection: Send + Sync + 'static {
-    /// Returns unused artifacts. Their template is deleted, or no tag points to them and their retention is over; and no
-    /// sandbox runs from them.
+    /// Returns unused artifacts. Their template is deleted, or no tag points to them and their retention is over; no sandbox
+    /// runs from them, and no snapshot of one has files on top of their root image.
     async fn collectable_artifacts(&self, now: Timestamp, limit: u32) -> Result<Vec<UnusedArtifact>>;
 
     /// Makes a collectable artifact unusable for ever, so that its folder can be removed. `false` when it is in use again.
@@ -29,14 +29,20 @@ pub trait Collection: Send + Sync + 'static {
     /// image, or it has a manifest.
     async fn set_rootfs_manifest(&self, file: &str, manifest: &str) -> Result<bool>;
 
-    /// Returns every artifact and root image that must be on disk.
+    /// Records the streams of an artifact that an older version stored as a folder. `false` when there is no such artifact, or
+    /// it has streams.
+    async fn set_artifact_streams(&self, folder: &str, streams: &Streams) -> Result<bool>;
+
+    /// Returns every artifact, snapshot of a sandbox and root image that must be on disk. Snapshots that are over are among them
+    /// until their files are removed.
     async fn known_files(&self) -> Result<KnownFiles>;
 
-    /// Returns those of these artifacts that a build of this database made or may have made.
+    /// Returns those of these artifacts that a build of this database made or may have made; also of builds whose rows were
+    /// removed since the last start.
     async fn allotted(&self, artifacts: &BTreeSet<ArtifactId>) -> Result<BTreeSet<ArtifactId>>;
 
-    /// Marks lost data as unusable: those artifacts, and the artifacts of the lost root images. A lost root image is made
-    /// again when it is needed. The service never calls this itself: only an operator can know that data will not come back.
+    /// Marks lost data as unusable: those artifacts, those snapshots of sandboxes, and the artifacts and snapshots on lost root
+    /// images. A sandbox that is paused in a lost snapshot ends as `error`. A lost root image is made again when it is needed. The service never calls this itself: only an operator can know that data will not come back.
     async fn forget_lost(&self, lost: &KnownFiles, now: Timestamp) -> Result<()>;
 }
 
@@ -45,6 +51,6 @@ pub trait Collection: Send + Sync + 'static {
 pub struct UnusedArtifact {
     /// For [`Collection::purge_artifact`].
     pub id: ArtifactId,
-    /// Name of its folder in the data folder, to be removed afterwards.
+    /// Its name in the data folder, to be removed afterwards.
     pub folder: String,
 }

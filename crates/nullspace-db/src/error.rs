@@ -42,6 +42,9 @@ pub enum DbError {
         /// The table and column, never the value.
         what: String,
     },
+    /// The place of log segments, which is not the database, does not answer or refuses. Retryable.
+    #[error("build logs are not available: the store of their older parts does not answer")]
+    SegmentsUnavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The filesystem failed.
     #[error("{context}")]
     Io {
@@ -56,7 +59,8 @@ pub enum DbError {
 impl DbError {
     /// Whether the same call may succeed later without a change.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::LimitReached { .. }) || self.is_storage_full()
+        matches!(self, Self::Unavailable(_) | Self::SegmentsUnavailable(_) | Self::LimitReached { .. })
+            || self.is_storage_full()
     }
 
     /// Whether the disk under the database is full. The call may succeed once there is space.

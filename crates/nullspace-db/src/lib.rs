@@ -1,14 +1,19 @@
 //! The database of the service: one trait for each domain, and SQLite behind all of them.
 //!
 //! ```text
-//!   control ── dyn Database ─┬── Tenants      tenants, namespaces, API keys
+//!   control ── dyn Database ─┬── Tenants      tenants, namespaces
+//!                            ├── Keys         API keys
 //!                            ├── Catalog      templates, tags, aliases, claims
 //!                            ├── Queue        builds, for the worker that holds one under a lease
 //!                            ├── Builds       builds and logs, for readers
 //!                            ├── Reuse        root images, layers and artifacts, for a build under its lease
 //!                            ├── Blobs        files of build contexts
 //!                            ├── Sandboxes    sandboxes
+//!                            ├── Snapshots    snapshots of sandboxes: pauses, and those that are kept
+//!                            ├── Grants       tokens for ports of sandboxes
+//!                            ├── Events       lifecycle events, webhooks and their deliveries
 //!                            ├── Collection   required and collectable data of the data folder
+//!                            ├── Retention    rows that are over, compressed logs, the file's size
 //!                            └── Health       settings, counters, the database itself
 //!                                   │
 //!                                   ├── SqliteStore ── nullspace.db
@@ -32,10 +37,16 @@ mod catalog;
 mod claim;
 mod collection;
 mod error;
+mod events;
+mod grants;
 mod health;
+mod keys;
 mod queue;
+mod retention;
 mod reuse;
 mod sandboxes;
+mod segments;
+mod snapshots;
 mod sqlite;
 mod tenants;
 mod text_enum;
@@ -49,24 +60,60 @@ pub use catalog::{Alias, Artifact, Catalog, Resolved, Standing, TagTarget, Templ
 pub use claim::{ClaimHash, ClaimToken, NewClaim};
 pub use collection::{Collection, UnusedArtifact};
 pub use error::{DbError, Result};
+pub use events::{Attempt, Delivery, Event, EventFilter, Events, NewEvent, TakenDelivery, Webhook, WebhookChange};
+pub use grants::{Grant, GrantKind, GrantUse, Grants, NewGrant, OVER_PER_SANDBOX};
 pub use health::{Counters, Health};
+pub use keys::{ApiKey, KeyHash, KeyLimits, KeyScope, KeySpec, Keys, NewKey, Rotation};
 pub use queue::{
     FinishError, FinishReady, Finished, Heartbeat, Lease, Leased, NewBuild, NewLogEntry, Queue, QueueLimits, Release,
     WantedBlob,
 };
+pub use retention::{CompactedLog, Cutoffs, Due, Expiring, Growth, Retention, Space, TableSize};
 pub use reuse::Reuse;
 pub use sandboxes::{Idempotency, Inserted, NewSandbox, Sandbox, SandboxFilter, SandboxStatus, Sandboxes};
+pub use segments::{SegmentBytes, is_segment_in_row};
+pub use snapshots::{
+    NewSnapshot, Promotion, Recorded, Snapshot, SnapshotCounts, SnapshotFilter, SnapshotKind, Snapshots,
+};
 pub use sqlite::SqliteStore;
-pub use tenants::{ApiKey, KeyHash, Namespace, NamespaceKind, NewKey, Tenant, Tenants};
+pub use tenants::{Namespace, NamespaceKind, Tenant, Tenants};
 pub use text_enum::UnknownWord;
 
 /// The database of the service: the sum of the traits of its domains, used as one `dyn Database`.
 pub trait Database:
-    Tenants + Catalog + Queue + Builds + Reuse + Blobs + Sandboxes + Collection + Health + 'static
+    Tenants
+    + Keys
+    + Catalog
+    + Queue
+    + Builds
+    + Reuse
+    + Blobs
+    + Sandboxes
+    + Snapshots
+    + Grants
+    + Events
+    + Collection
+    + Retention
+    + Health
+    + 'static
 {
 }
 
 impl<T> Database for T where
-    T: Tenants + Catalog + Queue + Builds + Reuse + Blobs + Sandboxes + Collection + Health + 'static
+    T: Tenants
+        + Keys
+        + Catalog
+        + Queue
+        + Builds
+        + Reuse
+        + Blobs
+        + Sandboxes
+        + Snapshots
+        + Grants
+        + Events
+        + Collection
+        + Retention
+        + Health
+        + 'static
 {
 }

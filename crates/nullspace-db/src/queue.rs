@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use nullspace_types::{ArtifactId, BlobId, BuildId, Caller, PrivateJson, Tag, TemplateName};
+use nullspace_types::{ArtifactId, BlobId, BuildId, Caller, PrivateJson, Streams, Tag, TemplateName};
 use serde_json::Value;
 
 #[cfg(doc)]
@@ -204,14 +204,16 @@ pub struct Heartbeat {
 /// The artifact of a build that becomes ready, and is named in the same transaction.
 #[derive(Debug, Clone)]
 pub struct FinishReady {
-    /// Name of its folder in the data folder, given when it was published.
+    /// Its name in the data folder, given when it was published.
     pub folder: String,
+    /// The files of its snapshot.
+    pub streams: Option<Streams>,
     /// Key of the root image it boots from. The build holds it through [`Reuse::put_rootfs`](crate::Reuse::put_rootfs) or
     /// [`find_rootfs`](crate::Reuse::find_rootfs).
     pub rootfs_key: String,
     /// Disk size as the guest sees it, bytes.
     pub disk_bytes: u64,
-    /// Size of its folder on the host's disk, bytes.
+    /// Growth of the host's store, bytes.
     pub stored_bytes: u64,
     /// Compatibility class of the snapshot; opaque to the database.
     pub compatibility: Value,

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use nullspace_types::{ArtifactId, Rootfs};
+use nullspace_types::{ArtifactId, BuildId, Rootfs, Streams};
 
 #[cfg(doc)]
 use crate::DbError;
@@ -32,4 +32,8 @@ pub trait Reuse: Send + Sync + 'static {
     /// Returns the newest usable artifact of this key ([`FinishReady::final_key`](crate::FinishReady::final_key)), kept from
     /// collection until the build is over.
     async fn find_final(&self, lease: &Lease, key: &str) -> Result<Option<Artifact>>;
+
+    /// Returns snapshots that this build's is likely to be much like, at most three: the newest of its template, of its tenant
+    /// and of the system's namespaces. They are not kept from collection.
+    async fn similar_snapshots(&self, build: BuildId) -> Result<Vec<Streams>>;
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use nullspace_api::TemplateStep;
 use nullspace_image_ref::Written;
-use nullspace_types::ArtifactId;
+use nullspace_types::{ArtifactId, SandboxId, SnapshotId};
 use serde::{Deserialize, Serialize};
 
 use crate::context::PlannedContext;
@@ -65,6 +65,13 @@ pub enum Source {
         /// SHA-256 of the tar, hex.
         sha256: String,
     },
+    /// A snapshot of a sandbox, which became a template as it was. Nothing is built from it.
+    Snapshot {
+        /// The snapshot, which may be deleted since.
+        snapshot: SnapshotId,
+        /// The sandbox that it was taken of.
+        sandbox: SandboxId,
+    },
 }
 
 /// A Dockerfile and the settings of its build, without secret values.
@@ -87,6 +94,22 @@ pub struct PlannedDockerfile {
 }
 
 impl Definition {
+    /// The definition of a machine that is its source and nothing more: no steps, variables or commands of its own.
+    pub fn of_source(source: Source, machine: MachineSize) -> Self {
+        Self {
+            source,
+            steps: Vec::new(),
+            context: PlannedContext::default(),
+            machine,
+            build_envs: BTreeMap::new(),
+            start_cmd: None,
+            resume_cmd: None,
+            runtime: RuntimeWish::default(),
+            skip_cache: false,
+            authenticated: false,
+        }
+    }
+
     /// Merges the runtime settings of sandboxes. `source` has those of the source and the steps; this definition's own
     /// settings override them.
     pub fn runtime(&self, source: Runtime) -> Runtime {

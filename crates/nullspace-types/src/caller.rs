@@ -12,4 +12,6 @@ pub struct Caller {
     pub namespace: String,
     /// The key of its request; `None` for the service itself.
     pub key: Option<KeyId>,
+    /// True when its key may only read: the server refuses all other requests.
+    pub read_only: bool,
 }

@@ -1,7 +1,8 @@
 //! Files of the data folder, as the database names them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// An immutable root image that artifacts share.
@@ -19,11 +20,17 @@ pub struct Rootfs {
     pub info: Value,
 }
 
+/// The files of a snapshot (memory, device state, disk changes): their manifests in the chunk store, by file name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Streams(pub BTreeMap<String, String>);
+
 /// The files that the database names. The data folder must have them; all other files there are leftovers of a crash.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KnownFiles {
-    /// Folders under `artifacts/`.
-    pub artifacts: BTreeSet<String>,
+    /// Artifacts by folder name, with the streams of their snapshots. `None`: an older version stored it, as a folder of
+    /// files under `artifacts/`.
+    pub artifacts: BTreeMap<String, Option<Streams>>,
     /// Files under `rootfs/`, with their manifests in the chunk store.
     pub rootfs: BTreeMap<String, Option<String>>,
 }

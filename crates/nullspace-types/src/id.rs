@@ -113,6 +113,22 @@ id!(
     /// A sandbox.
     SandboxId, "sb_", "sandbox id"
 );
+id!(
+    /// A snapshot of a sandbox: paused, or kept for others.
+    SnapshotId, "snap_", "snapshot id"
+);
+id!(
+    /// A token for a port of a sandbox, not the secret itself.
+    GrantId, "pvg_", "preview grant id"
+);
+id!(
+    /// A terminal of a sandbox: unlike every other of that sandbox. Clones of the sandbox have the same.
+    TerminalId, "pty_", "terminal id"
+);
+id!(
+    /// A store: one database and the data folder that belongs to it. Never leaves the service.
+    StoreId, "st_", "store id"
+);
 
 #[cfg(test)]
 mod tests {

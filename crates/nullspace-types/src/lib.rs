@@ -13,8 +13,10 @@ mod reference;
 
 pub use blob::{Blob, BlobId, InvalidBlobId};
 pub use caller::Caller;
-pub use files::{KnownFiles, Rootfs};
-pub use id::{ArtifactId, BuildId, InvalidId, KeyId, SandboxId, TemplateId, TenantId};
+pub use files::{KnownFiles, Rootfs, Streams};
+pub use id::{
+    ArtifactId, BuildId, GrantId, InvalidId, KeyId, SandboxId, SnapshotId, StoreId, TemplateId, TenantId, TerminalId,
+};
 pub use private_json::PrivateJson;
 pub use reference::{
     InvalidReference, MAX_NAME_CHARS, SYSTEM_NAMESPACE, Selector, Tag, TemplateName, TemplateRef, is_namespace_slug,

@@ -6,10 +6,10 @@ use nullspace_types::{BuildId, Caller};
 use sqlx::{QueryBuilder, Sqlite};
 
 use super::{
-    SqliteStore, finish, one_build,
-    rows::{self, integer, select_build},
+    SqliteStore, finish, logs, one_build,
+    rows::{self, select_build},
 };
-use crate::{Build, BuildFilter, BuildPage, Builds, CancelOutcome, CancelRequest, DbError, LogEntry, Result};
+use crate::{Build, BuildFilter, BuildPage, Builds, CancelOutcome, CancelRequest, LogEntry, Result};
 
 #[async_trait]
 impl Builds for SqliteStore {
@@ -22,7 +22,7 @@ impl Builds for SqliteStore {
     }
 
     async fn log_entries(&self, caller: &Caller, build: BuildId, from: u64, limit: u32) -> Result<Vec<LogEntry>> {
-        log_entries(self, caller, build, from, limit).await
+        logs::entries(self, caller, build, from, limit).await
     }
 
     async fn build_and_next_offset(&self, caller: &Caller, build: BuildId) -> Result<(Build, u64)> {
@@ -42,8 +42,6 @@ impl Builds for SqliteStore {
 
 /// Longest page of builds.
 const MAX_PAGE: u32 = 100;
-/// Longest page of a log.
-const MAX_LOG_PAGE: u32 = 1000;
 
 pub(super) async fn get(store: &SqliteStore, caller: &Caller, build: BuildId) -> Result<(Build, u64)> {
     one_build::get_in(&mut store.read().await?, caller, build).await
@@ -77,31 +75,4 @@ pub(super) async fn list(store: &SqliteStore, caller: &Caller, filter: BuildFilt
     builds.truncate(size);
     let next = if more { builds.last().map(|build| build.id) } else { None };
     Ok(BuildPage { builds, next })
-}
-
-pub(super) async fn log_entries(
-    store: &SqliteStore,
-    caller: &Caller,
-    build: BuildId,
-    from: u64,
-    limit: u32,
-) -> Result<Vec<LogEntry>> {
-    let mut tx = store.read().await?;
-    sqlx::query("SELECT 1 FROM builds WHERE id = ? AND tenant_id = ?")
-        .bind(build.to_string())
-        .bind(caller.tenant.to_string())
-        .fetch_optional(&mut *tx)
-        .await?
-        .ok_or(DbError::NotFound)?;
-    // An offset that no log can reach is simply at the end.
-    let Ok(from) = integer(from) else {
-        return Ok(Vec::new());
-    };
-    let found = sqlx::query("SELECT * FROM build_log WHERE build_id = ? AND position >= ? ORDER BY position LIMIT ?")
-        .bind(build.to_string())
-        .bind(from)
-        .bind(i64::from(limit.min(MAX_LOG_PAGE)))
-        .fetch_all(&mut *tx)
-        .await?;
-    found.iter().map(rows::log_entry).collect()
 }

@@ -25,7 +25,7 @@ impl Catalog for SqliteStore {
 
     async fn get_artifact(&self, artifact: ArtifactId) -> Result<Artifact> {
         let mut tx = self.read().await?;
-        templates::usable_artifact(&mut tx, artifact).await?.ok_or(DbError::NotFound)
+        templates::stored_artifact(&mut tx, artifact).await?.ok_or(DbError::NotFound)
     }
 
     async fn assign_tags(

@@ -8,11 +8,13 @@ use std::collections::BTreeSet;
 use super::{
     SqliteStore, Tx,
     rows::{self, Reader},
+    snapshots,
 };
 use crate::{Collection, Result, UnusedArtifact};
 use async_trait::async_trait;
 use jiff::Timestamp;
-use nullspace_types::{ArtifactId, KnownFiles, Rootfs};
+use nullspace_types::{ArtifactId, KnownFiles, Rootfs, Streams};
+use serde_json::json;
 
 #[async_trait]
 impl Collection for SqliteStore {
@@ -34,6 +36,10 @@ impl Collection for SqliteStore {
 
     async fn set_rootfs_manifest(&self, file: &str, manifest: &str) -> Result<bool> {
         set_rootfs_manifest(self, file, manifest).await
+    }
+
+    async fn set_artifact_streams(&self, folder: &str, streams: &Streams) -> Result<bool> {
+        set_artifact_streams(self, folder, streams).await
     }
 
     async fn known_files(&self) -> Result<KnownFiles> {
@@ -58,12 +64,23 @@ pub(super) async fn set_rootfs_manifest(store: &SqliteStore, file: &str, manifes
     Ok(done.rows_affected() > 0)
 }
 
+pub(super) async fn set_artifact_streams(store: &SqliteStore, folder: &str, streams: &Streams) -> Result<bool> {
+    let done =
+        sqlx::query("UPDATE artifacts SET streams = ? WHERE folder = ? AND streams IS NULL AND purged_at IS NULL")
+            .bind(json!(streams).to_string())
+            .bind(folder)
+            .execute(&store.writer)
+            .await?;
+    Ok(done.rows_affected() > 0)
+}
+
 /// `?1` is now.
 const UNUSED_ARTIFACT: &str = "a.purged_at IS NULL
     AND (a.deleted_at IS NOT NULL
          OR (a.retention_expires_at <= ?1
              AND NOT EXISTS (SELECT 1 FROM template_tags g WHERE g.build_id = a.build_id)))
     AND NOT EXISTS (SELECT 1 FROM sandboxes s WHERE s.artifact_id = a.id AND s.ended_at IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM snapshots p WHERE p.artifact_id = a.id)
     AND NOT EXISTS (SELECT 1 FROM artifact_holds h WHERE h.artifact_id = a.id)";
 
 /// `?1` is the time since which it was not used.
@@ -105,7 +122,8 @@ pub(super) async fn purge_artifact(store: &SqliteStore, artifact: ArtifactId, no
 /// Reduces an artifact's row to what readers of its history need, without values of environment variables.
 async fn forget_artifact(tx: &mut Tx, artifact: ArtifactId, now: Timestamp) -> Result<()> {
     sqlx::query(
-        "UPDATE artifacts SET purged_at = ?1, deleted_at = coalesce(deleted_at, ?1), rootfs_key = NULL, runtime = 'null'
+        "UPDATE artifacts SET purged_at = ?1, deleted_at = coalesce(deleted_at, ?1), rootfs_key = NULL, runtime = 'null',
+             streams = NULL
          WHERE id = ?2 AND purged_at IS NULL",
     )
     .bind(now.as_microsecond())
@@ -137,10 +155,18 @@ pub(super) async fn purge_rootfs(store: &SqliteStore, key: &str, unused_since: T
 
 pub(super) async fn known_files(store: &SqliteStore) -> Result<KnownFiles> {
     let mut tx = store.read().await?;
-    let artifacts = sqlx::query("SELECT folder FROM artifacts WHERE purged_at IS NULL").fetch_all(&mut *tx).await?;
+    let artifacts = sqlx::query(
+        "SELECT folder, streams FROM artifacts WHERE purged_at IS NULL AND lost_at IS NULL
+         UNION ALL SELECT folder, streams FROM snapshots",
+    )
+    .fetch_all(&mut *tx)
+    .await?;
     let rootfs = sqlx::query("SELECT file, manifest FROM rootfs").fetch_all(&mut *tx).await?;
     Ok(KnownFiles {
-        artifacts: artifacts.iter().map(|row| Reader(row).text("folder")).collect::<Result<_>>()?,
+        artifacts: artifacts
+            .iter()
+            .map(|row| Ok((Reader(row).text("folder")?, Reader(row).streams()?)))
+            .collect::<Result<_>>()?,
         rootfs: rootfs
             .iter()
             .map(|row| Ok((Reader(row).text("file")?, Reader(row).optional_text("manifest")?)))
@@ -152,10 +178,13 @@ pub(super) async fn allotted(store: &SqliteStore, artifacts: &BTreeSet<ArtifactI
     let mut tx = store.read().await?;
     let mut found = BTreeSet::new();
     for artifact in artifacts {
-        let known = sqlx::query("SELECT 1 FROM builds WHERE artifact_id = ?")
-            .bind(artifact.to_string())
-            .fetch_optional(&mut *tx)
-            .await?;
+        let known = sqlx::query(
+            "SELECT 1 FROM builds WHERE artifact_id = ?1
+             UNION ALL SELECT 1 FROM removed_artifacts WHERE artifact_id = ?1",
+        )
+        .bind(artifact.to_string())
+        .fetch_optional(&mut *tx)
+        .await?;
         found.extend(known.map(|_| *artifact));
     }
     Ok(found)
@@ -163,19 +192,30 @@ pub(super) async fn allotted(store: &SqliteStore, artifacts: &BTreeSet<ArtifactI
 
 pub(super) async fn forget_lost(store: &SqliteStore, lost: &KnownFiles, now: Timestamp) -> Result<()> {
     let mut tx = store.write().await?;
-    let mut artifacts: Vec<ArtifactId> = Vec::new();
-    let by_folder = "SELECT id FROM artifacts WHERE folder = ?";
-    let by_rootfs = "SELECT a.id AS id FROM artifacts a JOIN rootfs r ON r.key = a.rootfs_key WHERE r.file = ?";
-    let folders = lost.artifacts.iter().map(|name| (by_folder, name));
+    // Snapshots first: without them, nothing more keeps their artifacts.
+    let by_folder = "SELECT * FROM snapshots WHERE folder = ?";
+    let by_rootfs = "SELECT p.* FROM snapshots p JOIN artifacts a ON a.id = p.artifact_id
+        JOIN rootfs r ON r.key = a.rootfs_key WHERE r.file = ?";
+    let folders = lost.artifacts.keys().map(|name| (by_folder, name));
     for (query, name) in folders.chain(lost.rootfs.keys().map(|name| (by_rootfs, name))) {
         for row in sqlx::query(query).bind(name).fetch_all(&mut *tx).await? {
-            artifacts.push(Reader(&row).parsed("id")?);
+            snapshots::lose(&mut tx, &row, now).await?;
         }
     }
-    for artifact in artifacts {
-        forget_artifact(&mut tx, artifact, now).await?;
+    let by_folder = "SELECT id FROM artifacts WHERE folder = ?";
+    let by_rootfs = "SELECT a.id AS id FROM artifacts a JOIN rootfs r ON r.key = a.rootfs_key WHERE r.file = ?";
+    for name in lost.artifacts.keys() {
+        for artifact in sqlx::query(by_folder).bind(name).fetch_all(&mut *tx).await? {
+            let artifact = Reader(&artifact).parsed("id")?;
+            if !keep_root_image(&mut tx, artifact, now).await? {
+                forget_artifact(&mut tx, artifact, now).await?;
+            }
+        }
     }
     for file in lost.rootfs.keys() {
+        for artifact in sqlx::query(by_rootfs).bind(file).fetch_all(&mut *tx).await? {
+            forget_artifact(&mut tx, Reader(&artifact).parsed("id")?, now).await?;
+        }
         sqlx::query("DELETE FROM rootfs_holds WHERE rootfs_key IN (SELECT key FROM rootfs WHERE file = ?)")
             .bind(file)
             .execute(&mut *tx)
@@ -184,4 +224,19 @@ pub(super) async fn forget_lost(store: &SqliteStore, lost: &KnownFiles, now: Tim
     }
     tx.commit().await?;
     Ok(())
+}
+
+/// Deletes an artifact whose own files are lost, and keeps its root image, if snapshots of sandboxes are on top of that. `false`
+/// when there are none.
+async fn keep_root_image(tx: &mut Tx, artifact: ArtifactId, now: Timestamp) -> Result<bool> {
+    let done = sqlx::query(
+        "UPDATE artifacts SET deleted_at = coalesce(deleted_at, ?1), lost_at = ?1, streams = NULL
+         WHERE id = ?2 AND purged_at IS NULL
+             AND EXISTS (SELECT 1 FROM snapshots p WHERE p.artifact_id = artifacts.id AND p.ended_at IS NULL)",
+    )
+    .bind(now.as_microsecond())
+    .bind(artifact.to_string())
+    .execute(&mut **tx)
+    .await?;
+    Ok(done.rows_affected() > 0)
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use nullspace_types::{BuildId, Caller, TemplateId};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     SqliteStore, Tx, one_build,
@@ -19,12 +19,19 @@ pub(super) async fn ready(store: &SqliteStore, lease: &Lease, result: FinishRead
     if build.cancel_requested_at.is_some() {
         return Ok(Finished::CancelRequested);
     }
+    let build = make_ready(&mut tx, build, result, now).await?;
+    tx.commit().await?;
+    Ok(Finished::Ready(Box::new(build)))
+}
+
+/// Records the artifact of an unfinished build, moves its tags, and ends it as `ready`.
+pub(super) async fn make_ready(tx: &mut Tx, build: Build, result: FinishReady, now: Timestamp) -> Result<Build> {
     let micros = now.as_microsecond();
     let id = build.id.to_string();
     sqlx::query(
         "INSERT INTO artifacts (id, folder, tenant_id, build_id, rootfs_key, disk_bytes, stored_bytes, compatibility, snapshot,
-             runtime, created_at, retention_expires_at, final_key)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             runtime, created_at, retention_expires_at, final_key, streams)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(build.artifact_id.to_string())
     .bind(&result.folder)
@@ -39,12 +46,13 @@ pub(super) async fn ready(store: &SqliteStore, lease: &Lease, result: FinishRead
     .bind(micros)
     .bind(result.retention_expires_at.map(Timestamp::as_microsecond))
     .bind(&result.final_key)
-    .execute(&mut *tx)
+    .bind(result.streams.as_ref().map(|streams| json!(streams).to_string()))
+    .execute(&mut **tx)
     .await?;
     sqlx::query("UPDATE rootfs SET last_used_at = max(last_used_at, ?) WHERE key = ?")
         .bind(micros)
         .bind(&result.rootfs_key)
-        .execute(&mut *tx)
+        .execute(&mut **tx)
         .await?;
     for tag in &build.tags {
         sqlx::query(
@@ -55,14 +63,14 @@ pub(super) async fn ready(store: &SqliteStore, lease: &Lease, result: FinishRead
         .bind(tag.as_str())
         .bind(&id)
         .bind(micros)
-        .execute(&mut *tx)
+        .execute(&mut **tx)
         .await?;
     }
     if let Some(description) = &build.description {
         sqlx::query("UPDATE templates SET description = ? WHERE id = ?")
             .bind(description)
             .bind(build.template.to_string())
-            .execute(&mut *tx)
+            .execute(&mut **tx)
             .await?;
     }
     sqlx::query("UPDATE builds SET runtime_defaults = ?, oci_metadata = ?, cache_summary = ? WHERE id = ?")
@@ -70,11 +78,9 @@ pub(super) async fn ready(store: &SqliteStore, lease: &Lease, result: FinishRead
         .bind(result.oci_metadata.as_ref().map(Value::to_string))
         .bind(result.cache_summary.as_ref().map(Value::to_string))
         .bind(&id)
-        .execute(&mut *tx)
+        .execute(&mut **tx)
         .await?;
-    let build = end(&mut tx, build.id, BuildStatus::Ready, result.entry, now).await?;
-    tx.commit().await?;
-    Ok(Finished::Ready(Box::new(build)))
+    end(tx, build.id, BuildStatus::Ready, result.entry, now).await
 }
 
 pub(super) async fn error(store: &SqliteStore, lease: &Lease, error: FinishError, now: Timestamp) -> Result<Build> {

@@ -11,16 +11,26 @@ mod catalog;
 mod claims;
 mod collection;
 mod connections;
+mod deliveries;
+mod events;
 mod finish;
+mod grants;
 mod health;
+mod keys;
+mod logs;
 mod names;
 mod one_build;
+mod promotions;
 mod queue;
+mod retention;
 mod reuse;
 mod rows;
 mod sandboxes;
+mod snapshots;
+mod space;
 mod templates;
 mod tenants;
+mod webhooks;
 
 use std::{
     fs::OpenOptions,
@@ -34,10 +44,13 @@ use std::{
 use sqlx::{
     SqlStr, Sqlite, SqlitePool, Transaction,
     migrate::{Migration, MigrationType, Migrator},
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+    sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use crate::{DbError, Result};
+use crate::{
+    DbError, Result,
+    segments::{InRow, SegmentBytes},
+};
 
 /// Longest wait of a statement for another process's transaction, and of a caller for a connection.
 const WAIT: Duration = Duration::from_secs(30);
@@ -53,14 +66,26 @@ pub struct SqliteStore {
     readers: SqlitePool,
     /// Held by the one request that records a key's use, so that concurrent requests do not all write it.
     noting: Arc<tokio::sync::Mutex<()>>,
+    /// Where the compressed logs of finished builds are.
+    segments: Arc<dyn SegmentBytes>,
 }
 
 impl SqliteStore {
-    /// Opens or creates the database, and migrates its tables to this version.
+    /// Opens or creates the database, and migrates its tables to this version. Compressed logs are rows, too.
     ///
     /// # Errors
     /// [`DbError::Migrate`] when a newer version has written it.
     pub async fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, Arc::new(InRow)).await
+    }
+
+    /// Opens the database as [`SqliteStore::open`] does, with the bytes of compressed logs elsewhere. A database has one such
+    /// place for ever: what one has stored, another does not find. It is asked for all segments, also for those that are in
+    /// their row since they were stored without it ([`is_segment_in_row`](crate::is_segment_in_row)).
+    ///
+    /// # Errors
+    /// [`DbError::Migrate`] when a newer version has written it.
+    pub async fn open_with(path: &Path, segments: Arc<dyn SegmentBytes>) -> Result<Self> {
         // Made before SQLite would, to be readable by nobody else; the journal files take its mode.
         OpenOptions::new()
             .create(true)
@@ -78,10 +103,17 @@ impl SqliteStore {
             .busy_timeout(WAIT)
             // A burst of log lines must not leave a huge journal for ever.
             .pragma("journal_size_limit", "67108864");
-        let writer = connections::pool(1).connect_with(options.clone()).await?;
-        migrate(&writer, path).await?;
+        let lock = migration_lock(path).await?;
+        let writing = match std::fs::metadata(path) {
+            // An older file must be rewritten for that (`space`).
+            Ok(file) if file.len() == 0 => options.clone().auto_vacuum(SqliteAutoVacuum::Incremental),
+            _ => options.clone(),
+        };
+        let writer = connections::pool(1).connect_with(writing).await?;
+        migrator().run(&writer).await.map_err(DbError::Migrate)?;
+        drop(lock);
         let readers = connections::pool(READERS).connect_with(options.read_only(true)).await?;
-        Ok(Self { writer, readers, noting: Arc::default() })
+        Ok(Self { writer, readers, noting: Arc::default(), segments })
     }
 
     /// Begins a write transaction. It is also needed where rows are read back: a statement with `RETURNING` outside a
@@ -96,8 +128,9 @@ impl SqliteStore {
     }
 }
 
-/// Runs the migrations under a lock: a second process that opens a new file waits here, and finds the tables made.
-async fn migrate(writer: &SqlitePool, database: &Path) -> Result<()> {
+/// Waits for the lock under which a file is made and its migrations run: a second process that opens a new file finds its form
+/// and its tables made. Dropping it releases it.
+async fn migration_lock(database: &Path) -> Result<std::fs::File> {
     let mut name = database.as_os_str().to_owned();
     name.push(".migrating");
     let path = PathBuf::from(name);
@@ -113,14 +146,13 @@ async fn migrate(writer: &SqlitePool, database: &Path) -> Result<()> {
     let deadline = tokio::time::Instant::now() + WAIT;
     loop {
         match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => break,
+            Ok(()) => return Ok(lock),
             Err(rustix::io::Errno::WOULDBLOCK) if tokio::time::Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Err(errno) => return Err(DbError::Io { context: context(), source: io::Error::from(errno) }),
         }
     }
-    migrator().run(writer).await.map_err(DbError::Migrate)
 }
 
 /// The migrations, embedded. `sqlx::migrate!` is not used: its macro crate compiles SQLite and sqlx a second time, for the
@@ -142,6 +174,11 @@ fn migrator() -> Migrator {
         migration!(2, "names and blobs", "0002_names_and_blobs.sql"),
         migration!(3, "steps", "0003_steps.sql"),
         migration!(4, "chunks", "0004_chunks.sql"),
+        migration!(5, "streams", "0005_streams.sql"),
+        migration!(6, "retention", "0006_retention.sql"),
+        migration!(7, "life", "0007_life.sql"),
+        migration!(8, "grants", "0008_grants.sql"),
+        migration!(9, "keys", "0009_keys.sql"),
     ])
 }
 

@@ -97,10 +97,23 @@ pub(super) async fn accept(
         return Ok(earlier);
     }
     check_limits(&mut tx, caller, limits).await?;
+    let accepted = insert(&mut tx, caller, build, first, now).await?;
+    tx.commit().await?;
+    Ok(accepted)
+}
+
+/// Inserts a build that waits, and its template if the name is new.
+pub(super) async fn insert(
+    tx: &mut Tx,
+    caller: &Caller,
+    build: NewBuild,
+    first: NewLogEntry,
+    now: Timestamp,
+) -> Result<Build> {
     for earlier in [build.retry_of, build.original].into_iter().flatten() {
-        one_build::get_in(&mut tx, caller, earlier).await?;
+        one_build::get_in(tx, caller, earlier).await?;
     }
-    let template = claim_name(&mut tx, caller, &build, now).await?;
+    let template = claim_name(tx, caller, &build, now).await?;
     let (key, digest) = build.idempotency.map(|repeat| (repeat.key, repeat.request_digest)).unzip();
     let micros = now.as_microsecond();
     sqlx::query(
@@ -134,17 +147,15 @@ pub(super) async fn accept(
     .bind(micros)
     .bind(key)
     .bind(digest)
-    .execute(&mut *tx)
+    .execute(&mut **tx)
     .await?;
-    one_build::append(&mut tx, build.id, &[first]).await?;
-    blobs::hold(&mut tx, caller, build.id, &build.blobs, now).await?;
-    let (accepted, _) = one_build::get_in(&mut tx, caller, build.id).await?;
-    tx.commit().await?;
-    Ok(accepted)
+    one_build::append(tx, build.id, &[first]).await?;
+    blobs::hold(tx, caller, build.id, &build.blobs, now).await?;
+    Ok(one_build::get_in(tx, caller, build.id).await?.0)
 }
 
 /// The answer to an earlier request with this idempotency key.
-async fn earlier(tx: &mut Tx, caller: &Caller, repeat: &Idempotency) -> Result<Option<Build>> {
+pub(super) async fn earlier(tx: &mut Tx, caller: &Caller, repeat: &Idempotency) -> Result<Option<Build>> {
     let row = sqlx::query("SELECT id, idempotency_digest FROM builds WHERE tenant_id = ? AND idempotency_key = ?")
         .bind(caller.tenant.to_string())
         .bind(&repeat.key)

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use nullspace_types::{ArtifactId, Rootfs};
+use nullspace_types::{ArtifactId, BuildId, Rootfs, Streams};
 
 use super::{
     SqliteStore, Tx, one_build,
@@ -35,6 +35,10 @@ impl Reuse for SqliteStore {
 
     async fn find_final(&self, lease: &Lease, key: &str) -> Result<Option<Artifact>> {
         find_final(self, lease, key).await
+    }
+
+    async fn similar_snapshots(&self, build: BuildId) -> Result<Vec<Streams>> {
+        similar_snapshots(self, build).await
     }
 }
 
@@ -146,4 +150,23 @@ pub(super) async fn find_final(store: &SqliteStore, lease: &Lease, key: &str) ->
     hold(&mut tx, lease, artifact).await?;
     tx.commit().await?;
     Ok(Some(found))
+}
+
+pub(super) async fn similar_snapshots(store: &SqliteStore, build: BuildId) -> Result<Vec<Streams>> {
+    // Another tenant's are left out: what a snapshot adds to the store would tell what theirs hold.
+    let like = |what: &str| {
+        format!(
+            "SELECT * FROM (SELECT a.streams AS streams FROM artifacts a JOIN builds b ON b.id = a.build_id
+                            JOIN builds own ON own.id = ?1
+                            WHERE a.streams IS NOT NULL AND a.deleted_at IS NULL AND {what}
+                            ORDER BY a.created_at DESC, a.id LIMIT 1)"
+        )
+    };
+    let system = "b.namespace IN (SELECT slug FROM namespaces WHERE kind = 'system')";
+    let query = [like("b.template_id = own.template_id"), like("a.tenant_id = own.tenant_id"), like(system)];
+    let rows = sqlx::query(sqlx::AssertSqlSafe(query.join(" UNION ")))
+        .bind(build.to_string())
+        .fetch_all(&store.readers)
+        .await?;
+    Ok(rows.iter().map(|row| Reader(row).streams()).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }

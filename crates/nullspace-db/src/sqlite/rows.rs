@@ -3,17 +3,25 @@
 use std::str::FromStr;
 
 use jiff::Timestamp;
-use nullspace_types::{PrivateJson, Rootfs, Tag};
+use nullspace_types::{PrivateJson, Rootfs, Streams, Tag};
 use serde_json::Value;
 use sqlx::{Row, sqlite::SqliteRow};
 
-use crate::{Artifact, ArtifactState, Build, DbError, LogEntry, Result, Sandbox, TagTarget, Template};
+use crate::{Artifact, ArtifactState, Build, DbError, LogEntry, Result, Sandbox, Snapshot, TagTarget, Template};
 
 /// Reads a row's columns by name.
 pub(super) struct Reader<'r>(pub(super) &'r SqliteRow);
 
 impl Reader<'_> {
     pub(super) fn text(&self, column: &str) -> Result<String> {
+        Ok(self.0.try_get(column)?)
+    }
+
+    pub(super) fn bytes(&self, column: &str) -> Result<Vec<u8>> {
+        Ok(self.0.try_get(column)?)
+    }
+
+    pub(super) fn optional_bytes(&self, column: &str) -> Result<Option<Vec<u8>>> {
         Ok(self.0.try_get(column)?)
     }
 
@@ -40,9 +48,21 @@ impl Reader<'_> {
         text.map(|text| parse_json(text, column)).transpose()
     }
 
+    /// The column `streams` of an artifact.
+    pub(super) fn streams(&self) -> Result<Option<Streams>> {
+        let streams = self.optional_json("streams")?.map(serde_json::from_value).transpose();
+        streams.map_err(|_| DbError::corrupt("column streams".to_owned()))
+    }
+
     pub(super) fn integer<T: TryFrom<i64>>(&self, column: &str) -> Result<T> {
         let number: i64 = self.0.try_get(column)?;
         number.try_into().map_err(|_| DbError::corrupt(format!("column {column}")))
+    }
+
+    pub(super) fn optional_integer<T: TryFrom<i64>>(&self, column: &str) -> Result<Option<T>> {
+        let number: Option<i64> = self.0.try_get(column)?;
+        let fits = |number: i64| number.try_into().map_err(|_| DbError::corrupt(format!("column {column}")));
+        number.map(fits).transpose()
     }
 
     pub(super) fn time(&self, column: &str) -> Result<Timestamp> {
@@ -172,12 +192,28 @@ pub(super) fn tag_target(row: &SqliteRow) -> Result<TagTarget> {
     Ok(TagTarget { tag: row.parsed("tag")?, build: row.parsed("build_id")?, moved_at: row.time("moved_at")? })
 }
 
-/// `SELECT …` of every column that [`artifact`] reads, of usable artifacts only, followed by `$rest` (`AND …`).
+/// `SELECT …` of every column that [`artifact`] reads, of artifacts whose root image is stored, followed by `$rest`.
+macro_rules! select_stored_artifact {
+    ($rest:literal) => {
+        concat!(
+            "SELECT a.*, b.template_id AS template_id, b.source_type AS source_type,
+                    b.runtime_defaults AS runtime_defaults, b.oci_metadata AS oci_metadata, b.build_config AS build_config, r.file AS file, r.bytes AS bytes,
+                    r.manifest AS manifest, r.info AS info, r.key AS key
+             FROM artifacts a
+             JOIN builds b ON b.id = a.build_id
+             JOIN rootfs r ON r.key = a.rootfs_key ",
+            $rest
+        )
+    };
+}
+pub(super) use select_stored_artifact;
+
+/// The same, of usable artifacts only (`AND …`).
 macro_rules! select_artifact {
     ($rest:literal) => {
         concat!(
-            "SELECT a.*, b.template_id AS template_id, b.runtime_defaults AS runtime_defaults,
-                    b.oci_metadata AS oci_metadata, b.build_config AS build_config, r.file AS file, r.bytes AS bytes,
+            "SELECT a.*, b.template_id AS template_id, b.source_type AS source_type,
+                    b.runtime_defaults AS runtime_defaults, b.oci_metadata AS oci_metadata, b.build_config AS build_config, r.file AS file, r.bytes AS bytes,
                     r.manifest AS manifest, r.info AS info, r.key AS key
              FROM artifacts a
              JOIN builds b ON b.id = a.build_id
@@ -195,8 +231,10 @@ pub(super) fn artifact(row: &SqliteRow) -> Result<Artifact> {
     Ok(Artifact {
         id: row.parsed("id")?,
         folder: row.text("folder")?,
+        streams: row.streams()?,
         tenant: row.parsed("tenant_id")?,
         build: row.parsed("build_id")?,
+        source_type: row.parsed("source_type")?,
         rootfs: root,
         disk_bytes: row.integer("disk_bytes")?,
         stored_bytes: row.integer("stored_bytes")?,
@@ -238,5 +276,31 @@ pub(super) fn sandbox(row: &SqliteRow) -> Result<Sandbox> {
         timeout_at: row.optional_time("timeout_at")?,
         ended_at: row.optional_time("ended_at")?,
         host: row.text("host")?,
+        sealed_envs: row.optional_bytes("sealed_envs")?,
+        snapshot: row.optional_parsed("snapshot_id")?,
+        last_active_at: row.optional_time("last_active_at")?,
+        continue_ms: row.optional_integer("continue_ms")?,
+    })
+}
+
+pub(super) fn snapshot(row: &SqliteRow) -> Result<Snapshot> {
+    let row = Reader(row);
+    Ok(Snapshot {
+        id: row.parsed("id")?,
+        tenant: row.parsed("tenant_id")?,
+        kind: row.parsed("kind")?,
+        sandbox: row.parsed("sandbox_id")?,
+        artifact: row.parsed("artifact_id")?,
+        folder: row.text("folder")?,
+        streams: row.streams()?.ok_or_else(|| DbError::corrupt("column streams"))?,
+        summary: row.json("summary")?,
+        size_bytes: row.integer("size_bytes")?,
+        stored_bytes: row.integer("stored_bytes")?,
+        metadata: row.json("metadata")?,
+        template_ref: row.text("template_ref")?,
+        config: row.json("config")?,
+        sandbox_metadata: row.json("sandbox_metadata")?,
+        sealed_envs: row.optional_bytes("sealed_envs")?,
+        created_at: row.time("created_at")?,
     })
 }

@@ -2,13 +2,14 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use nullspace_types::{Caller, SandboxId};
+use nullspace_types::{ArtifactId, Caller, SandboxId, TenantId};
+use serde_json::{Value, json};
 use sqlx::{QueryBuilder, Sqlite};
 
 use super::{
-    SqliteStore,
+    SqliteStore, Tx, grants,
     rows::{self, Reader},
-    templates,
+    snapshots, templates,
 };
 use crate::{DbError, Inserted, NewSandbox, Result, Sandbox, SandboxFilter, SandboxStatus, Sandboxes};
 
@@ -32,9 +33,22 @@ impl Sandboxes for SqliteStore {
         &self,
         caller: &Caller,
         sandbox: SandboxId,
+        config: &Value,
         timeout_at: Option<Timestamp>,
     ) -> Result<Sandbox> {
-        set_timeout(self, caller, sandbox, timeout_at).await
+        set_timeout(self, caller, sandbox, config, timeout_at).await
+    }
+
+    async fn touch_sandboxes(&self, used: &[(SandboxId, Timestamp)]) -> Result<()> {
+        touch(self, used).await
+    }
+
+    async fn due_sandboxes(&self, host: &str, now: Timestamp, limit: u32) -> Result<Vec<Sandbox>> {
+        due(self, host, now, limit).await
+    }
+
+    async fn end_due_sandbox(&self, sandbox: SandboxId, reason: &str, now: Timestamp) -> Result<Sandbox> {
+        end_due(self, sandbox, reason, now).await
     }
 
     async fn get_sandbox(&self, caller: &Caller, sandbox: SandboxId) -> Result<Sandbox> {
@@ -51,7 +65,7 @@ impl Sandboxes for SqliteStore {
         status: SandboxStatus,
         reason: &str,
         now: Timestamp,
-    ) -> Result<Vec<SandboxId>> {
+    ) -> Result<Vec<(SandboxId, TenantId)>> {
         end_of_host(self, host, status, reason, now).await
     }
 }
@@ -59,12 +73,7 @@ impl Sandboxes for SqliteStore {
 /// Longest page of sandboxes.
 const MAX_PAGE: u32 = 1000;
 
-pub(super) async fn insert(
-    store: &SqliteStore,
-    caller: &Caller,
-    sandbox: NewSandbox,
-    now: Timestamp,
-) -> Result<Inserted> {
+async fn insert(store: &SqliteStore, caller: &Caller, sandbox: NewSandbox, now: Timestamp) -> Result<Inserted> {
     let mut tx = store.write().await?;
     if let Some(repeat) = &sandbox.idempotency {
         let earlier = sqlx::query("SELECT * FROM sandboxes WHERE tenant_id = ? AND idempotency_key = ?")
@@ -79,12 +88,12 @@ pub(super) async fn insert(
             return Err(DbError::conflict("this idempotency key was used for another request"));
         }
     }
-    templates::visible_artifact(&mut tx, caller, sandbox.artifact).await?.ok_or(DbError::NotFound)?;
+    check_origin(&mut tx, caller, &sandbox).await?;
     let (key, digest) = sandbox.idempotency.map(|repeat| (repeat.key, repeat.request_digest)).unzip();
     let row = sqlx::query(
         "INSERT INTO sandboxes (id, tenant_id, artifact_id, template_ref, status, config, metadata, created_at, timeout_at,
-             host, idempotency_key, idempotency_digest)
-         VALUES (?, ?, ?, ?, 'creating', ?, ?, ?, ?, ?, ?, ?) RETURNING *",
+             host, sealed_envs, snapshot_id, idempotency_key, idempotency_digest)
+         VALUES (?, ?, ?, ?, 'creating', ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
     )
     .bind(sandbox.id.to_string())
     .bind(caller.tenant.to_string())
@@ -95,6 +104,8 @@ pub(super) async fn insert(
     .bind(now.as_microsecond())
     .bind(sandbox.timeout_at.map(Timestamp::as_microsecond))
     .bind(sandbox.host)
+    .bind(sandbox.sealed_envs)
+    .bind(sandbox.from_snapshot.map(|id| id.to_string()))
     .bind(key)
     .bind(digest)
     .fetch_one(&mut *tx)
@@ -103,48 +114,120 @@ pub(super) async fn insert(
     Ok(Inserted::New(rows::sandbox(&row)?))
 }
 
-pub(super) async fn set_status(
+/// Checks that what a sandbox is made from is the caller's to use, and there. The artifact of a snapshot or of another sandbox may
+/// be of a template that was deleted since: they keep its files.
+async fn check_origin(tx: &mut Tx, caller: &Caller, sandbox: &NewSandbox) -> Result<()> {
+    let from = match (sandbox.from_snapshot, sandbox.forked_from) {
+        (None, None) => {
+            templates::visible_artifact(tx, caller, sandbox.artifact).await?.ok_or(DbError::NotFound)?;
+            return Ok(());
+        }
+        (Some(_), Some(_)) => return Err(DbError::conflict("a sandbox is made from one snapshot or sandbox")),
+        (Some(snapshot), None) => (
+            "SELECT p.artifact_id AS artifact_id FROM snapshots p JOIN artifacts a ON a.id = p.artifact_id
+             WHERE p.id = ? AND p.tenant_id = ? AND p.ended_at IS NULL AND a.purged_at IS NULL",
+            snapshot.to_string(),
+        ),
+        (None, Some(source)) => (
+            "SELECT s.artifact_id AS artifact_id FROM sandboxes s JOIN artifacts a ON a.id = s.artifact_id
+             WHERE s.id = ? AND s.tenant_id = ? AND a.purged_at IS NULL",
+            source.to_string(),
+        ),
+    };
+    let (query, id) = from;
+    let row = sqlx::query(query)
+        .bind(id)
+        .bind(caller.tenant.to_string())
+        .fetch_optional(&mut **tx)
+        .await?
+        .ok_or(DbError::NotFound)?;
+    let artifact: ArtifactId = Reader(&row).parsed("artifact_id")?;
+    if artifact == sandbox.artifact {
+        Ok(())
+    } else {
+        Err(DbError::conflict("a sandbox has the artifact of its origin"))
+    }
+}
+
+async fn set_status(
     store: &SqliteStore,
     sandbox: SandboxId,
     status: SandboxStatus,
     reason: Option<&str>,
     now: Timestamp,
 ) -> Result<Sandbox> {
-    let started = (status == SandboxStatus::Running).then(|| now.as_microsecond());
-    let ended = status.is_final().then(|| now.as_microsecond());
     let mut tx = store.write().await?;
-    let row = sqlx::query(
-        "UPDATE sandboxes SET status = ?, reason = ?, started_at = coalesce(started_at, ?), ended_at = ?
-         WHERE id = ? AND ended_at IS NULL RETURNING *",
-    )
-    .bind(status.as_str())
-    .bind(reason)
-    .bind(started)
-    .bind(ended)
-    .bind(sandbox.to_string())
-    .fetch_optional(&mut *tx)
-    .await?;
-    let Some(row) = row else {
-        let known = sqlx::query("SELECT 1 FROM sandboxes WHERE id = ?").bind(sandbox.to_string());
-        return Err(match known.fetch_optional(&mut *tx).await? {
-            Some(_) => DbError::conflict("the sandbox is over"),
-            None => DbError::NotFound,
-        });
+    let before = in_tx(&mut tx, sandbox).await?;
+    let row = match (before.status, status) {
+        (SandboxStatus::Destroyed | SandboxStatus::Error, _) => return Err(DbError::conflict("the sandbox is over")),
+        (_, SandboxStatus::Destroyed | SandboxStatus::Error) => end(&mut tx, &before, status, reason, now).await?,
+        (SandboxStatus::Creating | SandboxStatus::Running, SandboxStatus::Running) => {
+            sqlx::query(
+                "UPDATE sandboxes SET status = 'running', reason = ?, started_at = coalesce(started_at, ?)
+                 WHERE id = ? RETURNING *",
+            )
+            .bind(reason)
+            .bind(now.as_microsecond())
+            .bind(sandbox.to_string())
+            .fetch_one(&mut *tx)
+            .await?
+        }
+        (before, status) => {
+            return Err(DbError::conflict(format!("a sandbox that is {before} cannot become {status}")));
+        }
     };
     tx.commit().await?;
     rows::sandbox(&row)
 }
 
-pub(super) async fn set_timeout(
+/// Any tenant's sandbox.
+pub(super) async fn in_tx(tx: &mut Tx, sandbox: SandboxId) -> Result<Sandbox> {
+    let row = sqlx::query("SELECT * FROM sandboxes WHERE id = ?")
+        .bind(sandbox.to_string())
+        .fetch_optional(&mut **tx)
+        .await?
+        .ok_or(DbError::NotFound)?;
+    rows::sandbox(&row)
+}
+
+/// Ends a sandbox that has not ended. The snapshot that it is stored in is over then, and its variables and grants are gone.
+pub(super) async fn end(
+    tx: &mut Tx,
+    sandbox: &Sandbox,
+    status: SandboxStatus,
+    reason: Option<&str>,
+    now: Timestamp,
+) -> Result<sqlx::sqlite::SqliteRow> {
+    if let (SandboxStatus::Paused, Some(snapshot)) = (sandbox.status, sandbox.snapshot) {
+        snapshots::end(tx, snapshot, now).await?;
+    }
+    grants::end_with(tx, sandbox.id).await?;
+    let row = sqlx::query(
+        "UPDATE sandboxes SET status = ?, reason = ?, ended_at = ?, sealed_envs = NULL, continues = 0, continue_ms = NULL
+         WHERE id = ? AND ended_at IS NULL RETURNING *",
+    )
+    .bind(status.as_str())
+    .bind(reason)
+    .bind(now.as_microsecond())
+    .bind(sandbox.id.to_string())
+    .fetch_one(&mut **tx)
+    .await?;
+    Ok(row)
+}
+
+async fn set_timeout(
     store: &SqliteStore,
     caller: &Caller,
     sandbox: SandboxId,
+    config: &Value,
     timeout_at: Option<Timestamp>,
 ) -> Result<Sandbox> {
     let mut tx = store.write().await?;
     let row = sqlx::query(
-        "UPDATE sandboxes SET timeout_at = ? WHERE id = ? AND tenant_id = ? AND ended_at IS NULL RETURNING *",
+        "UPDATE sandboxes SET config = ?, timeout_at = ?
+         WHERE id = ? AND tenant_id = ? AND status IN ('running', 'paused') RETURNING *",
     )
+    .bind(config.to_string())
     .bind(timeout_at.map(Timestamp::as_microsecond))
     .bind(sandbox.to_string())
     .bind(caller.tenant.to_string())
@@ -154,13 +237,59 @@ pub(super) async fn set_timeout(
     match row {
         Some(row) => rows::sandbox(&row),
         None => {
-            get(store, caller, sandbox).await?;
-            Err(DbError::conflict("the sandbox is over"))
+            let status = get(store, caller, sandbox).await?.status;
+            Err(DbError::conflict(format!("a sandbox that is {status} has no timeout to set")))
         }
     }
 }
 
-pub(super) async fn get(store: &SqliteStore, caller: &Caller, sandbox: SandboxId) -> Result<Sandbox> {
+async fn touch(store: &SqliteStore, used: &[(SandboxId, Timestamp)]) -> Result<()> {
+    if used.is_empty() {
+        return Ok(());
+    }
+    let used: Vec<Value> = used.iter().map(|(id, at)| json!([id.to_string(), at.as_microsecond()])).collect();
+    sqlx::query(
+        "UPDATE sandboxes SET last_active_at = max(coalesce(last_active_at, u.at), u.at)
+         FROM (SELECT json_extract(value, '$[0]') AS id, max(json_extract(value, '$[1]')) AS at
+               FROM json_each(?) GROUP BY 1) AS u
+         WHERE sandboxes.id = u.id AND ended_at IS NULL",
+    )
+    .bind(Value::from(used).to_string())
+    .execute(&store.writer)
+    .await?;
+    Ok(())
+}
+
+async fn due(store: &SqliteStore, host: &str, now: Timestamp, limit: u32) -> Result<Vec<Sandbox>> {
+    let found = sqlx::query(
+        "SELECT * FROM sandboxes WHERE status = 'paused' AND host = ? AND timeout_at IS NOT NULL AND timeout_at <= ?
+             AND continues = 0
+         ORDER BY timeout_at LIMIT ?",
+    )
+    .bind(host)
+    .bind(now.as_microsecond())
+    .bind(i64::from(limit))
+    .fetch_all(&store.readers)
+    .await?;
+    found.iter().map(rows::sandbox).collect()
+}
+
+async fn end_due(store: &SqliteStore, sandbox: SandboxId, reason: &str, now: Timestamp) -> Result<Sandbox> {
+    let mut tx = store.write().await?;
+    let found = in_tx(&mut tx, sandbox).await?;
+    let continues = sqlx::query("SELECT 1 FROM sandboxes WHERE id = ? AND continues = 1").bind(sandbox.to_string());
+    let is_due = found.status == SandboxStatus::Paused
+        && found.timeout_at.is_some_and(|at| at <= now)
+        && continues.fetch_optional(&mut *tx).await?.is_none();
+    if !is_due {
+        return Err(DbError::conflict("the sandbox is not due any more"));
+    }
+    let row = end(&mut tx, &found, SandboxStatus::Destroyed, Some(reason), now).await?;
+    tx.commit().await?;
+    rows::sandbox(&row)
+}
+
+async fn get(store: &SqliteStore, caller: &Caller, sandbox: SandboxId) -> Result<Sandbox> {
     let row = sqlx::query("SELECT * FROM sandboxes WHERE id = ? AND tenant_id = ?")
         .bind(sandbox.to_string())
         .bind(caller.tenant.to_string())
@@ -170,7 +299,7 @@ pub(super) async fn get(store: &SqliteStore, caller: &Caller, sandbox: SandboxId
     rows::sandbox(&row)
 }
 
-pub(super) async fn list(store: &SqliteStore, caller: &Caller, filter: SandboxFilter) -> Result<Vec<Sandbox>> {
+async fn list(store: &SqliteStore, caller: &Caller, filter: SandboxFilter) -> Result<Vec<Sandbox>> {
     let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT * FROM sandboxes WHERE tenant_id = ");
     query.push_bind(caller.tenant.to_string());
     if filter.statuses.is_empty() {
@@ -191,19 +320,20 @@ pub(super) async fn list(store: &SqliteStore, caller: &Caller, filter: SandboxFi
     found.iter().map(rows::sandbox).collect()
 }
 
-pub(super) async fn end_of_host(
+async fn end_of_host(
     store: &SqliteStore,
     host: &str,
     status: SandboxStatus,
     reason: &str,
     now: Timestamp,
-) -> Result<Vec<SandboxId>> {
+) -> Result<Vec<(SandboxId, TenantId)>> {
     if !status.is_final() {
         return Err(DbError::conflict("a sandbox without a machine is over"));
     }
     let mut tx = store.write().await?;
     let found = sqlx::query(
-        "UPDATE sandboxes SET status = ?, reason = ?, ended_at = ? WHERE host = ? AND ended_at IS NULL RETURNING id",
+        "UPDATE sandboxes SET status = ?, reason = ?, ended_at = ?, sealed_envs = NULL
+         WHERE host = ? AND ended_at IS NULL AND status IN ('creating', 'running') RETURNING id, tenant_id",
     )
     .bind(status.as_str())
     .bind(reason)
@@ -211,6 +341,13 @@ pub(super) async fn end_of_host(
     .bind(host)
     .fetch_all(&mut *tx)
     .await?;
+    let ended: Vec<(SandboxId, TenantId)> = found
+        .iter()
+        .map(|row| Ok((Reader(row).parsed("id")?, Reader(row).parsed("tenant_id")?)))
+        .collect::<Result<_>>()?;
+    for (sandbox, _) in &ended {
+        grants::end_with(&mut tx, *sandbox).await?;
+    }
     tx.commit().await?;
-    found.iter().map(|row| Reader(row).parsed("id")).collect()
+    Ok(ended)
 }

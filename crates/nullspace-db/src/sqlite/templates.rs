@@ -9,7 +9,7 @@ use nullspace_types::{
 
 use super::{
     SqliteStore, Tx, finish,
-    rows::{self, Reader, select_artifact, select_template},
+    rows::{self, Reader, select_artifact, select_stored_artifact, select_template},
 };
 use crate::{Artifact, CancelRequest, DbError, Resolved, Result, TagTarget, Template, Visibility};
 
@@ -136,6 +136,15 @@ async fn artifact_of_build(tx: &mut Tx, build: BuildId, template: TemplateId) ->
     let row = sqlx::query(select_artifact!("AND a.build_id = ? AND b.template_id = ?"))
         .bind(build.to_string())
         .bind(template.to_string())
+        .fetch_optional(&mut **tx)
+        .await?;
+    row.as_ref().map(rows::artifact).transpose()
+}
+
+/// An artifact whose files are there, for any caller; also one that was deleted.
+pub(super) async fn stored_artifact(tx: &mut Tx, id: ArtifactId) -> Result<Option<Artifact>> {
+    let row = sqlx::query(select_stored_artifact!("WHERE a.purged_at IS NULL AND a.id = ?"))
+        .bind(id.to_string())
         .fetch_optional(&mut **tx)
         .await?;
     row.as_ref().map(rows::artifact).transpose()

@@ -1,12 +1,12 @@
-//! Tenants, namespaces and keys.
+//! Tenants and namespaces.
 
 use async_trait::async_trait;
-use jiff::{SignedDuration, Timestamp};
-use nullspace_types::{BuildId, Caller, KeyId, MAX_NAME_CHARS, SYSTEM_NAMESPACE, TenantId};
+use jiff::Timestamp;
+use nullspace_types::{BuildId, Caller, MAX_NAME_CHARS, SYSTEM_NAMESPACE, TenantId};
 use sqlx::{Row, sqlite::SqliteRow};
 
 use super::{SqliteStore, Tx, rows::Reader};
-use crate::{ApiKey, DbError, KeyHash, Namespace, NamespaceKind, NewKey, Result, Tenant, Tenants};
+use crate::{DbError, Namespace, NamespaceKind, Result, Tenant, Tenants};
 
 #[async_trait]
 impl Tenants for SqliteStore {
@@ -18,33 +18,10 @@ impl Tenants for SqliteStore {
         list(self).await
     }
 
-    async fn create_key(&self, tenant: &Tenant, label: &str, key: &NewKey, now: Timestamp) -> Result<ApiKey> {
-        create_key(self, tenant, label, key, now).await
-    }
-
-    async fn list_keys(&self, tenant: &Tenant) -> Result<Vec<ApiKey>> {
-        list_keys(self, tenant).await
-    }
-
-    async fn revoke_key(&self, key: KeyId, now: Timestamp) -> Result<()> {
-        revoke_key(self, key, now).await
-    }
-
-    async fn authenticate(&self, key: &KeyHash, now: Timestamp) -> Result<Caller> {
-        authenticate(self, key, now).await
-    }
-
-    async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>> {
-        keys_in_force(self, keys).await
-    }
-
     async fn get_namespace(&self, caller: &Caller, slug: &str) -> Result<Namespace> {
         get_namespace(self, caller, slug).await
     }
 }
-
-/// Precision of a key's last use, so that not every request writes it.
-const LAST_USED_PRECISION: SignedDuration = SignedDuration::from_secs(60);
 
 macro_rules! select_tenant {
     ($rest:literal) => {
@@ -142,99 +119,6 @@ pub(super) async fn list(store: &SqliteStore) -> Result<Vec<Tenant>> {
     rows.iter().map(tenant).collect()
 }
 
-fn api_key(row: &SqliteRow) -> Result<ApiKey> {
-    let row = Reader(row);
-    Ok(ApiKey {
-        id: row.parsed("id")?,
-        tenant: row.parsed("tenant_id")?,
-        label: row.text("label")?,
-        shown: row.text("shown")?,
-        created_at: row.time("created_at")?,
-        last_used_at: row.optional_time("last_used_at")?,
-        revoked_at: row.optional_time("revoked_at")?,
-    })
-}
-
-pub(super) async fn create_key(
-    store: &SqliteStore,
-    tenant: &Tenant,
-    label: &str,
-    key: &NewKey,
-    now: Timestamp,
-) -> Result<ApiKey> {
-    let mut tx = store.write().await?;
-    let row = sqlx::query(
-        "INSERT INTO api_keys (id, tenant_id, label, shown, hash, created_at) VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
-    )
-    .bind(KeyId::new().to_string())
-    .bind(tenant.id.to_string())
-    .bind(label)
-    .bind(key.shown())
-    .bind(key.hash().as_bytes().to_vec())
-    .bind(now.as_microsecond())
-    .fetch_one(&mut *tx)
-    .await?;
-    tx.commit().await?;
-    api_key(&row)
-}
-
-pub(super) async fn list_keys(store: &SqliteStore, tenant: &Tenant) -> Result<Vec<ApiKey>> {
-    let rows = sqlx::query("SELECT * FROM api_keys WHERE tenant_id = ? ORDER BY id")
-        .bind(tenant.id.to_string())
-        .fetch_all(&store.readers)
-        .await?;
-    rows.iter().map(api_key).collect()
-}
-
-pub(super) async fn revoke_key(store: &SqliteStore, key: KeyId, now: Timestamp) -> Result<()> {
-    let done = sqlx::query("UPDATE api_keys SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?")
-        .bind(now.as_microsecond())
-        .bind(key.to_string())
-        .execute(&store.writer)
-        .await?;
-    if done.rows_affected() == 0 { Err(DbError::NotFound) } else { Ok(()) }
-}
-
-pub(super) async fn authenticate(store: &SqliteStore, key: &KeyHash, now: Timestamp) -> Result<Caller> {
-    let row = sqlx::query(
-        "SELECT k.id AS id, k.tenant_id AS tenant_id, k.last_used_at AS last_used_at, n.slug AS slug
-         FROM api_keys k JOIN namespaces n ON n.tenant_id = k.tenant_id AND n.is_default = 1
-         WHERE k.hash = ? AND k.revoked_at IS NULL",
-    )
-    .bind(key.as_bytes().to_vec())
-    .fetch_optional(&store.readers)
-    .await?
-    .ok_or(DbError::NotFound)?;
-    let row = Reader(&row);
-    let id: KeyId = row.parsed("id")?;
-    let stale = row.optional_time("last_used_at")?.is_none_or(|used| now.duration_since(used) >= LAST_USED_PRECISION);
-    // Who finds another at it goes on: that one's note is as good, and a busy minute must not begin with a queue of writes.
-    if stale && let Ok(_noting) = store.noting.try_lock() {
-        let noted = sqlx::query("UPDATE api_keys SET last_used_at = ? WHERE id = ?")
-            .bind(now.as_microsecond())
-            .bind(id.to_string())
-            .execute(&store.writer)
-            .await;
-        if let Err(error) = noted {
-            // A request that only reads must work while nothing can be written.
-            tracing::warn!(key = %id, %error, "note the last use of a key");
-        }
-    }
-    Ok(Caller { tenant: row.parsed("tenant_id")?, namespace: row.text("slug")?, key: Some(id) })
-}
-
-pub(super) async fn keys_in_force(store: &SqliteStore, keys: &[KeyId]) -> Result<Vec<KeyId>> {
-    let ids: Vec<String> = keys.iter().map(ToString::to_string).collect();
-    let rows = sqlx::query(
-        "SELECT k.id AS id FROM api_keys k JOIN namespaces n ON n.tenant_id = k.tenant_id AND n.is_default = 1
-         WHERE k.revoked_at IS NULL AND k.id IN (SELECT value FROM json_each(?))",
-    )
-    .bind(serde_json::Value::from(ids).to_string())
-    .fetch_all(&store.readers)
-    .await?;
-    rows.iter().map(|row| Reader(row).parsed("id")).collect()
-}
-
 pub(super) async fn get_namespace(store: &SqliteStore, caller: &Caller, slug: &str) -> Result<Namespace> {
     let row = sqlx::query(
         "SELECT n.slug AS slug, n.kind AS kind, n.tenant_id AS tenant_id FROM namespaces n
@@ -266,5 +150,6 @@ pub(super) async fn caller_of(tx: &mut Tx, build: BuildId) -> Result<Caller> {
         tenant: tenant.parse().map_err(|_| DbError::corrupt("builds.tenant_id"))?,
         namespace: row.try_get(1)?,
         key: None,
+        read_only: false,
     })
 }

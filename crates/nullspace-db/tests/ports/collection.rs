@@ -1,14 +1,16 @@
 //! What is kept and what can go: by reference, never by age alone.
 
-use nullspace_db::{BuildStatus, SandboxStatus};
+use nullspace_db::{BuildStatus, FinishReady, SandboxStatus};
 use nullspace_types::{Caller, KnownFiles, Rootfs};
 
-use crate::fixture::{Fixture, ROOTFS_KEY, at, cancel, entry, failure, is_not_found, new_sandbox, rootfs};
+use crate::fixture::{
+    Fixture, ROOTFS_KEY, at, cancel, entry, failure, is_not_found, new_sandbox, result, rootfs, streams,
+};
 
 async fn collectable(f: &Fixture, now: i64) -> Vec<nullspace_types::ArtifactId> {
     let unused = f.store.collectable_artifacts(at(now), 100).await.unwrap();
     for one in &unused {
-        assert!(f.store.known_files().await.unwrap().artifacts.contains(&one.folder));
+        assert!(f.store.known_files().await.unwrap().artifacts.contains_key(&one.folder));
     }
     unused.into_iter().map(|one| one.id).collect()
 }
@@ -65,7 +67,7 @@ async fn a_deleted_templates_artifact_is_freed_when_no_sandbox_uses_it() {
     f.delete(&caller, "web", at(3)).await.unwrap();
     assert!(collectable(&f, 4).await.is_empty());
     assert!(!f.store.purge_artifact(build.artifact_id, at(4)).await.unwrap());
-    assert!(f.store.known_files().await.unwrap().artifacts.contains(&kept));
+    assert!(f.store.known_files().await.unwrap().artifacts.contains_key(&kept));
     f.store.set_sandbox_status(running, SandboxStatus::Destroyed, None, at(5)).await.unwrap();
     assert_eq!(collectable(&f, 5).await, [build.artifact_id]);
     assert!(f.store.purge_artifact(build.artifact_id, at(5)).await.unwrap());
@@ -161,11 +163,14 @@ async fn what_is_lost_from_the_disk_is_not_offered_any_more_and_can_be_made_anew
     let one = f.ready(&caller, "one", &["default"], at(1)).await;
     let two = f.ready(&caller, "two", &["default"], at(1)).await;
     let kept = folder(&f, two.artifact_id).await;
-    let lost = KnownFiles { artifacts: [folder(&f, one.artifact_id).await].into(), rootfs: Default::default() };
+    let lost = KnownFiles {
+        artifacts: [(folder(&f, one.artifact_id).await, Some(streams("e")))].into(),
+        ..KnownFiles::default()
+    };
     f.store.forget_lost(&lost, at(5)).await.unwrap();
     assert!(is_not_found(&f.resolve(&caller, "one").await));
     assert!(f.resolve(&caller, "two").await.is_ok());
-    assert_eq!(f.store.known_files().await.unwrap().artifacts, [kept].into());
+    assert_eq!(f.store.known_files().await.unwrap().artifacts, [(kept, Some(streams("e")))].into());
     let lost = KnownFiles { artifacts: Default::default(), rootfs: [(rootfs("a").file, None)].into() };
     f.store.forget_lost(&lost, at(6)).await.unwrap();
     assert!(is_not_found(&f.resolve(&caller, "two").await));
@@ -174,6 +179,40 @@ async fn what_is_lost_from_the_disk_is_not_offered_any_more_and_can_be_made_anew
     let (lease, _) = f.run("w", at(7)).await;
     assert_eq!(f.store.find_rootfs(&lease, ROOTFS_KEY, at(7)).await.unwrap(), None);
     assert_eq!(f.store.put_rootfs(&lease, rootfs("b"), at(7)).await.unwrap(), rootfs("b"));
+}
+
+#[tokio::test]
+async fn a_snapshot_of_an_older_version_gets_its_streams_once() {
+    let f = Fixture::new().await;
+    let caller = f.tenant("acme").await;
+    let old = f.ready_with(&caller, "old", FinishReady { streams: None, ..result() }, at(1)).await;
+    let folder = folder(&f, old.artifact_id).await;
+    assert_eq!(f.store.get_artifact(old.artifact_id).await.unwrap().streams, None);
+    assert_eq!(f.store.known_files().await.unwrap().artifacts, [(folder.clone(), None)].into());
+    assert!(f.store.set_artifact_streams(&folder, &streams("a")).await.unwrap());
+    assert!(!f.store.set_artifact_streams(&folder, &streams("b")).await.unwrap());
+    assert!(!f.store.set_artifact_streams("no such", &streams("b")).await.unwrap());
+    assert_eq!(f.store.get_artifact(old.artifact_id).await.unwrap().streams, Some(streams("a")));
+    // A purged one has none, and gets none.
+    f.delete(&caller, "old", at(2)).await.unwrap();
+    assert!(f.store.purge_artifact(old.artifact_id, at(3)).await.unwrap());
+    assert!(!f.store.set_artifact_streams(&folder, &streams("b")).await.unwrap());
+}
+
+#[tokio::test]
+async fn similar_snapshots_are_ones_own_and_the_systems() {
+    let f = Fixture::new().await;
+    let (own, other, system) = (f.tenant("acme").await, f.tenant("other").await, f.system().await);
+    for (caller, name, nonce) in [(&own, "web", "a"), (&own, "web", "b"), (&own, "api", "c"), (&other, "x", "d")] {
+        f.ready_with(caller, name, FinishReady { streams: Some(streams(nonce)), ..result() }, at(1)).await;
+    }
+    f.ready_with(&system, "base", FinishReady { streams: Some(streams("f")), ..result() }, at(1)).await;
+    f.accept(&own, "web").await;
+    let (lease, _) = f.run("w", at(9)).await;
+    let found = f.store.similar_snapshots(lease.build).await.unwrap();
+    assert!(found.contains(&streams("f")), "{found:?}");
+    assert!(!found.contains(&streams("d")), "another tenant's");
+    assert!((2..=3).contains(&found.len()), "{found:?}");
 }
 
 #[tokio::test]

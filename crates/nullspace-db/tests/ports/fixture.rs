@@ -9,9 +9,10 @@ use std::{
 use jiff::Timestamp;
 use nullspace_db::{
     Build, BuildBackend, CancelRequest, Database, DbError, FinishError, FinishReady, Finished, Lease, Leased, LogEntry,
-    NamespaceKind, NewBuild, NewLogEntry, NewSandbox, QueueLimits, Resolved, SourceType, SqliteStore,
+    NamespaceKind, NewBuild, NewLogEntry, NewSandbox, NewSnapshot, QueueLimits, Resolved, SnapshotKind, SourceType,
+    SqliteStore,
 };
-use nullspace_types::{ArtifactId, BuildId, Caller, Rootfs, SandboxId, TemplateRef};
+use nullspace_types::{ArtifactId, BuildId, Caller, Rootfs, SandboxId, SnapshotId, Streams, TemplateRef};
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
@@ -53,6 +54,18 @@ impl Fixture {
     /// The first column of what the database itself answers.
     pub(crate) async fn query(&self, sql: &'static str) -> Vec<String> {
         sqlx::query_scalar(sql).fetch_all(&mut self.connection().await).await.unwrap()
+    }
+
+    /// What a rule of the database itself forbids from now on, as if the machine failed at that statement.
+    pub(crate) async fn sabotage(&self, trigger: &'static str) {
+        let mut connection = self.connection().await;
+        sqlx::raw_sql(trigger).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    /// The database's file.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("nullspace.db")
     }
 
     /// Makes the last statement of `finish_ready` fail, whatever came before it.
@@ -104,11 +117,20 @@ impl Fixture {
 
     /// Takes a build all the way to `ready`.
     pub(crate) async fn ready(&self, caller: &Caller, name: &str, tags: &[&str], now: Timestamp) -> Build {
-        let accepted = self.accept_with(caller, new_build(name, tags)).await;
+        self.ready_as(caller, new_build(name, tags), result(), now).await
+    }
+
+    /// The same with another result.
+    pub(crate) async fn ready_with(&self, caller: &Caller, name: &str, result: FinishReady, now: Timestamp) -> Build {
+        self.ready_as(caller, new_build(name, &["default"]), result, now).await
+    }
+
+    async fn ready_as(&self, caller: &Caller, build: NewBuild, result: FinishReady, now: Timestamp) -> Build {
+        let accepted = self.accept_with(caller, build).await;
         let (lease, leased) = self.run("worker", now).await;
         assert_eq!(leased.id, accepted.id, "the queue holds something else");
         self.rootfs(&lease).await;
-        match self.store.finish_ready(&lease, result(), now).await.unwrap() {
+        match self.store.finish_ready(&lease, result, now).await.unwrap() {
             Finished::Ready(build) => *build,
             Finished::CancelRequested => panic!("nobody cancelled"),
         }
@@ -175,9 +197,16 @@ pub(crate) fn rootfs(nonce: &str) -> Rootfs {
     }
 }
 
+/// Streams whose manifests begin with this.
+pub(crate) fn streams(nonce: &str) -> Streams {
+    let stream = |name: &str, last: &str| (name.to_owned(), format!("{}{last}", nonce.repeat(63)));
+    Streams([stream("memory", "0"), stream("state", "1")].into())
+}
+
 pub(crate) fn result() -> FinishReady {
     FinishReady {
         folder: format!("{}.{}", ArtifactId::new(), BuildId::new().uuid().as_simple()),
+        streams: Some(streams("e")),
         rootfs_key: ROOTFS_KEY.to_owned(),
         disk_bytes: 1 << 30,
         stored_bytes: 1 << 20,
@@ -216,6 +245,26 @@ pub(crate) fn new_sandbox(artifact: ArtifactId) -> NewSandbox {
         metadata: Value::Null,
         timeout_at: Some(at(300)),
         host: "host-1".to_owned(),
+        sealed_envs: None,
+        from_snapshot: None,
+        forked_from: None,
+        idempotency: None,
+    }
+}
+
+/// A snapshot of a sandbox, with files of its own.
+pub(crate) fn new_snapshot(sandbox: SandboxId, kind: SnapshotKind) -> NewSnapshot {
+    let id = SnapshotId::new();
+    NewSnapshot {
+        id,
+        kind,
+        sandbox,
+        folder: format!("{}.{}", ArtifactId::new(), id.uuid().as_simple()),
+        streams: streams("d"),
+        summary: json!({ "files": ["memory", "state"] }),
+        size_bytes: 1 << 28,
+        stored_bytes: 1 << 18,
+        metadata: json!({ "note": "before the upgrade" }),
         idempotency: None,
     }
 }

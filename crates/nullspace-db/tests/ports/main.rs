@@ -5,12 +5,21 @@
 
 mod cancel;
 mod collection;
+mod events;
 mod finish;
 mod fixture;
+mod grants;
+mod keys;
+mod life;
+mod logs;
 mod model;
 mod names;
+mod promotions;
 mod queue;
+mod retention;
 mod sandboxes;
+mod snapshots;
 mod steps;
 mod templates;
 mod tenants;
+mod webhooks;

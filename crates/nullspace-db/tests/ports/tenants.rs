@@ -1,6 +1,6 @@
-//! Tenants and their keys.
+//! Tenants.
 
-use nullspace_db::{DbError, KeyHash, NamespaceKind, NewKey};
+use nullspace_db::{DbError, NamespaceKind};
 use serde_json::json;
 
 use crate::fixture::{Fixture, at, is_conflict, is_not_found};
@@ -27,66 +27,6 @@ async fn there_is_one_system_tenant() {
     assert!(is_conflict(&f.store.ensure_tenant("nullspace", NamespaceKind::User, at(1)).await));
     assert!(is_conflict(&f.store.ensure_tenant("second", NamespaceKind::System, at(1)).await));
     assert_eq!(f.store.list_tenants().await.unwrap().len(), 1);
-}
-
-#[tokio::test]
-async fn a_key_opens_its_tenant_until_it_is_revoked() {
-    let f = Fixture::new().await;
-    let tenant = f.store.ensure_tenant("acme", NamespaceKind::User, at(0)).await.unwrap();
-    let key = NewKey::generate();
-    let kept = f.store.create_key(&tenant, "laptop", &key, at(1)).await.unwrap();
-    assert_eq!((kept.tenant, kept.label.as_str(), kept.shown.as_str()), (tenant.id, "laptop", key.shown().as_str()));
-    let caller = f.store.authenticate(&KeyHash::of(key.expose()), at(5)).await.unwrap();
-    assert_eq!((caller.tenant, caller.namespace.as_str(), caller.key), (tenant.id, "acme", Some(kept.id)));
-    for wrong in ["", "ns_live_", &key.expose()[..47], &key.expose().to_lowercase(), NewKey::generate().expose()] {
-        assert!(is_not_found(&f.store.authenticate(&KeyHash::of(wrong), at(5)).await));
-    }
-    let other = f.store.create_key(&tenant, "phone", &NewKey::generate(), at(1)).await.unwrap();
-    let unknown = nullspace_types::KeyId::new();
-    let mut in_force = f.store.keys_in_force(&[kept.id, unknown, other.id]).await.unwrap();
-    in_force.sort_by_key(|id| *id != kept.id);
-    assert_eq!(in_force, [kept.id, other.id]);
-    assert_eq!(f.store.keys_in_force(&[]).await.unwrap(), []);
-    f.store.revoke_key(kept.id, at(6)).await.unwrap();
-    f.store.revoke_key(kept.id, at(7)).await.unwrap();
-    assert_eq!(f.store.keys_in_force(&[kept.id, other.id]).await.unwrap(), [other.id]);
-    assert!(is_not_found(&f.store.authenticate(&key.hash(), at(8)).await));
-    let keys = f.store.list_keys(&tenant).await.unwrap();
-    assert_eq!((keys[0].revoked_at, keys[0].last_used_at), (Some(at(6)), Some(at(5))));
-    assert!(is_not_found(&f.store.revoke_key(nullspace_types::KeyId::new(), at(8)).await));
-}
-
-#[tokio::test]
-async fn the_last_use_of_a_key_is_noted_to_the_minute() {
-    let f = Fixture::new().await;
-    let tenant = f.store.ensure_tenant("acme", NamespaceKind::User, at(0)).await.unwrap();
-    let key = NewKey::generate();
-    f.store.create_key(&tenant, "", &key, at(0)).await.unwrap();
-    let mut noted = Vec::new();
-    for second in [10, 40, 69, 70, 100] {
-        f.store.authenticate(&key.hash(), at(second)).await.unwrap();
-        noted.push(f.store.list_keys(&tenant).await.unwrap()[0].last_used_at.unwrap());
-    }
-    assert_eq!(noted, [at(10), at(10), at(10), at(70), at(70)]);
-}
-
-#[tokio::test]
-async fn a_key_is_stored_as_its_hash_only() {
-    let f = Fixture::new().await;
-    let tenant = f.store.ensure_tenant("acme", NamespaceKind::User, at(0)).await.unwrap();
-    let key = NewKey::generate();
-    f.store.create_key(&tenant, "label-in-the-file", &key, at(1)).await.unwrap();
-    f.store.authenticate(&key.hash(), at(5)).await.unwrap();
-    let holds = |needle: &[u8]| {
-        f.files().iter().any(|file| std::fs::read(file).unwrap().windows(needle.len()).any(|part| part == needle))
-    };
-    // Before the journal is folded into the file, and after.
-    for _ in 0..2 {
-        assert!(holds(b"label-in-the-file"), "looked in the wrong files");
-        assert!(!holds(key.expose().as_bytes()));
-        assert!(!holds(&key.expose().as_bytes()[16..]), "the secret part is stored");
-        f.store.close().await;
-    }
 }
 
 #[tokio::test]

@@ -1,0 +1,205 @@
+//! Grants: tokens for ports of sandboxes.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use nullspace_types::{Caller, GrantId, SandboxId};
+use sqlx::sqlite::SqliteRow;
+
+use super::{
+    SqliteStore, Tx,
+    rows::{self, Reader},
+};
+use crate::grants::OVER_PER_SANDBOX;
+use crate::{DbError, Grant, GrantUse, Grants, NewGrant, Result, Sandbox};
+
+#[async_trait]
+impl Grants for SqliteStore {
+    async fn insert_grant(&self, caller: &Caller, grant: NewGrant, most: u32, now: Timestamp) -> Result<Grant> {
+        insert(self, caller, grant, most, now).await
+    }
+
+    async fn list_grants(&self, caller: &Caller, sandbox: SandboxId, port: Option<u16>) -> Result<Vec<Grant>> {
+        let found = sqlx::query(
+            "SELECT * FROM grants WHERE sandbox_id = ?1 AND +tenant_id = ?2 AND (?3 IS NULL OR port = ?3)
+             ORDER BY id DESC",
+        )
+        .bind(sandbox.to_string())
+        .bind(caller.tenant.to_string())
+        .bind(port.map(i64::from))
+        .fetch_all(&self.readers)
+        .await?;
+        found.iter().map(grant).collect()
+    }
+
+    async fn revoke_grant(&self, caller: &Caller, sandbox: SandboxId, grant: GrantId, now: Timestamp) -> Result<Grant> {
+        revoke(self, caller, sandbox, grant, now).await
+    }
+
+    async fn grant_of_token(&self, token_hash: [u8; 32]) -> Result<Grant> {
+        let row = sqlx::query("SELECT * FROM grants WHERE token_hash = ?")
+            .bind(token_hash.to_vec())
+            .fetch_optional(&self.readers)
+            .await?
+            .ok_or(DbError::NotFound)?;
+        grant(&row)
+    }
+
+    async fn sandbox_of_anyone(&self, sandbox: SandboxId) -> Result<Sandbox> {
+        let row = sqlx::query("SELECT * FROM sandboxes WHERE id = ?")
+            .bind(sandbox.to_string())
+            .fetch_optional(&self.readers)
+            .await?
+            .ok_or(DbError::NotFound)?;
+        rows::sandbox(&row)
+    }
+
+    async fn count_grants(&self, uses: &[GrantUse], now: Timestamp) -> Result<()> {
+        count(self, uses, now).await
+    }
+
+    async fn remove_grants(&self, before: Timestamp, limit: u32) -> Result<u32> {
+        let done = sqlx::query(
+            "DELETE FROM grants WHERE id IN (SELECT id FROM grants WHERE expires_at < ? ORDER BY expires_at LIMIT ?)",
+        )
+        .bind(before.as_microsecond())
+        .bind(i64::from(limit))
+        .execute(&self.writer)
+        .await?;
+        Ok(u32::try_from(done.rows_affected()).unwrap_or(u32::MAX))
+    }
+}
+
+fn grant(row: &SqliteRow) -> Result<Grant> {
+    let row = Reader(row);
+    Ok(Grant {
+        id: row.parsed("id")?,
+        tenant: row.parsed("tenant_id")?,
+        sandbox: row.parsed("sandbox_id")?,
+        port: row.integer("port")?,
+        kind: row.parsed("kind")?,
+        issued_at: row.time("issued_at")?,
+        expires_at: row.time("expires_at")?,
+        revoked_at: row.optional_time("revoked_at")?,
+        updated_at: row.time("updated_at")?,
+        http_requests: row.integer("http_requests")?,
+        websockets: row.integer("websockets")?,
+        bytes_in: row.integer("bytes_in")?,
+        bytes_out: row.integer("bytes_out")?,
+        used: row.optional_time("first_used_at")?.zip(row.optional_time("last_used_at")?),
+        last_error: row.optional_text("last_error_code")?.zip(row.optional_time("last_error_at")?),
+    })
+}
+
+async fn insert(store: &SqliteStore, caller: &Caller, new: NewGrant, most: u32, now: Timestamp) -> Result<Grant> {
+    let mut tx = store.write().await?;
+    sqlx::query("SELECT 1 FROM sandboxes WHERE id = ? AND tenant_id = ? AND ended_at IS NULL")
+        .bind(new.sandbox.to_string())
+        .bind(caller.tenant.to_string())
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or(DbError::NotFound)?;
+    let active: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM grants WHERE sandbox_id = ? AND revoked_at IS NULL AND expires_at > ?",
+    )
+    .bind(new.sandbox.to_string())
+    .bind(now.as_microsecond())
+    .fetch_one(&mut *tx)
+    .await?;
+    if active >= i64::from(most) {
+        return Err(DbError::LimitReached { what: "too many active preview URLs of one sandbox", limit: most });
+    }
+    forget_oldest(&mut tx, new.sandbox, now).await?;
+    let row = sqlx::query(
+        "INSERT INTO grants (id, tenant_id, sandbox_id, port, kind, token_hash, issued_at, expires_at, updated_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
+    )
+    .bind(new.id.to_string())
+    .bind(caller.tenant.to_string())
+    .bind(new.sandbox.to_string())
+    .bind(i64::from(new.port))
+    .bind(new.kind.as_str())
+    .bind(new.token_hash.to_vec())
+    .bind(now.as_microsecond())
+    .bind(new.expires_at.as_microsecond())
+    .bind(now.as_microsecond())
+    .fetch_one(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    grant(&row)
+}
+
+/// Removes the oldest of a sandbox's grants that are over, beyond [`OVER_PER_SANDBOX`].
+async fn forget_oldest(tx: &mut Tx, sandbox: SandboxId, now: Timestamp) -> Result<()> {
+    sqlx::query(
+        "DELETE FROM grants WHERE id IN (
+             SELECT id FROM grants WHERE sandbox_id = ? AND (revoked_at IS NOT NULL OR expires_at <= ?)
+             ORDER BY id DESC LIMIT -1 OFFSET ?)",
+    )
+    .bind(sandbox.to_string())
+    .bind(now.as_microsecond())
+    .bind(i64::from(OVER_PER_SANDBOX))
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn revoke(
+    store: &SqliteStore,
+    caller: &Caller,
+    sandbox: SandboxId,
+    id: GrantId,
+    now: Timestamp,
+) -> Result<Grant> {
+    let mut tx = store.write().await?;
+    let row = sqlx::query(
+        "UPDATE grants SET revoked_at = coalesce(revoked_at, ?1), updated_at = iif(revoked_at IS NULL, ?1, updated_at)
+         WHERE id = ?2 AND sandbox_id = ?3 AND tenant_id = ?4 RETURNING *",
+    )
+    .bind(now.as_microsecond())
+    .bind(id.to_string())
+    .bind(sandbox.to_string())
+    .bind(caller.tenant.to_string())
+    .fetch_optional(&mut *tx)
+    .await?
+    .ok_or(DbError::NotFound)?;
+    tx.commit().await?;
+    grant(&row)
+}
+
+async fn count(store: &SqliteStore, uses: &[GrantUse], now: Timestamp) -> Result<()> {
+    if uses.is_empty() {
+        return Ok(());
+    }
+    let mut tx = store.write().await?;
+    for used in uses {
+        let (first, last) = used.used.unzip();
+        let (code, failed_at) = used.last_error.clone().unzip();
+        sqlx::query(
+            "UPDATE grants SET http_requests = http_requests + ?, websockets = websockets + ?, bytes_in = bytes_in + ?,
+                 bytes_out = bytes_out + ?, first_used_at = coalesce(first_used_at, ?),
+                 last_used_at = coalesce(?, last_used_at), last_error_code = coalesce(?, last_error_code),
+                 last_error_at = coalesce(?, last_error_at), updated_at = ?
+             WHERE id = ?",
+        )
+        .bind(rows::integer(used.http_requests)?)
+        .bind(rows::integer(used.websockets)?)
+        .bind(rows::integer(used.bytes_in)?)
+        .bind(rows::integer(used.bytes_out)?)
+        .bind(first.map(Timestamp::as_microsecond))
+        .bind(last.map(Timestamp::as_microsecond))
+        .bind(code)
+        .bind(failed_at.map(Timestamp::as_microsecond))
+        .bind(now.as_microsecond())
+        .bind(used.grant.to_string())
+        .execute(&mut *tx)
+        .await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Removes the grants of a sandbox that ends.
+pub(super) async fn end_with(tx: &mut Tx, sandbox: SandboxId) -> Result<()> {
+    sqlx::query("DELETE FROM grants WHERE sandbox_id = ?").bind(sandbox.to_string()).execute(&mut **tx).await?;
+    Ok(())
+}
