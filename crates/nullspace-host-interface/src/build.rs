@@ -12,7 +12,7 @@ use nullspace_definition::Definition;
 use nullspace_definition::runtime::Runtime;
 use nullspace_image_ref::Reference;
 use nullspace_service::Result as ServiceResult;
-use nullspace_types::{ArtifactId, BlobId, BuildId, Rootfs, TenantId};
+use nullspace_types::{ArtifactId, BlobId, BuildId, Rootfs, Streams, TenantId};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -76,8 +76,10 @@ pub struct Parent {
 pub struct FinishedArtifact {
     /// Its id.
     pub id: ArtifactId,
-    /// Name of its files.
+    /// Its name.
     pub folder: String,
+    /// The files of its snapshot. `None`: an older version stored them under its name.
+    pub streams: Option<Streams>,
     /// Its disk as the guest sees it, bytes.
     pub disk_bytes: u64,
     /// The compatibility class of its snapshot, in the host's own format.
@@ -133,6 +135,9 @@ pub trait BuildRecord: Send + Sync + 'static {
     /// Returns the newest usable artifact of this key. It stays until the build is over.
     async fn find_final(&self, key: &str) -> Result<Option<FinishedArtifact>, RecordError>;
 
+    /// Returns snapshots that the one of this build is likely to be much like. They may go at any time.
+    async fn similar_snapshots(&self) -> Result<Vec<Streams>, RecordError>;
+
     /// Counts an answer of a cache.
     fn looked_up(&self, lookup: CacheLookup);
 
@@ -143,9 +148,11 @@ pub trait BuildRecord: Send + Sync + 'static {
 /// The result of a build: durable on the host, and not yet named by the database.
 #[derive(Debug, Clone)]
 pub struct Made {
-    /// Name of its files.
+    /// Its name.
     pub folder: String,
-    /// Space on the disk, bytes.
+    /// The files of its snapshot.
+    pub streams: Streams,
+    /// Growth of the host's store, bytes.
     pub stored_bytes: u64,
     /// Key of the root image under its disk.
     pub rootfs_key: String,
@@ -194,7 +201,8 @@ impl DiskPressure {
     /// Whether a full disk may have caused this failure. For example, a registry's answer about an image is not caused by it.
     pub fn explains(self, failure: &BuildFailure) -> bool {
         use crate::reason;
-        self.full && (self.had_machine || [reason::INTERNAL, reason::MACHINE_FAILED].contains(&failure.reason))
+        let of_host = [reason::INTERNAL, reason::MACHINE_FAILED, reason::SNAPSHOT_TRIAL_FAILED];
+        self.full && (self.had_machine || of_host.contains(&failure.reason))
     }
 }
 

@@ -23,6 +23,23 @@ pub fn storage_full(phase: Option<TemplateFailurePhase>) -> Error {
     Error { retry_after: Some(RETRY_AFTER), detail, ..Error::new(ErrorResponseCode::CapacityExceeded, MESSAGE) }
 }
 
+/// Time after which a request should be retried that the object store did not answer.
+const STORE_RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// The refusal of a request because the object store does not answer or takes nothing; for a build with the typed detail of
+/// `phase`.
+pub fn store_away(phase: Option<TemplateFailurePhase>) -> Error {
+    let (message, action) = (
+        "the object store does not answer or takes nothing: try again later",
+        "Try again later; if it persists, the operator must look at the object store.",
+    );
+    let detail = phase.map(|phase| {
+        let code = TemplateFailureDetailCode::InternalError;
+        Box::new(TemplateFailureDetail::new(code, phase, true, message, action).with_reason(reason::STORE_UNAVAILABLE))
+    });
+    Error { retry_after: Some(STORE_RETRY_AFTER), detail, ..Error::new(ErrorResponseCode::CapacityExceeded, message) }
+}
+
 /// An internal fault: logged in full, shown without internals.
 pub fn internal(what: &str, error: &dyn std::error::Error) -> Error {
     tracing::error!(error = %chain(error), "{what}");
@@ -58,6 +75,9 @@ pub enum HostError {
     /// The disk under its data folder is full. The operation may succeed once there is space.
     #[error("{0}")]
     StorageFull(String),
+    /// The object store does not answer, refuses, or is full. The operation may succeed later.
+    #[error("{0}")]
+    StoreAway(String),
     /// The operation is not possible: the name is invalid, the file is missing or damaged, or the filesystem failed. The text
     /// is for the log.
     #[error("{0}")]

@@ -59,6 +59,8 @@ pub mod reason {
     pub const MACHINE_FAILED: &str = "machine_failed";
     /// The machine was ended from outside, by a signal: an operator, or a host short of memory. Details: signal.
     pub const MACHINE_KILLED: &str = "machine_killed";
+    /// The new snapshot could not be restored, or its agent did not answer. The build is retried with another machine.
+    pub const SNAPSHOT_TRIAL_FAILED: &str = "snapshot_trial_failed";
     /// The image's root could not be mounted or prepared in the machine.
     pub const ROOT_UNUSABLE: &str = "root_unusable";
     /// A step's program did not exit with 0. Details: exit_code, last_output (its last lines); out_of_memory when the
@@ -97,6 +99,8 @@ pub mod reason {
     /// The host's disk, under the service's data folder, was full while the build ran. The build is retried, and may succeed
     /// unchanged once there is space. Details: cause, the reason of the attempt itself.
     pub const HOST_DISK_FULL: &str = "host_disk_full";
+    /// The object store did not answer, refused, or was full.
+    pub const STORE_UNAVAILABLE: &str = "object_store_unavailable";
     /// All attempts of the build were interrupted.
     pub const ATTEMPTS_SPENT: &str = "attempts_spent";
     /// Credentials of the request were lost with the process that held them.

@@ -23,16 +23,18 @@ pub use build::{
     BaseRoot, BuildEnd, BuildHost, BuildJob, BuildRecord, BuildStop, CacheKind, CacheLookup, DiskPressure,
     FinishedArtifact, HeldFile, ImageAccess, Made, Parent,
 };
-pub use error::{HostError, RecordError, internal, invalid, storage_full, upload_detail, upload_refused};
+pub use error::{HostError, RecordError, internal, invalid, storage_full, store_away, upload_detail, upload_refused};
 pub use failure::{BuildFailure, is_storage_full, reason};
 pub use files::{ContextFiles, ReceivedFile};
 pub use log::{LogIds, Place, entry};
 pub use sandbox::{
-    AdmittedSandbox, Found, HostEvents, SandboxEnd, SandboxHost, SandboxSettings, SandboxSpec, Snapshot, SnapshotSize,
-    StartedSandbox, Unfit,
+    AdmittedSandbox, Adopted, Captured, Due, Found, FrozenSandbox, HeldFiles, HostEvents, SandboxEnd, SandboxHost,
+    SandboxSettings, SandboxSpec, SandboxUse, Snapshot, SnapshotSize, StartedSandbox, TimeLimits, Unfit,
 };
 pub use storage::{Collected, KnownImages, Storage};
-pub use usage::{Capacity, HostInfo, HostUsage, ImageStoreUsage, RawImageUsage};
+pub use usage::{
+    Capacity, HostInfo, HostUsage, ImageStoreUsage, LayerCacheUsage, ObjectStoreState, ObjectStoreUsage, RawImageUsage,
+};
 
 use std::sync::Arc;
 
@@ -59,4 +61,7 @@ pub trait Lifecycle: Send + Sync + 'static {
 
     /// Returns the use of its storage, and the free space on its disk.
     async fn usage(&self) -> Result<HostUsage, HostError>;
+
+    /// Asks the object store whether it can be used, for at most ten seconds; `None` without one.
+    async fn object_store(&self) -> Option<ObjectStoreState>;
 }

@@ -3,16 +3,23 @@
 //! ```text
 //!   judge ──> admit ──AdmittedSandbox──> start ──StartedSandbox──> run ──> Found::Running
 //!               └─ dropped: gives back     └─ failed: nothing left   └─ discard: nothing left
+//!
+//!   running ── freeze ──FrozenSandbox──> end       its snapshot is stored, its machine gone
+//!      │                     └─────────> go_on
+//!      ├────── snapshot ──> Captured               it goes on
+//!      ├────── fork ──────> Snapshot { held } ──> admit …
+//!      └────── due ──> control: end, freeze, or new limits
 //! ```
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_definition::runtime::Runtime;
 use nullspace_service::{LiveSandbox, Result};
-use nullspace_types::{ArtifactId, Rootfs, SandboxId, TenantId};
+use nullspace_types::{ArtifactId, Rootfs, SandboxId, Streams, TenantId};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -21,15 +28,22 @@ use tokio::sync::oneshot;
 pub struct Snapshot {
     /// Its artifact.
     pub artifact: ArtifactId,
-    /// Name of its files.
+    /// The artifact's name on the host.
     pub folder: String,
+    /// Its files. `None`: an older version stored them under the artifact's name.
+    pub streams: Option<Streams>,
     /// The root image under its disk.
     pub rootfs: Rootfs,
     /// The description by the host that made it, in that host's own format.
     pub summary: Value,
     /// The runtime settings of its sandboxes.
     pub runtime: Runtime,
+    /// Files that only this process has, of a fork. Then `folder` and `streams` name nothing.
+    pub held: Option<Arc<dyn HeldFiles>>,
 }
+
+/// Files of a snapshot that is not stored. They go with the last handle.
+pub trait HeldFiles: std::any::Any + std::fmt::Debug + Send + Sync {}
 
 /// The size that a snapshot fixes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +99,80 @@ pub enum Found {
     Running(Arc<dyn LiveSandbox>, TenantId),
 }
 
+/// Limits in time of a running sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TimeLimits {
+    /// The time at which it is due.
+    pub deadline: Option<Timestamp>,
+    /// The time without any use after which it is due. Commands, file operations, and open sockets are use.
+    pub idle: Option<Duration>,
+}
+
+/// The limit that a sandbox has reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Its deadline.
+    Deadline,
+    /// Its time without use.
+    Idle,
+}
+
+/// A snapshot of a running sandbox: durable on the host, and not yet named by the database. The host keeps its files from
+/// collection until [`Storage::artifact_named`](crate::Storage::artifact_named), once a row names it, or
+/// [`Storage::remove_artifact`](crate::Storage::remove_artifact), when none will. When the outcome of that transaction is
+/// unknown, call neither.
+#[derive(Debug, Clone)]
+pub struct Captured {
+    /// Its name.
+    pub folder: String,
+    /// Its files.
+    pub streams: Streams,
+    /// Growth of the host's store, bytes.
+    pub stored_bytes: u64,
+    /// Memory, device state and disk changes before compression, bytes.
+    pub size_bytes: u64,
+    /// Disk as the guest sees it, bytes.
+    pub disk_bytes: u64,
+    /// The description of the snapshot, in the host's own format: [`Snapshot::summary`].
+    pub summary: Value,
+    /// Time for which the machine stood still so far.
+    pub frozen: Duration,
+}
+
+/// What the row of an artifact needs that takes over the stored files of a sandbox's snapshot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adopted {
+    /// A new name on the host.
+    pub folder: String,
+    /// The size that the snapshot fixes.
+    pub size: SnapshotSize,
+    /// Its compatibility class.
+    pub compatibility: Value,
+}
+
+/// The use of a running sandbox.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SandboxUse {
+    /// When it was measured.
+    pub at: Timestamp,
+    /// Processor time since the measurement before, in percent of one processor.
+    pub cpu_percent: f64,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory that the guest uses, bytes.
+    pub memory_used: u64,
+    /// Memory that the guest has, bytes.
+    pub memory_total: u64,
+    /// Space used on its root filesystem, bytes.
+    pub disk_used: u64,
+    /// Size of its root filesystem, bytes.
+    pub disk_total: u64,
+    /// Received since its start, bytes.
+    pub received: u64,
+    /// Sent since its start, bytes.
+    pub sent: u64,
+}
+
 /// The end of a sandbox that ended by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxEnd {
@@ -101,6 +189,12 @@ pub struct SandboxEnd {
 pub trait HostEvents: Send + Sync + 'static {
     /// A sandbox has ended by itself, and its resources are released.
     async fn sandbox_ended(&self, id: SandboxId, end: SandboxEnd);
+
+    /// A sandbox has reached a limit in time. It goes on until control ends or pauses it, or sets new limits. Reported once for
+    /// each setting of limits.
+    async fn sandbox_due(&self, id: SandboxId, due: Due) {
+        let _ = (id, due);
+    }
 }
 
 /// Sandboxes of a host.
@@ -111,6 +205,12 @@ pub trait SandboxHost: Send + Sync + 'static {
     /// # Errors
     /// [`Unfit`].
     fn judge(&self, summary: &Value) -> std::result::Result<SnapshotSize, Unfit>;
+
+    /// Names the stored files of a sandbox's snapshot as those of an artifact.
+    ///
+    /// # Errors
+    /// [`Unfit`].
+    fn adopt_snapshot(&self, id: ArtifactId, summary: &Value) -> std::result::Result<Adopted, Unfit>;
 
     /// Reserves memory, processors and a place for a sandbox, in the host and in its tenant's quota.
     ///
@@ -127,6 +227,61 @@ pub trait SandboxHost: Send + Sync + 'static {
 
     /// Returns the sandboxes that start or run.
     fn sandboxes(&self) -> Vec<SandboxId>;
+
+    /// Freezes a running sandbox and stores it. Its machine stands still until the caller decides. Operations of it wait or
+    /// end, none is lost half-way. `similar`: snapshots that it is likely to be much like.
+    ///
+    /// # Errors
+    /// For the caller. The sandbox goes on then, if its machine still can. `transition_in_progress` while another one is taken.
+    async fn freeze_sandbox(&self, id: SandboxId, similar: Vec<Streams>) -> Result<Box<dyn FrozenSandbox>>;
+
+    /// Stores a snapshot of a running sandbox, which goes on as soon as its memory and disk are captured.
+    ///
+    /// # Errors
+    /// As [`SandboxHost::freeze_sandbox`].
+    async fn snapshot_sandbox(&self, id: SandboxId, similar: Vec<Streams>) -> Result<Captured>;
+
+    /// Captures a running sandbox, which goes on, as a snapshot that is not stored: [`Snapshot::held`]. The place of the first
+    /// sandbox that is admitted from it is reserved before the capture.
+    ///
+    /// # Errors
+    /// As [`SandboxHost::freeze_sandbox`], and those of [`SandboxHost::admit_sandbox`].
+    async fn fork_sandbox(&self, id: SandboxId) -> Result<Snapshot>;
+
+    /// Sets new limits in time for a running sandbox. False when it does not run.
+    fn set_limits(&self, id: SandboxId, limits: TimeLimits) -> bool;
+
+    /// Returns the time at which a running sandbox was last used.
+    fn last_active(&self, id: SandboxId) -> Option<Timestamp> {
+        let _ = id;
+        None
+    }
+
+    /// Whether the host's memory or processors are too few for this sandbox now. A tenant's quota is another matter.
+    fn is_full_for(&self, spec: &SandboxSpec) -> bool;
+
+    /// Returns the time since which nothing uses a running sandbox: no command that is waited for or followed, no file operation,
+    /// no open socket. `None` while something does, and when it does not run.
+    fn idle_since(&self, id: SandboxId) -> Option<Timestamp>;
+
+    /// Returns the use of a running sandbox over time, oldest first, at most an hour. The last is of now.
+    async fn sandbox_use(&self, id: SandboxId) -> Result<Vec<SandboxUse>>;
+}
+
+/// A sandbox whose machine stands still, and whose snapshot is stored. Dropping it lets the machine go on.
+#[async_trait]
+pub trait FrozenSandbox: Send {
+    /// The snapshot.
+    fn captured(&self) -> &Captured;
+
+    /// Ends the machine. Returns when its resources are released.
+    async fn end(self: Box<Self>);
+
+    /// Lets the machine go on. The snapshot's files are removed, as nothing names them.
+    ///
+    /// # Errors
+    /// For the caller, when the machine cannot go on: the sandbox has ended then.
+    async fn go_on(self: Box<Self>) -> Result<()>;
 }
 
 /// A sandbox with its place, and no machine yet. Dropping it releases the place.
@@ -142,13 +297,20 @@ pub trait AdmittedSandbox: Send {
         settings: SandboxSettings,
         resumed: oneshot::Sender<()>,
     ) -> Result<Box<dyn StartedSandbox>>;
+
+    /// Resumes the snapshot in trial, without network and hooks, asks its agent a question, and ends the machine. Returns when
+    /// its resources are released.
+    ///
+    /// # Errors
+    /// For the caller: the snapshot cannot be resumed here, or its agent does not answer.
+    async fn try_out(self: Box<Self>) -> Result<()>;
 }
 
 /// A sandbox with a running machine that is not usable yet. Dropping it kills the machine.
 #[async_trait]
 pub trait StartedSandbox: Send {
-    /// Makes it usable, until `deadline`. False when it was ended meanwhile: its resources are released then.
-    async fn run(self: Box<Self>, deadline: Option<Timestamp>) -> bool;
+    /// Makes it usable, with these limits in time. False when it was ended meanwhile: its resources are released then.
+    async fn run(self: Box<Self>, limits: TimeLimits) -> bool;
 
     /// Ends it. Returns when its resources are released.
     async fn discard(self: Box<Self>);

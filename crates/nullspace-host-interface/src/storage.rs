@@ -1,10 +1,9 @@
 //! A host's stored data, by name, and its removal.
 
 use async_trait::async_trait;
-use nullspace_types::KnownFiles;
 use std::collections::BTreeSet;
 
-use nullspace_types::Blob;
+use nullspace_types::{Blob, KnownFiles, Streams};
 
 use crate::{HostError, RecordError};
 
@@ -26,7 +25,7 @@ pub struct Collected {
     pub packs: u64,
     /// Space that was freed, bytes.
     pub freed_bytes: u64,
-    /// Root images that cannot be read.
+    /// Root images and files of snapshots that cannot be read.
     pub lost: Vec<String>,
 }
 
@@ -38,16 +37,23 @@ pub trait Storage: Send + Sync + 'static {
     /// the database is known to belong to this data folder. Returns the removed names.
     async fn sweep(&self, known: KnownFiles, files: BTreeSet<Blob>) -> Result<Vec<String>, HostError>;
 
+    /// Says that the database names an artifact that a build has made. Until then the host keeps its files from collection.
+    fn artifact_named(&self, folder: &str);
+
+    /// Imports a snapshot that an older version stored as a folder of files into the chunk store. Returns its streams. The
+    /// folder stays until the next start.
+    async fn adopt_artifact(&self, folder: &str) -> Result<Streams, HostError>;
+
     /// Removes an artifact's files. Missing files are no error.
     async fn remove_artifact(&self, folder: &str) -> Result<(), HostError>;
 
     /// Removes a root image: its manifest and raw file. [`Storage::collect_images`] removes its chunks.
     async fn remove_rootfs(&self, file: &str) -> Result<(), HostError>;
 
-    /// Removes raw root images above the cache's limit, the least recently used first.
+    /// Removes raw root images and snapshots above the cache's limit, the least recently used first.
     async fn trim_rootfs(&self) -> Result<(), HostError>;
 
-    /// Removes chunks that no root image needs. `known` is called after the collection has begun, so images that are
+    /// Removes chunks that no root image and no snapshot needs. `known` is called after the collection has begun, so images that are
     /// published meanwhile stay.
     async fn collect_images(&self, known: &dyn KnownImages) -> Result<Collected, HostError>;
 

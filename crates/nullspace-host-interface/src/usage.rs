@@ -29,10 +29,44 @@ pub struct HostUsage {
     pub images: ImageStoreUsage,
     /// The cache of raw root images.
     pub raw: RawImageUsage,
+    /// The cache of image layers.
+    pub layers: LayerCacheUsage,
+    /// The object store; zeros without one.
+    pub objects: ObjectStoreUsage,
     /// Free space on the disk under the data folder, bytes.
     pub disk_free: u64,
     /// Free space below which no new work begins, bytes.
     pub disk_reserve: u64,
+}
+
+/// What was moved to and from the object store since the start, and what the data folder keeps of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ObjectStoreUsage {
+    /// Objects stored.
+    pub uploads: u64,
+    /// Their bytes.
+    pub uploaded_bytes: u64,
+    /// Reads of objects and of parts of them.
+    pub downloads: u64,
+    /// Their bytes.
+    pub downloaded_bytes: u64,
+    /// Calls that failed after all their tries.
+    pub failures: u64,
+    /// Size of the packs in the store, bytes.
+    pub pack_bytes: u64,
+    /// Size of the packs that are not uploaded yet, bytes.
+    pub missing_bytes: u64,
+    /// Size of what the data folder keeps as a cache, bytes.
+    pub cache_bytes: u64,
+}
+
+/// The object store of a host, asked now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectStoreState {
+    /// Where it is: bucket, prefix and endpoint.
+    pub location: String,
+    /// Why it cannot be used; `None` when it can.
+    pub failure: Option<String>,
 }
 
 /// The contents of the chunk store.
@@ -55,4 +89,15 @@ pub struct RawImageUsage {
     pub bytes: u64,
     /// Files made from chunks since the start.
     pub written_back: u64,
+}
+
+/// The cache of image layers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerCacheUsage {
+    /// Layers.
+    pub files: u64,
+    /// Their size, bytes.
+    pub bytes: u64,
+    /// Layers that imports found in it since the start.
+    pub hits: u64,
 }

@@ -104,13 +104,37 @@ impl Admission {
 
     /// Admits a machine, or refuses it and names the free amount.
     pub(crate) fn admit(&self, wanted: Wanted) -> Result<Permit, Refused> {
-        let overhead = self.memory.overhead_mib(wanted.vcpus);
-        let asked = Capacity {
-            memory_mib: u64::from(wanted.memory_mib).saturating_add(overhead.into()),
-            vcpus: wanted.vcpus.into(),
-        };
+        let asked = self.asked(wanted);
         let share = Share { sandboxes: wanted.sandbox.into(), held: asked };
         let mut used = lock(&self.used);
+        self.check(&used, wanted, share)?;
+        used.all.memory_mib += asked.memory_mib;
+        used.all.vcpus += asked.vcpus;
+        let of_tenant = used.tenants.entry(wanted.tenant).or_default();
+        of_tenant.sandboxes += share.sandboxes;
+        of_tenant.held.memory_mib += asked.memory_mib;
+        of_tenant.held.vcpus += asked.vcpus;
+        Ok(Permit { tenant: wanted.tenant, share, used: Arc::clone(&self.used) })
+    }
+
+    /// Whether the host is too full for a machine that its tenant's quota allows.
+    pub(crate) fn is_full_for(&self, wanted: Wanted) -> bool {
+        let share = Share { sandboxes: wanted.sandbox.into(), held: self.asked(wanted) };
+        matches!(self.check(&lock(&self.used), wanted, share), Err(Refused::Full { .. }))
+    }
+
+    /// What a machine counts with.
+    fn asked(&self, wanted: Wanted) -> Capacity {
+        let overhead = self.memory.overhead_mib(wanted.vcpus);
+        Capacity {
+            memory_mib: u64::from(wanted.memory_mib).saturating_add(overhead.into()),
+            vcpus: wanted.vcpus.into(),
+        }
+    }
+
+    /// Refuses a machine beyond its tenant's quota or the host's limit.
+    fn check(&self, used: &Used, wanted: Wanted, share: Share) -> Result<(), Refused> {
+        let asked = share.held;
         self.within_quota(used.tenants.get(&wanted.tenant).copied().unwrap_or_default(), share)?;
         let mut free = self.free(used.all);
         if asked.memory_mib > free.memory_mib && asked.vcpus <= free.vcpus {
@@ -120,13 +144,7 @@ impl Admission {
         if asked.memory_mib > free.memory_mib || asked.vcpus > free.vcpus {
             return Err(Refused::Full { asked, free });
         }
-        used.all.memory_mib += asked.memory_mib;
-        used.all.vcpus += asked.vcpus;
-        let of_tenant = used.tenants.entry(wanted.tenant).or_default();
-        of_tenant.sandboxes += share.sandboxes;
-        of_tenant.held.memory_mib += asked.memory_mib;
-        of_tenant.held.vcpus += asked.vcpus;
-        Ok(Permit { tenant: wanted.tenant, share, used: Arc::clone(&self.used) })
+        Ok(())
     }
 
     fn within_quota(&self, used: Share, more: Share) -> Result<(), Refused> {
@@ -224,7 +242,9 @@ mod tests {
         let full = admission.admit(wanted(tenant, 1, 1)).unwrap_err();
         let (asked, free) = (Capacity { memory_mib: 101, vcpus: 1 }, Capacity { memory_mib: 0, vcpus: 2 });
         assert_eq!(full, Refused::Full { asked, free });
+        assert!(admission.is_full_for(wanted(tenant, 1, 1)));
         drop(first);
+        assert!(!admission.is_full_for(wanted(tenant, 500, 1)));
         admission.admit(wanted(tenant, 500, 2)).unwrap();
     }
 
@@ -259,6 +279,7 @@ mod tests {
             let _second = admission.admit(wanted(one, 100, 1)).unwrap();
             let refused = admission.admit(wanted(one, 100, 1)).unwrap_err();
             assert!(matches!(refused, Refused::Quota { what: found, .. } if found == what), "{refused}");
+            assert!(!admission.is_full_for(wanted(one, 100, 1)), "it is the tenant that has enough");
             let _others = admission.admit(wanted(other, 100, 1)).unwrap();
             drop(first);
             let _again = admission.admit(wanted(one, 100, 1)).unwrap();

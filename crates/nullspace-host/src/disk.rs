@@ -4,7 +4,8 @@
 //!   free   ───────────────│ reserve │──────────────│ line │──────── 0
 //!   begins  anything       nothing new               nothing new
 //!   runs    everything     everything; unused raw    the machine or build that has
-//!                          images make room          written most since is ended
+//!                          images and cached image   written most since is ended
+//!                          layers make room
 //! ```
 //! Disks of machines are thin: together they can be larger than the host's disk, and a guest's writes are seen only when they
 //! are made. The reserve leaves space for the database, logs and the ends of builds meanwhile.
@@ -218,6 +219,12 @@ impl Shortage {
             if let Err(error) = disk.files.drop_raw_rootfs().await {
                 tracing::warn!(error = %chain(&error), "unused raw root images cannot be removed");
             }
+            if let Err(error) = disk.files.drop_image_layers().await {
+                tracing::warn!(error = %chain(&error), "unused image layers cannot be removed");
+            }
+            if let Err(error) = disk.files.drop_cached_blobs().await {
+                tracing::warn!(error = %chain(&error), "cached uploaded files cannot be removed");
+            }
         }
         let writers = disk.writers();
         let measured = tokio::task::spawn_blocking(move || measure(writers)).await.unwrap_or_default();
@@ -259,7 +266,7 @@ fn measure(writers: Vec<(u64, Writer)>) -> Vec<(u64, Writer, u64)> {
 }
 
 /// Bytes of a path. Files may disappear during the count; they count nothing.
-fn stored(path: &Path) -> u64 {
+pub(crate) fn stored(path: &Path) -> u64 {
     let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
     let own = metadata.blocks().saturating_mul(512);
     if !metadata.is_dir() {

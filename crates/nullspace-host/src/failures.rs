@@ -1,9 +1,9 @@
 //! Errors of machines, guests and the data folder, in the terms of builds and callers.
 
-use nullspace_api::TemplateFailurePhase;
+use nullspace_api::{TemplateFailureDetailCode, TemplateFailurePhase};
 use nullspace_data::DataError;
 use nullspace_guest::host::AgentError;
-use nullspace_host_interface::{BuildFailure, HostError, internal, reason, storage_full};
+use nullspace_host_interface::{BuildFailure, HostError, internal, reason, storage_full, store_away};
 use nullspace_service::{Error, chain};
 use nullspace_vmm::{EndCause, Ended, VmmError};
 
@@ -56,6 +56,13 @@ pub(crate) fn agent(phase: TemplateFailurePhase, error: &AgentError) -> BuildFai
             failure.message.clone(),
             "Check start_cmd, default_user and default_workdir against what the image holds.",
         ),
+        // A machine of a build runs the agent of the host's own guest image.
+        AgentError::Abi { .. } | AgentError::Lacking { .. } => {
+            tracing::error!(error = %chain(error), phase = ?phase, "the guest image has an agent that this service cannot use");
+            let message = "this host's guest image is of another version than its service: the operator has to install \
+                           the guest image of this version";
+            BuildFailure::infrastructure(phase, reason::MACHINE_FAILED, message)
+        }
         _ => {
             tracing::warn!(error = %chain(error), phase = ?phase, "guest agent failed in a build");
             BuildFailure::infrastructure(phase, reason::MACHINE_FAILED, "the build machine stopped answering")
@@ -69,11 +76,49 @@ pub(crate) fn data(phase: TemplateFailurePhase, error: &DataError) -> BuildFailu
         tracing::error!(error = %chain(error), phase = ?phase, "the disk is full");
         return BuildFailure::host_disk_full(phase);
     }
+    if error.is_store_away() {
+        tracing::error!(error = %chain(error), phase = ?phase, "the object store failed a build");
+        let message = "the object store did not answer or took nothing";
+        return BuildFailure {
+            suggested_action: "Build again later; if it persists, the operator must look at the object store."
+                .to_owned(),
+            ..BuildFailure::infrastructure(phase, reason::STORE_UNAVAILABLE, message)
+        };
+    }
     BuildFailure::internal(phase, &chain(error))
+}
+
+/// The failure to get the file at `path` of the build context.
+pub(crate) fn context_file(phase: TemplateFailurePhase, path: &str, error: &DataError) -> BuildFailure {
+    match error {
+        DataError::Damaged { .. } => {
+            tracing::error!(error = %chain(error), "a file of a build context is damaged");
+            let message = format!("the stored file {} of the build context is damaged", path.escape_debug());
+            upload_again(message)
+        }
+        error => data(phase, error),
+    }
+}
+
+/// The failure of a build whose context has a file that is not stored any more.
+pub(crate) fn missing_file(path: &str) -> BuildFailure {
+    upload_again(format!("the file {} of the build context is not stored any more", path.escape_debug()))
+}
+
+fn upload_again(message: String) -> BuildFailure {
+    let advice = "Upload the file again and start a new build.";
+    BuildFailure {
+        code: TemplateFailureDetailCode::FileUploadError,
+        ..BuildFailure::user(TemplateFailurePhase::BlobUpload, reason::MISSING_BLOB, message, advice)
+    }
 }
 
 /// A request that was refused, or broke off, because of the data folder; for a build with the typed detail of `phase`.
 pub(crate) fn refused(error: &DataError, phase: Option<TemplateFailurePhase>) -> Error {
+    if error.is_store_away() {
+        tracing::error!(error = %chain(error), "refused: the object store is away");
+        return store_away(phase);
+    }
     if !error.is_storage_full() {
         return internal("use the data folder", error);
     }
@@ -88,7 +133,81 @@ pub(crate) fn of_data(error: DataError) -> Error {
 
 /// The data folder's error for control.
 pub(crate) fn to_control(error: DataError) -> HostError {
-    let full = error.is_storage_full();
     let text = chain(&error);
-    if full { HostError::StorageFull(text) } else { HostError::Failed(text) }
+    if error.is_storage_full() {
+        HostError::StorageFull(text)
+    } else if error.is_store_away() {
+        HostError::StoreAway(text)
+    } else {
+        HostError::Failed(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error as IoError, ErrorKind};
+
+    use nullspace_api::ErrorResponseCode;
+
+    use super::*;
+
+    const PHASE: TemplateFailurePhase = TemplateFailurePhase::Snapshot;
+
+    /// A file that does not fit on the disk, and one beyond a quota of its filesystem, as the kernel tells them.
+    fn full() -> [IoError; 2] {
+        [28 /* ENOSPC */, 122 /* EDQUOT */].map(IoError::from_raw_os_error)
+    }
+
+    fn assert_disk_full(failure: &BuildFailure) {
+        assert_eq!((failure.reason, failure.phase, failure.retryable), (reason::HOST_DISK_FULL, PHASE, true));
+        // Neither the image nor the definition is to blame.
+        assert!(failure.message.contains("the host's disk was full"), "{failure:?}");
+        assert!(failure.suggested_action.contains("Build again later"), "{failure:?}");
+    }
+
+    fn vmm_io(source: IoError) -> VmmError {
+        VmmError::Io { context: "write a machine's memory".into(), source }
+    }
+
+    fn data_io(source: IoError) -> DataError {
+        DataError::Io { context: "write a pack".into(), source }
+    }
+
+    #[test]
+    fn a_full_disk_under_a_machines_files_is_the_hosts_fault_and_is_retried() {
+        full().map(vmm_io).iter().for_each(|error| assert_disk_full(&machine(PHASE, error)));
+        // A VMM that writes the memory itself tells the fault in words.
+        for message in ["No space left on device (os error 28)", "snapshot: Disk quota exceeded"] {
+            let told = VmmError::Refused { context: "write the snapshot".into(), message: message.into() };
+            assert_disk_full(&machine(PHASE, &told));
+        }
+        for other in [
+            vmm_io(ErrorKind::PermissionDenied.into()),
+            VmmError::Refused { context: "write the snapshot".into(), message: "Input/output error".into() },
+            VmmError::Exited("the guest powered off".into()),
+        ] {
+            assert_eq!(machine(PHASE, &other).reason, reason::MACHINE_FAILED, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_under_the_data_folder_is_told_to_builds_callers_and_control() {
+        for error in full().map(data_io) {
+            assert_disk_full(&data(PHASE, &error));
+            assert_disk_full(&context_file(PHASE, "src/main.c", &error));
+            for phase in [None, Some(PHASE)] {
+                let refused = refused(&error, phase);
+                assert_eq!(refused.code, ErrorResponseCode::CapacityExceeded);
+                assert!(refused.retry_after.is_some());
+                let detail =
+                    refused.detail.map(|detail| (detail.reason().map(str::to_owned), detail.retryable, detail.phase));
+                assert_eq!(detail, phase.map(|phase| (Some(reason::HOST_DISK_FULL.to_owned()), true, phase)));
+            }
+            assert!(matches!(to_control(error), HostError::StorageFull(text) if text.contains("write a pack")));
+        }
+        let other = || data_io(ErrorKind::PermissionDenied.into());
+        assert_eq!(data(PHASE, &other()).reason, reason::INTERNAL);
+        assert_eq!(of_data(other()).code, ErrorResponseCode::InternalError);
+        assert!(matches!(to_control(other()), HostError::Failed(_)));
+    }
 }

@@ -1,7 +1,7 @@
 //! Files of build contexts: received, compared with their ids, stored.
 //!
 //! ```text
-//!   blob id, bytes ──> work/ (streamed, hashed, bounded by the size in the id) ──ReceivedFile──publish──> blobs/
+//!   blob id, bytes ──> work/ (streamed, hashed, bounded by the size in the id) ──ReceivedFile──publish──> blobs/, or object
 //! ```
 
 use std::collections::BTreeSet;
@@ -23,8 +23,7 @@ use crate::failures::{of_data, to_control};
 #[async_trait]
 impl ContextFiles for LocalHost {
     async fn has_files(&self, tenant: TenantId, ids: &[BlobId]) -> BTreeSet<BlobId> {
-        let stored = |id: &&BlobId| self.inner.files.blob_path(&Blob { tenant, id: (*id).clone() }).exists();
-        ids.iter().filter(stored).cloned().collect()
+        self.inner.files.has_blobs(tenant, ids).await
     }
 
     async fn receive_file(&self, file: Blob, mut content: ByteStream) -> Result<Box<dyn ReceivedFile>> {

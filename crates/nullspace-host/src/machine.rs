@@ -1,7 +1,7 @@
 //! A machine with its agent, as builds and sandboxes use it.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use jiff::Timestamp;
@@ -20,11 +20,16 @@ use crate::admission::{Admission, Memory, Permit, TenantQuota};
 /// Time limit from the VMM's start to the agent's first message. A guest under software emulation on a loaded host needs most
 /// of it.
 const BOOT: Duration = Duration::from_secs(90);
-/// The same after a restore.
+/// The same after a restore, on real hardware. Where machines are slow, the guest's first answer takes nearly as long as a boot.
 const RESTORE: Duration = Duration::from_secs(30);
 
 /// Time limit from a machine's last message to the end of its process.
 const ENDING: Duration = Duration::from_secs(5);
+
+/// Time limit from the VMM's start to the agent's first message after a restore under this driver.
+pub(crate) fn restore_limit(vmm: &dyn Vmm) -> Duration {
+    if vmm.is_slow() { BOOT } else { RESTORE }
+}
 
 /// Returns the end of a machine whose agent's connection has closed: an ending machine closes it first. `None`: the machine
 /// still runs.
@@ -95,18 +100,42 @@ impl Machine {
         permit: Permit,
         resumed: oneshot::Sender<()>,
     ) -> Result<Machine, MachineError> {
-        let hostname = spec.id.clone();
+        let (hostname, limit) = (spec.id.clone(), restore_limit(vmm));
         let vm = vmm.restore(spec).await?;
         // Nobody may be waiting for it any more.
         let _ = resumed.send(());
+        let restored = Restored { resume, ..identity(hostname, vm.as_ref()) };
+        let greeted = alive(vm.as_ref(), greet_restored(vm.as_ref(), restored, limit)).await;
+        Machine::joined(vm, greeted, permit).await
+    }
+
+    /// Resumes a new snapshot in trial. Returns when the guest has an identity of its own and its agent has answered a
+    /// question after that. No hook runs in it. To stop it, cancel, as [`Machine::boot`].
+    pub(crate) async fn restore_in_trial(
+        vmm: &dyn Vmm,
+        spec: RestoreSpec,
+        permit: Permit,
+        cancel: &CancellationToken,
+    ) -> Result<Machine, MachineError> {
+        let (hostname, limit) = (spec.id.clone(), restore_limit(vmm));
+        let vm = vmm.restore(spec).await?;
+        let restored = Restored { trial: true, ..identity(hostname, vm.as_ref()) };
         let greeting = async {
-            let restored = identity(hostname, vm.as_ref(), resume);
-            let open = || async { vm.agent().await.map_err(MachineError::from) };
-            // The clock is that of the moment at which it is sent: to connect takes seconds on a busy host.
-            let now = || Restored { unix_time_ns: unix_time_ns(), ..restored.clone() };
-            Agent::connect_restored(open, now, RESTORE).await
+            let (agent, info) = match greet_restored(vm.as_ref(), restored, limit).await {
+                // An older guest image: its agent would run the hooks. It only has to answer.
+                Err(MachineError::Agent(AgentError::Lacking { .. })) => {
+                    Agent::connect(vm.agent().await?, limit).await?
+                }
+                greeted => greeted?,
+            };
+            answers(&agent, limit).await?;
+            Ok((agent, info))
         };
-        let greeted = alive(vm.as_ref(), greeting).await;
+        let greeted = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(MachineError::Cancelled),
+            greeted = alive(vm.as_ref(), greeting) => greeted,
+        };
         Machine::joined(vm, greeted, permit).await
     }
 
@@ -131,13 +160,61 @@ impl Machine {
 
     /// Ends the machine and waits until its resources are released. Its admission is then free, even if other handles exist.
     pub(crate) async fn end(&self) {
-        if let Err(error) = self.vm.kill().await {
-            tracing::error!(machine = self.vm.id(), error = %chain(&error), "machine could not be ended");
-            // It may still hold its memory: the permit goes with the last owner.
-            return;
-        }
-        self.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(self.end_for_next().await);
     }
+
+    /// The same, and returns the admission for a next machine of the same size. `None`: the machine could not be ended, or
+    /// was ended before.
+    pub(crate) async fn end_for_next(&self) -> Option<Permit> {
+        end(self.vm.as_ref(), &self.permit).await
+    }
+
+    /// The machine without its agent, for an owner that replaces the agent.
+    pub(crate) fn into_parts(self) -> (Body, Agent) {
+        let Machine { vm, agent, permit } = self;
+        (Body { vm, permit }, agent)
+    }
+}
+
+/// A running machine whose agent is somebody else's. [`Body::end`] ends it. Dropping it kills it without waiting.
+pub(crate) struct Body {
+    pub(crate) vm: Box<dyn Vm>,
+    permit: Mutex<Option<Permit>>,
+}
+
+impl Body {
+    /// As [`Machine::end`].
+    pub(crate) async fn end(&self) {
+        drop(end(self.vm.as_ref(), &self.permit).await);
+    }
+}
+
+async fn end(vm: &dyn Vm, permit: &Mutex<Option<Permit>>) -> Option<Permit> {
+    if let Err(error) = vm.kill().await {
+        tracing::error!(machine = vm.id(), error = %chain(&error), "machine could not be ended");
+        // It may still hold its memory: the permit goes with the last owner.
+        return None;
+    }
+    permit.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Asks the agent a question, again while it is late, at most for `limit`.
+async fn answers(agent: &Agent, limit: Duration) -> Result<(), AgentError> {
+    let until = Instant::now() + limit;
+    loop {
+        match agent.processes().await {
+            Err(AgentError::Timeout { .. }) if Instant::now() < until => {}
+            answered => return answered.map(drop),
+        }
+    }
+}
+
+/// Gives a restored guest its identity, and connects to its agent, within `limit`.
+async fn greet_restored(vm: &dyn Vm, restored: Restored, limit: Duration) -> Result<(Agent, AgentInfo), MachineError> {
+    let open = || async { vm.agent().await.map_err(MachineError::from) };
+    // The clock is that of the moment at which it is sent: to connect takes seconds on a busy host.
+    let now = || Restored { unix_time_ns: unix_time_ns(), ..restored.clone() };
+    Agent::connect_restored(open, now, limit).await
 }
 
 /// Runs the work, unless the machine ends first.
@@ -149,7 +226,7 @@ async fn alive<T>(vm: &dyn Vm, work: impl Future<Output = Result<T, MachineError
     }
 }
 
-fn identity(hostname: String, vm: &dyn Vm, resume: Option<Exec>) -> Restored {
+fn identity(hostname: String, vm: &dyn Vm) -> Restored {
     let mut random = [0; 64 + 16];
     rand::rng().fill_bytes(&mut random);
     let (entropy, machine_id) = random.split_at(64);
@@ -159,11 +236,12 @@ fn identity(hostname: String, vm: &dyn Vm, resume: Option<Exec>) -> Restored {
         entropy: base64::engine::general_purpose::STANDARD.encode(entropy),
         unix_time_ns: unix_time_ns(),
         network: vm.guest_network(),
-        resume,
+        resume: None,
+        trial: false,
     }
 }
 
-fn unix_time_ns() -> u64 {
+pub(crate) fn unix_time_ns() -> u64 {
     u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or_default()
 }
 

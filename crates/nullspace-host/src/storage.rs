@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use nullspace_data::DataError;
 use nullspace_host_interface::{Collected, HostError, KnownImages, Storage};
-use nullspace_types::{Blob, KnownFiles};
+use nullspace_types::{Blob, KnownFiles, Streams};
 
 use crate::LocalHost;
 use crate::failures::to_control;
@@ -16,6 +16,14 @@ impl Storage for LocalHost {
         let report = self.inner.files.sweep(known).await.map_err(to_control)?;
         self.inner.files.sweep_blobs(files).await.map_err(to_control)?;
         Ok(report.removed)
+    }
+
+    fn artifact_named(&self, folder: &str) {
+        self.inner.files.artifact_named(folder);
+    }
+
+    async fn adopt_artifact(&self, folder: &str) -> Result<Streams, HostError> {
+        self.inner.files.adopt_artifact(folder).await.map_err(to_control)
     }
 
     async fn remove_artifact(&self, folder: &str) -> Result<(), HostError> {

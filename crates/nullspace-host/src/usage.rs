@@ -4,14 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use nullspace_data::ObjectUsage;
 use nullspace_host_interface::{
-    Capacity, HostError, HostEvents, HostInfo, HostUsage, ImageStoreUsage, Lifecycle, RawImageUsage,
+    Capacity, HostError, HostEvents, HostInfo, HostUsage, ImageStoreUsage, LayerCacheUsage, Lifecycle,
+    ObjectStoreState, ObjectStoreUsage, RawImageUsage,
 };
+use nullspace_service::chain;
 use nullspace_vmm::VmmKind;
 
 use crate::failures::to_control;
 use crate::{LocalHost, disk};
 
+/// Time limit of a question whether the object store can be used.
+const STORE: Duration = Duration::from_secs(10);
 /// Time limit of background work at the end.
 const ENDING: Duration = Duration::from_secs(120);
 
@@ -54,6 +59,7 @@ impl Lifecycle for LocalHost {
 
     async fn usage(&self) -> Result<HostUsage, HostError> {
         let (stored, raw) = (self.inner.files.image_stats(), self.inner.files.cache_usage());
+        let layers = self.inner.files.image_layer_usage();
         let (disk_free, disk_reserve) = self.inner.disk.free_and_reserve().map_err(to_control)?;
         Ok(HostUsage {
             images: ImageStoreUsage {
@@ -62,8 +68,31 @@ impl Lifecycle for LocalHost {
                 plain_bytes: stored.plain_bytes,
             },
             raw: RawImageUsage { files: raw.files, bytes: raw.bytes, written_back: raw.written_back },
+            layers: LayerCacheUsage { files: layers.files, bytes: layers.bytes, hits: layers.found },
+            objects: self.inner.files.object_usage().map(objects).unwrap_or_default(),
             disk_free,
             disk_reserve,
         })
+    }
+
+    async fn object_store(&self) -> Option<ObjectStoreState> {
+        let files = &self.inner.files;
+        let location = files.objects()?.location().to_owned();
+        let failure = files.check_objects(STORE).await?.err().map(|error| chain(&error).to_string());
+        Some(ObjectStoreState { location, failure })
+    }
+}
+
+fn objects(usage: ObjectUsage) -> ObjectStoreUsage {
+    let ObjectUsage { counts, packs, cache_bytes } = usage;
+    ObjectStoreUsage {
+        uploads: counts.uploads,
+        uploaded_bytes: counts.uploaded_bytes,
+        downloads: counts.downloads,
+        downloaded_bytes: counts.downloaded_bytes,
+        failures: counts.failures,
+        pack_bytes: packs.pack_bytes,
+        missing_bytes: packs.missing_bytes,
+        cache_bytes,
     }
 }

@@ -51,7 +51,7 @@ pub(crate) async fn boot(attempt: &Attempt, prepared: &Prepared, permit: Permit)
     std::fs::create_dir(&work_dir).map_err(|error| BuildFailure::own(Phase::Prepare, &error))?;
     let root = builder.files.open_rootfs(&prepared.rootfs).await.map_err(unreadable)?;
     let spec = BootSpec {
-        id: machine_id(job),
+        id: machine_id("build", job),
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
         disk: Disk::Overlay { base: root.path().to_owned(), size_bytes: prepared.disk_bytes },
@@ -98,8 +98,8 @@ pub(crate) async fn boot(attempt: &Attempt, prepared: &Prepared, permit: Permit)
     Ok(machine)
 }
 
-/// A machine's id: the end of the build's id, which differs between builds of one moment.
-fn machine_id(job: &BuildJob) -> String {
+/// The id of a build's machine for `what`: the end of the build's id, which differs between builds of one moment.
+pub(super) fn machine_id(what: &str, job: &BuildJob) -> String {
     let id = job.build.uuid().as_simple().to_string();
-    format!("build-{}-{}", &id[16..], job.attempt)
+    format!("{what}-{}-{}", &id[16..], job.attempt)
 }

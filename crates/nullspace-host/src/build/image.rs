@@ -1,4 +1,4 @@
-//! OCI images: resolving references, an image's runtime settings, and errors of an import in the user's terms.
+//! OCI images: resolving references, an image's runtime settings, and errors of registries in the user's terms.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use nullspace_definition::runtime::{DEFAULT_WORKDIR, Runtime, StartCommand};
 use nullspace_host_interface::{BuildFailure, reason};
 use nullspace_image_ref::Reference;
 use nullspace_oci::config::{Healthcheck, ImageConfig};
-use nullspace_oci::import::{ImportError, ImportOptions, Progress};
+use nullspace_oci::import::{ImportError, ImportOptions, LayerCache, Progress};
 use nullspace_oci::layout::LocalImage;
-use nullspace_oci::merge::LayerError;
 use nullspace_oci::platform::Platform;
 use nullspace_oci::registry::{Credentials, Registry, RegistryError, Repository, ResolvedImage};
 use nullspace_rootfs::Written;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::image_layers::ImageLayers;
 use super::import::{self, Proof, Target};
 
 /// The image that a reference resolves to, with access to its layers.
@@ -49,7 +49,12 @@ impl Image {
         Proof::Public { registry, repository }
     }
 
-    /// Bytes to download.
+    /// Host of the registry, and path in it.
+    pub(crate) fn repository(&self) -> (&str, &str) {
+        (self.resolved.reference.registry(), self.resolved.reference.repository())
+    }
+
+    /// Length of all layers. Those that are here already are not downloaded.
     pub(crate) fn compressed_bytes(&self) -> u64 {
         self.resolved.layers_size()
     }
@@ -93,14 +98,17 @@ pub(crate) fn credentials(auth: Option<TemplateBaseImageAuth>) -> Credentials {
     }
 }
 
-/// Downloads, verifies and merges the layers into an ext4 image. Blobs that come before their turn wait in `spool`.
+/// Gets the layers from the cache or the registry, verifies and merges them into an ext4 image. Blobs that come before their
+/// turn wait in `spool`.
 pub(crate) async fn import(
     image: Image,
     target: Target,
     spool: PathBuf,
+    layers: ImageLayers,
     lines: import::Lines,
 ) -> Result<Written, BuildFailure> {
-    let options = options(target.cancel.clone(), Some(spool), lines);
+    let cache: Option<Arc<dyn LayerCache>> = Some(Arc::new(layers));
+    let options = ImportOptions { cache, ..options(target.cancel.clone(), Some(spool), lines) };
     let (sink, writing) = target.begin()?;
     let imported = nullspace_oci::import::import(&image.repository, &image.resolved, sink, options).await;
     let merged = imported.map(|imported| imported.tree).map_err(|error| failed(&error));
@@ -133,6 +141,12 @@ fn options(cancel: CancellationToken, spool: Option<PathBuf>, lines: import::Lin
             }
             Progress::Downloaded { bytes, total } => {
                 lines.say(|| format!("Downloaded {} of {} MiB", bytes >> 20, total >> 20));
+            }
+            Progress::LayerFetched { digest, bytes, cached: true } => {
+                lines.tell(format!("Image layer {digest}: already here ({bytes} bytes)"));
+            }
+            Progress::LayerFetched { digest, bytes, cached: false } => {
+                lines.tell(format!("Image layer {digest}: downloaded {bytes} bytes"));
             }
             Progress::LayerDone { done, layers, uncompressed, .. } => {
                 lines.say(|| format!("Merged layer {done} of {layers} ({} MiB unpacked)", uncompressed >> 20));
@@ -201,37 +215,13 @@ pub(crate) fn refused(error: &RegistryError) -> BuildFailure {
 fn failed(error: &ImportError) -> BuildFailure {
     match error {
         ImportError::Registry(error) => refused(error),
-        ImportError::Layer { source, .. } => layer_failed(source, error),
+        ImportError::Layer { source, .. } => import::layer_failed(source, error),
         ImportError::Cancelled => {
             BuildFailure::infrastructure(Phase::Interrupted, reason::INTERNAL, "the import was stopped")
         }
         ImportError::Io(_) => BuildFailure::own(Phase::Prepare, error),
-        ImportError::Stream { .. } => invalid(error),
+        ImportError::Stream { .. } => import::invalid(error),
     }
-}
-
-/// A layer's error in the user's terms; `whole` is the error that says which layer.
-pub(crate) fn layer_failed(error: &LayerError, whole: &dyn std::error::Error) -> BuildFailure {
-    match error {
-        LayerError::UnsupportedSpecialFile { path, entry_type } => BuildFailure::user(
-            Phase::Prepare,
-            reason::UNSUPPORTED_SPECIAL_FILE,
-            whole.to_string(),
-            "Remove that file from the image; devices appear in the guest by themselves.",
-        )
-        .with("path", path.as_str())
-        .with("entry_type", *entry_type),
-        _ => invalid(whole),
-    }
-}
-
-pub(crate) fn invalid(error: &dyn std::error::Error) -> BuildFailure {
-    BuildFailure::user(
-        Phase::Prepare,
-        reason::INVALID_IMAGE,
-        format!("the image cannot be imported: {error}"),
-        "Build and push the image again.",
-    )
 }
 
 /// The label of an image that names its resume command.

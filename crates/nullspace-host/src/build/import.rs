@@ -1,4 +1,5 @@
-//! Root images: keys, sizes, proofs, and progress of an import. `nullspace-rootfs` writes the image itself.
+//! Root images: keys, sizes, proofs, progress of an import, and errors of what is imported. `nullspace-rootfs` writes the
+//! image itself.
 //!
 //! # Keys
 //! The content of a root image is named by its content key: BLAKE3 over length-prefixed parts. The parts are the kind of source,
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use nullspace_api::TemplateFailurePhase as Phase;
 use nullspace_ext4::Options;
 use nullspace_host_interface::{BuildFailure, reason};
-use nullspace_oci::merge::MergedTree;
+use nullspace_oci::merge::{LayerError, MergedTree};
 use nullspace_rootfs::{Content, Sink, Written};
 use nullspace_types::TenantId;
 use sha2::{Digest, Sha256};
@@ -40,6 +41,8 @@ const DEFAULT_DISK_MIB: u64 = 4 << 10;
 const SPARE_BYTES: u64 = 32 << 20;
 /// Free space beside the image's own content when the request names no disk, MiB.
 const HEADROOM_MIB: u64 = 1 << 10;
+/// Lines that wait for the log: more than an image has layers, each named twice.
+const WAITING: usize = 600;
 /// Time between two progress lines.
 const EVERY: Duration = Duration::from_secs(2);
 
@@ -72,7 +75,7 @@ pub(crate) enum Proof {
 
 impl Proof {
     /// The key under which the content is found with this proof.
-    fn key(&self, content: &str) -> String {
+    pub(super) fn key(&self, content: &str) -> String {
         match self {
             Proof::Public { registry, repository } => key(&["public", registry, repository, content]),
             Proof::Tenant(tenant) => key(&["tenant", &tenant.to_string(), content]),
@@ -131,7 +134,8 @@ pub(crate) fn tar_key(sha256: &str) -> String {
     key(&["tar", sha256, std::env::consts::ARCH, IMPORTER, &BASE_DISK_BYTES.to_string()])
 }
 
-fn key(parts: &[&str]) -> String {
+/// A key of these parts: BLAKE3, each part with its length before it.
+pub(super) fn key(parts: &[&str]) -> String {
     let mut hasher = blake3::Hasher::new();
     for part in parts {
         hasher.update(&(part.len() as u64).to_le_bytes());
@@ -164,7 +168,7 @@ impl InFlight {
     }
 }
 
-/// Progress of an import as log lines, at most one in two seconds. Called from the reader's thread.
+/// Progress of an import as log lines. Called from the threads of the import.
 pub(crate) struct Lines {
     lines: tokio::sync::mpsc::Sender<String>,
     last: Mutex<Instant>,
@@ -172,7 +176,7 @@ pub(crate) struct Lines {
 
 impl Lines {
     pub(crate) fn new(log: BuildLog, tasks: &TaskTracker) -> Lines {
-        let (lines, mut said) = tokio::sync::mpsc::channel::<String>(1);
+        let (lines, mut said) = tokio::sync::mpsc::channel::<String>(WAITING);
         tasks.spawn(async move {
             while let Some(line) = said.recv().await {
                 if log.say("prepare", line).await.is_err() {
@@ -183,14 +187,19 @@ impl Lines {
         Lines { lines, last: Mutex::new(Instant::now()) }
     }
 
-    /// Writes a line, unless one was written a moment ago.
+    /// Writes a line about progress, unless one was written in the last two seconds.
     pub(crate) fn say(&self, line: impl FnOnce() -> String) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.elapsed() >= EVERY {
             *last = Instant::now();
-            // Full: the log is slower than we are; the next line will do.
-            let _ = self.lines.try_send(line());
+            self.tell(line());
         }
+    }
+
+    /// Writes a line of its own right.
+    pub(crate) fn tell(&self, line: String) {
+        // Full only when the log has not taken a line for minutes; the end of the build says so itself.
+        let _ = self.lines.try_send(line);
     }
 }
 
@@ -208,10 +217,35 @@ pub(crate) async fn tar(path: PathBuf, sha256: String, target: Target) -> Result
         let file = File::open(&path).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
         let reader = Cancellable { inner: file, cancel };
         let imported = nullspace_oci::import::import_tar(reader, sink, &Default::default());
-        imported.map(|imported| imported.tree).map_err(|error| super::image::layer_failed(&error, &error))
+        imported.map(|imported| imported.tree).map_err(|error| layer_failed(&error, &error))
     })
     .await;
     writing.finish(merged).await
+}
+
+/// A layer's error in the user's terms; `whole` is the error that says which layer.
+pub(crate) fn layer_failed(error: &LayerError, whole: &dyn std::error::Error) -> BuildFailure {
+    match error {
+        LayerError::UnsupportedSpecialFile { path, entry_type } => BuildFailure::user(
+            Phase::Prepare,
+            reason::UNSUPPORTED_SPECIAL_FILE,
+            whole.to_string(),
+            "Remove that file from the image; devices appear in the guest by themselves.",
+        )
+        .with("path", path.as_str())
+        .with("entry_type", *entry_type),
+        _ => invalid(whole),
+    }
+}
+
+/// The failure of a build whose image is not one that can be read.
+pub(crate) fn invalid(error: &dyn std::error::Error) -> BuildFailure {
+    BuildFailure::user(
+        Phase::Prepare,
+        reason::INVALID_IMAGE,
+        format!("the image cannot be imported: {error}"),
+        "Build and push the image again.",
+    )
 }
 
 /// SHA-256 of a file, hex.

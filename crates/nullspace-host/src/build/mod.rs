@@ -6,8 +6,9 @@
 //!              all known, and an artifact of the same key: it is shared, no machine
 //!   startup    machine over a copy-on-write disk; start command runs once   (boot, startup)
 //!   readiness  tcp | http | command | timeout, from inside the guest        (readiness)
-//!   snapshot   freeze filesystem, drop the agent, pause, capture, end the machine
-//!   publish    files durable under the artifact's name; control names them in one transaction
+//!   snapshot   stop processes and filesystem, drop the agent, pause, capture, end the machine
+//!   trial      the snapshot is restored once, and its agent answers            (trial)
+//!   publish    beside the trial: files durable under the artifact's name; control names them in one transaction
 //! ```
 //! All resources of the build on this host are registered in a [`Scope`], which outlives the future that runs the phases. To
 //! stop a build, drop that future and close the scope.
@@ -16,6 +17,7 @@ mod boot;
 pub(crate) mod buildkit;
 mod cache;
 mod image;
+mod image_layers;
 mod import;
 mod layers;
 mod log;
@@ -26,6 +28,7 @@ mod readiness;
 mod scope;
 mod startup;
 mod steps;
+mod trial;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -149,10 +152,13 @@ impl BuildHost for LocalHost {
             outcome = phases::run(&attempt) => outcome.map_err(BuildStop::from),
         };
         if let Err(BuildStop::Failed(failure)) = &outcome
-            && failure.reason == reason::MACHINE_FAILED
+            && [reason::MACHINE_FAILED, reason::SNAPSHOT_TRIAL_FAILED].contains(&failure.reason)
             && let Some(console) = attempt.scope.console_tail()
         {
             tracing::warn!(console, "the failed machine's console");
+        }
+        if outcome.is_ok() {
+            attempt.scope.keep_published();
         }
         let had_machine = attempt.scope.has_machine();
         let full = attempt.scope.lost_writes() || self.inner.disk.was_full(began);

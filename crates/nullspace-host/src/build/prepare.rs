@@ -29,6 +29,7 @@ use nullspace_types::{ArtifactId, Rootfs};
 use serde_json::json;
 
 use super::cache::Answer;
+use super::image_layers::ImageLayers;
 use super::import::{self, RootKey, Target};
 use super::{Attempt, Error, image};
 use crate::failures;
@@ -54,6 +55,12 @@ pub(crate) async fn run(attempt: &Attempt) -> Result<Prepared, Error> {
         Source::BaseTar { sha256 } => attempt.base_tar(sha256).await,
         Source::Template { reference, artifact } => attempt.template(reference, *artifact).await,
         Source::Dockerfile(dockerfile) => attempt.dockerfile(dockerfile).await,
+        // Such a build is ready from its first moment, so no worker gets one.
+        Source::Snapshot { snapshot, .. } => {
+            let message = format!("snapshot {snapshot} became a template as it is: there is nothing to build");
+            let advice = "Promote the snapshot again, or start a build from an image.";
+            Err(BuildFailure::user(Phase::Preflight, reason::INTERNAL, message, advice).into())
+        }
     }
 }
 
@@ -92,11 +99,13 @@ impl Attempt {
             .rootfs(&key, &digest, disk_bytes, |target, spool| {
                 let lines = import::Lines::new(self.log.clone(), &self.scope.tasks);
                 let resolved = resolved.clone();
+                let (files, disk) = (self.builder.files.clone(), Arc::clone(&self.builder.disk));
+                let layers = ImageLayers::new(files, disk, resolved.repository(), tenant, own_credentials);
                 async move {
                     // What it takes is not known before it is there: at least as much as is downloaded.
                     let room = self.builder.disk.room(resolved.compressed_bytes());
                     let _room = room.map_err(|error| failures::data(Phase::Prepare, &error))?;
-                    image::import(resolved, target, spool, lines).await
+                    image::import(resolved, target, spool, layers, lines).await
                 }
             })
             .await?;
@@ -251,6 +260,7 @@ pub(crate) async fn say_disk(attempt: &Attempt, prepared: &Prepared) -> Result<(
         Source::Template { reference, .. } => reference.as_str(),
         Source::Dockerfile(_) => "the Dockerfile's image",
         Source::BaseTar { .. } => "the base",
+        Source::Snapshot { .. } => "the snapshot",
     };
     let warning = larger_disk(definition.machine.disk_mb, prepared.disk_bytes, from);
     let Some(warning) = warning else { return Ok(()) };

@@ -39,7 +39,7 @@ pub(crate) async fn start(attempt: &Attempt, machine: &Machine, runtime: &Runtim
         user: runtime.user.clone(),
         ..Exec::default()
     };
-    let settle = if builder.machines.vmm.compatibility().is_emulated() { SETTLE_EMULATED } else { SETTLE };
+    let settle = if builder.machines.vmm.is_slow() { SETTLE_EMULATED } else { SETTLE };
     let up = async {
         let ended = match &runtime.start {
             None => None,

@@ -1,29 +1,37 @@
-//! The sandboxes of this host that start or run, and the task that watches each.
+//! The sandboxes of this host that start or run, and the tasks that watch each.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use jiff::Timestamp;
+use nullspace_api::ErrorResponseCode;
 use nullspace_data::ArtifactStore;
 use nullspace_guest::host::AgentError;
-use nullspace_host_interface::{HostEvents, SandboxEnd};
-use nullspace_types::SandboxId;
+use nullspace_host_interface::{Due, HostEvents, SandboxEnd};
+use nullspace_service::{Error, Result};
+use nullspace_types::{SandboxId, TenantId};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::fault::Fault;
 use super::live::Live;
+use crate::admission::{Permit, Refused, Wanted};
 use crate::disk::Disk;
 use crate::machine::{self, Machines};
 
+/// Time after which a request that was refused for capacity should be retried.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The reason of a sandbox that was ended because it filled the host's disk.
 const DISK_FULL: &str = "host_disk_full: the host's disk ran full, and this sandbox had written most recently";
 
 /// State of a sandbox on this host.
 #[derive(Clone)]
 pub(super) enum Place {
-    /// It starts. The token is cancelled at the end of the start, successful or not.
-    Starting(CancellationToken),
+    /// It starts. The token is cancelled at the end of the start, successful or not. The number tells two starts of one id
+    /// apart.
+    Starting(CancellationToken, u64),
     /// Its machine can be used.
     Running(Arc<Live>),
 }
@@ -34,6 +42,7 @@ pub(crate) struct Actors {
     pub(super) disk: Arc<Disk>,
     pub(super) files: ArtifactStore,
     places: Mutex<HashMap<SandboxId, Place>>,
+    starts: AtomicU64,
     events: OnceLock<Arc<dyn HostEvents>>,
     /// The tasks that watch sandboxes.
     pub(crate) tasks: TaskTracker,
@@ -41,7 +50,15 @@ pub(crate) struct Actors {
 
 impl Actors {
     pub(crate) fn new(machines: Machines, disk: Arc<Disk>, files: ArtifactStore) -> Actors {
-        Actors { machines, disk, files, places: Mutex::default(), events: OnceLock::new(), tasks: TaskTracker::new() }
+        Actors {
+            machines,
+            disk,
+            files,
+            places: Mutex::default(),
+            starts: AtomicU64::new(0),
+            events: OnceLock::new(),
+            tasks: TaskTracker::new(),
+        }
     }
 
     /// Sets the receiver of the ends of sandboxes that end by themselves. Only the first call has an effect.
@@ -53,11 +70,22 @@ impl Actors {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers a sandbox that starts.
-    pub(super) fn begin(self: &Arc<Self>, id: SandboxId) -> Starting {
-        let over = CancellationToken::new();
-        self.places().insert(id, Place::Starting(over.clone()));
-        Starting { actors: Arc::clone(self), id, over }
+    /// Registers a sandbox that starts; `None` when it starts or runs already.
+    pub(super) fn begin(self: &Arc<Self>, id: SandboxId) -> Option<Starting> {
+        let (over, number) = (CancellationToken::new(), self.starts.fetch_add(1, Ordering::Relaxed));
+        match self.places().entry(id) {
+            Entry::Occupied(_) => return None,
+            Entry::Vacant(place) => place.insert(Place::Starting(over.clone(), number)),
+        };
+        Some(Starting { actors: Arc::clone(self), id, number, over })
+    }
+
+    /// Returns a sandbox that runs.
+    pub(super) fn running(&self, id: SandboxId) -> Option<Arc<Live>> {
+        match self.places().get(&id) {
+            Some(Place::Running(live)) => Some(Arc::clone(live)),
+            _ => None,
+        }
     }
 
     /// Ends a sandbox, and waits until its resources are released.
@@ -66,58 +94,103 @@ impl Actors {
         match place {
             Some(Place::Running(live)) => live.end().await,
             // It finds its place taken away, and ends what it has. Bounded, as each step of a start is.
-            Some(Place::Starting(over)) => over.cancelled().await,
+            Some(Place::Starting(over, _)) => over.cancelled().await,
             None => {}
         }
     }
 
-    /// Ends a sandbox by a fault or timeout, and reports it.
-    async fn end_and_tell(&self, id: SandboxId, end: SandboxEnd) {
-        self.end(id).await;
+    /// Removes a running sandbox from its place. False when somebody else has: another one of its id may run by now.
+    fn take(&self, live: &Arc<Live>) -> bool {
+        let mut places = self.places();
+        let runs = matches!(places.get(&live.id), Some(Place::Running(found)) if Arc::ptr_eq(found, live));
+        if runs {
+            places.remove(&live.id);
+        }
+        runs
+    }
+
+    /// Ends a sandbox that is paused: its snapshot is stored.
+    pub(super) async fn end_paused(&self, live: &Arc<Live>) {
+        live.paused.store(true, Ordering::Relaxed);
+        let _ = self.take(live);
+        live.end().await;
+    }
+
+    /// Ends a sandbox by a fault, and reports it.
+    pub(super) async fn end_and_tell(&self, live: &Arc<Live>, end: SandboxEnd) {
+        // Whoever has taken it ends it, and knows of it.
+        if !self.take(live) {
+            return;
+        }
+        live.end().await;
         if let Some(events) = self.events.get() {
-            events.sandbox_ended(id, end).await;
+            events.sandbox_ended(live.id, end).await;
         }
     }
 
-    /// Ends the sandbox when its time limit has passed or its machine has ended.
-    pub(super) fn watch(self: &Arc<Self>, live: &Arc<Live>, deadline: Option<Timestamp>) {
+    /// Measures the sandbox, reports the limits that it reaches, and ends it when its machine or guest fails.
+    pub(super) fn watch(self: &Arc<Self>, live: &Arc<Live>) {
+        let measured = Arc::clone(live);
+        self.tasks.spawn(async move { measured.keep_measuring().await });
         let (actors, live, id) = (Arc::clone(self), Arc::clone(live), live.id);
         self.tasks.spawn(async move {
-            let up = async {
-                match deadline {
-                    None => std::future::pending().await,
-                    Some(at) => tokio::time::sleep(at.duration_since(Timestamp::now()).unsigned_abs()).await,
+            let end = loop {
+                tokio::select! {
+                    // First: whatever ends a sandbox also ends its machine and its connection.
+                    biased;
+                    () = live.ended.cancelled() => return,
+                    () = live.writing.overran.cancelled() => {
+                        tracing::warn!(sandbox_id = %id, "sandbox is ended: the host's disk is nearly full, and it has written most");
+                        break SandboxEnd { failed: true, reason: DISK_FULL.to_owned(), fault: None };
+                    }
+                    ended = live.machine.vm.exited() => break failed(id, &Fault::Machine(ended)),
+                    error = live.gate.lost(|agent| async move { agent.closed().await }) => {
+                        // A machine that ends takes the connection with it first.
+                        let ended = match &error {
+                            AgentError::Closed => machine::ended(live.machine.vm.as_ref()).await,
+                            _ => None,
+                        };
+                        break failed(id, &ended.map_or(Fault::Agent(error), Fault::Machine));
+                    }
+                    due = live.activity.due() => actors.report_due(id, due),
                 }
             };
-            let end = tokio::select! {
-                // First: whatever ends a sandbox also ends its machine and its connection.
-                biased;
-                () = live.ended.cancelled() => return,
-                () = up => {
-                    tracing::info!(sandbox_id = %id, "sandbox's time is up");
-                    SandboxEnd { failed: false, reason: "its time was up".to_owned(), fault: None }
-                }
-                () = live.writing.overran.cancelled() => {
-                    tracing::warn!(sandbox_id = %id, "sandbox is ended: the host's disk is nearly full, and it has written most");
-                    SandboxEnd { failed: true, reason: DISK_FULL.to_owned(), fault: None }
-                }
-                ended = live.machine.vm.exited() => failed(id, &Fault::Machine(ended)),
-                error = live.machine.agent.closed() => {
-                    // A machine that ends takes the connection with it first.
-                    let ended = match &error {
-                        AgentError::Closed => machine::ended(live.machine.vm.as_ref()).await,
-                        _ => None,
-                    };
-                    failed(id, &ended.map_or(Fault::Agent(error), Fault::Machine))
-                }
-            };
-            actors.end_and_tell(id, end).await;
+            actors.end_and_tell(&live, end).await;
         });
+    }
+
+    /// Reports a limit. A task: control may pause the sandbox in it, and it is watched meanwhile.
+    fn report_due(&self, id: SandboxId, due: Due) {
+        tracing::info!(sandbox_id = %id, ?due, "sandbox has reached a limit in time");
+        if let Some(events) = self.events.get().cloned() {
+            self.tasks.spawn(async move { events.sandbox_due(id, due).await });
+        }
+    }
+}
+
+impl Actors {
+    /// Reserves memory, processors and a place in the tenant's quota for a sandbox.
+    pub(super) fn admit(&self, tenant: TenantId, memory_mib: u32, vcpus: u32) -> Result<Permit> {
+        let wanted = Wanted { tenant, memory_mib, vcpus, sandbox: true };
+        self.machines.admission.admit(wanted).map_err(|refused| {
+            let code = match refused {
+                Refused::Full { .. } => ErrorResponseCode::CapacityExceeded,
+                Refused::Quota { .. } => ErrorResponseCode::QuotaExceeded,
+            };
+            Error { retry_after: Some(RETRY_AFTER), ..Error::new(code, refused.to_string()) }
+        })
+    }
+}
+
+impl Actors {
+    /// Whether the host lacks memory or processors for a sandbox of this size.
+    pub(super) fn is_full_for(&self, tenant: TenantId, memory_mib: u32, vcpus: u32) -> bool {
+        self.machines.admission.is_full_for(Wanted { tenant, memory_mib, vcpus, sandbox: true })
     }
 }
 
 /// The end of a sandbox with a fault.
-fn failed(id: SandboxId, fault: &Fault) -> SandboxEnd {
+pub(super) fn failed(id: SandboxId, fault: &Fault) -> SandboxEnd {
     let (code, why) = (fault.code(), fault.to_string());
     tracing::warn!(sandbox_id = %id, reason = code, why, "sandbox failed and is ended");
     SandboxEnd { failed: true, reason: format!("{code}: {}", fault.shown()), fault: Some(code) }
@@ -127,6 +200,7 @@ fn failed(id: SandboxId, fault: &Fault) -> SandboxEnd {
 pub(super) struct Starting {
     pub(super) actors: Arc<Actors>,
     id: SandboxId,
+    number: u64,
     over: CancellationToken,
 }
 
@@ -134,19 +208,23 @@ impl Starting {
     /// Marks the sandbox's machine as usable. Returns false when the sandbox was ended meanwhile.
     pub(super) fn run(&self, live: &Arc<Live>) -> bool {
         match self.actors.places().get_mut(&self.id) {
-            Some(place) => {
+            Some(place) if self.is(place) => {
                 *place = Place::Running(Arc::clone(live));
                 true
             }
-            None => false,
+            _ => false,
         }
+    }
+
+    fn is(&self, place: &Place) -> bool {
+        matches!(place, Place::Starting(_, number) if *number == self.number)
     }
 }
 
 impl Drop for Starting {
     fn drop(&mut self) {
         let mut places = self.actors.places();
-        if matches!(places.get(&self.id), Some(Place::Starting(_))) {
+        if places.get(&self.id).is_some_and(|place| self.is(place)) {
             places.remove(&self.id);
         }
         drop(places);

@@ -5,7 +5,7 @@ use nullspace_api::{
     TemplateFailurePhase,
 };
 use nullspace_definition::sandbox::{check_envs, check_workdir};
-use nullspace_guest::host::{AgentError, ExecOutput};
+use nullspace_guest::host::{Agent, AgentError, ExecOutput};
 use nullspace_guest::message::{Exec, FailureKind};
 use nullspace_service::Memory;
 
@@ -21,10 +21,13 @@ const MAX_TIMED_OUT_OUTPUT: usize = 64 * 1024;
 /// Longest command that `exec` waits for.
 const MAX_EXEC_SECS: u64 = 3600;
 
-/// Runs a command and waits for its end; see [`LiveSandbox::exec`](nullspace_service::LiveSandbox::exec).
+/// Runs a command and waits for its end; see [`LiveCommands::exec`](nullspace_service::LiveCommands::exec).
 pub(super) async fn run(live: &Live, request: &ExecRequest, memory: &dyn Memory) -> Result<ExecResponse> {
-    let agent = live.agent()?;
     let exec = command(live, request)?;
+    live.using(|agent| async move { run_with(&agent, exec, request, memory).await }).await
+}
+
+async fn run_with(agent: &Agent, exec: Exec, request: &ExecRequest, memory: &dyn Memory) -> Result<ExecResponse> {
     let timeout_ms = exec.timeout_ms.unwrap_or_default();
     let failed = |error| exec_error(error, &request.command);
     if request.background == Some(true) {
@@ -33,11 +36,7 @@ pub(super) async fn run(live: &Live, request: &ExecRequest, memory: &dyn Memory)
         return Ok(ExecResponse { exit_code: 0, stdout: String::new(), stderr: String::new(), pid: Some(pid) });
     }
     let run = agent.exec_collect_while(exec, MAX_OUTPUT, |bytes| memory.grow(bytes).is_ok());
-    let output = tokio::select! {
-        biased;
-        output = run => output.map_err(failed)?,
-        () = live.ended.cancelled() => return Err(live.gone()),
-    };
+    let output = run.await.map_err(failed)?;
     if output.exit.timed_out {
         return Err(timed_out(&output, timeout_ms));
     }
@@ -154,6 +153,7 @@ pub(super) fn exec_error(error: AgentError, command: &str) -> Error {
             FailureKind::StdinClosed => Error::new(ErrorResponseCode::TransitionConflict, failure.message),
             _ => Error::new(ErrorResponseCode::ExecFailed, failure.message),
         },
+        AgentError::Lacking { .. } => Error::new(ErrorResponseCode::RebuildRequired, error.to_string()),
         AgentError::Timeout { .. } => Error::new(
             ErrorResponseCode::ExecTimeout,
             format!("the sandbox did not answer in time while it ran {command:?}"),
@@ -162,5 +162,22 @@ pub(super) fn exec_error(error: AgentError, command: &str) -> Error {
             tracing::warn!(error = %chain(&other), "exec failed");
             Error::new(ErrorResponseCode::ExecFailed, "the sandbox stopped answering; create a new one")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nullspace_guest::capability::Capability;
+
+    use super::*;
+
+    #[test]
+    fn what_an_older_agent_lacks_is_for_its_template_to_be_built_again() {
+        let error = exec_error(AgentError::Lacking { capability: Capability::FeedService, version: 6 }, "stdin");
+        assert_eq!(error.code, ErrorResponseCode::RebuildRequired);
+        let text = "this template's agent is older (interface version 6) and cannot write to a command's stdin: build the \
+                    template again";
+        assert_eq!(error.message, text);
+        assert_eq!(exec_error(AgentError::Closed, "sh").code, ErrorResponseCode::ExecFailed);
     }
 }

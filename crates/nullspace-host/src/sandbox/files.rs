@@ -2,83 +2,204 @@
 //! from its working directory. The guest's kernel checks the user's rights. No path here is a path of this host.
 
 use std::fmt::Write as _;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use nullspace_api::{ErrorResponseCode, FileInfo, Time};
-use nullspace_guest::file::{FileEntry, FileKind, FileOp};
-use nullspace_guest::host::AgentError;
+use nullspace_definition::sandbox::RESERVED;
+use nullspace_guest::file::{FileEntry, FileKind, FileOp, HOME};
+use nullspace_guest::host::{AgentError, FileReader};
 use nullspace_guest::message::FailureKind;
-use nullspace_service::{ByteStream, Depth, FileAt, FileDownload, Memory};
+use nullspace_guest::search::Part;
+use nullspace_service::{ByteStream, Depth, Extent, FileAt, FileContent, FileDownload, FilePart, Memory, PartDownload};
 
-use super::live::Live;
+use super::live::{Live, Operation};
 use nullspace_service::chain;
 use nullspace_service::{Error, Result};
 
 /// Opens a regular file for reading.
 pub(super) async fn read(live: Arc<Live>, at: FileAt) -> Result<FileDownload> {
-    let reader = live.agent()?.read_file(live.user(at.user), &live.cwd, &at.path).await.map_err(failed)?;
+    let operation = live.begin().await?;
+    let reader = tokio::select! {
+        biased;
+        reader = async {
+            let (user, base) = live.origin(at.user, &at.path);
+            operation.read_file(user, base, &at.path).await
+        } => reader.map_err(failed)?,
+        error = live.stopped(operation.interrupt()) => return Err(error),
+    };
     let info = shown(reader.entry.clone());
-    let content = stream::try_unfold((reader, live), |(mut reader, live)| async move {
+    Ok(FileDownload { info, content: content(reader, live, operation) })
+}
+
+/// Opens a part of a regular file for reading.
+pub(super) async fn read_part(live: Arc<Live>, at: FileAt, part: FilePart) -> Result<PartDownload> {
+    let operation = live.begin().await?;
+    let part = match part {
+        FilePart::From { start, length } => Part::From { start, length },
+        FilePart::Last { length } => Part::Last { length },
+    };
+    let opened = tokio::select! {
+        biased;
+        reader = async {
+            let (user, base) = live.origin(at.user.clone(), &at.path);
+            operation.read_file_part(user, base, &at.path, part).await
+        } => reader.map_err(failed)?,
+        error = live.stopped(operation.interrupt()) => return Err(error),
+    };
+    let Some(reader) = opened else {
+        drop(operation);
+        let FileDownload { info, content } = read(live, at).await?;
+        return Ok(PartDownload { info, extent: Extent::Whole, content });
+    };
+    let info = shown(reader.entry.clone());
+    let Some((start, length)) = part.within(info.size) else {
+        return Ok(PartDownload { info, extent: Extent::Nothing, content: stream::empty().boxed() });
+    };
+    // The guest is hostile, and may change the file meanwhile: not a byte more or less than was announced.
+    let mut left = length;
+    let pieces = content(reader, live, operation).map(Some).chain(stream::iter([None]));
+    let content = pieces.filter_map(move |piece| {
+        let checked = match piece {
+            Some(Ok(piece)) => match left.checked_sub(piece.len() as u64) {
+                Some(rest) => {
+                    left = rest;
+                    Some(Ok(piece))
+                }
+                None => Some(Err(changed())),
+            },
+            Some(Err(error)) => Some(Err(error)),
+            None => (left > 0).then(|| Err(changed())),
+        };
+        std::future::ready(checked)
+    });
+    Ok(PartDownload { info, extent: Extent::Part { start, length }, content: content.boxed() })
+}
+
+fn changed() -> Error {
+    Error::new(ErrorResponseCode::FileError, "the file became shorter while it was read; ask again")
+}
+
+/// The bytes of a file that is open.
+fn content(reader: FileReader, live: Arc<Live>, operation: Operation) -> FileContent {
+    let content = stream::try_unfold((reader, live, operation), |(mut reader, live, operation)| async move {
         let piece = tokio::select! {
             biased;
             piece = reader.next() => piece.map_err(failed)?,
-            () = live.ended.cancelled() => return Err(live.gone()),
+            error = live.stopped(operation.interrupt()) => return Err(error),
         };
-        Ok(piece.map(|piece| (piece, (reader, live))))
+        Ok(piece.map(|piece| (piece, (reader, live, operation))))
     });
-    Ok(FileDownload { info, content: content.boxed() })
+    content.boxed()
 }
 
-/// Creates a file or replaces its content; see [`LiveSandbox::write_file`](nullspace_service::LiveSandbox::write_file).
+/// Creates a file or replaces its content; see [`LiveFiles::write_file`](nullspace_service::LiveFiles::write_file).
 pub(super) async fn write(live: &Live, at: FileAt, mut content: ByteStream) -> Result<FileInfo> {
-    let mut writer = live.agent()?.write_file(live.user(at.user), &live.cwd, &at.path).await.map_err(failed)?;
-    while let Some(piece) = content.next().await {
-        let piece = piece.map_err(|error| Error {
-            source: Some(Arc::new(error)),
-            ..Error::invalid("the content ended before it was whole")
-        })?;
-        tokio::select! {
-            biased;
-            written = writer.write(&piece) => written.map_err(failed)?,
-            () = live.ended.cancelled() => return Err(live.gone()),
+    check_reserved(&live.cwd, &at.path)?;
+    let written = live.using(|agent| async move {
+        let named = at.user.clone().filter(|user| !user.is_empty());
+        let (user, base) = live.origin(at.user, &at.path);
+        let opened = match named {
+            Some(user) => agent.write_own_file(user, base, &at.path).await,
+            None => agent.write_file(user, base, &at.path).await,
+        };
+        let mut writer = opened.map_err(failed)?;
+        while let Some(piece) = content.next().await {
+            let piece = piece.map_err(|error| Error {
+                source: Some(Arc::new(error)),
+                ..Error::invalid("the content ended before it was whole")
+            })?;
+            writer.write(&piece).await.map_err(failed)?;
         }
-    }
-    writer.finish().await.map(shown).map_err(failed)
+        writer.finish().await.map(shown).map_err(failed)
+    });
+    written.await
 }
 
-/// The entries of a directory; see [`LiveSandbox::list_files`](nullspace_service::LiveSandbox::list_files).
+/// The entries of a directory; see [`LiveFiles::list_files`](nullspace_service::LiveFiles::list_files).
 pub(super) async fn list(live: &Live, at: FileAt, depth: Depth, memory: &dyn Memory) -> Result<Vec<FileInfo>> {
-    let mut exhausted = None;
-    let may_keep = |bytes| memory.grow(bytes).map_err(|refused| exhausted = Some(refused)).is_ok();
-    let agent = live.agent()?;
-    let listed = agent.list_files_while(live.user(at.user), &live.cwd, &at.path, depth.get(), may_keep).await;
-    match exhausted {
-        Some(exhausted) => Err(exhausted.into()),
-        None => Ok(listed.map_err(failed)?.into_iter().map(shown).collect()),
-    }
+    let listing = live.using(|agent| async move {
+        let mut exhausted = None;
+        let may_keep = |bytes| memory.grow(bytes).map_err(|refused| exhausted = Some(refused)).is_ok();
+        let (user, base) = live.origin(at.user, &at.path);
+        let listed = agent.list_files_while(user, base, &at.path, depth.get(), may_keep).await;
+        match exhausted {
+            Some(exhausted) => Err(exhausted.into()),
+            None => Ok(listed.map_err(failed)?.into_iter().map(shown).collect()),
+        }
+    });
+    listing.await
 }
 
 /// Whether the path exists.
 pub(super) async fn exists(live: &Live, at: FileAt) -> Result<bool> {
-    let info = live.agent()?.file_entry(live.user(at.user), &live.cwd, FileOp::Info { path: at.path });
-    match info.await {
-        Ok(_) => Ok(true),
-        Err(AgentError::Failed(failure)) if failure.kind == FailureKind::FileNotFound => Ok(false),
-        Err(error) => Err(failed(error)),
-    }
+    let asked = live.using(|agent| async move {
+        let (user, base) = live.origin(at.user, &at.path);
+        match agent.file_entry(user, base, FileOp::Info { path: at.path }).await {
+            Ok(_) => Ok(true),
+            Err(AgentError::Failed(failure)) if failure.kind == FailureKind::FileNotFound => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
+    });
+    asked.await
 }
 
 /// Runs an operation that is answered with an entry.
-pub(super) async fn entry(live: &Live, user: Option<String>, op: FileOp) -> Result<FileInfo> {
-    let entry = live.agent()?.file_entry(live.user(user), &live.cwd, op).await;
-    entry.map(shown).map_err(failed)
+pub(super) async fn entry(live: &Live, at: FileAt, op: impl FnOnce(String) -> FileOp) -> Result<FileInfo> {
+    let (user, base) = live.origin(at.user, &at.path);
+    let op = op(at.path);
+    let entry = live.using(|agent| async move { agent.file_entry(user, base, op).await.map(shown).map_err(failed) });
+    entry.await
 }
 
-/// Runs an operation without an answer.
-pub(super) async fn done(live: &Live, user: Option<String>, op: FileOp) -> Result<()> {
-    live.agent()?.file_done(live.user(user), &live.cwd, op).await.map_err(failed)
+/// As [`entry`], for an operation that changes what is there.
+pub(super) async fn change(live: &Live, at: FileAt, op: impl FnOnce(String) -> FileOp) -> Result<FileInfo> {
+    check_reserved(&live.cwd, &at.path)?;
+    entry(live, at, op).await
+}
+
+/// Renames an entry.
+pub(super) async fn rename(live: &Live, at: FileAt, to: String) -> Result<FileInfo> {
+    check_reserved(&live.cwd, &to)?;
+    // The home of a user is asked for only where it is needed: an older agent does not know it.
+    let relative = if at.path.starts_with('/') { &to } else { &at.path };
+    let (user, base) = live.origin(at.user.clone(), relative);
+    check_reserved(&live.cwd, &at.path)?;
+    let op = FileOp::Rename { from: at.path, to };
+    let entry = live.using(|agent| async move { agent.file_entry(user, base, op).await.map(shown).map_err(failed) });
+    entry.await
+}
+
+/// Runs an operation without an answer, which changes what is there.
+pub(super) async fn done(live: &Live, at: FileAt, op: impl FnOnce(String) -> FileOp) -> Result<()> {
+    check_reserved(&live.cwd, &at.path)?;
+    let (user, base) = live.origin(at.user, &at.path);
+    let op = op(at.path);
+    let done = live.using(|agent| async move { agent.file_done(user, base, op).await.map_err(failed) });
+    done.await
+}
+
+/// Refuses to change what is reserved. It looks at the path's text alone: it keeps callers from accidents, and is no
+/// boundary, since the sandbox is theirs.
+pub(super) fn check_reserved(cwd: &str, path: &str) -> Result<()> {
+    let mut parts = Vec::new();
+    let given = Path::new(cwd).join(path);
+    for part in given.components() {
+        match part {
+            Component::ParentDir => {
+                parts.pop();
+            }
+            Component::Normal(part) => parts.push(part),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    let whole = Path::new("/").join(parts.into_iter().collect::<PathBuf>());
+    if whole.starts_with(RESERVED) {
+        return Err(Error::invalid(format!("{RESERVED} is reserved for the service: use another path")));
+    }
+    Ok(())
 }
 
 /// Parses permission bits in octal.
@@ -91,6 +212,14 @@ pub(super) fn mode(permissions: &str) -> Result<u32> {
 impl Live {
     fn user(&self, asked: Option<String>) -> Option<String> {
         asked.filter(|user| !user.is_empty()).or_else(|| self.runtime.user.clone())
+    }
+
+    /// Who does a file operation, and where a relative path starts: at the sandbox's working directory, or at the home of a
+    /// user whom the request names, when the working directory is only the template's.
+    pub(super) fn origin(&self, asked: Option<String>, path: &str) -> (Option<String>, &str) {
+        let named = asked.as_deref().is_some_and(|user| !user.is_empty());
+        let home = named && !path.starts_with('/') && self.cwd == self.runtime.workdir;
+        (self.user(asked), if home { HOME } else { &self.cwd })
     }
 }
 
@@ -141,7 +270,7 @@ fn letters(kind: FileKind, mode: u32) -> String {
     text
 }
 
-fn failed(error: AgentError) -> Error {
+pub(super) fn failed(error: AgentError) -> Error {
     match error {
         AgentError::Failed(failure) => match failure.kind {
             FailureKind::Invalid | FailureKind::UnknownUser | FailureKind::Limit => Error::invalid(failure.message),
@@ -151,6 +280,7 @@ fn failed(error: AgentError) -> Error {
             }
             _ => Error::new(ErrorResponseCode::FileError, failure.message),
         },
+        AgentError::Lacking { .. } => Error::new(ErrorResponseCode::RebuildRequired, error.to_string()),
         AgentError::Timeout { .. } => {
             Error::new(ErrorResponseCode::ExecTimeout, "the sandbox did not answer in time while it worked on files")
         }
@@ -163,7 +293,31 @@ fn failed(error: AgentError) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use nullspace_guest::capability::Capability;
+
     use super::*;
+
+    #[test]
+    fn what_an_older_agent_lacks_is_for_its_template_to_be_built_again() {
+        let error = failed(AgentError::Lacking { capability: Capability::Files, version: 7 });
+        assert_eq!(error.code, ErrorResponseCode::RebuildRequired);
+        assert!(error.message.contains("cannot work on files: build the template again"), "{}", error.message);
+    }
+
+    #[test]
+    fn what_is_reserved_is_found_by_its_path() {
+        for (cwd, path, fits) in [
+            ("/workspace", ".nullspace/x", false),
+            ("/workspace", ".nullspace", false),
+            ("/srv", "/workspace/./a/../.nullspace//x", false),
+            ("/srv", "../workspace/.nullspace", false),
+            ("/workspace", ".nullspaceignore", true),
+            ("/workspace", "a/.nullspace", true),
+            ("/", ".nullspace", true),
+        ] {
+            assert_eq!(check_reserved(cwd, path).is_ok(), fits, "{cwd} {path}");
+        }
+    }
 
     #[test]
     fn entries_are_shown_as_people_know_them() {

@@ -1,49 +1,63 @@
 //! Sandboxes of this host: each a machine resumed from a snapshot, watched by one task until its end.
 //!
 //! ```text
-//!   admit ── Place::Starting ──start──> machine ──run──> Place::Running ──> ended: by control
-//!               └─ dropped: gives back                      │ watched         its time was up
-//!                                                           └──────────────>  its machine or guest failed
-//!                                                                             it filled the host's disk
+//!   admit ── Place::Starting ──start──> machine ──run──> Place::Running ──> ended: by control, which also decides
+//!               └─ dropped: gives back                      │ watched              when its time is up
+//!                                                           │                    it was paused
+//!                                         pause, snapshot,  │                    its machine or guest failed
+//!                                         fork: transition <┘                    it filled the host's disk
 //! ```
 //! The end of a sandbox first removes its place. A guest that breaks the agent's protocol, or does not answer its heartbeat
 //! for 30 seconds, ends its sandbox. No message is sent to such a guest.
 
+mod activity;
 mod actors;
+mod capture;
 mod commands;
 mod exec;
 mod fault;
 mod files;
+mod followers;
+mod frozen;
+mod gate;
+mod git;
+mod held;
 mod live;
+mod measure;
+mod ports;
 mod processes;
+mod search;
 mod start;
-
-use std::time::Duration;
+mod terminals;
+#[cfg(test)]
+mod tests;
+mod transition;
+mod uploads;
+mod watches;
 
 use async_trait::async_trait;
-use nullspace_api::ErrorResponseCode;
-use nullspace_host_interface::{AdmittedSandbox, Found, SandboxHost, SandboxSpec, SnapshotSize, Unfit, internal};
+use jiff::Timestamp;
+use nullspace_data::ArtifactStore;
+use nullspace_host_interface::{
+    AdmittedSandbox, Adopted, Captured, Found, FrozenSandbox, SandboxHost, SandboxSpec, SandboxUse, Snapshot,
+    SnapshotSize, TimeLimits, Unfit,
+};
 use nullspace_service::{Error, Result};
-use nullspace_types::SandboxId;
+use nullspace_types::{ArtifactId, SandboxId, Streams};
 use nullspace_vmm::SnapshotSummary;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(crate) use self::actors::Actors;
 use self::actors::Place;
-use self::start::Admitted;
 use crate::LocalHost;
-use crate::admission::{Refused, Wanted};
-
-/// Time after which a create that was refused for capacity should be retried.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 #[async_trait]
 impl SandboxHost for LocalHost {
     fn judge(&self, summary: &Value) -> std::result::Result<SnapshotSize, Unfit> {
         let summary = SnapshotSummary::deserialize(summary).map_err(|error| Unfit::Corrupt(error.to_string()))?;
-        match summary.compatibility.conflict_with(self.inner.machines.vmm.compatibility()) {
-            Some(conflict) => Err(Unfit::Incompatible(conflict.to_string())),
+        match self.inner.machines.vmm.conflict(&summary.compatibility) {
+            Some(conflict) => Err(Unfit::Incompatible(conflict)),
             None => Ok(SnapshotSize {
                 vcpus: summary.vcpus,
                 memory_mib: summary.memory_mib,
@@ -52,29 +66,22 @@ impl SandboxHost for LocalHost {
         }
     }
 
+    fn adopt_snapshot(&self, id: ArtifactId, summary: &Value) -> std::result::Result<Adopted, Unfit> {
+        let size = self.judge(summary)?;
+        let summary = SnapshotSummary::deserialize(summary).map_err(|error| Unfit::Corrupt(error.to_string()))?;
+        let folder = ArtifactStore::new_artifact_name(id);
+        Ok(Adopted { folder, size, compatibility: json!(summary.compatibility) })
+    }
+
     async fn admit_sandbox(&self, spec: SandboxSpec) -> Result<Box<dyn AdmittedSandbox>> {
-        let actors = &self.inner.actors;
-        let summary = SnapshotSummary::deserialize(&spec.snapshot.summary)
-            .map_err(|error| internal("read a snapshot's summary", &error))?;
-        drop(self.inner.disk.ensure_room(0, None)?);
-        let wanted =
-            Wanted { tenant: spec.tenant, memory_mib: summary.memory_mib, vcpus: summary.vcpus, sandbox: true };
-        let permit = actors.machines.admission.admit(wanted).map_err(|refused| {
-            let code = match refused {
-                Refused::Full { .. } => ErrorResponseCode::CapacityExceeded,
-                Refused::Quota { .. } => ErrorResponseCode::QuotaExceeded,
-            };
-            Error { retry_after: Some(RETRY_AFTER), ..Error::new(code, refused.to_string()) }
-        })?;
-        let starting = actors.begin(spec.id);
-        Ok(Box::new(Admitted { starting, permit, spec, summary }))
+        start::admit(&self.inner.actors, spec).map(|admitted| Box::new(admitted) as Box<dyn AdmittedSandbox>)
     }
 
     fn find_sandbox(&self, id: SandboxId) -> Found {
         let place = self.inner.actors.places().get(&id).cloned();
         match place {
             None => Found::Absent,
-            Some(Place::Starting(_)) => Found::Starting,
+            Some(Place::Starting(..)) => Found::Starting,
             Some(Place::Running(live)) => {
                 let tenant = live.tenant;
                 Found::Running(live, tenant)
@@ -88,5 +95,41 @@ impl SandboxHost for LocalHost {
 
     fn sandboxes(&self) -> Vec<SandboxId> {
         self.inner.actors.places().keys().copied().collect()
+    }
+    async fn freeze_sandbox(&self, id: SandboxId, similar: Vec<Streams>) -> Result<Box<dyn FrozenSandbox>> {
+        capture::freeze(&self.inner.actors, id, similar).await.map(|frozen| Box::new(frozen) as Box<dyn FrozenSandbox>)
+    }
+
+    async fn snapshot_sandbox(&self, id: SandboxId, similar: Vec<Streams>) -> Result<Captured> {
+        capture::snapshot(&self.inner.actors, id, similar).await
+    }
+
+    async fn fork_sandbox(&self, id: SandboxId) -> Result<Snapshot> {
+        capture::fork(&self.inner.actors, id).await
+    }
+
+    fn set_limits(&self, id: SandboxId, limits: TimeLimits) -> bool {
+        let live = self.inner.actors.running(id);
+        live.inspect(|live| live.activity.set(limits)).is_some()
+    }
+
+    fn last_active(&self, id: SandboxId) -> Option<Timestamp> {
+        self.inner.actors.running(id).map(|live| live.activity.last())
+    }
+
+    fn is_full_for(&self, spec: &SandboxSpec) -> bool {
+        // Of a description that cannot be read, the admission says more.
+        SnapshotSummary::deserialize(&spec.snapshot.summary)
+            .is_ok_and(|summary| self.inner.actors.is_full_for(spec.tenant, summary.memory_mib, summary.vcpus))
+    }
+
+    fn idle_since(&self, id: SandboxId) -> Option<Timestamp> {
+        self.inner.actors.running(id)?.activity.idle_since()
+    }
+
+    async fn sandbox_use(&self, id: SandboxId) -> Result<Vec<SandboxUse>> {
+        let live = self.inner.actors.running(id).ok_or_else(|| Error::sandbox_not_found(&id.to_string()))?;
+        live.measure().await;
+        Ok(live.measured.all())
     }
 }

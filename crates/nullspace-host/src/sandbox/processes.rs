@@ -1,21 +1,20 @@
 //! Processes of a sandbox, beyond those of an exec.
 
 use nullspace_api::{ErrorResponseCode, ProcessInfo, ProcessLogs};
-use nullspace_guest::host::ExecEvent;
+use nullspace_guest::host::{Agent, ExecEvent};
 
 use super::exec::exec_error;
 use super::live::Live;
 use nullspace_service::{Error, Result};
-
-/// `SIGKILL`, in every Linux guest.
-const KILL: i32 = 9;
 
 /// Most bytes of a process's output from the agent: 256 KiB of each stream, and the output during the transfer.
 const MAX_KEPT: usize = 2 << 20;
 
 /// The processes of the sandbox.
 pub(super) async fn list(live: &Live) -> Result<Vec<ProcessInfo>> {
-    let processes = live.agent()?.processes().await.map_err(|error| exec_error(error, "processes"))?;
+    let processes =
+        live.using(|agent| async move { agent.processes().await.map_err(|error| exec_error(error, "processes")) });
+    let processes = processes.await?;
     let shown = |process: nullspace_guest::message::Process| ProcessInfo {
         pid: process.pid,
         command: process.command,
@@ -24,15 +23,21 @@ pub(super) async fn list(live: &Live) -> Result<Vec<ProcessInfo>> {
     Ok(processes.into_iter().map(shown).collect())
 }
 
-/// Ends a process by SIGKILL.
-pub(super) async fn kill(live: &Live, pid: u32) -> Result<()> {
-    live.agent()?.kill(pid, KILL).await.map_err(|error| exec_error(error, "kill"))
+/// Sends a signal to a process.
+pub(super) async fn kill(live: &Live, pid: u32, signal: i32) -> Result<()> {
+    let killed =
+        live.using(|agent| async move { agent.kill(pid, signal).await.map_err(|error| exec_error(error, "kill")) });
+    killed.await
 }
 
-/// Returns the kept output of a process; see [`LiveSandbox::process_logs`](nullspace_service::LiveSandbox::process_logs).
+/// Returns the kept output of a process; see [`LiveCommands::process_logs`](nullspace_service::LiveCommands::process_logs).
 pub(super) async fn logs(live: &Live, pid: u32) -> Result<ProcessLogs> {
+    live.using(|agent| async move { collect(&agent, pid).await }).await
+}
+
+async fn collect(agent: &Agent, pid: u32) -> Result<ProcessLogs> {
     let failed = |error| exec_error(error, "logs");
-    let mut session = live.agent()?.output_so_far(pid).await.map_err(failed)?;
+    let mut session = agent.output_so_far(pid).await.map_err(failed)?;
     let (mut stdout, mut stderr, mut output, mut exit_code) = (Vec::new(), Vec::new(), Vec::new(), None);
     let mut left = MAX_KEPT;
     while let Some(event) = session.next().await.map_err(failed)? {

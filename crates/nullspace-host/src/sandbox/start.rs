@@ -5,36 +5,64 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use nullspace_api::{ErrorResponseCode, TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase};
-use nullspace_data::{DataError, RootfsPin, Scratch};
+use nullspace_data::{ArtifactStore, DataError, RootfsPin, Scratch, SnapshotPin, artifact_of};
 use nullspace_definition::runtime::Runtime;
 use nullspace_guest::host::AgentError;
 use nullspace_guest::message::{Exec, FailureKind};
 use nullspace_host_interface::{
-    AdmittedSandbox, SandboxSettings, SandboxSpec, StartedSandbox, internal, reason, storage_full,
+    AdmittedSandbox, SandboxSettings, SandboxSpec, Snapshot, SnapshotSize, StartedSandbox, TimeLimits, internal,
+    reason, storage_full,
 };
 use nullspace_service::{Error, Result, chain};
 use nullspace_vmm::{Network, RestoreSpec, SnapshotSummary, VmmError};
-use tokio::sync::{Semaphore, oneshot};
+use serde::Deserialize;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::actors::Starting;
-use super::commands::MAX_FOLLOWED;
+use super::activity::Activity;
+use super::actors::{Actors, Starting};
+use super::followers::Followers;
+use super::gate::Gate;
+use super::held::Held;
 use super::live::Live;
+use super::measure::Measured;
 use crate::admission::Permit;
 use crate::failures::of_data;
 use crate::machine::{Machine, MachineError};
 
+/// Time after which a start that met another one of its id should be tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
 /// A sandbox with its place and no machine.
 pub(super) struct Admitted {
-    pub(super) starting: Starting,
-    pub(super) permit: Permit,
-    pub(super) spec: SandboxSpec,
-    pub(super) summary: SnapshotSummary,
+    starting: Starting,
+    permit: Permit,
+    spec: SandboxSpec,
+    summary: SnapshotSummary,
+}
+
+/// Reserves memory, processors and a place for a sandbox. The first of a fork has what the fork has reserved.
+pub(super) fn admit(actors: &Arc<Actors>, spec: SandboxSpec) -> Result<Admitted> {
+    let summary = SnapshotSummary::deserialize(&spec.snapshot.summary)
+        .map_err(|error| internal("read a snapshot's summary", &error))?;
+    drop(actors.disk.ensure_room(0, None)?);
+    let held = spec.snapshot.held.as_ref().map(Held::of).transpose()?;
+    let permit = match held.and_then(|held| held.take_permit()) {
+        Some(permit) => permit,
+        None => actors.admit(spec.tenant, summary.memory_mib, summary.vcpus)?,
+    };
+    let starting = actors.begin(spec.id).ok_or_else(|| {
+        let message = format!("sandbox {} starts or runs already; ask again", spec.id);
+        Error { retry_after: Some(RETRY_AFTER), ..Error::new(ErrorResponseCode::TransitionInProgress, message) }
+    })?;
+    Ok(Admitted { starting, permit, spec, summary })
 }
 
 /// A sandbox with a machine that is not usable yet.
@@ -43,8 +71,28 @@ struct Started {
     spec: SandboxSpec,
     settings: SandboxSettings,
     machine: Machine,
+    size: SnapshotSize,
     scratch: Scratch,
     root: RootfsPin,
+    snapshot: SnapshotFiles,
+}
+
+/// The raw files that a sandbox was resumed from, which stay in their place while this lives.
+pub(super) enum SnapshotFiles {
+    /// Those of a stored snapshot.
+    Stored(SnapshotPin),
+    /// Those of a fork.
+    Held(Arc<Held>),
+}
+
+impl SnapshotFiles {
+    /// The folder with the files.
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            SnapshotFiles::Stored(pin) => pin.path(),
+            SnapshotFiles::Held(held) => held.path(),
+        }
+    }
 }
 
 #[async_trait]
@@ -56,38 +104,24 @@ impl AdmittedSandbox for Admitted {
     ) -> Result<Box<dyn StartedSandbox>> {
         let Admitted { starting, permit, spec, summary } = *self;
         let (actors, id, snapshot) = (&starting.actors, spec.id, &spec.snapshot);
-        let root = actors.files.open_rootfs(&snapshot.rootfs).await.map_err(|error| match error {
-            DataError::Damaged { what } => {
-                tracing::error!(artifact = %snapshot.artifact, what, "a template's root image is damaged");
-                let message = "the stored disk of this template is damaged: build the template again with skip_cache";
-                Error::new(ErrorResponseCode::RebuildRequired, message)
-            }
-            other => of_data(other),
-        })?;
-        let snapshot_dir = actors.files.artifact_dir(&snapshot.folder).map_err(of_data)?;
-        if !snapshot_dir.is_dir() {
-            tracing::error!(artifact = %snapshot.artifact, "a template's snapshot is missing: see `nullspace store verify`");
-            let message = "the stored snapshot of this template is missing: build the template again";
-            return Err(Error::new(ErrorResponseCode::RebuildRequired, message));
-        }
-        let scratch = actors.files.scratch().map_err(of_data)?;
-        let restore = RestoreSpec {
-            id: format!("sb-{}", id.uuid().as_simple()),
-            base: Some(root.path().to_owned()),
-            snapshot_dir,
-            summary,
-            network: if settings.internet_access { Network::Internet } else { Network::Isolated },
-            work_dir: scratch.path().to_owned(),
-        };
+        let size =
+            SnapshotSize { vcpus: summary.vcpus, memory_mib: summary.memory_mib, disk_bytes: summary.disk_bytes };
+        let network = if settings.internet_access { Network::Internet } else { Network::Isolated };
+        let (root, opened, scratch, restore) = open(&actors.files, &spec, summary, network).await?;
         let hook = resume(&snapshot.runtime, &settings.envs, &settings.cwd);
         match Machine::restore(actors.machines.vmm.as_ref(), restore, hook, permit, resumed).await {
-            Ok(machine) => Ok(Box::new(Started { starting, spec, settings, machine, scratch, root })),
+            Ok(machine) => {
+                Ok(Box::new(Started { starting, spec, settings, machine, size, scratch, root, snapshot: opened }))
+            }
             Err(MachineError::Agent(AgentError::Failed(failure))) if failure.kind == FailureKind::Resume => {
                 tracing::warn!(sandbox_id = %id, %failure, "a sandbox's resume hooks failed");
                 Err(resume_failed(failure.message))
             }
             Err(MachineError::Agent(AgentError::Timeout { what: "resume hooks", .. })) => {
                 Err(resume_failed("The resume hooks did not end in time, and could not be stopped.".to_owned()))
+            }
+            Err(MachineError::Agent(error @ (AgentError::Abi { .. } | AgentError::Lacking { .. }))) => {
+                Err(Error::new(ErrorResponseCode::RebuildRequired, error.to_string()))
             }
             Err(MachineError::Vmm(VmmError::Incompatible(why))) => {
                 Err(Error::new(ErrorResponseCode::IncompatibleSnapshot, format!("{why}; build the template again")))
@@ -99,41 +133,136 @@ impl AdmittedSandbox for Admitted {
             Err(error) => Err(internal("resume a snapshot", &error)),
         }
     }
+
+    async fn try_out(self: Box<Self>) -> Result<()> {
+        let Admitted { starting, permit, spec, summary } = *self;
+        let actors = &starting.actors;
+        let (root, opened, scratch, restore) = open(&actors.files, &spec, summary, Network::Isolated).await?;
+        let never = CancellationToken::new();
+        let tried = Machine::restore_in_trial(actors.machines.vmm.as_ref(), restore, permit, &never).await;
+        let tried = match tried {
+            Ok(machine) => {
+                machine.end().await;
+                Ok(())
+            }
+            Err(MachineError::Vmm(error)) if error.is_storage_full() => Err(storage_full(None)),
+            Err(MachineError::Vmm(VmmError::Incompatible(why))) => {
+                Err(Error::new(ErrorResponseCode::IncompatibleSnapshot, why))
+            }
+            Err(error) => {
+                tracing::error!(sandbox_id = %spec.id, error = %chain(&error), "a snapshot failed its trial");
+                let message = "the snapshot could not be resumed in trial; try again, or take another snapshot";
+                Err(Error::new(ErrorResponseCode::InternalError, message))
+            }
+        };
+        drop((root, opened, scratch, starting));
+        tried
+    }
+}
+
+/// Opens the files that a machine is restored from, and makes a folder for it.
+async fn open(
+    files: &ArtifactStore,
+    spec: &SandboxSpec,
+    summary: SnapshotSummary,
+    network: Network,
+) -> Result<(RootfsPin, SnapshotFiles, Scratch, RestoreSpec)> {
+    // Side by side: each may have to be written back from its chunks first.
+    let (root, opened) = tokio::try_join!(open_root(files, &spec.snapshot), open_snapshot(files, &spec.snapshot))?;
+    let scratch = files.scratch().map_err(of_data)?;
+    let restore = RestoreSpec {
+        id: format!("sb-{}", spec.id.uuid().as_simple()),
+        base: Some(root.path().to_owned()),
+        snapshot_dir: opened.path().to_owned(),
+        summary,
+        network,
+        work_dir: scratch.path().to_owned(),
+    };
+    Ok((root, opened, scratch, restore))
 }
 
 #[async_trait]
 impl StartedSandbox for Started {
-    async fn run(self: Box<Self>, deadline: Option<Timestamp>) -> bool {
-        let Started { starting, spec, settings, machine, scratch, root } = *self;
+    async fn run(self: Box<Self>, limits: TimeLimits) -> bool {
+        let Started { starting, spec, settings, machine, size, scratch, root, snapshot } = *self;
         let actors = Arc::clone(&starting.actors);
+        let (machine, agent) = machine.into_parts();
+        let source = spec.snapshot;
         let live = Arc::new(Live {
             id: spec.id,
             tenant: spec.tenant,
             machine,
-            runtime: spec.snapshot.runtime,
+            size,
+            gate: Gate::new(agent),
+            activity: Activity::new(),
+            measured: Measured::default(),
+            artifact: source.artifact,
+            rootfs: source.rootfs,
+            streams: source.streams,
+            runtime: source.runtime,
             envs: settings.envs,
             cwd: settings.cwd,
             ended: CancellationToken::new(),
+            paused: AtomicBool::new(false),
+            turn: Arc::default(),
             writing: actors.disk.enter(scratch.path(), CancellationToken::new()),
             scratch: Mutex::new(Some(scratch)),
             _root: root,
-            followed: Arc::new(Semaphore::new(MAX_FOLLOWED)),
+            snapshot,
+            followers: Followers::new(),
         });
         let machine = Arc::downgrade(&live);
         live.writing.count(move || machine.upgrade().map_or(0, |live| live.machine.vm.nameless_bytes()));
+        live.activity.set(limits);
         if !starting.run(&live) {
             live.end().await;
             return false;
         }
-        actors.watch(&live, deadline);
+        actors.watch(&live);
         true
     }
 
     async fn discard(self: Box<Self>) {
-        let Started { starting, machine, scratch, root, .. } = *self;
+        let Started { starting, machine, scratch, root, snapshot, .. } = *self;
         machine.end().await;
-        drop((scratch, root, starting));
+        drop((scratch, root, snapshot, starting));
     }
+}
+
+/// Opens the root image under a sandbox's disk.
+async fn open_root(files: &ArtifactStore, snapshot: &Snapshot) -> Result<RootfsPin> {
+    files.open_rootfs(&snapshot.rootfs).await.map_err(|error| match error {
+        DataError::Damaged { what } => {
+            tracing::error!(artifact = %snapshot.artifact, what, "a template's root image is damaged");
+            let message = "the stored disk of this template is damaged: build the template again with skip_cache";
+            Error::new(ErrorResponseCode::RebuildRequired, message)
+        }
+        other => of_data(other),
+    })
+}
+
+/// Opens the files that a sandbox resumes from.
+async fn open_snapshot(files: &ArtifactStore, snapshot: &Snapshot) -> Result<SnapshotFiles> {
+    if let Some(held) = &snapshot.held {
+        return Held::of(held).map(SnapshotFiles::Held);
+    }
+    let opened = files.open_snapshot(&snapshot.folder, snapshot.streams.as_ref()).await;
+    opened.map(SnapshotFiles::Stored).map_err(|error| match error {
+        DataError::Damaged { what } => {
+            tracing::error!(
+                artifact = %snapshot.artifact, folder = snapshot.folder, what,
+                "a snapshot is damaged: see `nullspace store verify`"
+            );
+            // A template's has the name of its artifact.
+            let message = if artifact_of(&snapshot.folder) == Some(snapshot.artifact) {
+                "the stored snapshot of this template is missing or damaged: build the template again with skip_cache"
+            } else {
+                "the stored snapshot of this sandbox is missing or damaged: it cannot be resumed; create a new sandbox"
+            };
+            Error::new(ErrorResponseCode::RebuildRequired, message)
+        }
+        other => of_data(other),
+    })
 }
 
 /// The template's resume command: run like its start command, in the sandbox's folder and with its variables.

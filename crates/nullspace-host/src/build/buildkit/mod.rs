@@ -17,11 +17,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nullspace_api::{
-    ErrorResponseCode, RequestSecrets, TemplateBuildLogLevel, TemplateFailureDetailCode, TemplateFailurePhase as Phase,
-};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use nullspace_api::{ErrorResponseCode, RequestSecrets, TemplateBuildLogLevel, TemplateFailurePhase as Phase};
 use nullspace_buildkit::{BuildKit, Job, Login, Output, Source, Tree};
+use nullspace_data::Scratch;
 use nullspace_definition::PlannedDockerfile;
+use nullspace_definition::context::PlannedEntry;
 use nullspace_definition::dockerfile::{Host, elsewhere, registry_named};
 use nullspace_host_interface::{BuildFailure, reason};
 use nullspace_oci::layout::{Layout, LocalImage};
@@ -33,6 +35,7 @@ use tokio::sync::mpsc;
 use super::import::{self, RootKey};
 use super::prepare::Prepared;
 use super::{Attempt, Error, image};
+use crate::failures;
 
 /// Time for which a BuildKit that answered counts as reachable.
 const FRESH: Duration = Duration::from_secs(10);
@@ -40,6 +43,8 @@ const FRESH: Duration = Duration::from_secs(10);
 const ARCHIVE: u64 = 64 << 30;
 /// Most registries and hosts of URLs that a Dockerfile may name.
 const MAX_HOSTS: usize = 256;
+/// Files of a context that are looked for, or downloaded, at a time.
+const FILES: usize = 8;
 /// Events that are buffered before the log.
 const EVENTS: usize = 256;
 /// The error text on a host without BuildKit.
@@ -98,7 +103,7 @@ impl Attempt {
         let secrets = self.secrets()?;
         self.allowed(dockerfile).await?;
         let logins = self.logins(dockerfile, &secrets).await?;
-        let context = self.context()?;
+        let context = self.context().await?;
         let archive = self.built(dockerfile, &secrets, logins, context).await?;
 
         let image = blocking(move || opened(archive)).await?;
@@ -151,28 +156,39 @@ impl Attempt {
         args
     }
 
-    /// The files of the context, as paths of their blobs.
-    fn context(&self) -> Result<Tree, Error> {
+    /// The files of the context, as paths that are valid while the build's folder exists.
+    async fn context(&self) -> Result<Tree, Error> {
+        let scratch = self.scope.scratch(&self.builder.files, &self.builder.disk)?;
+        let context = &self.job.definition.context.0;
+        let found: Vec<BoxFuture<'_, _>> =
+            context.iter().map(|(path, entry)| self.source(&scratch, path, entry).boxed()).collect();
+        let mut found = stream::iter(found).buffered(FILES);
         let mut tree = Tree::default();
-        for (path, entry) in &self.job.definition.context.0 {
-            let wrong = |error| BuildFailure::internal(Phase::Prepare, &error);
-            let named = entry.blob_id().transpose();
-            let Some(id) = named.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))? else {
-                tree.directory(path, entry.mode).map_err(wrong)?;
-                continue;
+        for (path, entry) in context {
+            let Some(source) = found.try_next().await? else { break };
+            let added = match source {
+                None => tree.directory(path, entry.mode),
+                Some(source) => tree.file(path, entry.mode, source),
             };
-            let bytes = id.bytes();
-            let file = self.builder.files.blob_path(&Blob { tenant: self.job.tenant, id });
-            if !file.metadata().is_ok_and(|found| found.len() == bytes) {
-                let message = format!("the file {} of the build context is not stored any more", path.escape_debug());
-                let advice = "Upload the file again and start a new build.";
-                let mut failure = BuildFailure::user(Phase::BlobUpload, reason::MISSING_BLOB, message, advice);
-                failure.code = TemplateFailureDetailCode::FileUploadError;
-                return Err(failure.into());
-            }
-            tree.file(path, entry.mode, Source::File { path: file, bytes }).map_err(wrong)?;
+            added.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
         }
         Ok(tree)
+    }
+
+    /// The bytes of an entry of the context; `None` for a folder.
+    async fn source(
+        &self,
+        scratch: &Scratch,
+        path: &str,
+        entry: &PlannedEntry,
+    ) -> Result<Option<Source>, BuildFailure> {
+        let named = entry.blob_id().transpose();
+        let Some(id) = named.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))? else { return Ok(None) };
+        let bytes = id.bytes();
+        let file = self.builder.files.blob_file(&Blob { tenant: self.job.tenant, id }, scratch).await;
+        let file = file.map_err(|error| failures::context_file(Phase::Prepare, path, &error))?;
+        let path = file.ok_or_else(|| failures::missing_file(path))?;
+        Ok(Some(Source::File { path, bytes }))
     }
 
     /// Logins by registry. Cloud identities become passwords here, because BuildKit does not support them.
@@ -296,8 +312,8 @@ fn opened(archive: PathBuf) -> Result<LocalImage, BuildFailure> {
     let platform = Platform::host().ok_or_else(|| {
         BuildFailure::internal(Phase::Prepare, &format!("no OCI platform for {}", std::env::consts::ARCH))
     })?;
-    let layout = Layout::open(&archive).map_err(|error| image::invalid(&error))?;
-    layout.resolve(platform, None).map_err(|error| image::invalid(&error))
+    let layout = Layout::open(&archive).map_err(|error| import::invalid(&error))?;
+    layout.resolve(platform, None).map_err(|error| import::invalid(&error))
 }
 
 async fn blocking<T: Send + 'static>(

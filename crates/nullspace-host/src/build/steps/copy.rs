@@ -1,7 +1,7 @@
 //! Copies files from the blob store into the guest: streamed and checked against their ids, never whole in memory.
 
 use nullspace_api::TemplateFailurePhase as Phase;
-use nullspace_data::ArtifactStore;
+use nullspace_data::{ArtifactStore, Scratch};
 use nullspace_definition::context::PlannedContext;
 use nullspace_definition::steps::{self, Copy, SourceEntry};
 use nullspace_guest::file::{CopyEntry, CopyTo};
@@ -10,6 +10,8 @@ use nullspace_host_interface::BuildFailure;
 use nullspace_types::{Blob, BlobId, TenantId};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
+
+use crate::failures;
 
 /// Bytes of one read from a blob.
 const PIECE: usize = 64 * 1024;
@@ -39,6 +41,7 @@ pub(crate) async fn copy(
     cwd: &str,
     copy: &Copy<'_>,
 ) -> Result<(), Failed> {
+    let scratch = files.scratch().map_err(|error| Failed::Build(failures::data(Phase::BuildStep, &error)))?;
     for source in copy.sources.iter().flat_map(|source| steps::resolve(context, source)) {
         let to = CopyTo {
             dst: copy.dst.to_owned(),
@@ -48,7 +51,7 @@ pub(crate) async fn copy(
         };
         let mut writer = agent.copy(cwd, to).await?;
         for entry in &source.entries {
-            self::entry(files, tenant, &mut writer, entry).await?;
+            self::entry(files, tenant, &scratch, &mut writer, entry).await?;
         }
         writer.finish().await?;
     }
@@ -58,16 +61,33 @@ pub(crate) async fn copy(
 async fn entry(
     files: &ArtifactStore,
     tenant: TenantId,
+    scratch: &Scratch,
     writer: &mut CopyWriter,
     entry: &SourceEntry,
 ) -> Result<(), Failed> {
     let id: Option<BlobId> = entry.blob.as_ref().map(|id| id.parse()).transpose().map_err(lost)?;
     let bytes = id.as_ref().map_or(0, BlobId::bytes);
+    // Before its header: a stream that has begun cannot wait for a download.
+    let path = match &id {
+        None => None,
+        Some(id) => {
+            let found = files.blob_file(&Blob { tenant, id: id.clone() }, scratch).await;
+            let found = found.map_err(|error| failures::context_file(Phase::BuildStep, &entry.path, &error));
+            Some(
+                found
+                    .and_then(|found| found.ok_or_else(|| failures::missing_file(&entry.path)))
+                    .map_err(Failed::Build)?,
+            )
+        }
+    };
     let header = CopyEntry { path: entry.path.clone(), dir: id.is_none(), mode: entry.mode, bytes };
     writer.entry(&header).await?;
-    let Some(id) = id else { return Ok(()) };
-    let path = files.blob_path(&Blob { tenant, id: id.clone() });
+    let (Some(id), Some(path)) = (id, path) else { return Ok(()) };
     let mut file = tokio::fs::File::open(&path).await.map_err(lost)?;
+    if path.starts_with(scratch.path()) {
+        // A name for this copy alone; the open file needs none.
+        tokio::fs::remove_file(&path).await.map_err(lost)?;
+    }
     let mut hash = Sha256::new();
     let mut left = bytes;
     let mut buffer = vec![0; PIECE];

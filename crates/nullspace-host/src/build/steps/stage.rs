@@ -110,7 +110,9 @@ impl<'a> Stage<'a> {
         };
         // Something else may have removed its files: then it is made anew.
         let found = match found {
-            Some(artifact) if !self.attempt.builder.files.artifact_dir(&artifact.folder)?.is_dir() => {
+            Some(artifact)
+                if !self.attempt.builder.files.has_snapshot(&artifact.folder, artifact.streams.as_ref())? =>
+            {
                 tracing::error!(artifact = %artifact.id, "the files of an artifact are missing");
                 None
             }
@@ -306,7 +308,7 @@ fn class_text(class: &Compatibility) -> String {
 mod tests {
     use std::collections::HashSet;
 
-    use nullspace_vmm::VmmKind;
+    use nullspace_vmm::{CpuFeatures, VmmKind};
 
     use super::*;
 
@@ -320,10 +322,13 @@ mod tests {
             guest: "guest".into(),
             cpu: "tcg".into(),
             agent_abi: 3,
+            vmm_format: None,
+            cpu_features: None,
         };
         // As earlier versions wrote it: their keys are still found.
         let written = r#"{"vmm":"qemu","vmm_version":"7","accelerator":"tcg","format":1,"guest":"guest","cpu":"tcg","agent_abi":3}"#;
         assert_eq!(class_text(&host), written);
+        let features = CpuFeatures { vendor: "v".into(), flags: ["avx".to_owned()].into() };
         let hosts = [
             Compatibility { vmm: VmmKind::Firecracker, ..host.clone() },
             Compatibility { vmm_version: "8".into(), ..host.clone() },
@@ -332,6 +337,8 @@ mod tests {
             Compatibility { guest: "other".into(), ..host.clone() },
             Compatibility { cpu: "other".into(), ..host.clone() },
             Compatibility { agent_abi: 4, ..host.clone() },
+            Compatibility { vmm_format: Some("6.0.0".into()), ..host.clone() },
+            Compatibility { cpu_features: Some(features), ..host.clone() },
             host,
         ];
         assert_eq!(hosts.iter().map(class_text).collect::<HashSet<_>>().len(), hosts.len());
