@@ -42,6 +42,12 @@ pub struct ExecConnect {
     pub id: String,
     /// Its pid in the sandbox.
     pub pid: u32,
+    /// Bytes of stdout that the client has: the output goes on behind them. Default 0. See [`ExecOutput::end`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stdout_offset: u64,
+    /// The same of stderr.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stderr_offset: u64,
 }
 
 /// What the service says.
@@ -96,6 +102,10 @@ pub struct ExecOutput {
     /// The very bytes, in base64, where `data` had to replace some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_base64: Option<String>,
+    /// Bytes of the stream from the command's start to the end of this piece. A client that has lost its connection names it
+    /// in [`ExecConnect`], and gets what comes behind it.
+    #[serde(default)]
+    pub end: u64,
 }
 
 /// Write to a process's stdin.
@@ -103,6 +113,27 @@ pub struct ExecOutput {
 pub struct SendStdinRequest {
     /// Data to write.
     pub data: String,
+    /// Close stdin behind the data. Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub close: Option<bool>,
+}
+
+/// Send a signal to a process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct KillProcessRequest {
+    /// Its name, such as `TERM` or `SIGTERM`, or its number. Default `SIGKILL`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<Signal>,
+}
+
+/// A signal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum Signal {
+    /// By its number, 1 to 64.
+    Number(i32),
+    /// By its name, with or without `SIG`.
+    Name(String),
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

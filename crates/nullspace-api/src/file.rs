@@ -42,7 +42,8 @@ pub struct FileInfo {
 /// A file, a directory, or what is to become one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PathRequest {
-    /// Path in the sandbox; a relative one starts at the sandbox's working directory.
+    /// Path in the sandbox. A relative one starts at the sandbox's working directory. With `user` it starts at that user's
+    /// home, unless the sandbox was created with a `cwd` of its own.
     pub path: String,
     /// User for the operation. Default: the sandbox's default user.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,6 +7,8 @@
 //!     CreateSandboxRequest   ── POST /v1/sandboxes ─────────>  CreateSandboxResponse
 //!     ExecRequest            ── POST …/{id}/exec ───────────>  ExecResponse
 //!     ExecClientMessage*    <── WebSocket …/{id}/ws ────────>  ExecServerMessage*
+//!     PtyClientMessage*     <── WebSocket …/{id}/ws ────────>  PtyServerMessage*
+//!     LifecycleClientMessage <─ WebSocket …/lifecycle/ws ───>  LifecycleServerMessage*
 //!     anything that fails    <───────────────────────────────  ErrorResponse { code, error_detail? }
 //! ```
 //!
@@ -30,16 +32,27 @@ mod error;
 mod exec;
 mod failure;
 mod file;
+mod git;
+mod key;
+mod life;
+mod lifecycle;
 mod log;
 mod plan;
+mod preview;
 mod readiness;
 mod registry_auth;
 mod request;
 mod sandbox;
+mod search;
 mod secret;
+mod signed;
 mod step;
+mod subscription;
 mod template;
+mod terminal;
 mod time;
+mod upload;
+mod watch;
 
 pub use build::*;
 pub use command::*;
@@ -48,16 +61,27 @@ pub use error::*;
 pub use exec::*;
 pub use failure::*;
 pub use file::*;
+pub use git::*;
+pub use key::*;
+pub use life::*;
+pub use lifecycle::*;
 pub use log::*;
 pub use plan::*;
+pub use preview::*;
 pub use readiness::*;
 pub use registry_auth::*;
 pub use request::*;
 pub use sandbox::*;
+pub use search::*;
 pub use secret::{Secret, to_wire_json};
+pub use signed::*;
 pub use step::*;
+pub use subscription::*;
 pub use template::*;
+pub use terminal::*;
 pub use time::Time;
+pub use upload::*;
+pub use watch::*;
 
 /// A JSON object whose keys are not fixed by the contract.
 pub type JsonObject = serde_json::Map<String, serde_json::Value>;

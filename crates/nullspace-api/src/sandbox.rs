@@ -113,7 +113,7 @@ pub struct CreateSandboxResponse {
     /// Working directory of its execs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// Token for its forwarded ports.
+    /// Token for its ports, when they are not public.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traffic_access_token: Option<String>,
     /// The use of the warm pool.
@@ -177,6 +177,9 @@ pub struct SandboxInfo {
     /// The snapshot that the sandbox was resumed from, or is stored in while it is paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_id: Option<String>,
+    /// Token for its ports, when they are not public. Shown to its owner, when one sandbox is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic_access_token: Option<String>,
     /// The use of the warm pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_pool_checkout: Option<WarmPoolCheckoutResult>,
@@ -332,10 +335,10 @@ pub struct DesktopResolution {
 /// Network policy of a sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkCreateConfig {
-    /// Whether its ports can be reached without a token.
+    /// Whether its ports can be reached without a token. Default true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_public_traffic: Option<bool>,
-    /// Host header that its servers see.
+    /// Host header that its servers see, instead of the request's. `${PORT}` in it is the port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_request_host: Option<String>,
     /// Egress policy.

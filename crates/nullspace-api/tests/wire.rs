@@ -63,6 +63,7 @@ fn optional_fields_may_be_absent_or_null_and_unknown_ones_are_ignored() {
     accepts!(
         AssignTagsRequest,
         CancelTemplateBuildRequest,
+        CreateLifecycleWebhookRequest,
         CreateSandboxRequest,
         CreateTemplateRequest,
         DesktopCreateConfig,
@@ -75,12 +76,14 @@ fn optional_fields_may_be_absent_or_null_and_unknown_ones_are_ignored() {
         RenameTemplateRequest,
         ReserveTemplateNameRequest,
         RetryTemplateBuildRequest,
+        SetTimeoutRequest,
         TemplateBlobPreflightRequest,
         TemplateBuildConfig,
         TemplateBuildContext,
         TemplateBuildSecret,
         TemplateRegistryAuth,
         TemplateRuntimeConfig,
+        UpdateLifecycleWebhookRequest,
         UpdateTemplateVisibilityRequest,
         VolumeMountRequest,
         WarmPoolCheckoutRequest,
@@ -148,6 +151,38 @@ fn a_request_with_secrets_neither_prints_nor_stores_them_but_can_be_sent() {
     assert_eq!(secrets.build_secrets[0].value.expose(), "canary-build-secret");
     let stored = serde_json::to_value(&request).unwrap();
     assert_eq!(stored, json!({"base_image": "registry.example/app:1", "build_envs": {"TOKEN": "canary-env"}}));
+}
+
+#[test]
+fn the_secret_of_a_webhook_neither_prints_nor_is_stored_but_can_be_sent() {
+    let sent = json!({"url": "https://a.example/", "operations": ["create"], "signing_secret": "canary"});
+    let request: CreateLifecycleWebhookRequest = serde_json::from_value(sent.clone()).unwrap();
+    assert!(!format!("{request:?}").contains("canary"), "{request:?}");
+    assert!(serde_json::to_string(&request).is_err());
+    assert_eq!(serde_json::from_slice::<Value>(&to_wire_json(&request).unwrap()).unwrap(), sent);
+
+    let change: UpdateLifecycleWebhookRequest =
+        serde_json::from_value(json!({"signing_secret": "canary", "enabled": null})).unwrap();
+    assert!(!format!("{change:?}").contains("canary") && serde_json::to_string(&change).is_err());
+    assert_eq!(to_wire_json(&change).unwrap(), b"{\"signing_secret\":\"canary\"}");
+}
+
+#[test]
+fn a_subscription_to_events_is_read_and_confirmed_as_published_clients_write_it() {
+    let sent = json!({"type": "subscribe", "snapshot_id": "snap_1", "operation": "create", "status": "succeeded",
+        "audience": "customer", "live_only": false, "after_event_id": "e", "replay_limit": 25, "metadata": {"a": [1]}});
+    let message: LifecycleClientMessage = serde_json::from_value(sent.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&message).unwrap(), sent);
+    let bare: LifecycleClientMessage =
+        serde_json::from_value(json!({"type": "subscribe", "sandbox_id": null, "of_the_future": {}})).unwrap();
+    assert_eq!(bare, LifecycleClientMessage::Subscribe(LifecycleSubscribe::default()));
+
+    let told = json!({"type": "subscribed", "subscription": {"audience": "customer"}, "reconnect_mode": "live_only"});
+    let message: LifecycleServerMessage = serde_json::from_value(told.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&message).unwrap(), told);
+    let error = LifecycleServerMessage::Error { code: ErrorResponseCode::InvalidRequest, message: "m".into() };
+    let told = json!({"type": "error", "code": "invalid_request", "message": "m"});
+    assert_eq!(serde_json::to_value(&error).unwrap(), told);
 }
 
 #[test]

@@ -1,4 +1,7 @@
-//! Collection: removes files that nothing refers to. References decide, never age alone.
+//! Collection: removes files that nothing refers to. References decide, never age alone. Rows follow after their retention
+//! ([`retention`]).
+
+pub(crate) mod retention;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,19 +25,36 @@ const BATCH: u32 = 100;
 /// Time between two collections of the chunk store when no root image was removed: failed builds leave chunks, too.
 const CHUNKS_EVERY: Duration = Duration::from_secs(3600);
 
+/// Shortest time between two rounds of retention.
+const BETWEEN_ROUNDS: Duration = Duration::from_secs(5);
+
 /// Collects until the service stops.
 pub(crate) async fn run(inner: Arc<Inner>) {
     adopt(&inner).await;
     let mut chunks = Chunks::default();
+    let mut rows: Option<Instant> = None;
+    let mut wait = EVERY;
     loop {
         tokio::select! {
             () = inner.shutdown.cancelled() => return,
             () = inner.collect.notified() => {}
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(wait) => {}
         }
         if let Err(error) = once(&inner, &mut chunks).await {
             tracing::warn!(error = %chain(&error), "collection failed");
         }
+        if rows.is_some_and(|last| last.elapsed() < BETWEEN_ROUNDS) {
+            continue;
+        }
+        wait = match inner.expire(Timestamp::now()).await {
+            Ok(round) if round.more => BETWEEN_ROUNDS,
+            Ok(_) => EVERY,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "retention failed; the next round tries again");
+                EVERY
+            }
+        };
+        rows = Some(Instant::now());
     }
 }
 
@@ -71,10 +91,14 @@ async fn once(inner: &Inner, chunks: &mut Chunks) -> Result<(), Broken> {
     for unused in inner.db.collectable_artifacts(now, BATCH).await? {
         // The row first: files without a row are swept at the next start, a row without files would be a lie.
         if inner.db.purge_artifact(unused.id, now).await? {
+            chunks.unused = true;
             inner.host.remove_artifact(&unused.folder).await?;
             tracing::info!(artifact = %unused.id, "artifact removed");
         }
     }
+    inner.record_use().await?;
+    inner.end_due(now, BATCH).await?;
+    chunks.unused |= inner.collect_snapshots(now, BATCH).await?;
     inner.collect_blobs(now, BATCH).await?;
     let unused_since = now - KEEP_ROOTFS;
     for rootfs in inner.db.collectable_rootfs(unused_since, BATCH).await? {
@@ -91,7 +115,7 @@ async fn once(inner: &Inner, chunks: &mut Chunks) -> Result<(), Broken> {
         chunks.unused = false;
         chunks.last = Some(Instant::now());
         if !collected.lost.is_empty() {
-            tracing::error!(lost = ?collected.lost, "stored root images cannot be read: see `nullspace store verify`");
+            tracing::error!(lost = ?collected.lost, "stored images cannot be read: see `nullspace store verify`");
         }
         if collected.packs > 0 || collected.manifests > 0 {
             let ms = began.elapsed().as_millis();
@@ -101,12 +125,12 @@ async fn once(inner: &Inner, chunks: &mut Chunks) -> Result<(), Broken> {
     Ok(())
 }
 
-/// Imports root images that an older version stored as files into the chunk store, one after the other.
+/// Imports root images and snapshots that an older version stored as files into the chunk store, one after the other.
 async fn adopt(inner: &Inner) {
     let known = match inner.db.known_files().await {
         Ok(known) => known,
         Err(error) => {
-            tracing::warn!(error = %chain(&error), "root images of an older version are imported at the next start");
+            tracing::warn!(error = %chain(&error), "files of an older version are imported at the next start");
             return;
         }
     };
@@ -121,6 +145,23 @@ async fn adopt(inner: &Inner) {
         match adopted.await {
             Ok(_) => tracing::info!(file, "a root image of an older version is stored as chunks now"),
             Err(error) => tracing::warn!(file, error = %chain(&error), "a root image of an older version stays a file"),
+        }
+    }
+    for (folder, _) in known.artifacts.iter().filter(|(_, streams)| streams.is_none()) {
+        if inner.shutdown.is_cancelled() {
+            return;
+        }
+        let adopted = async {
+            let streams = inner.host.adopt_artifact(folder).await?;
+            let named = inner.db.set_artifact_streams(folder, &streams).await?;
+            inner.host.artifact_named(folder);
+            Ok::<_, Broken>(named)
+        };
+        match adopted.await {
+            Ok(_) => tracing::info!(folder, "a snapshot of an older version is stored as chunks now"),
+            Err(error) => {
+                tracing::warn!(folder, error = %chain(&error), "a snapshot of an older version stays a folder")
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nullspace_api::ErrorResponseCode;
 use nullspace_db::DbError;
 pub(crate) use nullspace_host_interface::internal;
-use nullspace_host_interface::{HostError, storage_full};
+use nullspace_host_interface::{HostError, storage_full, store_away};
 use nullspace_service::chain;
 pub(crate) use nullspace_service::{Error, Result};
 
@@ -51,6 +51,10 @@ pub(crate) fn of_store(error: DbError) -> Error {
                 ..Error::new(ErrorResponseCode::DatabaseError, "the database is not available; try again")
             }
         }
+        DbError::SegmentsUnavailable(_) => {
+            tracing::error!(error = %chain(&error), "parts of a build's log are not available");
+            store_away(None)
+        }
         other => internal("store", &other),
     }
 }
@@ -61,5 +65,36 @@ pub(crate) fn of_host(error: HostError) -> Error {
         tracing::debug!(%error, "refused: the disk under the data folder has no room");
         return storage_full(None);
     }
+    if let HostError::StoreAway(_) = error {
+        tracing::error!(%error, "refused: the object store is away");
+        return store_away(None);
+    }
     internal("host", &error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error as IoError, ErrorKind};
+
+    use super::*;
+
+    fn io(source: IoError) -> DbError {
+        DbError::Io { context: "write the database".into(), source }
+    }
+
+    #[test]
+    fn a_full_disk_of_the_database_or_the_host_is_told_to_callers_as_such() {
+        for number in [28 /* ENOSPC */, 122 /* EDQUOT */] {
+            for error in [
+                of_store(io(IoError::from_raw_os_error(number))),
+                of_host(HostError::StorageFull("write a pack: No space left on device".into())),
+            ] {
+                assert_eq!(error.code, ErrorResponseCode::CapacityExceeded, "{error:?}");
+                assert!(error.retry_after.is_some() && error.message.contains("disk"), "{error:?}");
+                assert!(!error.message.contains("pack") && !error.message.contains("database"), "{error:?}");
+            }
+        }
+        assert_eq!(of_store(io(ErrorKind::PermissionDenied.into())).code, ErrorResponseCode::InternalError);
+        assert_eq!(of_host(HostError::Failed("no".into())).code, ErrorResponseCode::InternalError);
+    }
 }

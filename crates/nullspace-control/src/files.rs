@@ -22,7 +22,7 @@ use nullspace_api::{
 use nullspace_db::DbError;
 use nullspace_definition::context::{MAX_ENTRIES, check_path, octal};
 use nullspace_definition::problems::Wrong;
-use nullspace_host_interface::{invalid, upload_detail, upload_refused};
+use nullspace_host_interface::{HostError, invalid, upload_detail, upload_refused};
 use nullspace_service::{Blobs, ByteStream};
 use nullspace_types::{Blob, BlobId, Caller};
 use sha2::{Digest, Sha256};
@@ -35,11 +35,33 @@ use crate::{Control, Inner};
 /// Time for which an unused file is kept.
 pub(crate) const KEEP: SignedDuration = SignedDuration::from_hours(24);
 
+/// Number of locks that all files share.
+const LOCKS: usize = 64;
+
 /// State that uploads share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct State {
-    /// Held while an uploaded file and its row change together.
-    alone: Mutex<()>,
+    /// One of them is held while an uploaded file and its row change together. Storing a file can take minutes, and others do not
+    /// wait for it, but for the few that share its lock.
+    alone: [Mutex<()>; LOCKS],
+}
+
+impl Default for State {
+    fn default() -> State {
+        State { alone: std::array::from_fn(|_| Mutex::default()) }
+    }
+}
+
+impl State {
+    /// The lock of a file. Two tenants' files of one content have two.
+    fn lock(&self, blob: &Blob) -> &Mutex<()> {
+        let mut hash = Sha256::new();
+        hash.update(blob.tenant.to_string());
+        hash.update(blob.id.sha256());
+        let first = usize::from(hash.finalize().first().copied().unwrap_or_default());
+        let [zero, ..] = &self.alone;
+        self.alone.get(first % LOCKS).unwrap_or(zero)
+    }
 }
 
 #[async_trait]
@@ -112,7 +134,7 @@ impl Inner {
         let blob = Blob { tenant: caller.tenant, id };
         let received = self.host.receive_file(blob.clone(), content).await?;
         // Against the collector, which forgets a row and removes its file in two steps.
-        let _alone = self.files.alone.lock().await;
+        let _alone = self.files.lock(&blob).lock().await;
         received.publish().await.map_err(of_host)?;
         let limit = self.config.blob_bytes_per_tenant;
         match self.db.put_blob(caller, &blob.id, limit, Timestamp::now()).await {
@@ -156,10 +178,18 @@ impl Inner {
     pub(crate) async fn collect_blobs(&self, now: Timestamp, batch: u32) -> std::result::Result<(), Broken> {
         let unused_since = now - KEEP;
         for blob in self.db.collectable_blobs(unused_since, batch).await? {
-            let _alone = self.files.alone.lock().await;
+            // One that is being uploaded is not unused any more, and the collector does not wait for it.
+            let Ok(_alone) = self.files.lock(&blob).try_lock() else { continue };
             if self.db.purge_blob(&blob, unused_since).await? {
-                self.host.remove_file(&blob).await?;
-                tracing::info!(blob = %blob.id, tenant = %blob.tenant, "uploaded file removed");
+                match self.host.remove_file(&blob).await {
+                    Ok(()) => tracing::info!(blob = %blob.id, tenant = %blob.tenant, "uploaded file removed"),
+                    // The sweep at a later start removes it. The rest of the collection needs no store.
+                    Err(error @ HostError::StoreAway(_)) => {
+                        tracing::warn!(blob = %blob.id, %error, "an uploaded file without a row stays in the object store");
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         Ok(())

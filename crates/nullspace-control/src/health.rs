@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_api::ErrorResponseCode;
-use nullspace_host_interface::HostInfo;
+use nullspace_host_interface::{HostInfo, ObjectStoreState};
 use nullspace_service::{Health, chain};
 use tokio::sync::Mutex;
 
@@ -32,17 +32,24 @@ pub(crate) struct State {
 
 #[async_trait]
 impl Health for Control {
-    fn details(&self) -> Vec<String> {
+    async fn details(&self) -> Vec<String> {
         let HostInfo { vmm, version, accelerator, walls } = self.inner.host.info();
         let (used, limit) = self.inner.host.admitted();
-        vec![
+        let mut lines = vec![
             format!("machines: {vmm} {version}, accelerator {accelerator}"),
             format!("walls: {walls}"),
             format!(
                 "admitted: {} of {} MiB, {} of {} vCPUs",
                 used.memory_mib, limit.memory_mib, used.vcpus, limit.vcpus
             ),
-        ]
+        ];
+        lines.extend(self.inner.host.object_store().await.map(
+            |ObjectStoreState { location, failure }| match failure {
+                None => format!("object store: {location}: answers"),
+                Some(why) => format!("object store: {location}: cannot be used: {why}"),
+            },
+        ));
+        lines
     }
 
     async fn metrics(&self) -> Result<String> {

@@ -5,13 +5,14 @@
 //!   server ── Service ──> Control ── Host ──> host
 //!                           ├─ catalog/     templates, tags, aliases, claims, references, visibility
 //!                           ├─ builds/      check, accept, queue, run on a host, follow, retry, promote
-//!                           ├─ sandboxes/   create, look up, end
+//!                           ├─ sandboxes/   create, pause, resume, snapshot, fork, end; timeouts; stop and start of the service
+//!                           ├─ lifecycle/   events of sandboxes: recorded, listed, followed, delivered to webhooks
 //!                           ├─ files        files of build contexts        collect   removes unreferenced data
 //!                           └─ db           the rows are the truth
 //! ```
 //! Control imports no machine, no guest, no image format, and no path of a host's file; the binary's test `tests/rooms.rs`
 //! checks it. One task runs a build and writes its row and log (`builds::worker`). [`Control::start`] starts the background
-//! tasks. [`Control::stop`] hands running builds back and ends sandboxes.
+//! tasks. [`Control::stop`] hands running builds back and pauses sandboxes.
 
 mod builds;
 mod catalog;
@@ -19,23 +20,31 @@ mod collect;
 mod error;
 mod files;
 mod health;
+mod keys;
+mod lifecycle;
 mod metrics;
 mod sandboxes;
+mod sealed;
+mod signed;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use nullspace_db::{Database, DbError, KeyHash, QueueLimits, SandboxStatus};
+use nullspace_db::{Database, DbError, KeyHash, QueueLimits};
 use nullspace_host_interface::Host;
-use nullspace_service::{Access, Caller, KeyId, Result, Service};
+use nullspace_service::{Access, Caller, KeyId, Result, Service, chain};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::collect::retention::Retention;
 use self::error::Stored;
+pub use self::lifecycle::{WebhookSender, WebhookSetup};
+pub use self::sandboxes::{LifeSettings, PreviewSettings};
+pub use self::sealed::{InvalidSealKey, NoRandom, SealKey};
 
 /// Settings of [`Control`].
 #[derive(Debug, Clone)]
@@ -56,8 +65,18 @@ pub struct ControlConfig {
     pub running_per_tenant: u32,
     /// Time for which an artifact without a tag is kept after its build.
     pub untagged_retention: Duration,
+    /// Times for which rows are kept after they are over.
+    pub retention: Retention,
     /// Most bytes of stored build context files for one tenant.
     pub blob_bytes_per_tenant: u64,
+    /// Limits of stored sandboxes.
+    pub life: LifeSettings,
+    /// Where ports of sandboxes are reached.
+    pub previews: PreviewSettings,
+    /// Keys that seal secrets in the database: variables of sandboxes, keys of webhooks.
+    pub seal: SealKey,
+    /// HTTP clients that deliver lifecycle events to webhooks.
+    pub webhooks: WebhookSender,
 }
 
 /// The service without its HTTP. Cheap to clone.
@@ -76,6 +95,8 @@ pub(crate) struct Inner {
     base: catalog::base::State,
     files: files::State,
     health: health::State,
+    /// Lifecycle events; what sandboxes do is told there.
+    lifecycle: lifecycle::State,
     metrics: metrics::Metrics,
     /// Wakes the collector after something was released.
     collect: Notify,
@@ -86,6 +107,8 @@ pub(crate) struct Inner {
 impl Control {
     /// Creates the service. Nothing runs before [`Control::start`].
     pub fn new(config: ControlConfig, db: Arc<dyn Database>, host: Arc<dyn Host>) -> Control {
+        let lifecycle = lifecycle::State::default();
+        let metrics = metrics::Metrics::with(&lifecycle);
         Control {
             inner: Arc::new(Inner {
                 config,
@@ -96,7 +119,8 @@ impl Control {
                 base: catalog::base::State::default(),
                 files: files::State::default(),
                 health: health::State::default(),
-                metrics: metrics::Metrics::default(),
+                lifecycle,
+                metrics,
                 collect: Notify::new(),
                 shutdown: CancellationToken::new(),
                 tasks: TaskTracker::new(),
@@ -114,10 +138,17 @@ impl Control {
         let inner = &self.inner;
         let now = Timestamp::now();
         let host = &inner.config.host;
-        let ended = inner.db.end_sandboxes_of_host(host, SandboxStatus::Destroyed, "the service stopped", now).await?;
+        let lost = inner.record_lost(now).await?;
+        let awaited = inner.awaited().await?;
         let removed = inner.host.sweep(inner.db.known_files().await?, inner.db.known_blobs().await?).await?;
-        if !ended.is_empty() || !removed.is_empty() {
-            tracing::info!(sandboxes = ended.len(), files = ?removed, "cleaned up after an earlier run");
+        inner.db.forget_removed().await?;
+        match inner.db.allow_give_back(collect::retention::REWRITE_BYTES).await {
+            Ok(true) => {}
+            Ok(false) => tracing::info!("the database's file does not shrink by itself: see `nullspace store gc`"),
+            Err(error) => tracing::warn!(error = %chain(&error), "the database's file does not shrink by itself"),
+        }
+        if lost > 0 || !removed.is_empty() {
+            tracing::info!(sandboxes = lost, files = ?removed, "cleaned up after an earlier run");
         }
         let taken = inner.db.take_over(host, now).await?;
         if !taken.is_empty() {
@@ -127,25 +158,37 @@ impl Control {
         for _ in 0..inner.config.build_concurrency {
             inner.tasks.spawn(builds::worker::work(Arc::clone(inner)));
         }
+        inner.tasks.spawn(lifecycle::write(Arc::clone(inner)));
+        inner.tasks.spawn(lifecycle::deliver(Arc::clone(inner)));
         inner.tasks.spawn(collect::run(Arc::clone(inner)));
         inner.tasks.spawn(builds::forget(Arc::clone(inner)));
         inner.tasks.spawn(sandboxes::record_late(Arc::clone(inner)));
+        inner.tasks.spawn(sandboxes::keep_ports(Arc::clone(inner)));
+        inner.tasks.spawn(sandboxes::continue_all(Arc::clone(inner), awaited));
         catalog::base::ensure(inner).await;
         Ok(())
     }
 
-    /// Hands running builds back to the queue and ends all sandboxes. Returns when both are done.
+    /// The first part of [`Control::stop`]: nothing new begins, and the sandboxes that run are paused, to continue at the next start.
+    /// Those that cannot be paused within [`LifeSettings::stop_pause`] end. Returns when no sandbox runs.
+    pub async fn pause_sandboxes(&self) {
+        self.inner.shutdown.cancel();
+        self.inner.stop_sandboxes().await;
+    }
+
+    /// Pauses sandboxes, and hands running builds back to the queue. Returns when all is done.
     pub async fn stop(&self) {
         let inner = &self.inner;
-        inner.shutdown.cancel();
-        inner.end_all_sandboxes("the service stopped").await;
+        self.pause_sandboxes().await;
         inner.tasks.close();
         if tokio::time::timeout(Duration::from_secs(120), inner.tasks.wait()).await.is_err() {
             tracing::error!("background work has not ended in time");
         }
         // A create that was under way when the first round went by.
-        inner.end_all_sandboxes("the service stopped").await;
+        inner.stop_sandboxes().await;
         inner.host.stop().await;
+        inner.write_grant_uses().await;
+        inner.flush_events().await;
         inner.db.close().await;
     }
 }
@@ -173,6 +216,6 @@ impl Access for Control {
     }
 
     async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>> {
-        self.inner.db.keys_in_force(keys).await.stored()
+        self.inner.db.keys_in_force(keys, Timestamp::now()).await.stored()
     }
 }

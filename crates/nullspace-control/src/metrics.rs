@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use nullspace_api::TemplateBuildLogEntryCacheStatus as CacheStatus;
-use nullspace_host_interface::{CacheKind, CacheLookup, HostInfo};
+use nullspace_host_interface::{CacheKind, CacheLookup, HostInfo, ObjectStoreUsage};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 
 use crate::Inner;
 use crate::error::{Result, Stored, internal};
+use crate::lifecycle;
 /// Seconds of a build's phase.
 const PHASE: [f64; 11] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];
 /// Seconds from a request for a sandbox until it runs.
@@ -86,6 +87,11 @@ pub(crate) struct Metrics {
     raw_files: Gauge,
     raw_bytes: Gauge,
     written_back: Gauge,
+    layer_files: Gauge,
+    layer_bytes: Gauge,
+    layer_hits: Gauge,
+    /// In the order of their registration.
+    objects: [Gauge; 8],
     disk_free: Gauge,
     disk_reserve: Gauge,
 }
@@ -144,6 +150,31 @@ impl Default for Metrics {
         let written_back = Gauge::default();
         let help = "Raw root images made from chunks since the start";
         registry.register("rootfs_written_back", help, written_back.clone());
+        let [layer_files, layer_bytes, layer_hits] = [
+            ("image_layer_cache_files", "Image layers in the cache"),
+            ("image_layer_cache_bytes", "Size of the image layers in the cache"),
+            ("image_layer_cache_hits", "Image layers that were found in the cache since the start"),
+        ]
+        .map(|(name, help)| {
+            let gauge: Gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        });
+        let objects = [
+            ("object_store_uploads", "Objects that were stored in the object store since the start"),
+            ("object_store_uploaded_bytes", "Bytes of them"),
+            ("object_store_downloads", "Reads of objects and parts of objects since the start"),
+            ("object_store_downloaded_bytes", "Bytes of them"),
+            ("object_store_failures", "Calls of the object store that failed after all their tries since the start"),
+            ("object_store_pack_bytes", "Size of the packs in the object store"),
+            ("object_store_missing_bytes", "Size of the packs that are not in the object store yet"),
+            ("object_cache_bytes", "Size of what the data folder keeps of the object store as a cache"),
+        ]
+        .map(|(name, help)| {
+            let gauge: Gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        });
         let disk_free = Gauge::default();
         registry.register("disk_free_bytes", "Free space on the disk under the data folder", disk_free.clone());
         let disk_reserve = Gauge::default();
@@ -173,6 +204,10 @@ impl Default for Metrics {
             raw_files,
             raw_bytes,
             written_back,
+            layer_files,
+            layer_bytes,
+            layer_hits,
+            objects,
             disk_free,
             disk_reserve,
         }
@@ -180,6 +215,13 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// The metrics, with the counters of lifecycle events.
+    pub(crate) fn with(lifecycle: &lifecycle::State) -> Self {
+        let mut metrics = Self::default();
+        lifecycle.counts().register(&mut metrics.registry);
+        metrics
+    }
+
     /// Counts a build that is ready or was cancelled.
     pub(crate) fn ended(&self, status: &'static str) {
         self.builds.get_or_create(&Status { status }).inc();
@@ -255,6 +297,25 @@ impl Inner {
         metrics.raw_files.set(gauge(usage.raw.files));
         metrics.raw_bytes.set(gauge(usage.raw.bytes));
         metrics.written_back.set(gauge(usage.raw.written_back));
+        metrics.layer_files.set(gauge(usage.layers.files));
+        metrics.layer_bytes.set(gauge(usage.layers.bytes));
+        metrics.layer_hits.set(gauge(usage.layers.hits));
+        let ObjectStoreUsage {
+            uploads,
+            uploaded_bytes,
+            downloads,
+            downloaded_bytes,
+            failures,
+            pack_bytes,
+            missing_bytes,
+            cache_bytes,
+        } = usage.objects;
+        let moved = [uploads, uploaded_bytes, downloads, downloaded_bytes, failures];
+        for (metric, value) in
+            metrics.objects.iter().zip(moved.into_iter().chain([pack_bytes, missing_bytes, cache_bytes]))
+        {
+            metric.set(gauge(value));
+        }
         metrics.disk_free.set(gauge(usage.disk_free));
         metrics.disk_reserve.set(gauge(usage.disk_reserve));
         let age = counters.oldest_waiting.map(|since| Timestamp::now().duration_since(since).as_secs_f64());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nullspace_api::{ErrorResponseCode, TemplateFailureDetail};
+use nullspace_api::{ErrorResponseCode, TemplateFailureDetail, UploadFailureDetail};
 
 /// A failed request.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -17,6 +17,8 @@ pub struct Error {
     pub build_id: Option<String>,
     /// Typed detail of a build's failure.
     pub detail: Option<Box<TemplateFailureDetail>>,
+    /// Typed detail of an upload's failure.
+    pub upload: Option<Box<UploadFailureDetail>>,
     /// Time after which to retry.
     pub retry_after: Option<Duration>,
     /// True when the caller's own sandbox denies access to the requested user.
@@ -36,6 +38,7 @@ impl Error {
             message: message.into(),
             build_id: None,
             detail: None,
+            upload: None,
             retry_after: None,
             forbidden: false,
             source: None,

@@ -13,7 +13,8 @@ pub type FileContent = BoxStream<'static, Result<Bytes>>;
 /// A file operation's path and user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileAt {
-    /// Path in the sandbox. A relative path starts at its working directory.
+    /// Path in the sandbox. A relative path starts at its working directory. When a user is named and the sandbox was not
+    /// created with a working directory of its own, it starts at that user's home.
     pub path: String,
     /// The user. `None`: the sandbox's default user.
     pub user: Option<String>,
@@ -24,6 +25,49 @@ pub struct FileDownload {
     /// Its metadata. If the file grows meanwhile, its content is longer than this says.
     pub info: FileInfo,
     /// Its content.
+    pub content: FileContent,
+}
+
+/// A part of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FilePart {
+    /// From a position on.
+    From {
+        /// Bytes before it.
+        start: u64,
+        /// Most bytes; `None`: to the file's end.
+        length: Option<u64>,
+    },
+    /// The end of the file.
+    Last {
+        /// Most bytes.
+        length: u64,
+    },
+}
+
+/// What of a file a [`PartDownload`] has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// A part: exactly `length` bytes, or the content ends with an error.
+    Part {
+        /// Bytes before it.
+        start: u64,
+        /// Its bytes, at least 1.
+        length: u64,
+    },
+    /// Nothing: the part is outside the file.
+    Nothing,
+    /// The whole file: the sandbox's agent is older and reads no parts.
+    Whole,
+}
+
+/// A part of a file to download.
+pub struct PartDownload {
+    /// The file's metadata, with the size in which the part was looked for.
+    pub info: FileInfo,
+    /// What the content is.
+    pub extent: Extent,
+    /// The content.
     pub content: FileContent,
 }
 

@@ -20,8 +20,12 @@
 mod builds;
 mod error;
 mod files;
+mod keys;
+mod life;
 mod live;
+mod ports;
 mod sandboxes;
+mod signed;
 mod templates;
 
 use std::io;
@@ -36,14 +40,37 @@ use secrecy::SecretString;
 
 pub use builds::{Blobs, BuildChecks, BuildHistory, BuildQuery, Builds, LogStream};
 pub use error::{Error, Result, chain};
-pub use files::{Depth, FileAt, FileContent, FileDownload};
-pub use live::{CommandEvent, FollowedCommand, LiveSandbox};
+pub use files::{Depth, Extent, FileAt, FileContent, FileDownload, FilePart, PartDownload};
+pub use keys::Keys;
+pub use life::{EventQuery, EventStream, Events, Life, SnapshotQuery, Webhooks};
+pub use live::{
+    CommandEvent, FileChange, FollowedCommand, FollowedTerminal, LiveCommands, LiveFiles, LiveGit, LivePorts,
+    LiveSandbox, LiveSearch, LiveTerminals, LiveUploads, LiveWatches, PortIo, PortStream, TerminalAt, TerminalEvent,
+    UploadPart, WatchedDir,
+};
+pub use ports::{Entered, Knock, LocalPorts, PortCount, Ports, Previews};
 pub use sandboxes::{SandboxQuery, Sandboxes};
+pub use signed::{SignedFile, SignedFiles, Transfer};
 pub use templates::{Names, Templates};
 
 /// All operations that the server calls. An implementation has a body for each topic, and says `impl Service for … {}` once.
 pub trait Service:
-    Access + Health + Builds + BuildHistory + BuildChecks + Blobs + Templates + Names + Sandboxes
+    Access
+    + Health
+    + Builds
+    + BuildHistory
+    + BuildChecks
+    + Blobs
+    + Templates
+    + Names
+    + Sandboxes
+    + Life
+    + Events
+    + Webhooks
+    + Keys
+    + SignedFiles
+    + Ports
+    + Previews
 {
 }
 
@@ -131,7 +158,7 @@ pub trait Health: Send + Sync + 'static {
     async fn ready(&self) -> Result<()>;
 
     /// Returns information about this host: lines of text, each `name: value`.
-    fn details(&self) -> Vec<String>;
+    async fn details(&self) -> Vec<String>;
 
     /// Returns all metrics in Prometheus' text form.
     async fn metrics(&self) -> Result<String>;

@@ -28,7 +28,7 @@ pub struct SandboxQuery {
 /// Sandboxes.
 #[async_trait]
 pub trait Sandboxes: Send + Sync + 'static {
-    /// Resumes a template's snapshot as a new sandbox. Returns when the guest has its own identity and answers.
+    /// Resumes a template's or a sandbox's snapshot as a new sandbox. Returns when the guest has its own identity and answers.
     ///
     /// Dropping the future does not stop the work: a caller that disconnects leaves a complete sandbox, which is listed and times
     /// out.
@@ -42,15 +42,16 @@ pub trait Sandboxes: Send + Sync + 'static {
     /// Returns the caller's sandboxes, newest first.
     async fn list_sandboxes(&self, caller: &Caller, query: SandboxQuery) -> Result<SandboxListPage>;
 
-    /// Returns one sandbox of the caller, even if it has ended.
+    /// Returns one sandbox of the caller, also one that is paused or has failed. A destroyed one is not found.
     async fn get_sandbox(&self, caller: &Caller, id: &str) -> Result<SandboxInfo>;
 
     /// Ends a sandbox. Returns when its resources are released.
     async fn destroy_sandbox(&self, caller: &Caller, id: &str) -> Result<DestroySandboxResponse>;
 
-    /// Returns the caller's sandbox if it runs. Its operations are those of [`LiveSandbox`].
+    /// Returns the caller's sandbox if it runs. Its operations are those of [`LiveSandbox`]. A paused one with `auto_resume` is resumed
+    /// first, once, however many ask.
     ///
     /// # Errors
-    /// `SandboxNotReady` while it starts. Not found if it does not exist, belongs to another tenant or has ended.
+    /// `SandboxNotReady` while it starts or is paused; those of a resume. Not found if it does not exist, belongs to another tenant or has ended.
     async fn live_sandbox(&self, caller: &Caller, id: &str) -> Result<Arc<dyn LiveSandbox>>;
 }

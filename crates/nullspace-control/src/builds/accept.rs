@@ -192,6 +192,13 @@ impl Inner {
 
     pub(crate) async fn template_source(&self, caller: &Caller, reference: &str) -> Result<Source> {
         let resolved = self.resolve(caller, reference).await?;
+        // Its disk is in the snapshot. The root image alone would lack all that the sandbox wrote.
+        if resolved.artifact.source_type == SourceType::Snapshot {
+            return Err(Error::invalid(format!(
+                "template {reference} was promoted from a snapshot of a sandbox: sandboxes start from it, but nothing can be \
+                 built on it; build on the template that the sandbox was made from"
+            )));
+        }
         Ok(Source::Template { reference: reference.to_owned(), artifact: resolved.artifact.id })
     }
 
@@ -208,6 +215,7 @@ impl Inner {
             _ if !plan.steps.is_empty() => SourceType::Declarative,
             Source::Image { .. } | Source::BaseTar { .. } => SourceType::OciImport,
             Source::Template { .. } => SourceType::TemplateBase,
+            Source::Snapshot { .. } => SourceType::Snapshot,
         };
         let blobs = wanted_blobs(&plan);
         let config = TemplateBuildConfig {

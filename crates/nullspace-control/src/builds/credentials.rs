@@ -102,7 +102,7 @@ mod tests {
     }
 
     fn caller() -> Caller {
-        Caller { tenant: TenantId::new(), namespace: "a".to_owned(), key: None }
+        Caller { tenant: TenantId::new(), namespace: "a".to_owned(), key: None, read_only: false }
     }
 
     #[test]

@@ -162,6 +162,9 @@ impl Source for LogSource {
 }
 
 #[cfg(test)]
+pub(crate) mod compressed;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

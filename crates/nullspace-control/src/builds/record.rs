@@ -9,7 +9,7 @@ use nullspace_api::{TemplateBuildConfig, TemplateBuildLogEntry};
 use nullspace_db::{Artifact, Build, DbError, Lease};
 use nullspace_host_interface::{BuildRecord, CacheLookup, FinishedArtifact, HeldFile, Parent, RecordError};
 use nullspace_service::chain;
-use nullspace_types::{ArtifactId, Rootfs};
+use nullspace_types::{ArtifactId, Rootfs, Streams};
 use serde_json::json;
 
 use super::logs::to_store;
@@ -101,14 +101,19 @@ impl BuildRecord for Record {
 
     async fn find_final(&self, key: &str) -> Result<Option<FinishedArtifact>, RecordError> {
         let found = self.inner.db.find_final(&self.lease, key).await.map_err(to_host)?;
-        let finished = |Artifact { id, folder, disk_bytes, compatibility, snapshot, .. }| FinishedArtifact {
+        let finished = |Artifact { id, folder, streams, disk_bytes, compatibility, snapshot, .. }| FinishedArtifact {
             id,
             folder,
+            streams,
             disk_bytes,
             compatibility,
             snapshot,
         };
         Ok(found.map(finished))
+    }
+
+    async fn similar_snapshots(&self) -> Result<Vec<Streams>, RecordError> {
+        self.inner.db.similar_snapshots(self.lease.build).await.map_err(to_host)
     }
 
     fn looked_up(&self, lookup: CacheLookup) {
@@ -117,5 +122,22 @@ impl BuildRecord for Record {
 
     fn phase(&self, phase: &'static str, took: Duration) {
         self.inner.metrics.phase(phase, took);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_of_the_database_is_told_to_the_host_apart_from_other_faults() {
+        let told = |number| {
+            let source = std::io::Error::from_raw_os_error(number);
+            to_host(DbError::Io { context: "write the database".into(), source })
+        };
+        for number in [28 /* ENOSPC */, 122 /* EDQUOT */] {
+            assert!(matches!(told(number), RecordError::StorageFull(text) if text.contains("write the database")));
+        }
+        assert!(matches!(told(5 /* EIO */), RecordError::Failed(_)));
     }
 }

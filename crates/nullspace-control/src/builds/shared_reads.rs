@@ -420,7 +420,7 @@ mod tests {
         assert!(rows <= 200 + 2 * 6, "{rows}");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn no_answer_is_older_than_its_question() {
         let log = Log { end: AtomicU64::new(1), delay: Duration::from_millis(20), ..Log::default() };
         let tails = Tails::default();
@@ -483,7 +483,7 @@ mod tests {
         assert_eq!(tails.page(1, &Reader(&log, "a"), 0, 10).await.unwrap().end, 5);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn one_who_leaves_half_way_holds_nobody_up() {
         let log = Log { end: AtomicU64::new(5), delay: Duration::from_millis(20), ..Log::default() };
         let tails = Tails::default();

@@ -335,6 +335,7 @@ async fn finish_ready(
     }
     match finished? {
         Finished::Ready(_) => {
+            inner.host.artifact_named(&folder);
             inner.builds.credentials.forget(build.id);
             inner.metrics.ended("ready");
             tracing::info!("build is ready");
@@ -365,6 +366,7 @@ async fn ready(
     });
     Ok(FinishReady {
         folder: made.folder,
+        streams: Some(made.streams),
         rootfs_key: made.rootfs_key,
         disk_bytes: made.disk_bytes,
         stored_bytes: made.stored_bytes,
@@ -382,7 +384,7 @@ async fn ready(
 
 /// The time at which an artifact made now may be removed, unless a tag points to it. `None` means for ever: the time is
 /// beyond the clock's range.
-fn retention(keep: Duration) -> Option<Timestamp> {
+pub(crate) fn retention(keep: Duration) -> Option<Timestamp> {
     Timestamp::now().checked_add(jiff::SignedDuration::try_from(keep).ok()?).ok()
 }
 
@@ -469,10 +471,30 @@ async fn finish_error(
     };
     inner.db.finish_error(lease, error, now).await?;
     inner.metrics.failed(failure.phase.as_str(), failure.reason);
-    if failure.reason == reason::MACHINE_FAILED && failure.retryable {
+    let of_machine = [reason::MACHINE_FAILED, reason::SNAPSHOT_TRIAL_FAILED].contains(&failure.reason);
+    if of_machine && failure.retryable {
         tracing::error!(reason = failure.reason, phase = ?failure.phase, "build ended because machines fail on this host");
     } else {
         tracing::info!(reason = failure.reason, phase = ?failure.phase, "build ended with an error");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_that_the_databases_full_disk_ended_is_retried_and_names_the_hosts_disk() {
+        let failed = |number| {
+            let source = std::io::Error::from_raw_os_error(number);
+            stored(&DbError::Io { context: "write the database".into(), source })
+        };
+        for number in [28 /* ENOSPC */, 122 /* EDQUOT */] {
+            let failure = failed(number);
+            assert_eq!((failure.reason, failure.retryable), (reason::HOST_DISK_FULL, true), "{failure:?}");
+            assert!(failure.message.contains("the host's disk was full"), "{failure:?}");
+        }
+        assert_eq!(failed(5 /* EIO */).reason, reason::INTERNAL);
+    }
 }

@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use nullspace_api::ErrorResponseCode;
 use nullspace_db::{BuildFilter, BuildStatus, DbError, NamespaceKind};
 use nullspace_definition::machine::MachineSize;
-use nullspace_definition::runtime::RuntimeWish;
 use nullspace_definition::{Definition, Source};
 use nullspace_host_interface::{BaseRoot, Unfit};
 use nullspace_types::{Tag, TemplateName, TemplateRef};
@@ -100,18 +99,8 @@ async fn ensure_from(inner: &Arc<Inner>, root: BaseRoot) -> Result<(), Error> {
             return Ok(());
         }
     }
-    let plan = Definition {
-        source: Source::BaseTar { sha256 },
-        steps: Vec::new(),
-        context: Default::default(),
-        machine: MachineSize { vcpus: 1, memory_mib: 512, internet_access: true, disk_mb: None },
-        build_envs: Default::default(),
-        start_cmd: None,
-        resume_cmd: None,
-        runtime: RuntimeWish::default(),
-        skip_cache: false,
-        authenticated: false,
-    };
+    let machine = MachineSize { vcpus: 1, memory_mib: 512, internet_access: true, disk_mb: None };
+    let plan = Definition::of_source(Source::BaseTar { sha256 }, machine);
     let latest = "latest".parse().map_err(|error| internal("tag of the base template", &error))?;
     let build = inner.new_build(name, vec![Tag::default_tag(), latest], plan, None)?;
     inner.accept(&caller, build).await?;

@@ -182,7 +182,7 @@ pub(crate) fn parse_tags(tags: &[String]) -> Result<Vec<Tag>> {
 }
 
 /// Parses a name of the caller's own namespace, written with or without the namespace.
-fn own_name(field: &str, caller: &Caller, text: &str) -> Result<TemplateName> {
+pub(crate) fn own_name(field: &str, caller: &Caller, text: &str) -> Result<TemplateName> {
     match text.parse() {
         Ok(TemplateRef::Named { namespace, name, selector: None })
             if namespace.as_ref().is_none_or(|slug| *slug == caller.namespace) =>

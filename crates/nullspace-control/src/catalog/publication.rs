@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use nullspace_api::{TemplateInfo, TemplateRuntimeDefaults, TemplateVisibility};
 use nullspace_db::{Build, BuildFilter, BuildStatus, DbError, Visibility};
-use nullspace_definition::Definition;
 use nullspace_definition::runtime::Runtime;
+use nullspace_definition::{Definition, Source};
 use nullspace_service::Warned;
 use nullspace_types::{BuildId, Caller, TemplateId};
 
@@ -27,6 +27,8 @@ pub(crate) struct Published {
     build_envs: BTreeSet<String>,
     /// The snapshot has a start command's memory.
     start: bool,
+    /// It was taken of a sandbox.
+    sandbox: bool,
 }
 
 impl Published {
@@ -36,6 +38,7 @@ impl Published {
             envs: plan.runtime.envs.keys().cloned().collect(),
             build_envs: plan.build_envs.keys().cloned().collect(),
             start: plan.start_cmd.is_some(),
+            sandbox: matches!(plan.source, Source::Snapshot { .. }),
         }
     }
 
@@ -65,6 +68,7 @@ impl Published {
             self.build_envs.extend(other.build_envs);
         }
         self.start |= other.start;
+        self.sandbox |= other.sandbox;
     }
 
     /// The warning for the publisher; `None` when nothing is exposed.
@@ -79,6 +83,9 @@ impl Published {
                 part.push_str(&format!(", which ran with the build_envs {}", names(&self.build_envs)));
             }
             parts.push(part);
+        }
+        if self.sandbox {
+            parts.push("the memory and files of a sandbox that was promoted".to_owned());
         }
         if parts.is_empty() {
             return None;
@@ -167,7 +174,7 @@ pub(crate) async fn of_ready(
     runtime: &Runtime,
 ) -> Result<Option<String>, DbError> {
     // It may have been made public, or private, since the build began.
-    let caller = Caller { tenant: build.tenant, namespace: build.namespace.clone(), key: None };
+    let caller = Caller { tenant: build.tenant, namespace: build.namespace.clone(), key: None, read_only: false };
     let now = inner.db.get_build(&caller, build.id).await?;
     if now.visibility != Visibility::Public {
         return Ok(None);
@@ -197,7 +204,7 @@ mod tests {
     fn what_is_given_away_is_named_and_nothing_else() {
         let warning = |envs: &[&str], build_envs: &[&str], start| {
             let mut published = Published::default();
-            published.add(Published { envs: set(envs), build_envs: set(build_envs), start });
+            published.add(Published { envs: set(envs), build_envs: set(build_envs), start, sandbox: false });
             published.warning("me/app")
         };
         assert_eq!(warning(&[], &[], false), None);
@@ -208,6 +215,8 @@ mod tests {
              memory of the start command, which ran with the build_envs TOKEN"
         );
         assert!(warning(&["A"], &["GONE"], false).unwrap().ends_with("the variables A"));
+        let promoted = Published { sandbox: true, ..Published::default() }.warning("me/app").unwrap();
+        assert!(promoted.ends_with("can start it and read the memory and files of a sandbox that was promoted"));
         let odd = warning(&["N\u{c4}ME", "a\r\nX-Injected: 1", "\u{7f}"], &[], false).unwrap();
         assert!(odd.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{odd:?}");
         let many: Vec<String> = (0..1000).map(|number| format!("{}{number}", "LONG".repeat(60))).collect();

@@ -86,7 +86,7 @@ impl Inner {
         build: &Build,
         runtime_defaults: &TemplateRuntimeDefaults,
     ) -> std::result::Result<TemplateInfo, DbError> {
-        let caller = Caller { tenant: build.tenant, namespace: build.namespace.clone(), key: None };
+        let caller = Caller { tenant: build.tenant, namespace: build.namespace.clone(), key: None, read_only: false };
         let tags: Vec<String> = build.tags.iter().map(Tag::to_string).collect();
         let mut template = self.db.standing(&caller, &TemplateRef::Artifact(build.artifact_id)).await?.template;
         if let Some(description) = &build.description {

@@ -1,41 +1,29 @@
-//! Creation of a sandbox.
-//!
-//! ```text
-//!   resolve, admit ──┬── machine:  start the VMM ──resumed──> give the guest its identity ──┬── live
-//!                    └── database: insert `creating` ········> set `running` ───────────────┘
-//! ```
-//! Each commit waits for the disk, so the two go side by side. This is safe because:
-//! - The insert fails if the template was deleted meanwhile, and its answer is awaited before the machine's. The machine is then
-//!   ended. Once the row is there, the artifact is in use and stays.
-//! - A request with an idempotency key is inserted first: a repetition starts no machine.
-//! - A sandbox that is ended while it starts loses its place on the host. Its start finds that out when the machine is ready,
-//!   and ends the machine. The task that ends the sandbox waits for that.
-//! - A killed service takes its machines along, and the next start ends the rows that it left.
+//! Creation of a sandbox on request, from a template or from a snapshot.
 
-use std::future::ready;
 use std::time::Instant;
 
-use futures::future::Either;
-use jiff::{SignedDuration, Timestamp};
-use nullspace_api::{
-    CreateSandboxRequest, CreateSandboxResponse, ErrorResponseCode, LifecycleConfigOnTimeout, SandboxTimeoutAction,
-};
-use nullspace_db::{DbError, Idempotency, Inserted, NewSandbox, SandboxStatus};
+use jiff::Timestamp;
+use nullspace_api::{CreateSandboxRequest, CreateSandboxResponse, ErrorResponseCode, LifecycleOperation};
+use nullspace_db::{DbError, Idempotency, Inserted, NewSandbox, Sandbox, Snapshot as StoredSnapshot, SnapshotKind};
 use nullspace_definition::runtime::Runtime;
 use nullspace_definition::sandbox::check_create;
-use nullspace_host_interface::{SandboxSettings, SandboxSpec, Snapshot, Unfit, invalid};
-use nullspace_types::{Caller, SandboxId};
+use nullspace_host_interface::{Snapshot, Unfit, invalid};
+use nullspace_types::{ArtifactId, Caller, SandboxId, SnapshotId};
+use secrecy::ExposeSecret;
+use serde::Serialize;
 use serde_json::json;
-use tokio::sync::oneshot;
 
-use super::Config;
 use super::answers::created;
+use super::resume::resume_requested;
+use super::spec::{AtTimeout, Config};
+use super::start::{Begun, Origin, Start};
 use crate::catalog::wire::column;
 use crate::error::{Error, Result, Stored, internal, of_store};
+use crate::lifecycle::Event;
 use crate::{Control, Inner};
 
 impl Control {
-    /// Resumes a template's snapshot; see [`nullspace_service::Sandboxes::create_sandbox`].
+    /// Resumes a template's or a sandbox's snapshot; see [`nullspace_service::Sandboxes::create_sandbox`].
     pub(super) async fn create(
         &self,
         caller: &Caller,
@@ -45,129 +33,204 @@ impl Control {
         let began = Instant::now();
         refuse_unserved(&request)?;
         check_create(&request).map_err(invalid)?;
-        let timeout_ms = request.timeout_ms.unwrap_or(CreateSandboxRequest::DEFAULT_TIMEOUT_MS);
-        let reference = request.template.as_deref().unwrap_or(CreateSandboxRequest::DEFAULT_TEMPLATE);
+        let idempotency = idempotency_key.map(|key| idempotency(key, &request)).transpose()?;
         let inner = &self.inner;
-        let artifact = inner.resolve(caller, reference).await?.artifact;
+        let (begun, config) = match request.snapshot_id.as_deref() {
+            None => inner.create_from_template(caller, &request, idempotency).await?,
+            Some(id) => match inner.snapshot_of(caller, id).await {
+                Ok(snapshot) => inner.create_from_snapshot(caller, snapshot, &request, idempotency).await?,
+                Err(missing) => match inner.made_before(caller, id, idempotency).await? {
+                    Some(sandbox) => return inner.created(&sandbox, Vec::new()),
+                    None => return Err(missing),
+                },
+            },
+        };
+        let sandbox = begun.sandbox();
+        if let Begun::Repeated(_) = begun {
+            return inner.created(sandbox, Vec::new());
+        }
+        let (template, ms) = (&sandbox.template_ref, began.elapsed().as_millis());
+        tracing::info!(sandbox_id = %sandbox.id, template, ms, "sandbox is running");
+        inner.created(sandbox, warnings(&request, &config))
+    }
+}
+
+impl Inner {
+    /// The answer to a create, with the token for the sandbox's ports.
+    fn created(&self, sandbox: &Sandbox, warnings: Vec<String>) -> Result<CreateSandboxResponse> {
+        let token = self.traffic_token(sandbox).map(|token| token.expose_secret().to_owned());
+        Ok(CreateSandboxResponse { traffic_access_token: token, ..created(sandbox, warnings)? })
+    }
+
+    async fn create_from_template(
+        &self,
+        caller: &Caller,
+        request: &CreateSandboxRequest,
+        idempotency: Option<Idempotency>,
+    ) -> Result<(Begun, Config)> {
+        let reference = request.template.as_deref().unwrap_or(CreateSandboxRequest::DEFAULT_TEMPLATE);
+        let artifact = self.resolve(caller, reference).await?.artifact;
         let runtime: Runtime = column("artifacts.runtime", &artifact.runtime.0).stored()?;
-        let size = inner.host.judge(&artifact.snapshot).map_err(|unfit| match unfit {
+        let size = self.host.judge(&artifact.snapshot).map_err(|unfit| match unfit {
             Unfit::Incompatible(conflict) => Error::new(
                 ErrorResponseCode::RebuildRequired,
                 format!("template {reference} cannot run on this host: {conflict}; build it again"),
             ),
             Unfit::Corrupt(_) => internal("read a template", &unfit),
         })?;
-        let config = Config {
+        let mut config = Config {
             vcpus: size.vcpus,
             memory_mb: size.memory_mib,
             disk_mb: u32::try_from(size.disk_bytes >> 20).unwrap_or(u32::MAX),
-            timeout_ms,
-            cwd: request.cwd.clone().unwrap_or_else(|| runtime.workdir.clone()),
+            timeout_ms: CreateSandboxRequest::DEFAULT_TIMEOUT_MS,
+            cwd: runtime.workdir.clone(),
             internet_access: request.internet_access.unwrap_or(true),
+            at_timeout: AtTimeout::default(),
+            inactivity_timeout_ms: None,
+            auto_delete_after_ms: None,
+            auto_resume: false,
+            ephemeral: false,
+            public_ports: true,
+            mask_request_host: None,
+            sealed_traffic_token: None,
         };
-        fits(&request, &config)?;
+        config.take(request)?;
+        fits(request, &config)?;
         let id = SandboxId::new();
         let snapshot = Snapshot {
             artifact: artifact.id,
             folder: artifact.folder,
+            streams: artifact.streams,
             rootfs: artifact.rootfs,
             summary: artifact.snapshot,
             runtime,
+            held: None,
         };
-        let admitted = inner.host.admit_sandbox(SandboxSpec { id, tenant: caller.tenant, snapshot }).await?;
-
-        let now = Timestamp::now();
-        let idempotency = match idempotency_key {
-            None => None,
-            Some(key) => Some(Idempotency { key, request_digest: digest(&request)? }),
-        };
-        let row = NewSandbox {
+        let start = Start {
+            caller,
             id,
+            snapshot,
             artifact: artifact.id,
             template_ref: reference.to_owned(),
-            config: json!(config),
+            config: config.clone(),
+            envs: request.envs.clone().unwrap_or_default().0,
             metadata: json!(request.metadata.clone().unwrap_or_default()),
-            timeout_at: Some(now + SignedDuration::from_millis(timeout_ms.try_into().unwrap_or(i64::MAX))),
-            host: inner.config.host.clone(),
+            origin: Origin::Template,
             idempotency,
+            event: created_event(caller, id, &config),
+            missing: Error::template_not_found(reference),
         };
-        let repeatable = row.idempotency.is_some();
-        let insert = async {
-            match inner.db.insert_sandbox(caller, row, now).await {
-                Ok(Inserted::New(_)) => Ok(None),
-                Ok(Inserted::Repeated(sandbox)) => Ok(Some(sandbox)),
-                Err(error) => Err(error).or_missing(|| Error::template_not_found(reference)),
-            }
+        Ok((self.start_sandbox(start).await?, config))
+    }
+
+    /// The sandbox that an earlier request under the same key has made from a snapshot that is over since. For one that is not
+    /// over, the start itself finds it.
+    pub(super) async fn made_before(
+        &self,
+        caller: &Caller,
+        snapshot: &str,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Option<Sandbox>> {
+        let (Ok(snapshot), Some(key)) = (snapshot.parse::<SnapshotId>(), idempotency) else { return Ok(None) };
+        // No row comes of it: the snapshot is over, and stays so.
+        let row = NewSandbox {
+            id: SandboxId::new(),
+            artifact: ArtifactId::new(),
+            template_ref: String::new(),
+            config: json!({}),
+            metadata: json!({}),
+            timeout_at: None,
+            host: self.config.host.clone(),
+            idempotency: Some(key),
+            sealed_envs: None,
+            from_snapshot: Some(snapshot),
+            forked_from: None,
         };
-        let insert = if repeatable {
-            match insert.await? {
-                Some(sandbox) => return created(&sandbox, Vec::new()),
-                None => Either::Left(ready(Ok(None))),
+        match self.db.insert_sandbox(caller, row, Timestamp::now()).await {
+            Ok(Inserted::Repeated(sandbox)) => Ok(Some(sandbox)),
+            Err(DbError::NotFound) => Ok(None),
+            Ok(Inserted::New(_)) => {
+                Err(Error::new(ErrorResponseCode::InternalError, "a snapshot that was over is not"))
             }
-        } else {
-            Either::Right(insert)
-        };
-        let (resumed, is_resumed) = oneshot::channel();
-        let record = async {
-            insert.await?;
-            if is_resumed.await.is_err() {
-                return Ok(Err(DbError::Conflict { what: "the sandbox has no machine".to_owned() }));
-            }
-            Ok(inner.db.set_sandbox_status(id, SandboxStatus::Running, None, Timestamp::now()).await)
-        };
-        let envs = request.envs.clone().unwrap_or_default().0;
-        let settings = SandboxSettings { envs, cwd: config.cwd.clone(), internet_access: config.internet_access };
-        let (sandbox, started) = match tokio::join!(record, admitted.start(settings, resumed)) {
-            (Ok(Ok(sandbox)), Ok(started)) => (sandbox, started),
-            (Ok(Err(error)), Ok(started)) => {
-                started.discard().await;
-                inner.give_up(id, "its start could not be recorded").await;
-                return Err(of_store(error));
-            }
-            (Ok(_), Err(error)) => {
-                let failed = error.detail.is_some().then(|| error.message.clone());
-                inner.give_up(id, failed.as_deref().unwrap_or("the snapshot could not be resumed")).await;
-                return Err(error);
-            }
-            (Err(error), started) => {
-                if let Ok(started) = started {
-                    started.discard().await;
-                }
-                return Err(error);
-            }
-        };
-        if !started.run(sandbox.timeout_at).await {
-            return Err(Error::sandbox_not_found(&id.to_string()));
+            Err(error) => Err(of_store(error)),
         }
-        let ms = began.elapsed().as_millis();
-        tracing::info!(sandbox_id = %id, template = reference, ms, "sandbox is running");
-        created(&sandbox, warnings(&request, &config))
+    }
+
+    /// Makes a sandbox from a snapshot with the settings of a request over those that the snapshot has.
+    pub(super) async fn create_from_snapshot(
+        &self,
+        caller: &Caller,
+        snapshot: StoredSnapshot,
+        request: &CreateSandboxRequest,
+        idempotency: Option<Idempotency>,
+    ) -> Result<(Begun, Config)> {
+        let mut config = Config::stored(&snapshot.config)?;
+        if request.internet_access.is_some_and(|asked| asked != config.internet_access) {
+            return Err(Error::invalid(format!(
+                "internet_access of a sandbox from a snapshot is the snapshot's, {}: leave it out",
+                config.internet_access
+            )));
+        }
+        if request.template.is_some() {
+            return Err(Error::invalid("template and snapshot_id are given: a sandbox is made from one of them"));
+        }
+        config.take(request)?;
+        fits(request, &config)?;
+        let mut envs = self.open_envs(snapshot.sandbox, snapshot.sealed_envs.as_deref())?;
+        envs.extend(request.envs.clone().unwrap_or_default().0);
+        let metadata = match &request.metadata {
+            Some(given) if !given.is_empty() => json!(given),
+            _ => snapshot.sandbox_metadata.clone(),
+        };
+        let id = SandboxId::new();
+        if snapshot.kind == SnapshotKind::Pause {
+            return self.resume_paused(caller, snapshot, id, config, envs, metadata, idempotency).await;
+        }
+        let event = created_event(caller, id, &config).snapshot(snapshot.id).source(snapshot.sandbox).target(id);
+        let resumed = resume_requested(caller, &snapshot, id)
+            .reason("api")
+            .detail("timeout_action", config.at_timeout.word())
+            .now_succeeded();
+        let start = Start {
+            caller,
+            id,
+            snapshot: self.resumable(&snapshot).await?,
+            artifact: snapshot.artifact,
+            template_ref: snapshot.template_ref.clone(),
+            config: config.clone(),
+            envs,
+            metadata,
+            origin: Origin::Kept(snapshot.id),
+            idempotency,
+            event,
+            missing: super::snapshots::missing(&snapshot.id.to_string()),
+        };
+        let begun = self.start_sandbox(start).await?;
+        if let Begun::New(_) = begun {
+            self.lifecycle.record(resumed);
+        }
+        Ok((begun, config))
     }
 }
 
-impl Inner {
-    /// Records that a sandbox has failed to start.
-    async fn give_up(&self, id: SandboxId, reason: &str) {
-        self.set_status(id, SandboxStatus::Error, Some(reason)).await;
-        self.collect.notify_one();
-    }
+fn created_event(caller: &Caller, id: SandboxId, config: &Config) -> Event {
+    Event::requested(caller.tenant, LifecycleOperation::Create)
+        .sandbox(id)
+        .reason("api")
+        .detail("timeout_action", config.at_timeout.word())
 }
 
 /// Refuses fields of the contract that this version does not implement. They are never ignored.
 fn refuse_unserved(request: &CreateSandboxRequest) -> Result<()> {
-    let network = request.network.as_ref().is_some_and(|network| *network != Default::default());
-    let pauses = request.lifecycle.as_ref().and_then(|lifecycle| lifecycle.on_timeout);
+    let egress = request
+        .network
+        .as_ref()
+        .is_some_and(|network| network.egress.is_some() || network.deny_out.is_some() || network.allow_out.is_some());
     for (field, given) in [
-        ("snapshot_id", request.snapshot_id.is_some()),
         ("warm_pool", request.warm_pool.is_some()),
         ("desktop", request.desktop.is_some()),
-        ("network", network),
+        ("network.egress, deny_out or allow_out", egress),
         ("volumes", request.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty())),
-        ("timeout_action hibernate", request.timeout_action == Some(SandboxTimeoutAction::Hibernate)),
-        ("lifecycle.on_timeout pause", pauses == Some(LifecycleConfigOnTimeout::Pause)),
-        ("inactivity_timeout_ms", request.inactivity_timeout_ms.is_some()),
-        ("auto_delete_after_ms", request.auto_delete_after_ms.is_some()),
-        ("auto_resume", request.auto_resume == Some(true)),
     ] {
         if given {
             return Err(Error::not_implemented(format!("{field} is not in this version: leave it out")));
@@ -199,8 +262,8 @@ fn warnings(request: &CreateSandboxRequest, config: &Config) -> Vec<String> {
         .collect()
 }
 
-/// Digest of a request. It tells a repetition from another request under the same idempotency key.
-fn digest(request: &CreateSandboxRequest) -> Result<String> {
+/// The key of a request with the request's digest, which tells a repetition from another request under the same key.
+pub(super) fn idempotency(key: String, request: &impl Serialize) -> Result<Idempotency> {
     let bytes = serde_json::to_vec(request).map_err(|error| internal("digest a request", &error))?;
-    Ok(blake3::hash(&bytes).to_hex().to_string())
+    Ok(Idempotency { key, request_digest: blake3::hash(&bytes).to_hex().to_string() })
 }

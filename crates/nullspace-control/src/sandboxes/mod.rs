@@ -1,58 +1,113 @@
-//! Sandboxes as rows: created, looked up, listed, ended. Their machines belong to a host.
+//! Sandboxes as rows: created, paused, resumed, cloned, ended. Their machines belong to a host.
 //!
 //! ```text
-//!  create ──> creating ──restored, new identity──> running ──destroy, timeout──> destroyed
-//!                 └── restore failed ──> error         └── machine ended, or cannot be talked to any more ──> error
+//!            ┌──────────────── snapshot, fork ────────────────┐
+//!  create ──> creating ──restored, new identity──> running ───┴──destroy, timeout──> destroyed
+//!                 │                                │  ^  └── machine ended, service killed ──> error
+//!                 └── restore failed ──> error   pause │
+//!                                                  v  │ used (auto_resume), service back: same id
+//!                                                paused ──resume──> another sandbox runs in its place; this one is destroyed
+//!                                                   └── destroy, auto_delete_after_ms ──> destroyed, and its snapshot over
 //! ```
-//! A sandbox ends with the service. The database remembers it.
+//! | file | arrow | fails with |
+//! |---|---|---|
+//! | `create`, `start` | create | `capacity_exceeded`, `QUOTA_EXCEEDED`, `rebuild_required`, `incompatible_snapshot`: nothing is left |
+//! | `pause` | pause | `transition_in_progress`, `capacity_exceeded`, `QUOTA_EXCEEDED`: it runs on |
+//! | `resume` | resume, continue | `incompatible_snapshot`, `rebuild_required`, `capacity_exceeded`: it stays paused |
+//! | `snapshots` | snapshot | as pause: it runs on |
+//! | `promote` | snapshot -> template | `incompatible_snapshot`, a name that clashes: the snapshot stays |
+//! | `room` | pause of an idle one on a full host | as pause: it runs on, and the other sandbox is refused |
+//! | `fork` | fork | as create: the source runs on |
+//! | `timeouts` | timeout | a pause that fails is tried again for 10 minutes, and then the sandbox ends |
+//! | `restart` | stop and start of the service | what is not paused in time ends; what cannot be resumed stays paused |
+//!
+//! One transition of a sandbox at a time (`transitions`); an end needs no turn and always wins. The database remembers all.
 //!
 //! Size of a sandbox: a snapshot fixes vCPUs, memory and disk. A create that asks for others gets the template's, and
 //! `warnings` in the answer says so.
 
 mod answers;
 mod create;
+#[cfg(test)]
+mod fake;
+mod fork;
+mod life;
+mod pause;
+mod ports;
+mod promote;
+mod restart;
+mod resume;
+mod room;
+mod snapshots;
+mod spec;
+mod start;
+#[cfg(test)]
+mod tests;
+mod timeouts;
+mod transitions;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_api::{
-    CreateSandboxRequest, CreateSandboxResponse, DestroySandboxResponse, ErrorResponseCode, SandboxInfo,
-    SandboxListPage, SandboxStatus as WireStatus,
+    CreateSandboxRequest, CreateSandboxResponse, DestroySandboxResponse, ErrorResponseCode, LifecycleActorKind,
+    LifecycleOperation, SandboxInfo, SandboxListPage, SandboxStatus as WireStatus,
 };
-use nullspace_db::{DbError, SandboxFilter, SandboxStatus};
-use nullspace_host_interface::{Found, HostEvents, SandboxEnd};
+use nullspace_db::{DbError, Sandbox, SandboxFilter, SandboxStatus};
+use nullspace_host_interface::{Due, Found, HostEvents, SandboxEnd};
 use nullspace_service::{LiveSandbox, RequestContext, SandboxQuery, chain};
-use nullspace_types::{Caller, SandboxId};
-use serde::{Deserialize, Serialize};
+use nullspace_types::{Caller, SandboxId, TenantId};
+use secrecy::ExposeSecret;
 
 use self::answers::{info, status_to_store};
+use self::pause::not_ready;
+pub use self::ports::PreviewSettings;
+pub(crate) use self::ports::keep as keep_ports;
+pub(crate) use self::restart::continue_all;
+use self::resume::Why;
+use self::spec::Config;
 use crate::error::{Error, Result, Stored, internal};
+use crate::lifecycle::Event;
 use crate::{Control, Inner};
 
 /// Time between two attempts to record ends that the database refused.
 const RECORD_AGAIN: Duration = Duration::from_millis(250);
+/// Looks for a machine whose row says that it runs, and the time between two.
+const LOOKS: u32 = 100;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
-/// A sandbox's size and settings, as the database stores them.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Config {
-    vcpus: u32,
-    memory_mb: u32,
-    disk_mb: u32,
-    timeout_ms: u64,
-    cwd: String,
-    internet_access: bool,
+/// Limits of stored sandboxes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LifeSettings {
+    /// Time for which running sandboxes are paused when the service stops. Those that are not paused then end. Zero: all end.
+    pub stop_pause: Duration,
+    /// Most paused sandboxes of one tenant.
+    pub paused_per_tenant: u32,
+    /// Most reusable snapshots of one tenant.
+    pub snapshots_per_tenant: u32,
+    /// A sandbox that finds the host full has another one paused that idles for at least so long. `None`: it is refused.
+    pub pause_when_full: Option<Duration>,
 }
 
-/// Ends that the database refused. There are at most as many as machines.
+/// The state of sandboxes in this process.
 #[derive(Debug, Default)]
 pub(crate) struct State {
+    /// Ends that the database refused. There are at most as many as machines.
     unrecorded: Mutex<HashMap<SandboxId, (SandboxStatus, Option<String>)>>,
+    transitions: Arc<transitions::Transitions>,
+    continuations: resume::Continuations,
+    pending: Arc<snapshots::Pending>,
+    ports: ports::State,
+    /// Paused sandboxes that continue after a start of the service. There are at most as many as there were machines.
+    awaited: Mutex<HashSet<SandboxId>>,
+    /// One start at a time has others paused.
+    room: tokio::sync::Mutex<()>,
 }
 
-/// Records the ends of sandboxes that end by themselves.
+/// Receives a host's reports of its sandboxes.
 pub(crate) struct Ends(pub(crate) Weak<Inner>);
 
 #[async_trait]
@@ -63,8 +118,16 @@ impl HostEvents for Ends {
             inner.metrics.sandbox_failed(fault);
         }
         let status = if end.failed { SandboxStatus::Error } else { SandboxStatus::Destroyed };
-        inner.set_status(id, status, Some(&end.reason)).await;
+        if let Some(sandbox) = inner.set_status(id, status, Some(&end.reason)).await {
+            inner.lifecycle.record(restart::reconciled(sandbox.tenant, id, &end.reason));
+        }
         inner.collect.notify_one();
+    }
+
+    async fn sandbox_due(&self, id: SandboxId, due: Due) {
+        let Some(inner) = self.0.upgrade() else { return };
+        let tasks = inner.tasks.clone();
+        tasks.spawn(inner.at_limit(id, due));
     }
 }
 
@@ -98,8 +161,13 @@ impl nullspace_service::Sandboxes for Control {
     }
 
     async fn get_sandbox(&self, caller: &Caller, id: &str) -> Result<SandboxInfo> {
-        let sandbox = self.inner.db.get_sandbox(caller, parse(id)?).await;
-        info(&sandbox.or_missing(|| Error::sandbox_not_found(id))?)
+        let sandbox = self.inner.sandbox_of(caller, parse(id)?).await?;
+        if sandbox.status == SandboxStatus::Destroyed {
+            return Err(Error::sandbox_not_found(id));
+        }
+        let mut info = self.inner.info(&sandbox)?;
+        info.traffic_access_token = self.inner.traffic_token(&sandbox).map(|token| token.expose_secret().to_owned());
+        Ok(info)
     }
 
     async fn list_sandboxes(&self, caller: &Caller, query: SandboxQuery) -> Result<SandboxListPage> {
@@ -127,7 +195,7 @@ impl nullspace_service::Sandboxes for Control {
                     page.has_next = true;
                     return Ok(page);
                 }
-                page.items.push(info(&sandbox)?);
+                page.items.push(self.inner.info(&sandbox)?);
             }
             if !full {
                 return Ok(page);
@@ -137,15 +205,13 @@ impl nullspace_service::Sandboxes for Control {
 
     async fn destroy_sandbox(&self, caller: &Caller, id: &str) -> Result<DestroySandboxResponse> {
         let parsed = parse(id)?;
-        let missing = || Error::sandbox_not_found(id);
-        let sandbox = self.inner.db.get_sandbox(caller, parsed).await;
-        let sandbox = sandbox.or_missing(missing)?;
+        let sandbox = self.inner.sandbox_of(caller, parsed).await?;
         if sandbox.status.is_final() {
-            return Err(missing());
+            return Err(Error::sandbox_not_found(id));
         }
-        let inner = Arc::clone(&self.inner);
+        let (inner, tenant) = (Arc::clone(&self.inner), caller.tenant);
         let work = async move {
-            inner.end_sandbox(parsed, SandboxStatus::Destroyed, None).await;
+            inner.destroy(tenant, parsed, LifecycleActorKind::User, "manual", None).await;
             Ok(())
         };
         joined(self.inner.tasks.spawn(work).await)?;
@@ -153,24 +219,73 @@ impl nullspace_service::Sandboxes for Control {
     }
 
     async fn live_sandbox(&self, caller: &Caller, id: &str) -> Result<Arc<dyn LiveSandbox>> {
-        let parsed = parse(id)?;
-        let starts = match self.inner.host.find_sandbox(parsed) {
-            Found::Running(live, tenant) if tenant == caller.tenant => return Ok(live),
-            Found::Running(..) => return Err(Error::sandbox_not_found(id)),
-            Found::Starting => true,
-            Found::Absent => false,
-        };
-        let sandbox = self.inner.db.get_sandbox(caller, parsed).await;
-        let sandbox = sandbox.or_missing(|| Error::sandbox_not_found(id))?;
-        if starts || sandbox.status == SandboxStatus::Creating {
-            let message = format!("sandbox {id} is not running yet; try again");
-            return Err(Error::new(ErrorResponseCode::SandboxNotReady, message));
+        let (inner, parsed) = (&self.inner, parse(id)?);
+        let (mut continued, mut looks) = (false, 0);
+        loop {
+            let starts = match inner.host.find_sandbox(parsed) {
+                Found::Running(live, tenant) if tenant == caller.tenant => return Ok(live),
+                Found::Running(..) => return Err(Error::sandbox_not_found(id)),
+                Found::Starting => true,
+                Found::Absent => false,
+            };
+            let sandbox = inner.sandbox_of(caller, parsed).await?;
+            match sandbox.status {
+                SandboxStatus::Paused if inner.is_awaited(parsed) => {
+                    return Err(not_ready(parsed, "is being resumed after a restart of the service; try again"));
+                }
+                SandboxStatus::Paused if continued => return Err(not_ready(parsed, "is paused again; try again")),
+                SandboxStatus::Paused if Config::stored(&sandbox.config)?.auto_resume => {
+                    inner.continue_shared(caller, parsed, Why::Used).await?;
+                    continued = true;
+                }
+                SandboxStatus::Paused => {
+                    let message =
+                        format!("sandbox {id} is paused: resume it first, or create sandboxes with auto_resume");
+                    return Err(Error::new(ErrorResponseCode::SandboxNotReady, message));
+                }
+                SandboxStatus::Creating => return Err(not_ready(parsed, "is not running yet; try again")),
+                // Its row says that it runs, a moment before its host does.
+                SandboxStatus::Running if starts && looks < LOOKS => {
+                    looks += 1;
+                    tokio::time::sleep(BETWEEN_LOOKS).await;
+                }
+                SandboxStatus::Running if starts => return Err(not_ready(parsed, "is not running yet; try again")),
+                // It runs since the host was asked.
+                SandboxStatus::Running if !continued => continued = true,
+                _ => return Err(Error::sandbox_not_found(id)),
+            }
         }
-        Err(Error::sandbox_not_found(id))
     }
 }
 
 impl Inner {
+    /// One of the caller's sandboxes, in any state.
+    async fn sandbox_of(&self, caller: &Caller, id: SandboxId) -> Result<Sandbox> {
+        let sandbox = self.db.get_sandbox(caller, id).await;
+        sandbox.or_missing(|| Error::sandbox_not_found(&id.to_string()))
+    }
+
+    fn info(&self, sandbox: &Sandbox) -> Result<SandboxInfo> {
+        let last_active =
+            if sandbox.status == SandboxStatus::Running { self.host.last_active(sandbox.id) } else { None };
+        info(sandbox, last_active)
+    }
+
+    /// Ends a sandbox, paused or with a machine, and records the events of that. `reason` is for the row.
+    async fn destroy(
+        &self,
+        tenant: TenantId,
+        id: SandboxId,
+        actor: LifecycleActorKind,
+        why: &str,
+        reason: Option<&str>,
+    ) {
+        let event = Event::requested(tenant, LifecycleOperation::Destroy).by(actor).sandbox(id).reason(why);
+        self.lifecycle.record(event.clone());
+        self.end_sandbox(id, SandboxStatus::Destroyed, reason).await;
+        self.lifecycle.record(event.now_succeeded());
+    }
+
     /// Has the host end a sandbox, and records the end. A second call does nothing.
     async fn end_sandbox(&self, id: SandboxId, status: SandboxStatus, reason: Option<&str>) {
         self.host.end_sandbox(id).await;
@@ -178,14 +293,17 @@ impl Inner {
         self.collect.notify_one();
     }
 
-    async fn set_status(&self, id: SandboxId, status: SandboxStatus, reason: Option<&str>) {
+    /// Records a sandbox's end. `None` when it had ended before, or the database refuses for now.
+    async fn set_status(&self, id: SandboxId, status: SandboxStatus, reason: Option<&str>) -> Option<Sandbox> {
         match self.db.set_sandbox_status(id, status, reason, Timestamp::now()).await {
-            // A conflict: it was ended by somebody else meanwhile.
-            Ok(_) | Err(DbError::Conflict { .. }) => {}
+            Ok(sandbox) => Some(sandbox),
+            // It was ended by somebody else meanwhile, or was never recorded.
+            Err(DbError::Conflict { .. } | DbError::NotFound) => None,
             Err(error) => {
                 tracing::error!(sandbox_id = %id, error = %chain(&error), "a sandbox's end is not recorded yet");
                 let mut unrecorded = self.sandboxes.unrecorded.lock().unwrap_or_else(PoisonError::into_inner);
                 unrecorded.insert(id, (status, reason.map(str::to_owned)));
+                None
             }
         }
     }
@@ -196,13 +314,6 @@ impl Inner {
         for (id, (status, reason)) in unrecorded {
             self.set_status(id, status, reason.as_deref()).await;
         }
-    }
-
-    /// Ends all sandboxes of the host, concurrently.
-    pub(crate) async fn end_all_sandboxes(&self, reason: &str) {
-        let ends =
-            self.host.sandboxes().into_iter().map(|id| self.end_sandbox(id, SandboxStatus::Destroyed, Some(reason)));
-        futures::future::join_all(ends).await;
     }
 }
 

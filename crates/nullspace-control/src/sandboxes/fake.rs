@@ -1,0 +1,411 @@
+//! A host without machines, for tests of what control asks of it and in which order.
+
+mod live;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use nullspace_api::{ErrorResponseCode, TemplateFailurePhase};
+use nullspace_host_interface::{
+    AdmittedSandbox, Adopted, BaseRoot, BuildEnd, BuildHost, BuildJob, BuildRecord, Capacity, Captured, Collected,
+    ContextFiles, Found, FrozenSandbox, HeldFiles, Host, HostError, HostEvents, HostInfo, HostUsage, ImageAccess,
+    KnownImages, Lifecycle, ObjectStoreState, ReceivedFile, SandboxHost, SandboxSettings, SandboxSpec, SandboxUse,
+    Snapshot, SnapshotSize, StartedSandbox, Storage, TimeLimits, Unfit,
+};
+use nullspace_service::{ByteStream, Error, Result};
+use nullspace_types::{ArtifactId, Blob, BlobId, KnownFiles, SandboxId, Streams, TenantId};
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use self::live::Live;
+
+/// A machine that a [`FakeHost`] pretends to run.
+#[derive(Debug, Clone)]
+pub(super) struct Machine {
+    pub(super) tenant: TenantId,
+    pub(super) running: bool,
+    pub(super) folder: String,
+    pub(super) envs: BTreeMap<String, String>,
+    pub(super) limits: TimeLimits,
+    /// `None`: it is in use.
+    pub(super) idle_since: Option<Timestamp>,
+}
+
+#[derive(Default)]
+pub(super) struct FakeState {
+    machines: Mutex<HashMap<SandboxId, Machine>>,
+    pub(super) events: Mutex<Option<Arc<dyn HostEvents>>>,
+    /// So many next starts or captures fail.
+    pub(super) failing_starts: AtomicU32,
+    pub(super) failing_captures: AtomicU32,
+    pub(super) starts: AtomicU32,
+    pub(super) trials: AtomicU32,
+    /// Most machines at a time; 0: any number.
+    pub(super) most: AtomicUsize,
+    pub(super) gone_on: AtomicU32,
+    /// Captures that were begun.
+    pub(super) capturing: AtomicU32,
+    captures: AtomicU32,
+    pub(super) named: Mutex<Vec<String>>,
+    pub(super) removed: Mutex<Vec<String>>,
+}
+
+/// A host without machines. Captures wait for a permit of `captures`, and the ends of frozen machines for one of `ends`; there are
+/// plenty unless a test takes them.
+#[derive(Clone)]
+pub(super) struct FakeHost {
+    pub(super) state: Arc<FakeState>,
+    pub(super) captures: Arc<Semaphore>,
+    pub(super) ends: Arc<Semaphore>,
+}
+
+impl FakeHost {
+    pub(super) fn new() -> FakeHost {
+        FakeHost {
+            state: Arc::default(),
+            captures: Arc::new(Semaphore::new(1000)),
+            ends: Arc::new(Semaphore::new(1000)),
+        }
+    }
+
+    pub(super) fn machines(&self) -> MutexGuard<'_, HashMap<SandboxId, Machine>> {
+        self.state.machines.lock().unwrap()
+    }
+
+    pub(super) fn machine(&self, id: &str) -> Machine {
+        self.machines().get(&id.parse().unwrap()).cloned().expect("a machine")
+    }
+
+    pub(super) fn events(&self) -> Arc<dyn HostEvents> {
+        self.state.events.lock().unwrap().clone().expect("it was started")
+    }
+
+    /// What a killed service leaves.
+    pub(super) fn lose_all(&self) {
+        self.machines().clear();
+    }
+
+    async fn capture(&self, id: SandboxId) -> Result<Captured> {
+        if !self.machines().get(&id).is_some_and(|machine| machine.running) {
+            return Err(Error::sandbox_not_found(&id.to_string()));
+        }
+        self.state.capturing.fetch_add(1, Ordering::SeqCst);
+        drop(self.captures.acquire().await);
+        if take(&self.state.failing_captures) {
+            return Err(Error::new(ErrorResponseCode::CapacityExceeded, "the disk has no room"));
+        }
+        let number = self.state.captures.fetch_add(1, Ordering::SeqCst);
+        let stream = |name: &str, digit: &str| (name.to_owned(), digit.repeat(64));
+        Ok(Captured {
+            folder: format!("{}.{number:032x}", ArtifactId::new()),
+            streams: Streams([stream("memory", "1"), stream("state", "2")].into()),
+            stored_bytes: 1 << 16,
+            size_bytes: 1 << 20,
+            disk_bytes: 1 << 29,
+            summary: json!({}),
+            frozen: Duration::from_millis(20),
+        })
+    }
+}
+
+/// Takes one of a number of failures.
+fn take(number: &AtomicU32) -> bool {
+    number.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
+struct Admitted {
+    host: FakeHost,
+    spec: SandboxSpec,
+}
+
+struct Started {
+    host: FakeHost,
+    id: SandboxId,
+}
+
+struct Frozen {
+    host: FakeHost,
+    id: SandboxId,
+    captured: Captured,
+}
+
+#[derive(Debug)]
+struct Held;
+
+impl HeldFiles for Held {}
+
+#[async_trait]
+impl AdmittedSandbox for Admitted {
+    async fn start(
+        self: Box<Self>,
+        settings: SandboxSettings,
+        resumed: oneshot::Sender<()>,
+    ) -> Result<Box<dyn StartedSandbox>> {
+        let (host, id) = (self.host, self.spec.id);
+        host.state.starts.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if take(&host.state.failing_starts) {
+            host.machines().remove(&id);
+            return Err(Error::new(ErrorResponseCode::InternalError, "the agent does not answer"));
+        }
+        if let Some(machine) = host.machines().get_mut(&id) {
+            machine.envs = settings.envs;
+        }
+        // The caller may not wait for it.
+        let _ = resumed.send(());
+        Ok(Box::new(Started { host, id }))
+    }
+
+    async fn try_out(self: Box<Self>) -> Result<()> {
+        self.host.state.trials.fetch_add(1, Ordering::SeqCst);
+        self.host.machines().remove(&self.spec.id);
+        match take(&self.host.state.failing_starts) {
+            true => Err(Error::new(ErrorResponseCode::InternalError, "the agent does not answer")),
+            false => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl StartedSandbox for Started {
+    async fn run(self: Box<Self>, limits: TimeLimits) -> bool {
+        match self.host.machines().get_mut(&self.id) {
+            Some(machine) => {
+                (machine.running, machine.limits) = (true, limits);
+                true
+            }
+            None => false,
+        }
+    }
+
+    async fn discard(self: Box<Self>) {
+        self.host.machines().remove(&self.id);
+    }
+}
+
+#[async_trait]
+impl FrozenSandbox for Frozen {
+    fn captured(&self) -> &Captured {
+        &self.captured
+    }
+
+    async fn end(self: Box<Self>) {
+        drop(self.host.ends.acquire().await);
+        self.host.machines().remove(&self.id);
+    }
+
+    async fn go_on(self: Box<Self>) -> Result<()> {
+        self.host.state.gone_on.fetch_add(1, Ordering::SeqCst);
+        match self.host.machines().contains_key(&self.id) {
+            true => Ok(()),
+            false => Err(Error::sandbox_not_found(&self.id.to_string())),
+        }
+    }
+}
+
+#[async_trait]
+impl SandboxHost for FakeHost {
+    fn judge(&self, _: &Value) -> std::result::Result<SnapshotSize, Unfit> {
+        Ok(SnapshotSize { vcpus: 1, memory_mib: 192, disk_bytes: 1 << 29 })
+    }
+
+    fn adopt_snapshot(&self, id: ArtifactId, summary: &Value) -> std::result::Result<Adopted, Unfit> {
+        let folder = format!("{id}.{}", "a".repeat(32));
+        Ok(Adopted { folder, size: self.judge(summary)?, compatibility: json!({}) })
+    }
+
+    async fn admit_sandbox(&self, spec: SandboxSpec) -> Result<Box<dyn AdmittedSandbox>> {
+        let (tenant, folder) = (spec.tenant, spec.snapshot.folder.clone());
+        if self.is_full_for(&spec) {
+            return Err(Error::new(ErrorResponseCode::CapacityExceeded, "the host is full"));
+        }
+        let machine = Machine {
+            tenant,
+            running: false,
+            folder,
+            envs: BTreeMap::new(),
+            limits: TimeLimits::default(),
+            idle_since: Some(Timestamp::now()),
+        };
+        let before = self.machines().insert(spec.id, machine);
+        assert!(before.is_none(), "a second machine of one sandbox");
+        Ok(Box::new(Admitted { host: self.clone(), spec }))
+    }
+
+    fn find_sandbox(&self, id: SandboxId) -> Found {
+        match self.machines().get(&id) {
+            None => Found::Absent,
+            Some(machine) if machine.running => Found::Running(Arc::new(Live), machine.tenant),
+            Some(_) => Found::Starting,
+        }
+    }
+
+    async fn end_sandbox(&self, id: SandboxId) {
+        self.machines().remove(&id);
+    }
+
+    fn sandboxes(&self) -> Vec<SandboxId> {
+        self.machines().keys().copied().collect()
+    }
+
+    async fn freeze_sandbox(&self, id: SandboxId, _: Vec<Streams>) -> Result<Box<dyn FrozenSandbox>> {
+        let captured = self.capture(id).await?;
+        Ok(Box::new(Frozen { host: self.clone(), id, captured }))
+    }
+
+    async fn snapshot_sandbox(&self, id: SandboxId, _: Vec<Streams>) -> Result<Captured> {
+        self.capture(id).await
+    }
+
+    async fn fork_sandbox(&self, id: SandboxId) -> Result<Snapshot> {
+        let captured = self.capture(id).await?;
+        Ok(Snapshot {
+            artifact: ArtifactId::new(),
+            folder: "held".to_owned(),
+            streams: None,
+            rootfs: super::tests::rootfs(),
+            summary: captured.summary,
+            runtime: Default::default(),
+            held: Some(Arc::new(Held)),
+        })
+    }
+
+    fn set_limits(&self, id: SandboxId, limits: TimeLimits) -> bool {
+        self.machines().get_mut(&id).map(|machine| machine.limits = limits).is_some()
+    }
+
+    fn last_active(&self, id: SandboxId) -> Option<Timestamp> {
+        self.machines().get(&id).map(|_| Timestamp::now())
+    }
+
+    fn is_full_for(&self, _: &SandboxSpec) -> bool {
+        let most = self.state.most.load(Ordering::SeqCst);
+        most != 0 && self.machines().len() >= most
+    }
+
+    fn idle_since(&self, id: SandboxId) -> Option<Timestamp> {
+        self.machines().get(&id).and_then(|machine| machine.idle_since)
+    }
+
+    async fn sandbox_use(&self, _: SandboxId) -> Result<Vec<SandboxUse>> {
+        Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl Storage for FakeHost {
+    async fn sweep(&self, _: KnownFiles, _: BTreeSet<Blob>) -> std::result::Result<Vec<String>, HostError> {
+        Ok(Vec::new())
+    }
+
+    fn artifact_named(&self, folder: &str) {
+        self.state.named.lock().unwrap().push(folder.to_owned());
+    }
+
+    async fn adopt_artifact(&self, _: &str) -> std::result::Result<Streams, HostError> {
+        Err(HostError::Failed("not here".into()))
+    }
+
+    async fn remove_artifact(&self, folder: &str) -> std::result::Result<(), HostError> {
+        self.state.removed.lock().unwrap().push(folder.to_owned());
+        Ok(())
+    }
+
+    async fn remove_rootfs(&self, _: &str) -> std::result::Result<(), HostError> {
+        Ok(())
+    }
+
+    async fn trim_rootfs(&self) -> std::result::Result<(), HostError> {
+        Ok(())
+    }
+
+    async fn collect_images(&self, _: &dyn KnownImages) -> std::result::Result<Collected, HostError> {
+        Ok(Collected::default())
+    }
+
+    async fn adopt_rootfs(&self, _: &str) -> std::result::Result<String, HostError> {
+        Err(HostError::Failed("not here".into()))
+    }
+}
+
+#[async_trait]
+impl Lifecycle for FakeHost {
+    async fn start(&self, events: Arc<dyn HostEvents>) {
+        *self.state.events.lock().unwrap() = Some(events);
+    }
+
+    async fn stop(&self) {}
+
+    fn info(&self) -> HostInfo {
+        HostInfo { vmm: "none", version: String::new(), accelerator: String::new(), walls: String::new() }
+    }
+
+    fn admitted(&self) -> (Capacity, Capacity) {
+        (Capacity { memory_mib: 0, vcpus: 0 }, Capacity { memory_mib: 0, vcpus: 0 })
+    }
+
+    async fn usage(&self) -> std::result::Result<HostUsage, HostError> {
+        Err(HostError::Failed("not here".into()))
+    }
+
+    async fn object_store(&self) -> Option<ObjectStoreState> {
+        None
+    }
+}
+
+#[async_trait]
+impl BuildHost for FakeHost {
+    async fn build(&self, _: BuildJob, _: Arc<dyn BuildRecord>, _: CancellationToken) -> BuildEnd {
+        unreachable!("no build runs here")
+    }
+
+    async fn has_room(&self) -> bool {
+        false
+    }
+
+    fn largest_machine(&self, _: u32) -> Capacity {
+        Capacity { memory_mib: 0, vcpus: 0 }
+    }
+
+    async fn ensure_possible(&self, _: u32) -> Result<()> {
+        Ok(())
+    }
+
+    async fn ensure_dockerfiles(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn image_access(&self, _: &nullspace_image_ref::Reference) -> ImageAccess {
+        ImageAccess::Open
+    }
+
+    async fn base(&self) -> std::result::Result<Option<BaseRoot>, HostError> {
+        Ok(None)
+    }
+}
+
+#[async_trait]
+impl ContextFiles for FakeHost {
+    async fn has_files(&self, _: TenantId, _: &[BlobId]) -> BTreeSet<BlobId> {
+        BTreeSet::new()
+    }
+
+    async fn receive_file(&self, _: Blob, _: ByteStream) -> Result<Box<dyn ReceivedFile>> {
+        Err(Error::not_implemented("not here"))
+    }
+
+    async fn remove_file(&self, _: &Blob) -> std::result::Result<(), HostError> {
+        Ok(())
+    }
+
+    async fn ensure_room(&self, _: Option<TemplateFailurePhase>) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Host for FakeHost {}

@@ -1,0 +1,257 @@
+//! Pause: a running sandbox becomes a stored one.
+//!
+//! ```text
+//!   running ──freeze──> its machine stands still, its snapshot is stored
+//!      ^                    ├── one transaction: `paused`, stored in this snapshot ──> the machine ends
+//!      └──── go on ─────────┴── refused
+//! ```
+//! A caller that disconnects leaves a paused sandbox. A repetition gets the same snapshot.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use nullspace_api::{ErrorResponseCode, LifecycleActorKind, LifecycleOperation};
+use nullspace_db::{DbError, NewSnapshot, Recorded, Sandbox, SandboxStatus, Snapshot, SnapshotKind};
+use nullspace_host_interface::Captured;
+use nullspace_service::chain;
+use nullspace_types::{Caller, SandboxId, SnapshotId, Streams, TenantId};
+use serde_json::{Value, json};
+
+use super::spec::Config;
+use crate::Inner;
+use crate::error::{Error, Result, Stored, of_store};
+use crate::lifecycle::Event;
+
+/// Time between two questions whether a snapshot was recorded, and their number. Meanwhile the machine stands still.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+const QUESTIONS: u32 = 40;
+
+/// Why a sandbox is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Its owner asked for it.
+    Request,
+    /// Its time, or its time without use, is over.
+    Timeout { idle: bool },
+    /// The service stops.
+    Stop,
+    /// Another sandbox needs its memory and processors.
+    HostFull,
+}
+
+impl Cause {
+    fn actor(self) -> LifecycleActorKind {
+        match self {
+            Cause::Request => LifecycleActorKind::User,
+            Cause::Timeout { .. } | Cause::Stop | Cause::HostFull => LifecycleActorKind::System,
+        }
+    }
+
+    /// For events.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Cause::Request => "manual",
+            Cause::Timeout { idle: false } => "timeout",
+            Cause::Timeout { idle: true } => "inactivity",
+            Cause::Stop => "service_stopped",
+            Cause::HostFull => "host_full",
+        }
+    }
+}
+
+/// A paused sandbox's snapshot.
+#[derive(Debug)]
+pub(super) struct Paused {
+    pub(super) snapshot: Snapshot,
+    /// It was paused before.
+    pub(super) earlier: bool,
+}
+
+impl Inner {
+    /// Pauses a sandbox. Returns when its machine's resources are released.
+    pub(super) async fn pause(&self, caller: &Caller, id: SandboxId, cause: Cause) -> Result<Paused> {
+        let turn = self.sandboxes.transitions.begin(id, "paused");
+        let sandbox = self.sandbox_of(caller, id).await?;
+        match sandbox.status {
+            SandboxStatus::Running => {}
+            SandboxStatus::Creating => return Err(not_ready(id, "is not running yet; try again")),
+            SandboxStatus::Paused => {
+                let snapshot = sandbox.snapshot.ok_or_else(|| Error::sandbox_not_found(&id.to_string()))?;
+                let stored = self.db.get_snapshot(caller, snapshot).await;
+                let snapshot = stored.or_missing(|| Error::sandbox_not_found(&id.to_string()))?;
+                return Ok(Paused { snapshot, earlier: true });
+            }
+            SandboxStatus::Destroyed | SandboxStatus::Error => return Err(Error::sandbox_not_found(&id.to_string())),
+        }
+        let _turn = turn?;
+        if cause == Cause::Request {
+            self.not_stopping()?;
+        }
+        let config = Config::stored(&sandbox.config)?;
+        let event = Event::requested(caller.tenant, LifecycleOperation::Hibernate)
+            .by(cause.actor())
+            .sandbox(id)
+            .reason(cause.reason())
+            .detail("timeout_action", config.at_timeout.word());
+        self.lifecycle.record(event.clone());
+        let paused = self.store_paused(caller, &sandbox, &config, cause).await;
+        match &paused {
+            Ok(snapshot) => {
+                self.lifecycle.record(event.snapshot(snapshot.id).now_succeeded());
+                self.lifecycle.record(
+                    snapshot_created(caller.tenant, snapshot, "hibernate")
+                        .by(cause.actor())
+                        .reason(cause.reason())
+                        .detail("timeout_action", config.at_timeout.word()),
+                );
+            }
+            Err(error) => self.lifecycle.record(event.now_failed(error)),
+        }
+        paused.map(|snapshot| Paused { snapshot, earlier: false })
+    }
+
+    async fn store_paused(
+        &self,
+        caller: &Caller,
+        sandbox: &Sandbox,
+        config: &Config,
+        cause: Cause,
+    ) -> Result<Snapshot> {
+        let (id, began) = (sandbox.id, Instant::now());
+        if config.ephemeral {
+            return Err(Error::new(
+                ErrorResponseCode::TransitionConflict,
+                format!("sandbox {id} is ephemeral: it is never stored, so it cannot be paused"),
+            ));
+        }
+        // What the service pauses to come back must not end by a limit.
+        let _counted = match cause {
+            Cause::Stop => None,
+            _ => Some(self.count_new(caller, SnapshotKind::Pause).await?),
+        };
+        self.touch(id).await;
+        let similar = self.similar(caller, sandbox).await;
+        let frozen = self.host.freeze_sandbox(id, similar).await?;
+        let captured = frozen.captured().clone();
+        let delete_at = match cause {
+            Cause::Stop => None,
+            _ => config.delete_at(Timestamp::now()),
+        };
+        let snapshot = new_snapshot(SnapshotKind::Pause, id, &captured, json!({}), None);
+        match self.record_captured(caller, snapshot, delete_at).await {
+            Ok(Recorded::New(snapshot) | Recorded::Repeated(snapshot)) => {
+                frozen.end().await;
+                self.collect.notify_one();
+                let (ms, frozen_ms) = (began.elapsed().as_millis(), captured.frozen.as_millis());
+                tracing::info!(sandbox_id = %id, snapshot_id = %snapshot.id, ms, frozen_ms, captured.size_bytes,
+                    captured.stored_bytes, "sandbox is paused");
+                Ok(snapshot)
+            }
+            Err(error) => {
+                if let Err(failed) = frozen.go_on().await {
+                    tracing::warn!(sandbox_id = %id, error = %failed, "a sandbox that was not paused cannot go on");
+                    self.end_sandbox(id, SandboxStatus::Error, Some("it could not go on after a pause that failed"))
+                        .await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Records a captured snapshot.
+    ///
+    /// # Errors
+    /// Only when it is not recorded, or when the database does not say so for a while.
+    pub(super) async fn record_captured(
+        &self,
+        caller: &Caller,
+        snapshot: NewSnapshot,
+        delete_at: Option<Timestamp>,
+    ) -> Result<Recorded> {
+        let (id, sandbox, folder) = (snapshot.id, snapshot.sandbox, snapshot.folder.clone());
+        let error = match self.db.record_snapshot(snapshot, delete_at, Timestamp::now()).await {
+            Ok(recorded) => {
+                self.host.artifact_named(&folder);
+                return Ok(recorded);
+            }
+            Err(DbError::NotFound) => return Err(Error::sandbox_not_found(&sandbox.to_string())),
+            Err(error @ DbError::Conflict { .. }) => return Err(of_store(error)),
+            Err(error) => error,
+        };
+        // The answer may be lost, and not the change.
+        for _ in 0..QUESTIONS {
+            match self.db.get_snapshot(caller, id).await {
+                Ok(snapshot) => {
+                    self.host.artifact_named(&folder);
+                    return Ok(Recorded::New(snapshot));
+                }
+                Err(DbError::NotFound) => return Err(of_store(error)),
+                Err(other) => tracing::warn!(snapshot_id = %id, error = %chain(&other), "is a snapshot recorded?"),
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        tracing::error!(snapshot_id = %id, "the database does not say whether a snapshot is recorded");
+        Err(of_store(error))
+    }
+
+    /// Stored snapshots that a running sandbox is likely to be much like: its template's, and the one that it was resumed from.
+    pub(super) async fn similar(&self, caller: &Caller, sandbox: &Sandbox) -> Vec<Streams> {
+        let mut similar = Vec::new();
+        if let Some(snapshot) = sandbox.snapshot
+            && let Ok(snapshot) = self.db.get_snapshot(caller, snapshot).await
+        {
+            similar.push(snapshot.streams);
+        }
+        if let Ok(artifact) = self.db.get_artifact(sandbox.artifact).await {
+            similar.extend(artifact.streams);
+        }
+        similar
+    }
+
+    /// Records the time at which a running sandbox was last used.
+    async fn touch(&self, id: SandboxId) {
+        let Some(at) = self.host.last_active(id) else { return };
+        if let Err(error) = self.db.touch_sandboxes(&[(id, at)]).await {
+            tracing::debug!(sandbox_id = %id, error = %chain(&error), "the time of last use is not recorded");
+        }
+    }
+}
+
+/// The row of a captured snapshot.
+pub(super) fn new_snapshot(
+    kind: SnapshotKind,
+    sandbox: SandboxId,
+    captured: &Captured,
+    metadata: Value,
+    idempotency: Option<nullspace_db::Idempotency>,
+) -> NewSnapshot {
+    NewSnapshot {
+        id: SnapshotId::new(),
+        kind,
+        sandbox,
+        folder: captured.folder.clone(),
+        streams: captured.streams.clone(),
+        summary: captured.summary.clone(),
+        size_bytes: captured.size_bytes,
+        stored_bytes: captured.stored_bytes,
+        metadata,
+        idempotency,
+    }
+}
+
+/// The event of a stored snapshot.
+pub(super) fn snapshot_created(tenant: TenantId, snapshot: &Snapshot, via: &'static str) -> Event {
+    Event::succeeded(tenant, LifecycleOperation::SnapshotCreated)
+        .sandbox(snapshot.sandbox)
+        .snapshot(snapshot.id)
+        .detail("created_via", via)
+        .detail("size_bytes", snapshot.size_bytes)
+}
+
+/// The error of an operation that a sandbox cannot do in its state.
+pub(super) fn not_ready(id: SandboxId, why: &str) -> Error {
+    Error {
+        retry_after: Some(Duration::from_secs(5)),
+        ..Error::new(ErrorResponseCode::SandboxNotReady, format!("sandbox {id} {why}"))
+    }
+}
