@@ -4,6 +4,8 @@
 //!   key ──> caller ──> rate ──> requests at once ──> handler ──> answer's body
 //!                                  └────────── Stay: place, busy connection, key in force ──────────┘
 //! ```
+//! A request without a key may be signed by one ([`signed`]). It then counts as that key's.
+//!
 //! A request whose key ends while it is under way is dropped: its handler at the next await, its answer where it is.
 
 use std::pin::Pin;
@@ -13,7 +15,7 @@ use std::time::Instant;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -28,6 +30,7 @@ use crate::connections::{Busy, Seat};
 use crate::edge::{bearer, drain};
 use crate::error::Refusal;
 use crate::places::Place;
+use crate::signed::{self, Signed};
 use crate::standing::{Standing, revoked};
 use crate::state::AppState;
 
@@ -54,8 +57,9 @@ pub(crate) async fn authenticate(State(state): State<AppState>, mut request: Req
         return next.run(request).await;
     }
     // Read before the wait: a request's body cannot be shared between threads.
-    let (key, seat) = (bearer(request.headers()), request.extensions().get::<Seat>().cloned());
-    let (caller, stay) = match enter(&state, key, seat).await {
+    let (shown, seat) = (Shown::by(&request), request.extensions().get::<Seat>().cloned());
+    let reads = only_reads(&request);
+    let (caller, stay) = match enter(&state, shown, reads, seat).await {
         Ok(entered) => entered,
         Err(refusal) => {
             drain(request).await;
@@ -78,13 +82,51 @@ pub(crate) async fn authenticate(State(state): State<AppState>, mut request: Req
     hold(&state, &caller, &method, response, stay)
 }
 
+/// What a request shows of its caller.
+enum Shown {
+    Nothing,
+    Key(SecretString),
+    Signature(Signed),
+}
+
+impl Shown {
+    fn by(request: &Request) -> Self {
+        match bearer(request.headers()) {
+            Some(key) => Self::Key(key),
+            None => signed::read(request).map_or(Self::Nothing, Self::Signature),
+        }
+    }
+}
+
+/// Whether a key that may only read is enough. A WebSocket begins as a GET and carries commands; what is below `ports/` gives out
+/// tokens for what listens there.
+fn only_reads(request: &Request) -> bool {
+    let is_get = matches!(*request.method(), Method::GET | Method::HEAD);
+    let is_port = request.uri().path().split('/').any(|segment| segment == "ports");
+    is_get && !is_port && !request.headers().contains_key(header::UPGRADE)
+}
+
 async fn enter(
     state: &AppState,
-    key: Option<SecretString>,
+    shown: Shown,
+    reads: bool,
     seat: Option<Seat>,
 ) -> Result<(Caller, Arc<Stay>), Refusal> {
-    let key = key.ok_or_else(|| unauthorized("The Authorization header must be `Bearer <key>`."))?;
-    let caller = state.service.authenticate(&key).await?.ok_or_else(|| unauthorized("The API key is not valid."))?;
+    let caller = match shown {
+        Shown::Nothing => return Err(unauthorized("The Authorization header must be `Bearer <key>`.")),
+        Shown::Key(key) => {
+            state.service.authenticate(&key).await?.ok_or_else(|| unauthorized("The API key is not valid."))?
+        }
+        Shown::Signature(Signed::Malformed) => return Err(signed::refused()),
+        Shown::Signature(Signed::Asks(asked)) => {
+            let (file, token) = asked.parts();
+            state.service.signed_caller(file, token).await?.ok_or_else(signed::refused)?
+        }
+    };
+    if caller.read_only && !reads {
+        let message = "The API key may only read: use one with the scope `full`.";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, ErrorResponseCode::Unauthorized, message));
+    }
     Span::current().record("tenant", caller.tenant.to_string());
     state.limiter.take(caller.tenant, Instant::now()).map_err(|wait| {
         let message = "Too many requests at once: wait for as long as Retry-After says.";

@@ -17,6 +17,7 @@ use secrecy::SecretString;
 use tracing::{Instrument, field};
 use uuid::Uuid;
 
+use crate::cors;
 use crate::error::Refusal;
 use crate::error::{self, Failure};
 use crate::state::AppState;
@@ -43,7 +44,7 @@ pub(crate) struct RequestId(pub(crate) String);
 pub(crate) async fn edge(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(request.headers());
-    let method = counted(request.method());
+    let (method, is_from_page) = (counted(request.method()), cors::is_from_page(&request));
     // A path that no route has is one label, whatever it is.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     request.extensions_mut().insert(RequestId(id.clone()));
@@ -60,6 +61,8 @@ pub(crate) async fn edge(State(state): State<AppState>, mut request: Request, ne
             let message = format!("The request's headers are too large: at most {max} bytes together.");
             Refusal::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, ErrorResponseCode::InvalidRequest, message)
                 .into_response()
+        } else if let Some(answer) = cors::preflight(&request) {
+            answer
         } else {
             // Nothing that a handler holds is used after it has panicked.
             match AssertUnwindSafe(next.run(request)).catch_unwind().await {
@@ -67,7 +70,10 @@ pub(crate) async fn edge(State(state): State<AppState>, mut request: Request, ne
                 Err(panic) => Refusal::internal(panic_message(&*panic)).into_response(),
             }
         };
-        let response = finish(response, &id);
+        let mut response = finish(response, &id);
+        if is_from_page {
+            cors::allow(&mut response);
+        }
         state.metrics.answered(method, &route, response.status().as_u16(), started.elapsed());
         tracing::info!(
             status = response.status().as_u16(),

@@ -19,7 +19,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use nullspace_api::{ErrorResponse, ErrorResponseCode};
+use nullspace_api::{ErrorDetail, ErrorResponse, ErrorResponseCode, UploadFailureReason};
 use nullspace_service::{Error, Exhausted};
 
 /// What the edge makes the body from.
@@ -94,6 +94,15 @@ impl From<Exhausted> for Refusal {
 /// The status of each of the service's errors.
 fn status(error: &Error) -> StatusCode {
     use ErrorResponseCode as Code;
+    use UploadFailureReason as Upload;
+    match error.upload.as_ref().map(|detail| detail.reason) {
+        Some(Upload::TargetConflict | Upload::UploadAborted | Upload::UploadAlreadyCompleted) => {
+            return StatusCode::CONFLICT;
+        }
+        Some(Upload::UploadExpired) => return StatusCode::GONE,
+        Some(Upload::SizeLimitExceeded | Upload::InsufficientStagingSpace) => return StatusCode::PAYLOAD_TOO_LARGE,
+        _ => {}
+    }
     match error.code {
         Code::InvalidRequest | Code::InvalidFields | Code::BuildError | Code::FileUploadError => {
             StatusCode::BAD_REQUEST
@@ -109,7 +118,9 @@ fn status(error: &Error) -> StatusCode {
         | Code::TransitionInProgress
         | Code::SandboxNotReady
         | Code::RebuildRequired
-        | Code::IncompatibleSnapshot => StatusCode::CONFLICT,
+        | Code::IncompatibleSnapshot
+        | Code::SameHostRequired
+        | Code::SnapshotInUse => StatusCode::CONFLICT,
         Code::FileError if error.forbidden => StatusCode::FORBIDDEN,
         Code::FileError => StatusCode::CONFLICT,
         Code::RateLimitExceeded | Code::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
@@ -127,8 +138,9 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let Self { status, error } = self;
         // Published clients sleep for what Retry-After says and would try at once without it.
+        let passing = status == StatusCode::TOO_MANY_REQUESTS || error.code == ErrorResponseCode::TransitionInProgress;
         let retry_after = match error.retry_after {
-            None if status == StatusCode::TOO_MANY_REQUESTS => Some(Duration::from_secs(1)),
+            None if passing => Some(Duration::from_secs(1)),
             given => given,
         };
         let mut response = status.into_response();
@@ -141,7 +153,8 @@ impl IntoResponse for Refusal {
         }
         let mut body = ErrorResponse::new(error.code, error.message);
         body.build_id = error.build_id;
-        body.error_detail = error.detail.map(|detail| (*detail).into());
+        let upload = error.upload.map(|detail| ErrorDetail::Upload(*detail));
+        body.error_detail = error.detail.map(|detail| (*detail).into()).or(upload);
         response.extensions_mut().insert(Failure { body, source: error.source });
         response
     }

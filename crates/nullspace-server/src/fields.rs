@@ -31,6 +31,7 @@ pub(crate) const SANDBOX: &[&str] = &[
     "ephemeral",
     "cwd",
     "snapshot_id",
+    "traffic_access_token",
     "warm_pool_checkout",
 ];
 

@@ -36,6 +36,40 @@ pub(crate) fn boundary(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     }
 }
 
+/// A form whose fields are taken one by one, in their order. A field's content is streamed; what is left of it when the next
+/// one is asked for is read and dropped.
+pub(crate) struct Fields {
+    form: multer::Multipart<'static>,
+    before: Arc<AtomicUsize>,
+    current: Option<multer::Field<'static>>,
+}
+
+impl Fields {
+    pub(crate) fn new(content: Content, boundary: String) -> Self {
+        let before = Arc::new(AtomicUsize::new(0));
+        let feed = Feed { content, rest: Bytes::new(), before: Arc::clone(&before), given: false };
+        Self { form: multer::Multipart::new(feed, boundary), before, current: None }
+    }
+
+    /// Goes to the next field, and returns its name, empty when it has none. `None`: the form is over.
+    pub(crate) async fn next(&mut self) -> Result<Option<String>, Refusal> {
+        while self.piece().await?.is_some() {}
+        self.current = None;
+        self.before.store(0, Ordering::Relaxed);
+        self.current = self.form.next_field().await.map_err(wrong)?;
+        self.before.store(FOUND, Ordering::Relaxed);
+        Ok(self.current.as_ref().map(|field| field.name().unwrap_or_default().to_owned()))
+    }
+
+    /// The next bytes of the field; `None` at its end.
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, Refusal> {
+        match &mut self.current {
+            Some(field) => field.chunk().await.map_err(wrong),
+            None => Ok(None),
+        }
+    }
+}
+
 /// The content of the form's field `name`.
 pub(crate) async fn file(content: Content, boundary: String, name: &str) -> Result<Content, Refusal> {
     let before = Arc::new(AtomicUsize::new(0));

@@ -17,13 +17,16 @@
 
 mod admit;
 mod budget;
+mod compress;
 mod config;
 mod connections;
+mod cors;
 mod edge;
 mod error;
 mod extract;
 mod fields;
 mod form;
+mod http2;
 mod limits;
 mod long;
 mod metrics;
@@ -32,6 +35,7 @@ mod openapi;
 mod places;
 mod routes;
 mod serve;
+mod signed;
 mod socket;
 mod sse;
 mod standing;
@@ -42,7 +46,7 @@ pub use config::{ConnectionLimits, ServerConfig, SocketLimits};
 pub use limits::RequestRate;
 pub use openapi::openapi;
 pub use routes::{Routers, router, routers};
-pub use serve::{serve, serve_with_limits};
+pub use serve::{serve, serve_with_edge, serve_with_limits};
 
 #[cfg(test)]
 mod tests {

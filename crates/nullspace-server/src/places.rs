@@ -46,7 +46,13 @@ impl Places {
         self.take([(Whose::Followers(tenant), most, "logs that this tenant follows: close one")])
     }
 
-    /// Counts one more socket, or refuses.
+    /// Counts one more socket of a tenant's events, or refuses.
+    pub(crate) fn tenant_socket(self: &Arc<Self>, tenant: TenantId, config: &ServerConfig) -> Result<Place, Refusal> {
+        let most = config.sockets.per_tenant;
+        self.take([(Whose::Sockets(tenant), most, "WebSockets of this tenant: close one")])
+    }
+
+    /// Counts one more socket of a sandbox, or refuses.
     pub(crate) fn socket(
         self: &Arc<Self>,
         tenant: TenantId,
@@ -110,6 +116,9 @@ mod tests {
         drop(first);
         let again = take(a, "1").unwrap();
         let _other = take(b, "4").unwrap();
+        let all = places.tenant_socket(a, &config);
+        assert!(all.is_err(), "sockets of sandboxes and of events count together");
+        let events = places.tenant_socket(b, &config).unwrap();
         let requests = (places.request(a, &config).unwrap(), places.request(a, &config).unwrap());
         let refused = places.request(a, &config).unwrap_err();
         assert_eq!(
@@ -118,7 +127,7 @@ mod tests {
         );
         let followers = (places.follower(a, &config).unwrap(), places.follower(b, &config).unwrap());
         assert!(places.follower(a, &config).is_err());
-        drop((again, _second, _third, _other, requests, followers));
+        drop((again, _second, _third, _other, events, requests, followers));
         assert!(places.0.lock().unwrap().is_empty());
     }
 }

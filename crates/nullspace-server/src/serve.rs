@@ -1,31 +1,56 @@
 //! Listening and serving, within limits, until the shutdown.
 //!
 //! ```text
-//!   accept ──> a place (`connections`) ──> one task a connection ──> router
+//!   accept ──> a place (`connections`) ──> one task a connection ──> HTTP/1.1, screened ─┬─> router
+//!                                                               └──> HTTP/2             └─> edge: ports of sandboxes
 //!   shutdown: stop accepting ──> event streams end, running requests finish ──> grace over: the rest is dropped
 //! ```
+//! A connection speaks HTTP/2 if it begins with that protocol's first bytes (prior knowledge, as a proxy has it for gRPC).
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, Uri, header};
 use axum::{Extension, Router};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nullspace_edge::{Edge, Screened, Visit};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ConnectionLimits;
 use crate::connections::{Connections, Seat};
+use crate::http2;
 
 /// Pause after the kernel failed to accept a connection (for example without file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Time limit of the first request on a connection of the reserve.
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Most headers of a request.
+const MAX_HEADERS: usize = 129;
+
+/// The first bytes of HTTP/2.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Where requests go.
+#[derive(Clone)]
+pub(crate) struct Ways {
+    router: TowerToHyperService<Router>,
+    edge: Option<Arc<Edge>>,
+    stopping: CancellationToken,
+}
 
 /// Tells handlers of endless answers that the service is stopping.
 #[derive(Clone)]
@@ -53,12 +78,27 @@ pub async fn serve_with_limits(
     limits: ConnectionLimits,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    serve_with_edge(listener, router, None, limits, shutdown).await
+}
+
+/// As [`serve_with_limits`]. Requests that the edge claims go there, and never to the router.
+///
+/// # Errors
+/// When the listener has failed.
+pub async fn serve_with_edge(
+    listener: TcpListener,
+    router: Router,
+    edge: Option<Arc<Edge>>,
+    limits: ConnectionLimits,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
     let stopping = CancellationToken::new();
-    let router = router.layer(Extension(Stopping(stopping.clone())));
+    let router = TowerToHyperService::new(router.layer(Extension(Stopping(stopping.clone()))));
+    let ways = Ways { router, edge, stopping: stopping.clone() };
     let mut connections = JoinSet::new();
     let accepted = tokio::select! {
         () = shutdown => Ok(()),
-        Err(error) = accept(&listener, &router, &limits, &stopping, &mut connections) => Err(error),
+        Err(error) = accept(&listener, &ways, &limits, &mut connections) => Err(error),
     };
     drop(listener);
     stopping.cancel();
@@ -73,9 +113,8 @@ pub async fn serve_with_limits(
 /// Accepts connections until it is dropped.
 async fn accept(
     listener: &TcpListener,
-    router: &Router,
+    ways: &Ways,
     limits: &ConnectionLimits,
-    stopping: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> io::Result<()> {
     let connections = Connections::new(limits);
@@ -107,7 +146,7 @@ async fn accept(
             tracing::debug!(%peer, "all connections are in use, the reserve's too: one is closed unheard");
             continue;
         };
-        tasks.spawn(connection(stream, peer, seat, router.clone(), limits.clone(), stopping.clone()));
+        tasks.spawn(connection(stream, peer, seat, ways.clone(), limits.clone()));
     }
 }
 
@@ -120,31 +159,80 @@ fn prepare(stream: &TcpStream, limits: &ConnectionLimits) -> io::Result<()> {
     Ok(())
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    seat: Seat,
-    router: Router,
-    limits: ConnectionLimits,
-    stopping: CancellationToken,
-) {
+impl Ways {
+    /// Cancelled when the service stops.
+    pub(crate) fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    /// Answers a request.
+    pub(crate) async fn answer(&self, mut request: Request<Incoming>, peer: SocketAddr, seat: Seat) -> Response<Body> {
+        if let Some(edge) = self.edge.as_ref().filter(|edge| edge.claims(&request)) {
+            if seat.reserved().is_none() {
+                let visit = Visit {
+                    peer: peer.ip(),
+                    hold: Box::new(move || Box::new(seat.busy())),
+                    stopping: self.stopping.clone(),
+                };
+                return edge.answer(request, visit).await.map(Body::new);
+            }
+            // The reserve is not for ports. The router says so of every path but the operators', so it gets a path that is none.
+            *request.uri_mut() = Uri::from_static("/p");
+        }
+        // Not layers of the router: those would be built anew for every connection.
+        request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(seat);
+        self.router.call(request).await.unwrap_or_else(|never: Infallible| match never {})
+    }
+}
+
+/// Reads the first bytes of a connection, until they are or are not those of HTTP/2.
+async fn opening(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut read = Vec::with_capacity(PREFACE.len());
+    while PREFACE.starts_with(&read) && read.len() < PREFACE.len() {
+        let left = PREFACE.len() - read.len();
+        if (&mut *stream).take(u64::try_from(left).unwrap_or(0)).read_buf(&mut read).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(read)
+}
+
+async fn connection(mut stream: TcpStream, peer: SocketAddr, seat: Seat, ways: Ways, limits: ConnectionLimits) {
     let reserved = seat.reserved().is_some();
+    let header_timeout = if reserved { limits.header_timeout.min(RESERVE_TIMEOUT) } else { limits.header_timeout };
+    let read = tokio::select! {
+        read = tokio::time::timeout(header_timeout, opening(&mut stream)) => read,
+        () = seat.closed() => return,
+        () = ways.stopping.cancelled() => return,
+    };
+    let Ok(Ok(read)) = read else { return };
+    if read == PREFACE {
+        // The reserve's requests are few and short: it needs no second protocol.
+        if !reserved {
+            http2::connection(Screened::after(read, stream, false), peer, seat, ways, limits).await;
+        }
+        return;
+    }
+    let stopping = ways.stopping.clone();
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).max_buf_size(limits.buffer.max(8192)).keep_alive(!reserved);
-    builder.header_read_timeout(if reserved {
-        limits.header_timeout.min(RESERVE_TIMEOUT)
-    } else {
-        limits.header_timeout
-    });
-    let router = TowerToHyperService::new(router);
-    // Not layers of the router: those would be built anew for every connection.
+    builder.header_read_timeout(header_timeout).max_headers(MAX_HEADERS);
     let taken = seat.clone();
-    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
-        request.extensions_mut().insert(taken.clone());
-        router.call(request)
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (ways, seat) = (ways.clone(), taken.clone());
+        async move {
+            // After such a request nothing is screened any more, so nothing but the other protocol may follow.
+            let changes = request.headers().contains_key(header::UPGRADE);
+            let mut response = ways.answer(request, peer, seat).await;
+            if changes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let screened = Screened::after(read, stream, true);
+    let connection = builder.serve_connection(TokioIo::new(screened), service).with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

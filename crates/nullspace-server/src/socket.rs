@@ -1,28 +1,38 @@
-//! Commands over a WebSocket.
+//! WebSockets: one task a socket.
 //!
 //! ```text
-//!            ┌ reader: messages ──> one task a command ──events──┐
-//!   socket ──┤                                                   v  4 messages wait at most
+//!            ┌ reader: messages ──> conversation ── answers ─────┐
+//!   socket ──┤                      (commands, events, watches)           v  4 messages wait at most
 //!            └ writer: <──────────────────────────────────── queue, and a ping now and then
 //! ```
-//! A slow client fills the queue and so blocks its commands: no output is dropped. A client that reads nothing, or sends
-//! nothing and answers no ping, is disconnected after [`SocketLimits::patience`]. Its commands keep running.
+//! A slow client fills the queue and so blocks the conversation. A client that reads nothing, or sends nothing and answers no
+//! ping, is disconnected after [`SocketLimits::patience`].
 
+mod commands;
+mod events;
+mod terminals;
 mod text;
+mod watches;
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
-use nullspace_api::{ErrorResponseCode, ExecClientMessage, ExecConnect, ExecOutput, ExecServerMessage, ExecStart};
-use nullspace_service::{Caller, CommandEvent, Error, FollowedCommand};
+use nullspace_service::{Caller, Error, chain};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::text::Text;
+pub(crate) use self::commands::Commands;
+pub(crate) use self::events::Events;
+pub(crate) use self::terminals::Terminals;
+pub(crate) use self::watches::Watches;
 use crate::admit::Stay;
 use crate::config::SocketLimits;
 use crate::extract::without_value;
@@ -31,19 +41,118 @@ use crate::state::AppState;
 
 /// Most messages that wait for the writer.
 const QUEUE: usize = 4;
-/// Time limit of the closing message.
+/// Time limit of the last messages, and of the closing message.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// One client's socket and its session.
+/// Code and reason of a closing message.
+type Farewell = (u16, &'static str);
+
+/// The closing message when the service stops.
+const STOPPING: Farewell = (close_code::AWAY, "the service stops");
+
+/// One client's socket.
 pub(crate) struct Session {
     pub(crate) state: AppState,
     pub(crate) caller: Caller,
-    pub(crate) sandbox: String,
     pub(crate) stopping: CancellationToken,
     /// Released when the socket has ended.
     pub(crate) place: Place,
     /// The resources of the request that became the socket: its key must stay valid.
     pub(crate) stay: Option<Arc<Stay>>,
+}
+
+/// The meaning of a socket's messages.
+pub(crate) trait Conversation: Send + Sync + 'static {
+    /// A message of the service.
+    type Message: Serialize + Send;
+
+    /// Reads messages and queues answers until the socket ends. Returns the closing message if this side ends it.
+    fn read(
+        &self,
+        session: &Session,
+        incoming: Incoming<'_>,
+        queue: mpsc::Sender<Self::Message>,
+    ) -> impl Future<Output = Option<Farewell>> + Send;
+}
+
+/// The client's messages.
+pub(crate) struct Incoming<'a> {
+    stream: &'a mut SplitStream<WebSocket>,
+    alive: &'a Alive,
+}
+
+impl Incoming<'_> {
+    /// The next message. An error is the socket's end, with the closing message if this side ends it.
+    async fn next(&mut self) -> Result<Bytes, Option<Farewell>> {
+        loop {
+            let message = self.stream.next().await;
+            self.alive.now();
+            match message {
+                Some(Ok(Message::Text(text))) => return Ok(text.into()),
+                Some(Ok(Message::Binary(bytes))) => return Ok(bytes),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                None | Some(Ok(Message::Close(_))) => return Err(None),
+                Some(Err(error)) => {
+                    // Too large, or no WebSocket any more.
+                    tracing::debug!(%error, "a socket broke off");
+                    return Err(Some((close_code::SIZE, "a message is too large, or no WebSocket message")));
+                }
+            }
+        }
+    }
+}
+
+/// The tasks of a conversation: one for each command, terminal, watch or subscription of its client. Dropping it drops them.
+struct Tasks<T> {
+    running: JoinSet<T>,
+    /// Time of the last message, or of the last end of a task.
+    idle_since: Instant,
+}
+
+/// What a conversation goes on with.
+enum Heard<T> {
+    /// A message of the client.
+    Message(Bytes),
+    /// A task has ended, with its result unless it was aborted.
+    Ended(Option<T>),
+}
+
+impl<T: Send + 'static> Tasks<T> {
+    fn new() -> Self {
+        Self { running: JoinSet::new(), idle_since: Instant::now() }
+    }
+
+    /// Waits for a message or the end of a task. An error is the socket's end, as of [`Incoming::next`]: also when the service stops,
+    /// and, with the reason `idle`, when no task runs and no message comes for [`SocketLimits::idle`].
+    async fn next(
+        &mut self,
+        session: &Session,
+        incoming: &mut Incoming<'_>,
+        idle: &'static str,
+    ) -> Result<Heard<T>, Option<Farewell>> {
+        let left = session.state.config.sockets.idle.saturating_sub(self.idle_since.elapsed());
+        let heard = tokio::select! {
+            biased;
+            () = session.stopping.cancelled() => return Err(Some(STOPPING)),
+            Some(over) = self.running.join_next(), if !self.running.is_empty() => Heard::Ended(over.ok()),
+            () = tokio::time::sleep(left), if self.running.is_empty() => return Err(Some((close_code::NORMAL, idle))),
+            message = incoming.next() => Heard::Message(message?),
+        };
+        self.idle_since = Instant::now();
+        Ok(heard)
+    }
+}
+
+/// Reads a message. The error is a sentence for the client.
+fn parsed<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|error| format!("invalid message: {}", without_value(&error.to_string())))
+}
+
+/// Puts the cause of an error into the log. `what` failed: the beginning of the sentence.
+fn log_cause(error: &Error, what: &str) {
+    if let Some(source) = &error.source {
+        tracing::warn!(error = %error.message, cause = chain(&**source), "{what} over a socket failed");
+    }
 }
 
 /// Time at which the client last sent or read something.
@@ -61,22 +170,27 @@ impl Alive {
 
 impl Session {
     /// Serves the socket until either side ends it.
-    pub(crate) async fn serve(self, socket: WebSocket) {
+    pub(crate) async fn serve(self, conversation: impl Conversation, socket: WebSocket) {
         let limits = self.state.config.sockets.clone();
         let (mut sink, mut stream) = socket.split();
         let (queue, queued) = mpsc::channel(QUEUE);
         let alive = Alive(Mutex::new(Instant::now()));
         let revoked = self.stay.as_ref().map(|stay| stay.ended().clone()).unwrap_or_default();
         let farewell = {
-            let reader = self.read(&mut stream, queue, &alive, &limits);
-            let writer = write(&mut sink, queued, &alive, &limits);
-            tokio::select! {
+            let mut writer = pin!(write(&mut sink, queued, &alive, &limits));
+            let incoming = Incoming { stream: &mut stream, alive: &alive };
+            let ended = tokio::select! {
                 biased;
                 // Also while a client that takes nothing holds the reader up.
-                () = revoked.cancelled() => Some((close_code::POLICY, "the key was revoked")),
-                farewell = reader => farewell,
-                () = writer => None,
+                () = revoked.cancelled() => Err(Some((close_code::POLICY, "the key was revoked"))),
+                farewell = conversation.read(&self, incoming, queue) => Ok(farewell),
+                () = &mut writer => Err(None),
+            };
+            if let Ok(Some(_)) = ended {
+                // The queue has no sender any more: the writer ends with the last message.
+                let _ = tokio::time::timeout(FAREWELL, writer).await;
             }
+            ended.unwrap_or_else(|farewell| farewell)
         };
         let close = async {
             if let Some((code, reason)) = farewell {
@@ -89,156 +203,24 @@ impl Session {
         drop((self.place, self.stay));
     }
 
-    /// Reads messages until the socket ends. Returns the closing message if this side ends it.
-    async fn read(
-        &self,
-        stream: &mut SplitStream<WebSocket>,
-        queue: mpsc::Sender<ExecServerMessage>,
-        alive: &Alive,
-        limits: &SocketLimits,
-    ) -> Option<(u16, &'static str)> {
-        // Dropping it lets all commands go; they run on.
-        let mut commands = JoinSet::new();
-        let mut idle_since = Instant::now();
-        loop {
-            let idle = limits.idle.saturating_sub(idle_since.elapsed());
-            let message = tokio::select! {
-                biased;
-                () = self.stopping.cancelled() => return Some((close_code::AWAY, "the service stops")),
-                Some(_) = commands.join_next(), if !commands.is_empty() => {
-                    idle_since = Instant::now();
-                    continue;
-                }
-                () = tokio::time::sleep(idle), if commands.is_empty() => {
-                    return Some((close_code::NORMAL, "no command for a long time"));
-                }
-                message = stream.next() => message,
-            };
-            alive.now();
-            let parsed = match message {
-                Some(Ok(Message::Text(text))) => parse(text.as_bytes()),
-                Some(Ok(Message::Binary(bytes))) => parse(&bytes),
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-                None | Some(Ok(Message::Close(_))) => return None,
-                Some(Err(error)) => {
-                    // Too large, or no WebSocket any more.
-                    tracing::debug!(%error, "a socket broke off");
-                    return Some((close_code::SIZE, "a message is too large, or no WebSocket message"));
-                }
-            };
-            idle_since = Instant::now();
-            let parsed = parsed.and_then(|message| match self.state.limiter.take(self.caller.tenant, Instant::now()) {
-                Ok(()) => Ok(message),
-                Err(wait) => Err(refusal(
-                    Some(id(&message)),
-                    ErrorResponseCode::RateLimitExceeded,
-                    format!("too many requests at once: wait {} s", wait.as_secs().saturating_add(1)),
-                )),
-            });
-            match parsed {
-                Ok(message) if commands.len() >= limits.commands => {
-                    let text = format!("{} commands run over this socket already: let one end", limits.commands);
-                    let refused = refusal(Some(id(&message)), ErrorResponseCode::RateLimitExceeded, text);
-                    queue.send(refused).await.ok()?;
-                }
-                Ok(message) => {
-                    let (state, caller) = (self.state.clone(), self.caller.clone());
-                    let (sandbox, queue) = (self.sandbox.clone(), queue.clone());
-                    commands.spawn(follow(state, caller, sandbox, message, queue));
-                }
-                Err(refused) => queue.send(refused).await.ok()?,
-            }
+    /// Counts a message as a request of its tenant, as soon as there may be one more.
+    async fn admitted(&self) {
+        while let Err(wait) = self.state.limiter.take(self.caller.tenant, Instant::now()) {
+            tokio::time::sleep(wait).await;
         }
     }
-}
 
-fn id(message: &ExecClientMessage) -> String {
-    match message {
-        ExecClientMessage::ExecStart(start) => start.id.clone(),
-        ExecClientMessage::ExecConnect(connect) => connect.id.clone(),
+    /// Counts a message as a request of its tenant. The error says how long to wait.
+    fn admit(&self) -> Result<(), String> {
+        let taken = self.state.limiter.take(self.caller.tenant, Instant::now());
+        taken.map_err(|wait| format!("too many requests at once: wait {} s", wait.as_secs().saturating_add(1)))
     }
-}
-
-fn refusal(id: Option<String>, code: ErrorResponseCode, message: String) -> ExecServerMessage {
-    ExecServerMessage::Error { id, code, message }
-}
-
-fn parse(bytes: &[u8]) -> Result<ExecClientMessage, ExecServerMessage> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        let what = without_value(&error.to_string());
-        refusal(None, ErrorResponseCode::InvalidRequest, format!("invalid message: {what}"))
-    })
-}
-
-/// Runs or follows one command and sends its events. Ends early when the client is gone.
-async fn follow(
-    state: AppState,
-    caller: Caller,
-    sandbox: String,
-    message: ExecClientMessage,
-    queue: mpsc::Sender<ExecServerMessage>,
-) {
-    let id = id(&message);
-    let command = async {
-        let sandbox = state.service.live_sandbox(&caller, &sandbox).await?;
-        match message {
-            ExecClientMessage::ExecStart(ExecStart { request, .. }) => sandbox.run_command(request).await,
-            ExecClientMessage::ExecConnect(ExecConnect { pid, .. }) => sandbox.connect_command(pid).await,
-        }
-    };
-    // Sending fails when the socket is gone.
-    let _ = match command.await {
-        Ok(command) => tell(&id, command, &queue).await,
-        Err(error) => queue.send(failure(&id, error)).await.map_err(drop),
-    };
-}
-
-async fn tell(id: &str, command: FollowedCommand, queue: &mpsc::Sender<ExecServerMessage>) -> Result<(), ()> {
-    let FollowedCommand { pid, lost: (lost_stdout_bytes, lost_stderr_bytes), mut events } = command;
-    let send = async |message| queue.send(message).await.map_err(drop);
-    send(ExecServerMessage::ExecStarted { id: id.to_owned(), pid, lost_stdout_bytes, lost_stderr_bytes }).await?;
-    let (mut out, mut err) = (Text::default(), Text::default());
-    let said = |piece: Option<(String, Option<String>)>| {
-        piece.map(|(data, data_base64)| ExecOutput { id: id.to_owned(), data, data_base64 })
-    };
-    while let Some(event) = events.next().await {
-        let message = match event {
-            Ok(CommandEvent::Stdout(bytes)) => said(out.push(&bytes)).map(ExecServerMessage::ExecStdout),
-            Ok(CommandEvent::Stderr(bytes)) => said(err.push(&bytes)).map(ExecServerMessage::ExecStderr),
-            Ok(CommandEvent::Exit { code, timed_out }) => {
-                if let Some(rest) = said(out.finish()) {
-                    send(ExecServerMessage::ExecStdout(rest)).await?;
-                }
-                if let Some(rest) = said(err.finish()) {
-                    send(ExecServerMessage::ExecStderr(rest)).await?;
-                }
-                if timed_out {
-                    let text = "the command did not end in its time and was stopped; give it a higher timeout_secs";
-                    let id = Some(id.to_owned());
-                    send(refusal(id, ErrorResponseCode::ExecTimeout, text.to_owned())).await?;
-                }
-                Some(ExecServerMessage::ExecExit { id: id.to_owned(), pid, exit_code: code })
-            }
-            Err(error) => Some(failure(id, error)),
-        };
-        if let Some(message) = message {
-            send(message).await?;
-        }
-    }
-    Ok(())
-}
-
-fn failure(id: &str, error: Error) -> ExecServerMessage {
-    if let Some(source) = &error.source {
-        tracing::warn!(error = %error.message, cause = nullspace_service::chain(&**source), "a command over a socket failed");
-    }
-    refusal(Some(id.to_owned()), error.code, error.message)
 }
 
 /// Sends the queue and pings, until the client stops reading.
-async fn write(
+async fn write<M: Serialize>(
     sink: &mut SplitSink<WebSocket, Message>,
-    mut queued: mpsc::Receiver<ExecServerMessage>,
+    mut queued: mpsc::Receiver<M>,
     alive: &Alive,
     limits: &SocketLimits,
 ) {
@@ -247,7 +229,7 @@ async fn write(
     loop {
         let (message, is_data) = tokio::select! {
             message = queued.recv() => {
-                // Our own type has string keys and no floats: serialising cannot fail.
+                // Our own types have string keys: serialising cannot fail.
                 let Some(Ok(json)) = message.map(|message| serde_json::to_string(&message)) else { return };
                 (Message::Text(json.into()), true)
             }

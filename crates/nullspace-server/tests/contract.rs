@@ -12,14 +12,33 @@ use serde_json::{Map, Value};
 ///
 /// - Prose of the contract: exec takes a user; `fields=` has a code of its own.
 /// - Added to an answer where published clients ignore it: a create that differs from what was asked says so.
-/// - Added to a request, optional: what a template's sandboxes run when they are resumed.
-const EXTRA_PROPERTIES: &[&str] =
-    &["ExecRequest.user", "CreateSandboxResponse.warnings", "CreateTemplateRequest.resume_cmd"];
+/// - Added to an answer, and read by published clients: the token for the ports of a sandbox.
+/// - Added to a request, optional: what a template's sandboxes run when they are resumed; the end of an API key.
+/// - Added to a request, optional: a replacement that only counts, as published clients send it for volumes. Added to its
+///   answer: which files it could not change, and why.
+const EXTRA_PROPERTIES: &[&str] = &[
+    "ExecRequest.user",
+    "CreateSandboxResponse.warnings",
+    "SandboxInfo.traffic_access_token",
+    "CreateTemplateRequest.resume_cmd",
+    "SendStdinRequest.close",
+    "CreateApiKeyRequest.expires_at",
+    "CreateApiKeyRequest.grace_secs",
+    "ReplaceInFilesRequest.dry_run",
+    "ReplaceResult.dry_run",
+    "ReplaceResult.skipped",
+];
+/// Optional bodies of operations that have none in the contract: the signal for a process, notes of a snapshot.
+const EXTRA_BODIES: &[&str] = &["create_snapshot", "kill_process"];
+/// Responses beside those of the contract: a part of a file, for those who ask for one.
+const EXTRA_RESPONSES: &[(&str, &str)] = &[("download_file", "206")];
+/// Operations that the contract lacks: a snapshot becomes a template.
+const EXTRA_OPERATIONS: &[&str] = &["promote_snapshot"];
 const EXTRA_ENUM_VALUES: &[(&str, &str)] = &[("ErrorResponseCode", "invalid_fields")];
 /// The contract's generator could not say "event stream"; its prose does.
 const EVENT_STREAMS: &[&str] = &["stream_template_build_logs", "build_template"];
 /// Nor "JSON" here; published clients send it so.
-const JSON_BODIES: &[&str] = &["read_file", "write_file"];
+const JSON_BODIES: &[&str] = &["find_in_files", "read_file", "replace_in_files", "search_files", "write_file"];
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../contract")).join(name)
@@ -171,6 +190,7 @@ fn compare(ours: &Value, theirs: &Value) -> Vec<String> {
     }
     for (id, operation) in &served {
         match contract.get(id) {
+            None if EXTRA_OPERATIONS.contains(&id.as_str()) => {}
             None => comparison.problem(id, "is not in the contract"),
             Some(expected) => comparison.operation(id, operation, expected),
         }
@@ -219,6 +239,7 @@ impl Comparison<'_> {
         }
         match (ours.value.get("requestBody"), theirs.value.get("requestBody")) {
             (None, None) => {}
+            (Some(body), None) if EXTRA_BODIES.contains(&id) && body["required"].as_bool() != Some(true) => {}
             (Some(body), Some(expected)) => {
                 if body["required"].as_bool().unwrap_or(false) != expected["required"].as_bool().unwrap_or(false) {
                     self.problem(id, "body differs in being required");
@@ -252,7 +273,8 @@ impl Comparison<'_> {
         for (status, response) in responses.as_object().unwrap() {
             let error =
                 response["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/ErrorResponse";
-            if expected.get(status).is_none() && !error {
+            let extra = EXTRA_RESPONSES.contains(&(id, status.as_str()));
+            if expected.get(status).is_none() && !error && !extra {
                 self.problem(id, format!("has response {status}, which is not in the contract and no error"));
             }
         }
@@ -315,9 +337,9 @@ impl Comparison<'_> {
             return self.one_of(place, &ours, theirs, direction);
         }
         for key in ["type", "format"] {
-            let integer_size = key == "format" && theirs["type"] == "integer";
+            let number_size = key == "format" && ["integer", "number"].contains(&theirs["type"].as_str().unwrap_or(""));
             let hint = key == "format" && theirs.get("format").is_none() && ours["format"] == "password";
-            if !integer_size && !hint && ours.get(key) != theirs.get(key) {
+            if !number_size && !hint && ours.get(key) != theirs.get(key) {
                 self.problem(place, format!("has {key} {:?}, not {:?}", ours.get(key), theirs.get(key)));
             }
         }

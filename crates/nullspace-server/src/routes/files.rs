@@ -3,9 +3,8 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -23,6 +22,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::answers::json;
 use super::blobs::RawBytes;
+use super::ranges;
 use crate::error::Refusal;
 use crate::extract::{JsonBody, OwnSandbox, PathParam, QueryParams, as_it_arrives};
 use crate::form::{self, Content};
@@ -91,7 +91,7 @@ pub(super) async fn read_file(
 
 /// Write a file
 ///
-/// In place: an existing one keeps its owner, mode and links. For content up to the limit of JSON bodies; `PUT
+/// In place: an existing one keeps its mode and links, and its owner, unless `user` is given: then it belongs to that user. For content up to the limit of JSON bodies; `PUT
 /// /v1/sandboxes/{id}/file` takes any.
 #[utoipa::path(
     post,
@@ -132,13 +132,16 @@ pub(super) async fn write_file(
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct FileQuery {
-    /// Path in the sandbox; a relative one starts at its working directory.
+    /// Path in the sandbox. A relative one starts at its working directory. With `user` it starts at that user's home, unless
+    /// the sandbox was created with a `cwd` of its own.
     path: String,
     /// Who does it; the sandbox's default user.
     user: Option<String>,
 }
 
 /// Download a file
+///
+/// With `Range: bytes=…`, a part of it. The whole file has no `Content-Length`, since the sandbox may change it meanwhile.
 #[utoipa::path(
     get,
     path = "/v1/sandboxes/{id}/file",
@@ -147,7 +150,9 @@ pub(super) struct FileQuery {
     params(("id" = String, Path, description = "`sb_…`"), FileQuery),
     responses(
         (status = 200, description = "Its bytes."),
+        (status = 206, description = "The bytes of the range."),
         (status = 404, description = "There is no such sandbox or file.", body = ErrorResponse),
+        (status = 416, description = "The range is outside the file.", body = ErrorResponse),
     ),
 )]
 pub(super) async fn download_file(
@@ -155,12 +160,10 @@ pub(super) async fn download_file(
     caller: Caller,
     PathParam(id): PathParam,
     QueryParams(query): QueryParams<FileQuery>,
+    headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let sandbox = state.service.live_sandbox(&caller, &id).await?;
-    let file = sandbox.read_file(FileAt { path: query.path, user: query.user }).await?;
-    // No length: the guest may change the file meanwhile. A transfer that fails ends without the last chunk, which clients see.
-    let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
-    Ok((StatusCode::OK, headers, Body::from_stream(file.content)).into_response())
+    ranges::download(sandbox, FileAt { path: query.path, user: query.user }, &headers).await
 }
 
 /// A form with a file in it.
@@ -258,7 +261,7 @@ async fn upload(sandbox: &dyn LiveSandbox, at: FileAt, content: Content) -> Resu
 }
 
 /// The body as it arrives, with faults in words for the caller.
-fn body(state: &AppState, request: Request) -> Content {
+pub(super) fn body(state: &AppState, request: Request) -> Content {
     let seconds = state.config.body_timeout.as_secs();
     let explained = move |error: io::Error| match error.kind() {
         io::ErrorKind::TimedOut => {

@@ -45,7 +45,7 @@ pub(super) async fn readiness(
     }
     for_operators(&state, peer.as_deref(), &headers)?;
     let mut page = String::from("ok\n");
-    for line in state.service.details() {
+    for line in state.service.details().await {
         page.push_str(&line);
         page.push('\n');
     }

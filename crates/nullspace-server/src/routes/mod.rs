@@ -1,17 +1,30 @@
 //! The routes. A handler takes what it needs from the request, asks the service, and answers; nothing else.
 
 mod answers;
+mod batch;
 mod blobs;
 mod builds;
 mod claims;
 mod files;
+mod git;
 mod health;
+mod keys;
+mod life;
+mod lifecycle;
 mod names;
+mod ports;
 mod processes;
+mod ranges;
 mod refs;
 mod sandboxes;
+mod search;
+mod signed;
+mod snapshots;
 mod sockets;
 mod templates;
+mod terminals;
+mod uploads;
+mod webhooks;
 
 pub(crate) use refs::document as document_by_reference;
 
@@ -31,7 +44,7 @@ use crate::error::Refusal;
 use crate::limits::Limiter;
 use crate::standing::Standings;
 use crate::state::AppState;
-use crate::{admit, edge, not_served};
+use crate::{admit, compress, edge, not_served};
 
 /// All routes with their part of the OpenAPI document.
 pub(crate) fn documented() -> OpenApiRouter<AppState> {
@@ -63,11 +76,44 @@ pub(crate) fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(sandboxes::create_sandbox, sandboxes::list_sandboxes))
         .routes(routes!(sandboxes::get_sandbox, sandboxes::destroy_sandbox))
         .routes(routes!(sandboxes::exec_command))
+        .routes(routes!(life::hibernate_sandbox))
+        .routes(routes!(life::resume_sandbox))
+        .routes(routes!(life::fork_sandbox))
+        .routes(routes!(life::create_snapshot))
+        .routes(routes!(life::set_timeout))
+        .routes(routes!(life::get_metrics))
+        .routes(routes!(snapshots::list_snapshots))
+        .routes(routes!(snapshots::get_snapshot, snapshots::delete_snapshot))
+        .routes(routes!(snapshots::promote_snapshot))
+        .routes(routes!(lifecycle::list_lifecycle_events))
+        .routes(routes!(lifecycle::list_sandbox_lifecycle_events))
+        .routes(routes!(lifecycle::list_snapshot_lifecycle_events))
+        .routes(routes!(webhooks::create_lifecycle_webhook, webhooks::list_lifecycle_webhooks))
+        .routes(routes!(
+            webhooks::get_lifecycle_webhook,
+            webhooks::update_lifecycle_webhook,
+            webhooks::delete_lifecycle_webhook
+        ))
+        .routes(routes!(webhooks::list_lifecycle_webhook_deliveries))
+        .routes(routes!(webhooks::get_lifecycle_webhook_delivery))
+        .routes(routes!(ports::get_host))
+        .routes(routes!(ports::get_preview_url))
+        .routes(routes!(ports::create_signed_preview_url))
+        .routes(routes!(ports::check_preview_readiness))
+        .routes(routes!(ports::list_preview_urls))
+        .routes(routes!(ports::revoke_preview_url))
         .routes(routes!(processes::list_processes))
         .routes(routes!(processes::kill_process))
         .routes(routes!(processes::get_process_logs))
         .routes(routes!(processes::send_stdin))
+        .routes(routes!(terminals::list_pty_sessions))
+        .routes(routes!(terminals::get_pty_session, terminals::kill_pty_session))
+        .routes(routes!(terminals::resize_pty_session))
         .routes(routes!(files::download_file, files::upload_file_raw, files::upload_file_multipart))
+        .routes(routes!(uploads::create_upload_session))
+        .routes(routes!(uploads::get_upload_session, uploads::abort_upload_session))
+        .routes(routes!(uploads::upload_session_part))
+        .routes(routes!(uploads::complete_upload_session))
         .routes(routes!(files::list_dir))
         .routes(routes!(files::read_file))
         .routes(routes!(files::write_file))
@@ -77,6 +123,24 @@ pub(crate) fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(files::remove_file))
         .routes(routes!(files::rename_file))
         .routes(routes!(files::set_file_permissions))
+        .routes(routes!(batch::batch_write_files))
+        .routes(routes!(search::find_in_files))
+        .routes(routes!(search::search_files))
+        .routes(routes!(search::replace_in_files))
+        .routes(routes!(signed::download_url))
+        .routes(routes!(signed::upload_url))
+        .routes(routes!(git::git_clone))
+        .routes(routes!(git::git_status))
+        .routes(routes!(git::git_add))
+        .routes(routes!(git::git_commit))
+        .routes(routes!(git::git_push))
+        .routes(routes!(git::git_pull))
+        .routes(routes!(git::git_branch_list, git::git_branch))
+        .routes(routes!(git::git_checkout))
+        .routes(routes!(git::git_log))
+        .routes(routes!(keys::create_api_key, keys::list_api_keys))
+        .routes(routes!(keys::revoke_api_key))
+        .routes(routes!(keys::rotate_api_key))
 }
 
 /// The service's HTTP interface in two parts that share their counters.
@@ -107,11 +171,14 @@ pub fn routers(service: Arc<dyn Service>, config: ServerConfig) -> Routers {
     let (routes, _) = documented().split_for_parts();
     let api = routes
         .route(refs::ROUTE, any(refs::dispatch))
-        .route(sockets::ROUTE, get(sockets::connect))
+        .route(sockets::COMMANDS, get(sockets::commands))
+        .route(sockets::EVENTS, get(sockets::events))
+        .route(sockets::SANDBOX_EVENTS, get(sockets::sandbox_events))
         .route("/readyz", get(health::readiness))
         .route("/metrics", get(health::metrics))
         .fallback(fallback)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn(compress::compress))
         .layer(middleware::from_fn_with_state(state.clone(), admit::authenticate))
         .layer(middleware::from_fn(admit::reserve))
         .layer(middleware::from_fn_with_state(state.clone(), edge::edge))

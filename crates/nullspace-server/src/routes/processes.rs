@@ -3,12 +3,12 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use nullspace_api::{ErrorResponse, ProcessInfo, ProcessLogs, SendStdinRequest};
+use nullspace_api::{ErrorResponse, KillProcessRequest, ProcessInfo, ProcessLogs, SendStdinRequest, Signal};
 use nullspace_service::Caller;
 
 use super::answers::json;
 use crate::error::Refusal;
-use crate::extract::{JsonBody, OwnSandbox, OwnSandboxAnd, PathParams};
+use crate::extract::{JsonBody, OptionalJsonBody, OwnSandbox, OwnSandboxAnd, PathParams};
 use crate::state::AppState;
 
 /// List a sandbox's processes
@@ -32,25 +32,25 @@ pub(super) async fn list_processes(OwnSandbox(sandbox): OwnSandbox) -> Result<Re
 
 /// End a process
 ///
-/// By SIGKILL.
+/// By SIGKILL, or by the signal that the body names. A command that runs in the background gets it with its process group.
 #[utoipa::path(
     post,
     path = "/v1/sandboxes/{id}/processes/{pid}/kill",
     operation_id = "kill_process",
     tag = "sandboxes",
     params(("id" = String, Path, description = "`sb_…`"), ("pid" = u32, Path, description = "Its pid in the sandbox")),
+    request_body = Option<KillProcessRequest>,
     responses(
         (status = 204, description = "It was sent the signal."),
+        (status = 400, description = "There is no such signal.", body = ErrorResponse),
         (status = 404, description = "There is no such sandbox or process.", body = ErrorResponse),
     ),
 )]
 pub(super) async fn kill_process(
-    State(state): State<AppState>,
-    caller: Caller,
-    PathParams(id, pid): PathParams,
+    OwnSandboxAnd(sandbox, pid): OwnSandboxAnd,
+    OptionalJsonBody(request): OptionalJsonBody<KillProcessRequest>,
 ) -> Result<Response, Refusal> {
-    let pid = number(&pid)?;
-    state.service.live_sandbox(&caller, &id).await?.kill_process(pid).await?;
+    sandbox.kill_process(number(&pid)?, signal(request.signal)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -79,7 +79,7 @@ pub(super) async fn get_process_logs(
 
 /// Write to a process's stdin
 ///
-/// Of a command that was started in the background, or over the WebSocket. Its stdin stays open.
+/// Of a command that was started in the background, or over the WebSocket. Its stdin stays open, unless `close` is true.
 #[utoipa::path(
     post,
     path = "/v1/sandboxes/{id}/processes/{pid}/stdin",
@@ -99,10 +99,59 @@ pub(super) async fn send_stdin(
     OwnSandboxAnd(sandbox, pid): OwnSandboxAnd,
     JsonBody(request): JsonBody<SendStdinRequest>,
 ) -> Result<Response, Refusal> {
-    sandbox.send_stdin(number(&pid)?, request.data.as_bytes()).await?;
+    sandbox.send_stdin(number(&pid)?, request.data.as_bytes(), request.close.unwrap_or_default()).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 fn number(pid: &str) -> Result<u32, Refusal> {
     pid.parse().map_err(|_| Refusal::invalid("The pid in the path must be a number."))
+}
+
+/// Names of the signals of Linux, from 1.
+const SIGNALS: [&str; 31] = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
+    "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
+    "PWR", "SYS",
+];
+/// The signal of a request that names none.
+const KILL: i32 = 9;
+
+fn signal(named: Option<Signal>) -> Result<i32, Refusal> {
+    let found = match &named {
+        None => Some(KILL),
+        Some(Signal::Number(number)) => Some(*number),
+        Some(Signal::Name(name)) => {
+            let upper = name.to_ascii_uppercase();
+            let short = upper.strip_prefix("SIG").unwrap_or(&upper);
+            (1..)
+                .zip(SIGNALS)
+                .find(|(_, known)| *known == short)
+                .map(|(number, _)| number)
+                .or_else(|| name.parse().ok())
+        }
+    };
+    found.filter(|number| (1..=64).contains(number)).ok_or_else(|| {
+        Refusal::invalid("There is no such signal: send a name such as SIGTERM, or a number from 1 to 64.")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        let name = |name: &str| signal(Some(Signal::Name(name.into()))).ok();
+        assert_eq!(signal(None).unwrap(), 9);
+        for (text, number) in [("SIGTERM", 15), ("term", 15), ("HUP", 1), ("SIGSYS", 31), ("2", 2), ("WINCH", 28)] {
+            assert_eq!(name(text), Some(number), "{text}");
+        }
+        for text in ["", "SIG", "NONE", "0", "65", "-9"] {
+            assert_eq!(name(text), None, "{text}");
+        }
+        for number in [0, -1, 65, i32::MAX] {
+            assert!(signal(Some(Signal::Number(number))).is_err());
+        }
+        assert_eq!(signal(Some(Signal::Number(64))).unwrap(), 64);
+    }
 }

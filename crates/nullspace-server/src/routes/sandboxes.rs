@@ -158,7 +158,11 @@ pub(super) async fn get_sandbox(
     QueryParams(query): QueryParams<FieldsQuery>,
 ) -> Result<Response, Refusal> {
     let fields = Fields::parse(query.fields.as_deref(), fields::SANDBOX)?;
-    let sandbox = state.service.get_sandbox(&caller, &id).await?;
+    let mut sandbox = state.service.get_sandbox(&caller, &id).await?;
+    if caller.read_only {
+        // What listens on its ports does more than read.
+        sandbox.traffic_access_token = None;
+    }
     json(StatusCode::OK, &fields.pick(&sandbox)?)
 }
 

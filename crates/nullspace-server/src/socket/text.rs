@@ -20,6 +20,11 @@ impl Text {
         shown(whole)
     }
 
+    /// Bytes that are held back.
+    pub(super) fn held_back(&self) -> u64 {
+        self.begun.len() as u64
+    }
+
     /// The rest at the end of the stream.
     pub(super) fn finish(&mut self) -> Option<(String, Option<String>)> {
         shown(std::mem::take(&mut self.begun))

@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{Fake, KEY};
 
+const SOON: Duration = Duration::from_secs(30);
+
 pub(crate) struct Server {
     pub(crate) fake: Arc<Fake>,
     pub(crate) address: SocketAddr,
@@ -47,10 +49,10 @@ impl Server {
     }
 }
 
-/// All that comes until the peer closes, within a time that a broken limit would exceed.
+/// All that comes until the peer closes. The limits of these tests are a tenth of a second, or none that would close it.
 pub(crate) async fn rest(mut stream: TcpStream) -> String {
     let mut text = String::new();
-    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut text)).await;
+    let read = tokio::time::timeout(SOON, stream.read_to_string(&mut text)).await;
     read.expect("the connection is still open").unwrap();
     text
 }
@@ -125,7 +127,8 @@ async fn a_body_that_does_not_come_is_408() {
 
 #[tokio::test]
 async fn a_shutdown_lets_running_requests_end_and_takes_no_new_ones() {
-    let server = start(ConnectionLimits::default()).await;
+    const GRACE: Duration = Duration::from_secs(120);
+    let server = start(ConnectionLimits { shutdown_grace: GRACE, ..ConnectionLimits::default() }).await;
     server.fake.push(TemplateBuildLogKind::Start, "x");
     let exec = client().post(server.url("/v1/sandboxes/sb_1/exec")).bearer_auth(KEY);
     let running = tokio::spawn(exec.json(&serde_json::json!({"command": "sleep"})).send());
@@ -133,7 +136,9 @@ async fn a_shutdown_lets_running_requests_end_and_takes_no_new_ones() {
     let logs = logs.await.unwrap();
     let mut idle = server.raw("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
     idle.read_exact(&mut [0; 12]).await.unwrap();
+    let until = Instant::now() + SOON;
     while !server.fake.last_call().contains("sleep") && server.fake.calls.lock().unwrap().len() < 2 {
+        assert!(Instant::now() < until, "the command does not begin");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 
@@ -144,7 +149,7 @@ async fn a_shutdown_lets_running_requests_end_and_takes_no_new_ones() {
     assert!(logs.text().await.unwrap().starts_with("id: 0\n"), "the stream ended cleanly");
     rest(idle).await;
     server.task.await.unwrap().unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < GRACE, "{:?}", asked.elapsed());
     assert!(TcpStream::connect(server.address).await.is_err());
 }
 
@@ -154,10 +159,12 @@ async fn a_request_that_does_not_end_is_dropped_when_the_grace_is_over() {
     let server = start(limits).await;
     let exec = client().post(server.url("/v1/sandboxes/sb_1/exec")).bearer_auth(KEY);
     let hanging = tokio::spawn(exec.json(&serde_json::json!({"command": "hang"})).send());
+    let until = Instant::now() + SOON;
     while server.fake.calls.lock().unwrap().is_empty() {
+        assert!(Instant::now() < until, "the command does not begin");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     server.shutdown.cancel();
-    tokio::time::timeout(Duration::from_secs(5), server.task).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(SOON, server.task).await.unwrap().unwrap().unwrap();
     assert!(hanging.await.unwrap().is_err());
 }

@@ -129,10 +129,43 @@ async fn the_other_operations_reach_the_service() {
     let (_, list) = send(&fake, "GET", "/files?depth=3", "", Body::empty()).await;
     assert_eq!(serde_json::from_slice::<Value>(&list).unwrap()[1]["path"], "/b");
     assert_eq!(fake.last_call(), "list_files FileAt { sandbox_id: \"sb_1\", path: \".\", user: None } 3");
-    assert_eq!(post(&fake, "/processes/12/kill", json!({})).await.0, 204);
-    assert_eq!(fake.last_call(), "kill_process sb_1 12");
+    for (body, signal) in [(json!({}), 9), (json!({"signal": "SIGTERM"}), 15), (json!({"signal": 2}), 2)] {
+        assert_eq!(post(&fake, "/processes/12/kill", body).await.0, 204);
+        assert_eq!(fake.last_call(), format!("kill_process sb_1 12 {signal}"));
+    }
+    assert_eq!(post(&fake, "/processes/12/kill", json!({"signal": "SIGNONE"})).await.0, 400);
+    assert_eq!(send(&fake, "POST", "/processes/12/kill", "", Body::empty()).await.0, 204);
     let (status, _) = send(&fake, "GET", "/processes/-1/logs", "", Body::empty()).await;
     assert_eq!(status, 400);
     let (_, logs) = send(&fake, "GET", "/processes/7/logs", "", Body::empty()).await;
     assert_eq!(serde_json::from_slice::<Value>(&logs).unwrap(), json!({"stdout": "7", "stderr": "", "output": "7"}));
+}
+
+#[tokio::test]
+async fn listings_are_compressed_for_clients_that_ask() {
+    let fake = Fake::new();
+    let get = async |path: &str, accepts: Option<&str>| {
+        let request = Request::builder()
+            .uri(format!("/v1/sandboxes/sb_1{path}"))
+            .header("authorization", format!("Bearer {KEY}"))
+            .header("accept-encoding", accepts.unwrap_or("identity"));
+        let response =
+            fake.router(ServerConfig::default()).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        assert_eq!(parts.status, 200);
+        let coding = parts.headers.get("content-encoding").map(|coding| coding.to_str().unwrap().to_owned());
+        (coding, parts.headers.contains_key("vary"), to_bytes(body, 1 << 24).await.unwrap().to_vec())
+    };
+    let (coding, varies, plain) = get("/files?path=/many", None).await;
+    assert!(coding.is_none() && varies);
+    let (coding, varies, packed) = get("/files?path=/many", Some("gzip, deflate")).await;
+    assert!(coding.as_deref() == Some("gzip") && varies && packed.len() * 5 < plain.len());
+    let mut whole = Vec::new();
+    io::Read::read_to_end(&mut flate2::read::GzDecoder::new(packed.as_slice()), &mut whole).unwrap();
+    assert!(whole == plain);
+    // Short ones, files, and answers that are no listing.
+    send(&fake, "PUT", "/file?path=x", "text/plain", vec![b'x'; 100_000]).await;
+    for path in ["/files?path=/few", "/file?path=x", "/processes/7/logs"] {
+        assert_eq!(get(path, Some("gzip")).await.0, None, "{path}");
+    }
 }

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::connections::{Server, client, rest, start_with};
 use crate::support::{KEY, MUCH, OTHER_KEY};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 const HEALTH: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
 fn limits(max_connections: usize, per_peer: usize, reserve: usize) -> ConnectionLimits {

@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use crate::connections::{client, start_with};
 use crate::support::KEY;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn sockets_followers_and_commands_end_with_their_key() {
@@ -27,7 +27,9 @@ async fn sockets_followers_and_commands_end_with_their_key() {
     let mut log = client().get(&url).bearer_auth(KEY).send().await.unwrap();
     assert!(log.chunk().await.unwrap().is_some());
     // Both the socket's command and the other one.
+    let until = Instant::now() + SOON;
     while server.fake.calls.lock().unwrap().iter().filter(|call| call.contains("hang")).count() < 2 {
+        assert!(Instant::now() < until, "the commands do not begin");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 

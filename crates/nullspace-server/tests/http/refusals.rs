@@ -13,6 +13,9 @@ use tracing::instrument::WithSubscriber;
 
 use crate::support::{Fake, KEY, OTHER_KEY};
 
+/// A webhook whose secret is in the wrong form.
+const WEBHOOK: &str = r#"{"url": "https://a", "operations": ["create"], "signing_secret": 271828182845}"#;
+
 /// A small limit, so that a test can exceed it.
 fn config() -> ServerConfig {
     ServerConfig { max_json_body: 4096, max_head: 2048, ..ServerConfig::default() }
@@ -54,8 +57,8 @@ async fn every_refusal_has_the_contracts_shape() {
         ("route with a slash too many", get("/v1/templates/")),
         ("wrong method", request("PUT", "/v1/templates/builds").body(Body::empty()).unwrap()),
         ("wrong method, public", request("POST", "/healthz").body(Body::empty()).unwrap()),
-        ("not served", post("/v1/sandboxes/sb_1/hibernate", "{}")),
-        ("not served, wrong method", request("PATCH", "/v1/sandboxes/sb_1/hibernate").body(Body::empty()).unwrap()),
+        ("not served", post("/v1/template-warm-pools", "{}")),
+        ("not served, wrong method", request("PATCH", "/v1/template-warm-pools").body(Body::empty()).unwrap()),
         ("reference that nothing has", get("/v1/templates/refs/ns/none:v1")),
         ("reference with too many slashes", get("/v1/templates/refs/a/b/c")),
         ("wrong method of a reference", request("PUT", "/v1/templates/refs/app").body(Body::empty()).unwrap()),
@@ -105,6 +108,25 @@ async fn every_refusal_has_the_contracts_shape() {
         ("page of none", get("/v1/sandboxes?limit=0")),
         ("metadata no object", get("/v1/sandboxes?metadata=[1]")),
         ("bad idempotency key", post("/v1/sandboxes", "{}").with_header("idempotency-key", "a b")),
+        ("no timeout", post("/v1/sandboxes/sb_1/timeout", "")),
+        ("timeout in words", post("/v1/sandboxes/sb_1/timeout", "{\"timeout_ms\": \"canary-ten\"}")),
+        ("unknown action", post("/v1/sandboxes/sb_1/timeout", "{\"timeout_ms\": 1, \"timeout_action\": \"nap\"}")),
+        ("a body that is no object", post("/v1/sandboxes/sb_1/fork", "[]")),
+        ("no metadata of snapshots", get("/v1/snapshots?metadata=[1]")),
+        ("events for operators", get("/v1/lifecycle/events?audience=internal")),
+        ("events for somebody else", get("/v1/lifecycle/events?audience=everybody")),
+        ("no operation", get("/v1/sandboxes/sb_1/lifecycle?operation=dance")),
+        ("no time", get("/v1/snapshots/snap_1/lifecycle?from=yesterday")),
+        ("times the wrong way round", get("/v1/lifecycle/events?from=2025-01-02T00:00:00Z&to=2025-01-01T00:00:00Z")),
+        ("no page of events", get("/v1/lifecycle/events?limit=0")),
+        ("offset far out", get("/v1/lifecycle/events?offset=4294967296")),
+        ("no order", get("/v1/lifecycle/events?order=up")),
+        (
+            "webhook of no operation",
+            post("/v1/lifecycle/webhooks", "{\"url\": \"https://a\", \"operations\": [\"dance\"]}"),
+        ),
+        ("webhook with a number for a secret", post("/v1/lifecycle/webhooks", WEBHOOK)),
+        ("no page of deliveries", get("/v1/lifecycle/webhooks/w/deliveries?limit=0")),
         ("unknown build", get("/v1/templates/builds/tb_2")),
         ("unknown build's log", get("/v1/templates/builds/tb_2/logs?follow=true")),
         (
@@ -173,6 +195,7 @@ async fn nothing_of_a_request_is_looked_at_without_a_key() {
         ("GET", "/v1/templates"),
         ("GET", "/v1/nope"),
         ("POST", "/v1/sandboxes/sb_1/hibernate"),
+        ("GET", "/v1/lifecycle/ws"),
         ("PUT", "/v1/templates"),
         ("POST", "/v1/templates/builds"),
         ("GET", "/v1/templates/%ff"),

@@ -18,7 +18,7 @@ use crate::connections::{Server, client, start_with};
 use crate::support::commands::{PIECE, PIECES};
 use crate::support::{KEY, OTHER_KEY};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 const WS: &str = "/v1/sandboxes/sb_1/ws?channel=exec";
 
 pub(crate) struct Socket(WebSocketStream<TcpStream>);
@@ -28,7 +28,7 @@ async fn server(sockets: SocketLimits) -> Server {
 }
 
 impl Server {
-    async fn open(&self, path: &str, key: &str) -> Result<Socket, tungstenite::Error> {
+    pub(crate) async fn open(&self, path: &str, key: &str) -> Result<Socket, tungstenite::Error> {
         let mut request = format!("ws://{}{path}", self.address).into_client_request().unwrap();
         request.headers_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
         let stream = TcpStream::connect(self.address).await.unwrap();
@@ -37,6 +37,18 @@ impl Server {
 
     pub(crate) async fn socket(&self) -> Socket {
         self.open(WS, KEY).await.unwrap()
+    }
+
+    /// The refusal of a socket.
+    pub(crate) async fn refusal(&self, path: &str, key: &str) -> (u16, ErrorResponseCode) {
+        match self.open(path, key).await {
+            Err(tungstenite::Error::Http(answer)) => {
+                let body: ErrorResponse = serde_json::from_slice(answer.body().as_ref().unwrap()).unwrap();
+                (answer.status().as_u16(), body.code)
+            }
+            Ok(_) => panic!("{path} was opened"),
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// Waits until nobody follows a command.
@@ -50,8 +62,12 @@ impl Server {
 }
 
 impl Socket {
+    pub(crate) async fn send(&mut self, message: Message) {
+        self.0.send(message).await.unwrap();
+    }
+
     pub(crate) async fn say(&mut self, message: Value) {
-        self.0.send(Message::text(message.to_string())).await.unwrap();
+        self.send(Message::text(message.to_string())).await;
     }
 
     /// The next message; `None` when the other side has closed, with its code.
@@ -84,9 +100,9 @@ async fn a_command_is_told_from_start_to_end_and_the_next_may_follow() {
         socket.heard(5).await,
         [
             json!({"type": "exec_started", "id": "one", "pid": 42}),
-            json!({"type": "exec_stdout", "id": "one", "data": "a"}),
-            json!({"type": "exec_stderr", "id": "one", "data": "fault\n"}),
-            json!({"type": "exec_stdout", "id": "one", "data": "\u{20ac}\n"}),
+            json!({"type": "exec_stdout", "id": "one", "data": "a", "end": 1}),
+            json!({"type": "exec_stderr", "id": "one", "data": "fault\n", "end": 6}),
+            json!({"type": "exec_stdout", "id": "one", "data": "\u{20ac}\n", "end": 5}),
             json!({"type": "exec_exit", "id": "one", "pid": 42, "exit_code": 3}),
         ]
     );
@@ -96,7 +112,14 @@ async fn a_command_is_told_from_start_to_end_and_the_next_may_follow() {
     socket.say(json!({"type": "exec_connect", "id": "two", "pid": 42})).await;
     let heard = socket.heard(3).await;
     assert_eq!(heard[0], json!({"type": "exec_started", "id": "two", "pid": 42, "lost_stdout_bytes": 1000}));
-    assert_eq!(heard[1]["data"], "kept\n");
+    assert_eq!((heard[1]["data"].as_str(), heard[1]["end"].as_u64()), (Some("kept\n"), Some(1005)));
+    // A client that has lost its connection names what it has.
+    for (has, lost, data) in [(990, Some(10), "kept\n"), (1000, None, "kept\n"), (1002, None, "pt\n")] {
+        socket.say(json!({"type": "exec_connect", "id": "two", "pid": 42, "stdout_offset": has})).await;
+        let heard = socket.heard(3).await;
+        assert_eq!(heard[0]["lost_stdout_bytes"].as_u64(), lost, "{has}");
+        assert_eq!((heard[1]["data"].as_str(), heard[1]["end"].as_u64()), (Some(data), Some(1005)));
+    }
 
     socket.say(json!({"type": "exec_start", "id": "three", "command": "binary"})).await;
     let heard = socket.heard(4).await;
@@ -194,21 +217,13 @@ async fn a_slow_reader_gets_all_and_holds_the_command_back() {
 async fn everything_is_refused_before_the_upgrade() {
     let limits = SocketLimits { per_sandbox: 2, ..SocketLimits::default() };
     let server = server(limits).await;
-    let refusal = async |path: &str, key: &str| match server.open(path, key).await {
-        Err(tungstenite::Error::Http(answer)) => {
-            let body: ErrorResponse = serde_json::from_slice(answer.body().as_ref().unwrap()).unwrap();
-            (answer.status().as_u16(), body.code)
-        }
-        Ok(_) => panic!("{path} was opened"),
-        Err(error) => panic!("{error}"),
-    };
+    let refusal = async |path: &str, key: &str| server.refusal(path, key).await;
     use ErrorResponseCode as Code;
     assert_eq!(refusal(WS, "ns_live_nobody").await, (401, Code::Unauthorized));
     assert_eq!(refusal(WS, OTHER_KEY).await, (404, Code::SandboxNotFound));
     assert_eq!(refusal("/v1/sandboxes/sb_2/ws?channel=exec", KEY).await, (404, Code::SandboxNotFound));
-    assert_eq!(refusal("/v1/sandboxes/sb_1/ws?channel=pty", KEY).await, (501, Code::NotImplemented));
+    assert_eq!(refusal("/v1/sandboxes/sb_1/ws?channel=pty", OTHER_KEY).await, (404, Code::SandboxNotFound));
     assert_eq!(refusal("/v1/sandboxes/sb_1/ws?channel=x", KEY).await, (400, Code::InvalidRequest));
-    assert_eq!(refusal("/v1/sandboxes/sb_1/ws", KEY).await, (400, Code::InvalidRequest));
     let plain = client().get(server.url(WS)).bearer_auth(KEY).send().await.unwrap();
     assert_eq!(plain.status(), 400);
     assert_eq!(plain.json::<ErrorResponse>().await.unwrap().code, Code::InvalidRequest);
@@ -244,16 +259,17 @@ async fn a_client_that_leaves_lets_its_commands_go() {
 async fn silent_and_stuck_clients_are_let_go_and_idle_sockets_closed() {
     let limits = SocketLimits {
         ping: Duration::from_millis(50),
-        patience: Duration::from_millis(300),
+        // A client of a busy machine answers within this time.
+        patience: Duration::from_secs(2),
         idle: Duration::from_millis(400),
         ..SocketLimits::default()
     };
     let server = server(limits).await;
-    // One that answers pings may be quiet for as long as its command runs.
+    // One that answers pings may be quiet for as long as its command runs: longer than either limit.
     let mut quiet = server.socket().await;
     quiet.say(json!({"type": "exec_start", "id": "x", "command": "hang"})).await;
     quiet.heard(2).await;
-    let more = tokio::time::timeout(Duration::from_millis(900), quiet.next()).await;
+    let more = tokio::time::timeout(Duration::from_secs(3), quiet.next()).await;
     assert!(more.is_err(), "{more:?}");
     drop(quiet);
     server.all_let_go().await;
@@ -261,7 +277,6 @@ async fn silent_and_stuck_clients_are_let_go_and_idle_sockets_closed() {
     let mut silent = server.socket().await;
     silent.say(json!({"type": "exec_start", "id": "x", "command": "hang"})).await;
     silent.heard(2).await;
-    server.all_let_go().await;
     // So is one that takes nothing.
     let mut stuck = server.socket().await;
     stuck.say(json!({"type": "exec_start", "id": "x", "command": "much"})).await;
@@ -292,11 +307,12 @@ async fn messages_count_as_requests() {
     let server = start_with(ServerConfig { rate, ..ServerConfig::default() }, ConnectionLimits::default()).await;
     let mut socket = server.socket().await;
     let mut codes = Vec::new();
-    for _ in 0..3 {
+    // A slow machine may be given a message more in each second that it takes.
+    while codes.len() < 30 && codes.last().is_none_or(|code| *code == "exec_failed") {
         socket.say(json!({"type": "exec_start", "id": "x", "command": "no-such-thing"})).await;
         codes.push(socket.next().await.unwrap()["code"].clone());
     }
-    assert_eq!(codes, ["exec_failed", "exec_failed", "rate_limit_exceeded"]);
+    assert!(codes.len() >= 3 && codes.last().is_some_and(|code| *code == "rate_limit_exceeded"), "{codes:?}");
 }
 
 #[tokio::test]
@@ -309,6 +325,8 @@ async fn stdin_is_written_or_the_reason_told() {
     };
     assert_eq!(send("42", json!({"data": "hello\n"})).await, 204);
     assert_eq!(server.fake.last_call(), "stdin of 42: hello\n");
+    assert_eq!(send("42", json!({"data": "last\n", "close": true})).await, 204);
+    assert_eq!(server.fake.last_call(), "stdin of 42 is closed");
     assert_eq!(send("43", json!({"data": ""})).await, 409);
     assert_eq!(send("44", json!({"data": ""})).await, 404);
     assert_eq!(send("x", json!({"data": ""})).await, 400);

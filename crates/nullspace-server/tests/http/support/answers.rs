@@ -105,6 +105,7 @@ pub(crate) fn sandbox() -> SandboxInfo {
         ephemeral: None,
         cwd: None,
         snapshot_id: None,
+        traffic_access_token: None,
         warm_pool_checkout: None,
     }
 }

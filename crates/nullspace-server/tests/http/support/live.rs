@@ -1,5 +1,12 @@
 //! The fake service's one sandbox: its commands, its one file and its processes.
 
+mod git;
+mod ports;
+mod search;
+pub(super) mod terminals;
+mod uploads;
+mod watches;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +14,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use nullspace_api::*;
-use nullspace_service::{ByteStream, Depth, Error, FileAt, FileDownload, FollowedCommand, LiveSandbox, Memory, Result};
+use nullspace_service::{
+    ByteStream, Depth, Error, Extent, FileAt, FileDownload, FilePart, FollowedCommand, LiveCommands, LiveFiles,
+    LiveSandbox, Memory, PartDownload, Result,
+};
 
 use super::{Fake, MUCH};
 
@@ -27,7 +37,7 @@ impl Live {
 
 /// One file's content is kept, whatever its name; the other operations are noted.
 #[async_trait]
-impl LiveSandbox for Live {
+impl LiveCommands for Live {
     async fn exec(&self, request: ExecRequest, memory: &dyn Memory) -> Result<ExecResponse> {
         self.fake.call(format!("{request:?}"));
         match request.command.as_str() {
@@ -54,16 +64,20 @@ impl LiveSandbox for Live {
         Self::connect(pid)
     }
 
-    async fn send_stdin(&self, pid: u32, data: &[u8]) -> Result<()> {
-        self.feed(pid, data)
+    async fn send_stdin(&self, pid: u32, data: &[u8], close: bool) -> Result<()> {
+        self.feed(pid, data)?;
+        if close {
+            self.fake.call(format!("stdin of {pid} is closed"));
+        }
+        Ok(())
     }
 
     async fn list_processes(&self) -> Result<Vec<ProcessInfo>> {
         Ok(vec![ProcessInfo { pid: 7, command: "python3 -m http.server".into(), running: true }])
     }
 
-    async fn kill_process(&self, pid: u32) -> Result<()> {
-        self.fake.call(format!("kill_process {} {pid}", self.id));
+    async fn kill_process(&self, pid: u32, signal: i32) -> Result<()> {
+        self.fake.call(format!("kill_process {} {pid} {signal}", self.id));
         Ok(())
     }
 
@@ -71,7 +85,10 @@ impl LiveSandbox for Live {
         let text = pid.to_string();
         Ok(ProcessLogs { stdout: text.clone(), stderr: String::new(), output: text, exit_code: None })
     }
+}
 
+#[async_trait]
+impl LiveFiles for Live {
     async fn read_file(self: Arc<Self>, at: FileAt) -> Result<FileDownload> {
         let content = self.fake.file.lock().unwrap().clone();
         let content = content.ok_or_else(|| Error::new(ErrorResponseCode::NotFound, "no file"))?;
@@ -79,8 +96,32 @@ impl LiveSandbox for Live {
         Ok(FileDownload { info: file(&at.path, content.len()), content: stream::iter(pieces).boxed() })
     }
 
+    async fn read_file_part(self: Arc<Self>, at: FileAt, part: FilePart) -> Result<PartDownload> {
+        let path = at.path.clone();
+        let mut pieces = self.read_file(at).await?.content;
+        let mut whole = Vec::new();
+        while let Some(piece) = pieces.next().await {
+            whole.extend_from_slice(&piece?);
+        }
+        let size = whole.len() as u64;
+        let (start, length) = match part {
+            FilePart::From { start, length } => (start, length.unwrap_or(size).min(size.saturating_sub(start))),
+            FilePart::Last { length } => (size.saturating_sub(length), length.min(size)),
+        };
+        let info = file(&path, whole.len());
+        if length == 0 {
+            return Ok(PartDownload { info, extent: Extent::Nothing, content: stream::empty().boxed() });
+        }
+        let part = whole[start as usize..(start + length) as usize].to_vec();
+        let content = stream::iter([Ok(Bytes::from(part))]).boxed();
+        Ok(PartDownload { info, extent: Extent::Part { start, length }, content })
+    }
+
     async fn write_file(&self, at: FileAt, mut content: ByteStream) -> Result<FileInfo> {
         self.fake.call(format!("write_file {} {:?}", at.path, at.user));
+        if at.path.starts_with("/proc") {
+            return Err(Error::new(ErrorResponseCode::NotFound, format!("`{}` cannot be written.", at.path)));
+        }
         let mut whole = Vec::new();
         while let Some(piece) = content.next().await {
             whole.extend_from_slice(&piece.map_err(|_| Error::invalid("It broke off."))?);
@@ -92,6 +133,9 @@ impl LiveSandbox for Live {
 
     async fn list_files(&self, at: FileAt, depth: Depth, _: &dyn Memory) -> Result<Vec<FileInfo>> {
         self.fake.call(format!("list_files {} {}", self.shown(&at), depth.get()));
+        if at.path == "/many" {
+            return Ok((0..2000).map(|number| file(&format!("/many/{number}"), number)).collect());
+        }
         Ok(vec![file("/a", 1), file("/b", 2)])
     }
 
@@ -123,6 +167,8 @@ impl LiveSandbox for Live {
         Err(Error { forbidden: true, ..Error::new(ErrorResponseCode::FileError, message) })
     }
 }
+
+impl LiveSandbox for Live {}
 
 fn file(path: &str, size: usize) -> FileInfo {
     FileInfo {

@@ -1,10 +1,16 @@
-//! A service in memory, for what is HTTP's alone: it knows two keys, one build and one sandbox, and fails on request.
+//! A service in memory, for what is HTTP's alone: it knows two keys, one build, one sandbox with what is made from it, events and
+//! webhooks, and fails on request.
 #![allow(dead_code, reason = "shared with the tests of the client")]
 
 mod answers;
 pub(crate) mod commands;
+pub(crate) mod events;
+pub(crate) mod keys;
+mod life;
 mod live;
+pub(crate) mod ports;
 mod service;
+pub(crate) mod webhooks;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, Weak};
@@ -18,6 +24,8 @@ pub(crate) use self::answers::{build, entry, sandbox, template};
 
 pub(crate) const KEY: &str = "ns_live_canary-key";
 pub(crate) const OTHER_KEY: &str = "ns_live_other";
+/// A key of the first tenant that may only read.
+pub(crate) const READ_KEY: &str = "ns_live_read";
 pub(crate) const BUILD: &str = "tb_1";
 pub(crate) const TEMPLATE: &str = "tmpl_1";
 /// Bytes that the command `much` of an exec writes.
@@ -69,6 +77,12 @@ pub(crate) struct Fake {
     pub(crate) followed: Arc<AtomicUsize>,
     /// Pieces of output that the command `much` has made.
     pub(crate) made: Arc<AtomicUsize>,
+    /// The followed terminal.
+    screen: Mutex<Option<live::terminals::Screen>>,
+    /// Sandboxes and snapshots, with what happened to them.
+    pub(crate) life: Mutex<life::Lives>,
+    pub(crate) events: events::History,
+    webhooks: Mutex<Vec<LifecycleWebhookInfo>>,
 }
 
 impl Service for Fake {}
@@ -87,6 +101,10 @@ impl Fake {
             looks: AtomicUsize::new(0),
             followed: Arc::default(),
             made: Arc::default(),
+            screen: Mutex::default(),
+            life: Mutex::default(),
+            events: events::History::default(),
+            webhooks: Mutex::default(),
         })
     }
 

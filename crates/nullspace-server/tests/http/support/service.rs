@@ -14,7 +14,9 @@ use nullspace_service::{
 use secrecy::{ExposeSecret, SecretString};
 
 use super::live::Live;
-use super::{BUILD, Fake, KEY, OTHER_KEY, SANDBOX, TEMPLATE, build, cause, key_id, letter, sandbox, template, tenant};
+use super::{
+    BUILD, Fake, KEY, OTHER_KEY, READ_KEY, SANDBOX, TEMPLATE, build, cause, key_id, letter, sandbox, template, tenant,
+};
 
 #[async_trait]
 impl Health for Fake {
@@ -26,7 +28,7 @@ impl Health for Fake {
         Ok(())
     }
 
-    fn details(&self) -> Vec<String> {
+    async fn details(&self) -> Vec<String> {
         vec!["machines: imaginary".to_owned()]
     }
 
@@ -39,8 +41,8 @@ impl Health for Fake {
 impl Access for Fake {
     async fn authenticate(&self, key: &SecretString) -> Result<Option<Caller>> {
         let tenant = match key.expose_secret() {
-            KEY | OTHER_KEY if self.revoked.load(Ordering::SeqCst) => return Ok(None),
-            KEY => tenant('a'),
+            KEY | OTHER_KEY | READ_KEY if self.revoked.load(Ordering::SeqCst) => return Ok(None),
+            KEY | READ_KEY => tenant('a'),
             OTHER_KEY => tenant('b'),
             "ns_live_store-is-down" => {
                 let message = "The metadata store cannot be reached.";
@@ -48,7 +50,8 @@ impl Access for Fake {
             }
             _ => return Ok(None),
         };
-        Ok(Some(Caller { tenant, namespace: "ns".into(), key: Some(key_id()) }))
+        let read_only = key.expose_secret() == READ_KEY;
+        Ok(Some(Caller { tenant, namespace: "ns".into(), key: Some(key_id()), read_only }))
     }
 
     async fn keys_in_force(&self, keys: &[KeyId]) -> Result<Vec<KeyId>> {
@@ -335,11 +338,17 @@ impl Sandboxes for Fake {
     }
 
     async fn get_sandbox(&self, caller: &Caller, id: &str) -> Result<SandboxInfo> {
-        Self::own(caller, id, SANDBOX, ErrorResponseCode::SandboxNotFound).map(|()| sandbox())
+        if letter(caller) == "a" && self.life.lock().unwrap().has(id) {
+            let traffic_access_token = Some("canary-traffic".to_owned());
+            return Ok(SandboxInfo { id: id.to_owned(), traffic_access_token, ..sandbox() });
+        }
+        Err(Error::sandbox_not_found(id))
     }
 
     async fn destroy_sandbox(&self, caller: &Caller, id: &str) -> Result<DestroySandboxResponse> {
-        Self::own(caller, id, SANDBOX, ErrorResponseCode::SandboxNotFound)?;
+        self.get_sandbox(caller, id).await?;
+        self.life.lock().unwrap().end(id);
+        self.events.record(LifecycleOperation::Destroy, id, None, &[]);
         Ok(DestroySandboxResponse { id: id.into(), status: SandboxStatus::Destroyed })
     }
 

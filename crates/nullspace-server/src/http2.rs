@@ -1,0 +1,129 @@
+//! One connection with HTTP/2, within limits.
+//!
+//! A connection without a request under way is closed after the same time as one with HTTP/1.1.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use bytes::Bytes;
+use hyper::Request;
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use nullspace_edge::Screened;
+use tokio::net::TcpStream;
+
+use crate::config::ConnectionLimits;
+use crate::connections::Seat;
+use crate::serve::Ways;
+
+/// Requests of one connection at a time.
+const STREAMS: u32 = 64;
+
+/// What a client may send of one request, and of all of a connection, before it is read: bytes in memory.
+const STREAM_WINDOW: u32 = 128 << 10;
+const CONNECTION_WINDOW: u32 = 512 << 10;
+
+/// What of one response may wait for its client, bytes.
+const SEND_BUFFER: usize = 64 << 10;
+
+/// Largest head in bytes.
+const HEAD: u32 = 64 << 10;
+
+/// Requests that a client may take back before they were looked at.
+const RESETS: usize = 32;
+
+/// Time between pings, and for their answer.
+const PING: Duration = Duration::from_secs(20);
+
+/// Serves a connection that has begun with HTTP/2.
+pub(crate) async fn connection(
+    stream: Screened<TcpStream>,
+    peer: SocketAddr,
+    seat: Seat,
+    ways: Ways,
+    limits: ConnectionLimits,
+) {
+    let stopping = ways.stopping().clone();
+    let (under_way, begun) = (Arc::new(()), Arc::new(AtomicU64::new(0)));
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(HEAD)
+        .max_pending_accept_reset_streams(RESETS)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING);
+    let (taken, counter, held) = (seat.clone(), Arc::clone(&begun), Arc::clone(&under_way));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (ways, seat, held) = (ways.clone(), taken.clone(), Arc::clone(&held));
+        counter.fetch_add(1, Ordering::Relaxed);
+        async move {
+            let response = ways.answer(request, peer, seat).await;
+            Ok::<_, Infallible>(response.map(|body| Body::new(Held { body, _under_way: held })))
+        }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let mut before = 0;
+    let ended = loop {
+        tokio::select! {
+            ended = connection.as_mut() => break ended,
+            () = seat.closed() => return,
+            () = stopping.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                break connection.await;
+            }
+            () = tokio::time::sleep(limits.header_timeout) => {
+                // The service's own count is one.
+                let now = begun.load(Ordering::Relaxed);
+                if now == before && Arc::strong_count(&under_way) <= 2 {
+                    connection.as_mut().graceful_shutdown();
+                    // With no request there is nothing to wait for but the goodbye.
+                    let _ = tokio::time::timeout(PING, connection).await;
+                    return;
+                }
+                before = now;
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "HTTP/2 connection ended early");
+    }
+}
+
+/// The body of an answer, which is under way until it is dropped.
+struct Held {
+    body: Body,
+    _under_way: Arc<()>,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
