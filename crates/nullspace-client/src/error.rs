@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nullspace_api::ErrorResponse;
+use nullspace_api::{ErrorResponse, ErrorResponseCode};
 
 /// The result of a call.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -40,7 +40,7 @@ pub enum Error {
         status: u16,
         /// The body of the answer.
         body: Box<ErrorResponse>,
-        /// Time after which to retry, with 429.
+        /// Time after which to retry, with 429 and `transition_in_progress`.
         retry_after: Option<Duration>,
     },
     /// The answer does not follow the contract.
@@ -49,6 +49,24 @@ pub enum Error {
         /// The operation.
         operation: &'static str,
         /// The difference.
+        what: String,
+    },
+    /// The service refused an operation over a socket.
+    #[error("{operation}: {message}")]
+    Refused {
+        /// The operation.
+        operation: &'static str,
+        /// Code for programs.
+        code: ErrorResponseCode,
+        /// The service's words.
+        message: String,
+    },
+    /// A socket's connection ended.
+    #[error("{operation}: the connection ended: {what}")]
+    Lost {
+        /// The operation.
+        operation: &'static str,
+        /// How.
         what: String,
     },
     /// A build's log broke off repeatedly without new entries.

@@ -3,17 +3,20 @@
 //! ```text
 //!   Client::start_build ──> TemplateBuild
 //!   Client::follow_build ─> stream of log entries, without a gap: a lost connection is taken up where it broke
-//!   Client::create_sandbox, exec, …
+//!   Client::create_sandbox, exec, hibernate, resume, fork, …
 //! ```
 //!
 //! Every call has a timeout and every answer a largest size. An answer that is no success is an [`Error::Answer`] with
-//! the service's own words. 429 is tried again as often as the published client does.
+//! the service's own words. 429, and a transition of a sandbox that waits for another one, are tried again as often as the published
+//! client does.
 
 #![warn(clippy::cast_possible_truncation)]
 
 mod error;
 mod follow;
+mod life;
 mod sse;
+mod terminal;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -21,16 +24,18 @@ use std::time::Duration;
 use bytes::BytesMut;
 use nullspace_api::{
     CancelTemplateBuildRequest, CreateSandboxRequest, CreateSandboxResponse, CreateTemplateRequest,
-    DestroySandboxResponse, ErrorResponse, ExecRequest, ExecResponse, ProcessInfo, SandboxInfo, TemplateBuild,
-    TemplateBuildStatusSnapshot, TemplateInfo, to_wire_json,
+    DestroySandboxResponse, ErrorResponse, ErrorResponseCode, ExecRequest, ExecResponse, ProcessInfo, SandboxInfo,
+    TemplateBuild, TemplateBuildStatusSnapshot, TemplateInfo, to_wire_json,
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
 pub use error::{Error, Result};
 pub use follow::BuildLog;
+pub use terminal::{TerminalEvent, TerminalInput, TerminalOutput};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// For calls that do not wait for anything.
@@ -41,8 +46,8 @@ const MACHINE_TIMEOUT: Duration = Duration::from_secs(120);
 const EXEC_MARGIN: Duration = Duration::from_secs(30);
 /// Largest answer in bytes; a command's output is the largest thing there is.
 const MAX_ANSWER: usize = 256 << 20;
-/// How often 429 is tried again, and for how long at most each time is waited.
-const RATE_LIMIT_RETRIES: u32 = 3;
+/// How often 429 and `transition_in_progress` are tried again, and for how long at most each time is waited.
+const RETRIES: u32 = 3;
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// A client for one service and one key. Cheap to clone.
@@ -229,11 +234,20 @@ impl Client {
             .transpose()
             .map_err(|source| Error::Unreadable { operation, what: source.to_string() })?;
         let response = self.send(method, url, body, timeout, operation).await?;
-        let bytes = read(response, operation).await?;
-        serde_json::from_slice(&bytes).map_err(|source| Error::Unreadable { operation, what: source.to_string() })
+        decoded(response, operation).await
     }
 
-    /// Send a request until it is answered otherwise than by 429; the answer is a success.
+    /// A POST that waits for a machine. Its `Idempotency-Key` is the same at each try.
+    async fn post<T: DeserializeOwned>(&self, url: Url, body: &impl Serialize, operation: &'static str) -> Result<T> {
+        let key = Uuid::new_v4().to_string();
+        let request = || {
+            let request = self.request(Method::POST, url.clone()).timeout(MACHINE_TIMEOUT);
+            request.header("idempotency-key", &key).json(body)
+        };
+        decoded(retried(request, operation).await?, operation).await
+    }
+
+    /// Sends a request until its answer is not to be tried again; the answer is a success.
     async fn send(
         &self,
         method: Method,
@@ -242,22 +256,14 @@ impl Client {
         timeout: Duration,
         operation: &'static str,
     ) -> Result<Response> {
-        let mut retries = 0;
-        loop {
-            let mut request = self.request(method.clone(), url.clone()).timeout(timeout);
-            if let Some(body) = &body {
-                request = request.header(header::CONTENT_TYPE, "application/json").body(body.clone());
+        let request = || {
+            let request = self.request(method.clone(), url.clone()).timeout(timeout);
+            match &body {
+                Some(body) => request.header(header::CONTENT_TYPE, "application/json").body(body.clone()),
+                None => request,
             }
-            match answered(request, operation).await {
-                Err(Error::Answer { status: 429, retry_after: Some(after), .. })
-                    if retries < RATE_LIMIT_RETRIES && after <= MAX_RETRY_AFTER =>
-                {
-                    retries += 1;
-                    tokio::time::sleep(after).await;
-                }
-                answer => return answer,
-            }
-        }
+        };
+        retried(request, operation).await
     }
 
     fn request(&self, method: Method, url: Url) -> RequestBuilder {
@@ -265,20 +271,51 @@ impl Client {
     }
 }
 
+/// Sends a request again as long as the answer asks for it.
+async fn retried(request: impl Fn() -> RequestBuilder, operation: &'static str) -> Result<Response> {
+    let mut retries = 0;
+    loop {
+        match answered(request(), operation).await {
+            Err(Error::Answer { retry_after: Some(after), .. }) if retries < RETRIES && after <= MAX_RETRY_AFTER => {
+                retries += 1;
+                tokio::time::sleep(after).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+async fn decoded<T: DeserializeOwned>(response: Response, operation: &'static str) -> Result<T> {
+    let bytes = read(response, operation).await?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::Unreadable { operation, what: source.to_string() })
+}
+
 /// Send a request; an answer that is no success is an error.
 async fn answered(request: RequestBuilder, operation: &'static str) -> Result<Response> {
     let response = request.send().await.map_err(|source| Error::Transport { operation, source })?;
-    let status = response.status();
-    if status.is_success() {
+    if response.status().is_success() {
         return Ok(response);
     }
-    let retry_after = (status == StatusCode::TOO_MANY_REQUESTS).then(|| retry_after(&response));
-    let bytes = read(response, operation).await?;
+    Err(refused(response, operation).await)
+}
+
+/// The error of an answer that is no success.
+async fn refused(response: Response, operation: &'static str) -> Error {
+    let (status, after) = (response.status(), retry_after(&response));
+    let bytes = match read(response, operation).await {
+        Ok(bytes) => bytes,
+        Err(error) => return error,
+    };
     match serde_json::from_slice::<ErrorResponse>(&bytes) {
-        Ok(body) => Err(Error::Answer { operation, status: status.as_u16(), body: Box::new(body), retry_after }),
+        Ok(body) => {
+            let passing =
+                status == StatusCode::TOO_MANY_REQUESTS || body.code == ErrorResponseCode::TransitionInProgress;
+            let retry_after = passing.then_some(after);
+            Error::Answer { operation, status: status.as_u16(), body: Box::new(body), retry_after }
+        }
         Err(_) => {
             let what = format!("{status} without the service's error body; is this its address?");
-            Err(Error::Unreadable { operation, what })
+            Error::Unreadable { operation, what }
         }
     }
 }

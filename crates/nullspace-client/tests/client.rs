@@ -11,7 +11,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use nullspace_api::TemplateBuildLogKind::{Cancelled, End, Message, Start};
 use nullspace_api::{
-    CreateSandboxRequest, CreateTemplateRequest, ErrorResponseCode, ExecRequest, SandboxStatus, TemplateBuildStatus,
+    CreateSandboxRequest, CreateSnapshotRequest, CreateTemplateRequest, ErrorResponseCode, ExecRequest, SandboxStatus,
+    SandboxTimeoutAction, TemplateBuildStatus,
 };
 use nullspace_client::{Client, Error};
 use nullspace_server::{ConnectionLimits, ServerConfig, serve_with_limits};
@@ -85,6 +86,43 @@ async fn every_call_arrives_and_comes_back() {
     assert_eq!(client.list_processes("sb_1").await.unwrap()[0].pid, 7);
     assert_eq!(client.destroy_sandbox("sb_1").await.unwrap().status, SandboxStatus::Destroyed);
     assert!(!format!("{client:?}").contains(KEY));
+    server.end().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_is_paused_resumed_forked_and_kept() {
+    let fake = Fake::new();
+    let server = start(&fake).await;
+    let client = server.client(KEY);
+    let timeout = client.set_timeout("sb_1", 9000, Some(SandboxTimeoutAction::Hibernate)).await.unwrap();
+    assert_eq!((timeout.timeout_ms, timeout.timeout_action), (9000, SandboxTimeoutAction::Hibernate));
+    assert_eq!(client.sandbox_metrics("sb_1").await.unwrap()[0].cpu_count, 2);
+
+    let metadata = serde_json::from_str("{\"for\": \"tests\"}").unwrap();
+    let request = CreateSnapshotRequest { metadata: Some(metadata) };
+    let kept = client.create_snapshot("sb_1", &request).await.unwrap();
+    assert_eq!(kept.metadata, request.metadata);
+    assert_eq!(client.get_snapshot(&kept.id).await.unwrap(), kept);
+    let fork = client.fork("sb_1").await.unwrap();
+    assert_ne!(fork.id, "sb_1");
+    let forked = fake.last_call();
+
+    let paused = client.hibernate("sb_1").await.unwrap();
+    let error = client.delete_snapshot(&paused.id).await.unwrap_err();
+    assert_eq!(error.response().unwrap().code, ErrorResponseCode::SnapshotInUse);
+    let resumed = client.resume(&paused.id).await.unwrap();
+    assert_eq!(resumed.status, SandboxStatus::Running);
+    assert_eq!(client.sandbox_events(&resumed.id).await.unwrap().events.len(), 1);
+    client.delete_snapshot(&kept.id).await.unwrap();
+    assert_eq!(client.list_snapshots().await.unwrap(), []);
+
+    // One that waits for another is tried again, with the same key.
+    fake.life.lock().unwrap().fails = Some(ErrorResponseCode::TransitionInProgress);
+    let calls = fake.calls.lock().unwrap().len();
+    client.fork(&resumed.id).await.unwrap();
+    let calls = fake.calls.lock().unwrap().split_off(calls);
+    assert_eq!(calls.len(), 2);
+    assert!(calls[0] == calls[1] && calls[0].contains("Some(\"") && !forked.ends_with(&calls[0][20..]), "{calls:?}");
     server.end().await;
 }
 

@@ -53,8 +53,12 @@ pub(crate) struct Config {
     pub(crate) unjailed: bool,
     /// The QEMU program.
     pub(crate) qemu: PathBuf,
+    /// Further QEMU programs, under which templates resume that the first one cannot read.
+    pub(crate) older_qemu: Vec<PathBuf>,
     /// The Firecracker program.
     pub(crate) firecracker: PathBuf,
+    /// Further Firecracker programs, as `older_qemu`.
+    pub(crate) older_firecracker: Vec<PathBuf>,
     /// Firecracker's jailer.
     pub(crate) jailer: PathBuf,
     /// Registry host -> base URLs asked instead of it.
@@ -63,6 +67,8 @@ pub(crate) struct Config {
     pub(crate) plain_http_registries: Vec<String>,
     /// Registries that are asked although they are not on the internet: `127.0.0.1`, `10.0.0.0/8`, `registry.corp:5000`.
     pub(crate) private_registries: Vec<String>,
+    /// Receivers of webhooks that are sent to although they are not on the internet, as `private_registries`.
+    pub(crate) private_webhooks: Vec<String>,
     /// Docker config file whose logins serve every build that brings no credentials.
     pub(crate) docker_config: Option<PathBuf>,
     /// Where ECR logins are asked for instead of the region's own API.
@@ -92,6 +98,16 @@ pub(crate) struct Config {
     pub(crate) running_builds_per_tenant: u32,
     /// What no tag points to is kept so many seconds after its build.
     pub(crate) untagged_retention_secs: u64,
+    /// The row of an ended sandbox is removed so many seconds after its end.
+    pub(crate) sandbox_retention_secs: u64,
+    /// The rows of a failed or cancelled build, and of one whose artifact was removed, are removed so many seconds later.
+    pub(crate) build_retention_secs: u64,
+    /// An `Idempotency-Key` is free again so many seconds after its build or sandbox is over.
+    pub(crate) idempotency_retention_secs: u64,
+    /// A build's log is compressed so many seconds after its end.
+    pub(crate) build_log_compression_secs: u64,
+    /// A lifecycle event is removed so many seconds after it happened.
+    pub(crate) lifecycle_retention_secs: u64,
     /// Requests per second of one tenant, in the long run; more are refused with 429.
     pub(crate) requests_per_second: u32,
     /// Opens `/metrics` from other hosts; without it the page is for this host only.
@@ -100,6 +116,26 @@ pub(crate) struct Config {
     pub(crate) upload_mib_per_tenant: u64,
     /// Raw files of root images, from which machines run, are kept up to so many MiB together; more only while in use.
     pub(crate) rootfs_cache_mib: u64,
+    /// Image layers are kept as they were downloaded, up to so many MiB together; 0: none.
+    pub(crate) layer_cache_mib: u64,
+    /// Bucket of an S3 store that keeps everything durable; without one, the data folder does.
+    pub(crate) s3_bucket: Option<String>,
+    /// Address of the S3 store; default: Amazon S3 of the region.
+    pub(crate) s3_endpoint: Option<String>,
+    /// Put before each key in the bucket.
+    pub(crate) s3_prefix: Option<String>,
+    /// Region that requests are signed for; default: us-east-1.
+    pub(crate) s3_region: Option<String>,
+    /// Whether the bucket is in the path of URLs instead of the host's name; default: with an endpoint.
+    pub(crate) s3_path_style: Option<bool>,
+    /// Allow an `http://` endpoint on another host.
+    pub(crate) s3_allow_http: bool,
+    /// File with the key pair, as AWS tools have it; default: the variables of AWS tools.
+    pub(crate) s3_credentials_file: Option<PathBuf>,
+    /// What the data folder keeps of the S3 store as a cache, MiB: packs and uploaded files.
+    pub(crate) object_cache_mib: u64,
+    /// Time between the removal of a pack or manifest in the data folder and in the S3 store, seconds.
+    pub(crate) object_grace_secs: u64,
     /// With less than so many MiB free on the disk under `data_dir` nothing new begins; default: 512, or a sixteenth of a
     /// disk under 8 GiB.
     pub(crate) disk_reserve_mib: Option<u64>,
@@ -115,6 +151,29 @@ pub(crate) struct Config {
     pub(crate) vcpus_per_tenant: Option<u64>,
     /// Memory of one tenant's machines, builds' included, as `memory_mib` counts it.
     pub(crate) memory_mib_per_tenant: Option<u64>,
+    /// Paused sandboxes of one tenant; a pause beyond is refused with 429.
+    pub(crate) paused_sandboxes_per_tenant: u32,
+    /// Reusable snapshots of one tenant; more are refused with 429.
+    pub(crate) snapshots_per_tenant: u32,
+    /// A sandbox that finds the host full has the one paused that idles longest.
+    pub(crate) pause_when_full: bool,
+    /// Least time without use, seconds, of a sandbox that is paused for another.
+    pub(crate) pause_when_full_idle_secs: u64,
+    /// Running sandboxes are paused for so many seconds when the service stops, and run again after its start; the rest ends.
+    /// 0: all end.
+    pub(crate) stop_pause_secs: u64,
+    /// The domain under which ports of sandboxes have host names, with `:port` when clients need one.
+    pub(crate) preview_domain: Option<String>,
+    /// How clients reach that domain.
+    pub(crate) preview_scheme: PreviewScheme,
+    /// Whether `/p/{sandbox}/{port}/` leads to ports; default: without a domain.
+    pub(crate) preview_paths: Option<bool>,
+    /// Whether ports have listeners on the loopback address; default: without a domain, if the service listens there.
+    pub(crate) local_ports: Option<bool>,
+    /// Addresses and networks of the operator's proxies, whose `X-Forwarded-For` and `-Proto` are believed.
+    pub(crate) preview_proxies: Vec<String>,
+    /// Time that a server in a sandbox has for the head of its response, seconds.
+    pub(crate) preview_response_timeout_secs: u64,
     /// What one machine may read from and write to its disk, MiB in a second.
     pub(crate) disk_mib_per_second: u32,
     /// Requests of one machine to its disk in a second.
@@ -179,6 +238,16 @@ pub(crate) enum NetworkChoice {
     User,
 }
 
+/// `preview_scheme` setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PreviewScheme {
+    /// TLS, by a proxy of the operator's.
+    Https,
+    /// Without TLS.
+    Http,
+}
+
 /// `log_format` setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -207,11 +276,14 @@ impl Default for Config {
             require_kvm: false,
             unjailed: false,
             qemu: PathBuf::from("qemu-system-x86_64"),
+            older_qemu: Vec::new(),
             firecracker: PathBuf::from("firecracker"),
+            older_firecracker: Vec::new(),
             jailer: PathBuf::from("jailer"),
             registry_mirrors: BTreeMap::new(),
             plain_http_registries: Vec::new(),
             private_registries: Vec::new(),
+            private_webhooks: Vec::new(),
             docker_config: None,
             ecr_endpoint: None,
             gcp_token_url: None,
@@ -226,10 +298,25 @@ impl Default for Config {
             builds_per_tenant: 1_000,
             running_builds_per_tenant: 64,
             untagged_retention_secs: 30 * 24 * 3600,
+            sandbox_retention_secs: 30 * 24 * 3600,
+            build_retention_secs: 90 * 24 * 3600,
+            idempotency_retention_secs: 7 * 24 * 3600,
+            build_log_compression_secs: 600,
+            lifecycle_retention_secs: 30 * 24 * 3600,
             requests_per_second: 200,
             metrics_token: None,
             upload_mib_per_tenant: 10_240,
             rootfs_cache_mib: nullspace_data::DEFAULT_CACHE >> 20,
+            layer_cache_mib: nullspace_data::DEFAULT_LAYERS >> 20,
+            s3_bucket: None,
+            s3_endpoint: None,
+            s3_prefix: None,
+            s3_region: None,
+            s3_path_style: None,
+            s3_allow_http: false,
+            s3_credentials_file: None,
+            object_cache_mib: 20_480,
+            object_grace_secs: 3600,
             disk_reserve_mib: None,
             lease_secs: 30,
             memory_mib: None,
@@ -237,6 +324,17 @@ impl Default for Config {
             sandboxes_per_tenant: None,
             vcpus_per_tenant: None,
             memory_mib_per_tenant: None,
+            paused_sandboxes_per_tenant: 100,
+            snapshots_per_tenant: 200,
+            pause_when_full: false,
+            pause_when_full_idle_secs: 60,
+            stop_pause_secs: 60,
+            preview_domain: None,
+            preview_scheme: PreviewScheme::Https,
+            preview_paths: None,
+            local_ports: None,
+            preview_proxies: Vec::new(),
+            preview_response_timeout_secs: 300,
             disk_mib_per_second: DiskLimits::default().mib_per_second,
             disk_operations_per_second: DiskLimits::default().operations_per_second,
             network_connections: NetLimits::default().connections,
@@ -284,11 +382,14 @@ const KEYS: &[(&str, Kind)] = &[
     ("require_kvm", Kind::Flag),
     ("unjailed", Kind::Flag),
     ("qemu", Kind::Text),
+    ("older_qemu", Kind::List),
     ("firecracker", Kind::Text),
+    ("older_firecracker", Kind::List),
     ("jailer", Kind::Text),
     ("registry_mirrors", Kind::Map),
     ("plain_http_registries", Kind::List),
     ("private_registries", Kind::List),
+    ("private_webhooks", Kind::List),
     ("docker_config", Kind::Text),
     ("ecr_endpoint", Kind::Text),
     ("gcp_token_url", Kind::Text),
@@ -303,10 +404,25 @@ const KEYS: &[(&str, Kind)] = &[
     ("builds_per_tenant", Kind::Number),
     ("running_builds_per_tenant", Kind::Number),
     ("untagged_retention_secs", Kind::Number),
+    ("sandbox_retention_secs", Kind::Number),
+    ("build_retention_secs", Kind::Number),
+    ("idempotency_retention_secs", Kind::Number),
+    ("build_log_compression_secs", Kind::Number),
+    ("lifecycle_retention_secs", Kind::Number),
     ("requests_per_second", Kind::Number),
     ("metrics_token", Kind::Text),
     ("upload_mib_per_tenant", Kind::Number),
     ("rootfs_cache_mib", Kind::Number),
+    ("layer_cache_mib", Kind::Number),
+    ("s3_bucket", Kind::Text),
+    ("s3_endpoint", Kind::Text),
+    ("s3_prefix", Kind::Text),
+    ("s3_region", Kind::Text),
+    ("s3_path_style", Kind::Flag),
+    ("s3_allow_http", Kind::Flag),
+    ("s3_credentials_file", Kind::Text),
+    ("object_cache_mib", Kind::Number),
+    ("object_grace_secs", Kind::Number),
     ("disk_reserve_mib", Kind::Number),
     ("lease_secs", Kind::Number),
     ("memory_mib", Kind::Number),
@@ -314,6 +430,17 @@ const KEYS: &[(&str, Kind)] = &[
     ("sandboxes_per_tenant", Kind::Number),
     ("vcpus_per_tenant", Kind::Number),
     ("memory_mib_per_tenant", Kind::Number),
+    ("paused_sandboxes_per_tenant", Kind::Number),
+    ("snapshots_per_tenant", Kind::Number),
+    ("pause_when_full", Kind::Flag),
+    ("pause_when_full_idle_secs", Kind::Number),
+    ("stop_pause_secs", Kind::Number),
+    ("preview_domain", Kind::Text),
+    ("preview_scheme", Kind::Text),
+    ("preview_paths", Kind::Flag),
+    ("local_ports", Kind::Flag),
+    ("preview_proxies", Kind::List),
+    ("preview_response_timeout_secs", Kind::Number),
     ("disk_mib_per_second", Kind::Number),
     ("disk_operations_per_second", Kind::Number),
     ("network_connections", Kind::Number),

@@ -7,6 +7,7 @@ use nullspace_vmm::qemu::Qemu;
 use rustix::fs::Access;
 
 use crate::config::{Config, NetworkChoice, VmmChoice};
+use crate::objects::{self, Use};
 use crate::{buildkit, guest, vmm};
 
 /// How much a need matters.
@@ -52,8 +53,10 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         _ => finding,
     }));
     findings.push(firecracker);
+    findings.extend(older(config));
     findings.extend(network(config));
     findings.extend(buildkits(config).await);
+    findings.extend(object_store(config).await);
 
     for finding in &findings {
         let mark = match finding.verdict {
@@ -73,6 +76,21 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     }
     println!("\nthe service can run here");
     Ok(ExitCode::SUCCESS)
+}
+
+/// The object store of the settings, if there is one.
+async fn object_store(config: &Config) -> Option<Finding> {
+    const NEED: &str = "object store (s3_bucket)";
+    const CURE: &str =
+        "correct the s3_… settings, the credentials or the store: docs/object-store.md says what it must be able to do";
+    let settings = match objects::settings(config) {
+        Ok(settings) => settings?,
+        Err(error) => return Some(Finding::fails(NEED, format!("{error:#}"), CURE)),
+    };
+    Some(match objects::reach(&settings.objects, Use::Write).await {
+        Ok(()) => Finding::works(NEED, format!("{}: an object was put, read and deleted", settings.objects.location())),
+        Err(error) => Finding::fails(NEED, format!("{error:#}"), CURE),
+    })
 }
 
 /// Each BuildKit for Dockerfiles.
@@ -151,6 +169,20 @@ fn base(config: &Config) -> Finding {
         Some(path) => Finding::fails(NEED, format!("{} is not there", path.display()), "make base, or fix base_tar"),
         None => Finding::without(NEED, "none: nullspace/base is not offered", "make base"),
     }
+}
+
+/// The older programs that the settings name. The service does not start without them.
+fn older(config: &Config) -> Vec<Finding> {
+    let qemu = config.older_qemu.iter().map(|program| ("older QEMU", program));
+    let firecracker = config.older_firecracker.iter().map(|program| ("older Firecracker", program));
+    let found = |(need, program): (&'static str, &std::path::PathBuf)| match vmm::find(program) {
+        Some(path) => Finding::works(need, path.display().to_string()),
+        None => {
+            let cure = "install it, or take it out of the settings: templates that need it must then be built again";
+            Finding::fails(need, format!("{} is not there", program.display()), cure)
+        }
+    };
+    qemu.chain(firecracker).map(found).collect()
 }
 
 async fn qemu(config: &Config, dir: &Path) -> Vec<Finding> {

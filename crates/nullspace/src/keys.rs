@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use comfy_table::Table;
 use jiff::Timestamp;
-use nullspace_db::{Health, NamespaceKind, NewKey, Tenants};
+use nullspace_db::{Health, KeySpec, Keys, NamespaceKind, NewKey, Tenants};
 
 use crate::config::Config;
 use crate::serve;
@@ -22,7 +22,8 @@ pub(crate) async fn create(config: &Config, tenant: &str, label: &str) -> anyhow
     let now = Timestamp::now();
     let tenant = store.ensure_tenant(tenant, NamespaceKind::User, now).await.context("make the tenant")?;
     let key = NewKey::generate();
-    store.create_key(&tenant, label, &key, now).await.context("store the key's hash")?;
+    let spec = KeySpec { label: Some(label.to_owned()), ..KeySpec::default() };
+    store.create_key(tenant.id, &key, spec, None, now).await.context("store the key's hash")?;
     store.close().await;
     eprintln!("Key of tenant {} (namespace {}); it is not shown again:", tenant.name, tenant.namespace.slug);
     println!("{}", key.expose());
@@ -32,12 +33,19 @@ pub(crate) async fn create(config: &Config, tenant: &str, label: &str) -> anyhow
 pub(crate) async fn list(config: &Config) -> anyhow::Result<ExitCode> {
     let store = serve::open_existing_database(config).await?;
     let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(["ID", "TENANT", "KEY", "LABEL", "CREATED", "STATE"]);
+    table
+        .load_style(comfy_table::presets::NOTHING)
+        .set_header(["ID", "TENANT", "KEY", "LABEL", "SCOPE", "CREATED", "STATE"]);
+    let now = Timestamp::now();
     for tenant in store.list_tenants().await.context("list tenants")? {
-        for key in store.list_keys(&tenant).await.context("list keys")? {
-            let state = if key.revoked_at.is_some() { "revoked" } else { "active" };
-            let created = key.created_at.to_string();
-            table.add_row([&key.id.to_string(), &tenant.name, &format!("{}…", key.shown), &key.label, &created, state]);
+        for key in store.list_keys(tenant.id).await.context("list keys")? {
+            let state = match key.revoked_at {
+                Some(_) => "revoked",
+                None if key.is_active(now) => "active",
+                None => "expired",
+            };
+            let (id, shown, created) = (key.id.to_string(), format!("{}…", key.shown), key.created_at.to_string());
+            table.add_row([&id, &tenant.name, &shown, &key.label, key.scope.as_str(), &created, state]);
         }
     }
     store.close().await;
@@ -48,7 +56,7 @@ pub(crate) async fn list(config: &Config) -> anyhow::Result<ExitCode> {
 pub(crate) async fn revoke(config: &Config, id: &str) -> anyhow::Result<ExitCode> {
     let id = id.parse().with_context(|| format!("'{id}' is not a key's id; `nullspace keys list` shows them"))?;
     let store = serve::open_existing_database(config).await?;
-    store.revoke_key(id, Timestamp::now()).await.context("revoke the key")?;
+    store.revoke_key(None, id, Timestamp::now()).await.context("revoke the key")?;
     store.close().await;
     eprintln!("Key {id} opens nothing from now on.");
     Ok(ExitCode::SUCCESS)

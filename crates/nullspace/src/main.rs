@@ -6,17 +6,25 @@
 //!   keys     writes a key's hash into the store
 //!   store    says what the data folder holds, checks it, removes what is unused
 //!   doctor   says what this host lacks and what cures it
-//!   template, sandbox    talk to a running service over HTTP, as any client does
+//!   template, sandbox, snapshot    talk to a running service over HTTP, as any client does
 //! ```
 
 mod buildkit;
 mod config;
 mod doctor;
+mod growth;
 mod guest;
+mod identity;
 mod keys;
+mod object_identity;
+mod objects;
+mod ports;
 mod remote;
 mod sandbox;
+mod segments;
 mod serve;
+mod shell;
+mod snapshot;
 mod store;
 mod survey;
 mod template;
@@ -46,7 +54,7 @@ enum Command {
     /// Make and list API keys (the service may be running).
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Inspect, verify and collect the root images in the data folder.
+    /// Inspect, verify and collect the stored data in the data folder and its object store.
     #[command(subcommand)]
     Store(StoreCommand),
     /// Check this host: what works, what does not, and how to fix it.
@@ -57,6 +65,9 @@ enum Command {
     /// Create and use sandboxes on a running service.
     #[command(subcommand)]
     Sandbox(sandbox::Command),
+    /// List and delete snapshots of sandboxes on a running service.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
 }
 
 #[derive(Debug, Subcommand)]
@@ -98,12 +109,20 @@ enum StoreCommand {
         #[command(flatten)]
         settings: Settings,
     },
-    /// Show data that is lost for good. With --yes, give it up: templates that need it become unusable, and files that
-    /// belong to another database are removed. Stop the service before this command.
-    AcceptLoss {
-        /// Give the lost data up instead of only listing it.
+    /// List data that is lost, files of another database, and store ids that differ. With --yes, give lost data up (templates
+    /// that need it become unusable), remove the other database's files, and make the ids one. Stop the service before this
+    /// command.
+    #[command(alias = "accept-loss")]
+    Repair {
+        /// Make the changes instead of only listing them.
         #[arg(long)]
         yes: bool,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Bring everything that only the object store has into the data folder, so that the service can do without it. Stop the service
+    /// before this command.
+    Fetch {
         #[command(flatten)]
         settings: Settings,
     },
@@ -193,13 +212,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             match command {
                 StoreCommand::Stats { settings } => store::stats(&settings.load()?).await,
                 StoreCommand::Gc { settings } => store::gc(&settings.load()?).await,
-                StoreCommand::AcceptLoss { yes, settings } => store::accept_loss(&settings.load()?, yes).await,
+                StoreCommand::Repair { yes, settings } => store::repair(&settings.load()?, yes).await,
+                StoreCommand::Fetch { settings } => store::fetch(&settings.load()?).await,
                 StoreCommand::Verify { settings } => store::verify(&settings.load()?).await,
             }
         }),
         Command::Doctor(settings) => runtime.block_on(doctor::run(&settings.load()?)),
         Command::Template(command) => runtime.block_on(template::run(command)),
         Command::Sandbox(command) => runtime.block_on(sandbox::run(command)),
+        Command::Snapshot(command) => runtime.block_on(snapshot::run(command)),
     }
 }
 

@@ -1,14 +1,16 @@
 //! The whole service, wired.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use nullspace_control::{Control, ControlConfig};
-use nullspace_data::ArtifactStore;
+use jiff::Timestamp;
+use nullspace_control::{Control, ControlConfig, LifeSettings, PreviewSettings, Retention, SealKey, WebhookSender};
+use nullspace_data::{ArtifactStore, ObjectSettings, OpenSettings};
 use nullspace_db::{Database, QueueLimits, SqliteStore};
 use nullspace_host::{HostConfig, LocalHost, TenantQuota};
 use nullspace_host_interface::Capacity;
@@ -18,21 +20,27 @@ use nullspace_vmm::Vmm;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, PreviewScheme};
+use crate::objects::{self, Use};
+use crate::segments::{self, StoredSegments};
 use crate::survey::survey;
-use crate::{buildkit, guest, vmm};
+use crate::{buildkit, guest, identity, object_identity, ports, vmm};
 
+/// Time that calls of the object store have to end after a signal, when the sandboxes are paused.
+const STORE_ENDING: Duration = Duration::from_secs(15);
 /// File name of the database in the data folder.
 const DATABASE: &str = "nullspace.db";
 
 pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     // Before there is anything that an orderly end has to remove; the start is finished before a signal is obeyed.
     let signals = Signals::install()?;
-    let files = open_files(&config)?;
-    let database: Arc<dyn Database> = Arc::new(open_database(&config).await?);
+    let files = open_files(&config).await?;
+    let segments = StoredSegments::new(files.logs());
+    let database: Arc<dyn Database> = Arc::new(open_database_with(&config, Some(segments)).await?);
     let machines = vmm::choose(&config).await?;
     let server_config = server_config(&config, machines.as_ref());
     let registry = registry(&config)?;
+    let webhooks = webhooks(&config)?;
     let buildkits = buildkit::all(&config)?;
     for kit in &buildkits {
         tracing::info!("Dockerfiles are built by BuildKit at {}: their steps run as its containers", kit.endpoint());
@@ -49,18 +57,25 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
             Some(bound.with_context(|| format!("listen on {address} (admin_listen)"))?)
         }
     };
-    let host = files.host(&hostname()).context("read whose data folder this is")?;
     belong_together(&files, database.as_ref()).await?;
+    let host = files.host(&hostname()).context("read whose data folder this is")?;
+    let (logs, store) = (files.logs(), files.clone());
+    let seal = seal_key(&files)?;
     let machines = LocalHost::new(host_config(&config, &host)?, files, machines, registry, buildkits);
-    let control = Control::new(control_config(&config, host), database, Arc::new(machines));
+    let address = listener.local_addr().context("read the address listened on")?;
+    let settings = control_config(&config, host, seal, webhooks, previews(&config, address));
+    let control = Control::new(settings, Arc::clone(&database), Arc::new(machines));
     control.start().await.context("start the service")?;
 
-    let address = listener.local_addr().context("read the address listened on")?;
     tracing::info!("listening on http://{address}");
     let stop = CancellationToken::new();
+    let uploading = tokio::spawn(objects::upload_missing(store.clone(), stop.clone()));
+    let sweeping = tokio::spawn(segments::sweep_daily(logs, database, stop.clone()));
     let routers = nullspace_server::routers(Arc::new(control.clone()), server_config);
     let limits = connection_limits(&config);
-    let serving = nullspace_server::serve_with_limits(listener, routers.api, limits, stop.clone().cancelled_owned());
+    let edge = Some(ports::edge(&config, &control, address, &stop)?);
+    let stopped = stop.clone().cancelled_owned();
+    let serving = nullspace_server::serve_with_edge(listener, routers.api, edge, limits, stopped);
     let server = tokio::spawn(serving);
     let operators = match operators_listener {
         None => None,
@@ -74,9 +89,21 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     };
 
     signals.arrived().await;
-    tracing::info!("stopping: running builds go back to the queue, sandboxes end");
+    tracing::info!("stopping: running builds go back to the queue, sandboxes are paused until the next start");
     stop.cancel();
+    control.pause_sandboxes().await;
+    let ending = tokio::spawn({
+        let store = store.clone();
+        async move {
+            tokio::time::sleep(STORE_ENDING).await;
+            store.stop_objects();
+        }
+    });
     control.stop().await;
+    uploading.await.context("join the upload to the object store")?;
+    ending.abort();
+    store.stop_objects();
+    sweeping.await.context("join the sweep of logs")?;
     server.await.context("join the server")?.context("serve HTTP")?;
     if let Some(operators) = operators {
         operators.await.context("join the operators' server")?.context("serve operators")?;
@@ -109,13 +136,18 @@ impl Signals {
 
 /// Opens the database of the data folder, made and migrated if needed. None is made beside files that belonged to another.
 pub(crate) async fn open_database(config: &Config) -> anyhow::Result<SqliteStore> {
+    open_database_with(config, None).await
+}
+
+/// Opens the database as [`open_database`] does. Without the place of log segments, it cannot read logs that are compressed.
+async fn open_database_with(config: &Config, segments: Option<Arc<StoredSegments>>) -> anyhow::Result<SqliteStore> {
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("make the data folder {}", config.data_dir.display()))?;
     let path = config.data_dir.join(DATABASE);
     // One that is empty was made by something that died at once, or is what a failed copy left.
     let is_there = std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > 0);
     if !is_there {
-        let stored = nullspace_data::stored_without_database(&config.data_dir).context("look at the data folder")?;
+        let stored = stored(config)?;
         if !stored.is_empty() {
             bail!(
                 "the database {} is missing, and the files that it names are there: {}. Nothing was changed. Restore the \
@@ -125,24 +157,53 @@ pub(crate) async fn open_database(config: &Config) -> anyhow::Result<SqliteStore
             );
         }
     }
-    SqliteStore::open(&path).await.with_context(|| format!("open the database {}", path.display()))
+    let opened = match segments {
+        None => SqliteStore::open(&path).await,
+        Some(segments) => SqliteStore::open_with(&path, segments).await,
+    };
+    opened.with_context(|| format!("open the database {}", path.display()))
+}
+
+/// What shows that the data folder belongs to a database: stored files, and the id of a store whose database has it too.
+fn stored(config: &Config) -> anyhow::Result<Vec<String>> {
+    let context = "look at the data folder";
+    let mut stored = nullspace_data::stored_without_database(&config.data_dir).context(context)?;
+    // Volumes of the data folder may not be mounted: then the id is all that is left to see.
+    if let Some(mark) = nullspace_data::store_mark(&config.data_dir).context(context)?.filter(|mark| mark.settled) {
+        stored.push(format!("store ({})", mark.id));
+    }
+    Ok(stored)
 }
 
 /// Opens the database of a data folder that a service has used; makes nothing.
 pub(crate) async fn open_existing_database(config: &Config) -> anyhow::Result<SqliteStore> {
     let path = config.data_dir.join(DATABASE);
     // A database that is missing beside its files has an error of its own.
-    let stored = nullspace_data::stored_without_database(&config.data_dir).context("look at the data folder")?;
-    if !path.is_file() && stored.is_empty() {
+    if !path.is_file() && stored(config)?.is_empty() {
         bail!("there is no data folder of a service at {}: give --data-dir", config.data_dir.display());
     }
     open_database(config).await
 }
 
-/// Opens the data folder, which no other process may have.
-pub(crate) fn open_files(config: &Config) -> anyhow::Result<ArtifactStore> {
-    let cache = config.rootfs_cache_mib.saturating_mul(1 << 20);
-    ArtifactStore::open_with(&config.data_dir, cache).context("open the data folder")
+/// Opens the data folder, which no other process may have, with the object store of the settings, which must answer.
+pub(crate) async fn open_files(config: &Config) -> anyhow::Result<ArtifactStore> {
+    open_files_with(config, objects::settings(config)?).await
+}
+
+/// Opens the data folder as [`open_files`] does, with these settings of its object store.
+pub(crate) async fn open_files_with(config: &Config, objects: Option<ObjectSettings>) -> anyhow::Result<ArtifactStore> {
+    if let Some(settings) = &objects {
+        objects::reach(&settings.objects, Use::Write).await?;
+        tracing::info!("packs, uploaded files and logs are kept in {}", settings.objects.location());
+    }
+    let settings = OpenSettings { cache_bytes: config.rootfs_cache_mib.saturating_mul(1 << 20), objects };
+    let data_dir = config.data_dir.clone();
+    let opened = tokio::task::spawn_blocking(move || ArtifactStore::open_with(&data_dir, settings)).await;
+    let files = opened.context("join the opening of the data folder")?.context("open the data folder")?;
+    files
+        .set_image_layer_limit(config.layer_cache_mib.saturating_mul(1 << 20))
+        .context("limit the cached image layers")?;
+    Ok(files)
 }
 
 fn server_config(config: &Config, machines: &dyn Vmm) -> ServerConfig {
@@ -209,19 +270,59 @@ async fn belong_together(files: &ArtifactStore, database: &dyn Database) -> anyh
     if let Some(refusal) = found.refusal() {
         bail!("{refusal}");
     }
-    if !found.is_clean() {
+    if found.is_clean() {
+        identity::settle(files, database, &found.identity, &found.objects, Timestamp::now()).await?;
+    } else {
+        object_identity::attach(files, &found.objects)?;
         let (lost, blobs) = (&found.lost, &found.lost_blobs);
         tracing::error!(
             ?lost,
             ?blobs,
             "files of the store are missing: what needs them fails until they are back, or until `nullspace store \
-             accept-loss` gives them up"
+             repair` gives them up"
         );
     }
     Ok(())
 }
 
-fn control_config(config: &Config, host: String) -> ControlConfig {
+/// The keys that seal secrets in the database, from the data folder; made there if there are none.
+fn seal_key(files: &ArtifactStore) -> anyhow::Result<SealKey> {
+    let text = match files.seal_key().context("read seal.key")? {
+        Some(text) => text,
+        None => {
+            let text = SealKey::generate().context("make a seal key")?;
+            files.put_seal_key(&text).context("store seal.key")?;
+            tracing::info!(
+                "made seal.key in the data folder: variables of sandboxes are encrypted with it; keep a copy of it"
+            );
+            text
+        }
+    };
+    SealKey::parse(&text).context("seal.key of the data folder")
+}
+
+/// Where ports of sandboxes are reached. `address` is what the service listens on.
+fn previews(config: &Config, address: SocketAddr) -> PreviewSettings {
+    // Every address of this host: the one that clients on it reach.
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    PreviewSettings {
+        domain: config.preview_domain.clone(),
+        tls: config.preview_scheme == PreviewScheme::Https,
+        address: SocketAddr::new(ip, address.port()).to_string(),
+    }
+}
+
+fn control_config(
+    config: &Config,
+    host: String,
+    seal: SealKey,
+    webhooks: WebhookSender,
+    previews: PreviewSettings,
+) -> ControlConfig {
     ControlConfig {
         host,
         build_concurrency: config.build_concurrency,
@@ -231,7 +332,28 @@ fn control_config(config: &Config, host: String) -> ControlConfig {
         queue: QueueLimits { per_tenant: config.builds_per_tenant, total: 10_000 },
         running_per_tenant: config.running_builds_per_tenant,
         untagged_retention: Duration::from_secs(config.untagged_retention_secs),
+        retention: retention(config),
         blob_bytes_per_tenant: config.upload_mib_per_tenant.saturating_mul(1 << 20),
+        life: LifeSettings {
+            stop_pause: Duration::from_secs(config.stop_pause_secs),
+            paused_per_tenant: config.paused_sandboxes_per_tenant,
+            snapshots_per_tenant: config.snapshots_per_tenant,
+            pause_when_full: config.pause_when_full.then(|| Duration::from_secs(config.pause_when_full_idle_secs)),
+        },
+        previews,
+        seal,
+        webhooks,
+    }
+}
+
+/// Times for which rows of the database are kept after they are over.
+pub(crate) fn retention(config: &Config) -> Retention {
+    Retention {
+        sandboxes: Duration::from_secs(config.sandbox_retention_secs),
+        builds: Duration::from_secs(config.build_retention_secs),
+        idempotency_keys: Duration::from_secs(config.idempotency_retention_secs),
+        plain_logs: Duration::from_secs(config.build_log_compression_secs),
+        events: Duration::from_secs(config.lifecycle_retention_secs),
     }
 }
 
@@ -265,9 +387,15 @@ fn capacity(config: &Config) -> anyhow::Result<Capacity> {
     Ok(Capacity { memory_mib, vcpus: config.vcpus.unwrap_or(16 * cpus) })
 }
 
-fn extra_ca(config: &Config) -> anyhow::Result<Option<Vec<u8>>> {
+pub(crate) fn extra_ca(config: &Config) -> anyhow::Result<Option<Vec<u8>>> {
     let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("read extra_ca_file {}", path.display()));
     config.extra_ca_file.as_ref().map(read).transpose()
+}
+
+/// The HTTP clients that deliver lifecycle events.
+fn webhooks(config: &Config) -> anyhow::Result<WebhookSender> {
+    let listed = config.private_webhooks.iter().map(|text| text.parse().context("private_webhooks"));
+    Ok(WebhookSender::new(listed.collect::<anyhow::Result<_>>()?, extra_ca(config)?.as_deref())?)
 }
 
 fn registry(config: &Config) -> anyhow::Result<Registry> {
@@ -303,4 +431,34 @@ fn docker_config(path: &Path) -> anyhow::Result<DockerConfig> {
         tracing::warn!(%registries, "docker_config has no plain login for these: credential helpers are not run");
     }
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use nullspace_data::StoreMark;
+    use nullspace_db::Health as _;
+    use nullspace_types::StoreId;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_database_is_made_in_a_folder_whose_id_another_one_has() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+        let files = open_files(&config).await.unwrap();
+        let id = StoreId::new();
+        // All volumes of the folder are unmounted: only its id is left.
+        files.put_store_mark(StoreMark { id, settled: true }).unwrap();
+        for error in [open_database(&config).await.unwrap_err(), open_existing_database(&config).await.unwrap_err()] {
+            let said = format!("{error:#}");
+            assert!(said.contains("is missing") && said.contains(&format!("store ({id})")), "{said}");
+        }
+        assert!(!dir.path().join(DATABASE).exists());
+        // A first start that was interrupted before its database was made.
+        files.put_store_mark(StoreMark { id, settled: false }).unwrap();
+        let database = open_database(&config).await.unwrap();
+        let survey = survey(&files, &database).await.unwrap();
+        assert_eq!((survey.refusal(), survey.identity), (None, identity::Identity::Unsettled(Some(id))));
+        database.close().await;
+    }
 }

@@ -1,13 +1,14 @@
 //! Whether database and folders belong together, before anything is removed from either.
 //!
 //! ```text
+//!   their store ids differ                         differ    a folder or a database in another's place (see `identity`)
 //!   the database names it, the disk has it not   lost      a volume that is not mounted, or really gone
 //!   the disk has it, no build ever was to make it  foreign   the database is another one, or an older copy
 //!   the disk has it, a build was to make it        left over by a crash: the sweep removes it
 //! ```
-//! What cannot be seen may come back. So a service does not start when everything of one kind is lost or anything is
-//! foreign, forgets nothing by itself, and removes nothing of a database that it cannot see. `nullspace store accept-loss`
-//! is how an operator says that something will not come back.
+//! What cannot be seen may come back. So a service does not start when the ids differ, when everything of one kind is lost or
+//! anything is foreign. It forgets nothing by itself, and removes nothing of a database that it cannot see. With
+//! `nullspace store repair` an operator says that something will not come back.
 
 use std::collections::BTreeSet;
 
@@ -15,6 +16,9 @@ use anyhow::Context;
 use nullspace_data::{ArtifactStore, Inventory, artifact_of};
 use nullspace_db::Database;
 use nullspace_types::{ArtifactId, Blob, KnownFiles, TenantId};
+
+use crate::identity::{self, Identity};
+use crate::object_identity::{self, ObjectIdentity};
 
 /// The database's half of the comparison.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +33,10 @@ struct Named {
 /// What database and folders say of each other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Survey {
+    /// What their store ids say.
+    pub(crate) identity: Identity,
+    /// What the object store's id says.
+    pub(crate) objects: ObjectIdentity,
     /// Named by the database, and not there.
     pub(crate) lost: KnownFiles,
     /// The same, of uploaded files.
@@ -42,7 +50,8 @@ pub(crate) struct Survey {
 impl Survey {
     /// Why the service must not start; `None` when it may.
     pub(crate) fn refusal(&self) -> Option<String> {
-        let mut faults = self.all_lost.clone();
+        let ids = self.identity.fault().into_iter().chain(self.objects.fault()).chain(self.stranded());
+        let mut faults: Vec<String> = ids.chain(self.all_lost.iter().cloned()).collect();
         if let Some(first) = self.foreign.first() {
             faults.push(format!(
                 "{} folders or files (the first is {first}) were made with another database than this one, or with a newer \
@@ -53,15 +62,38 @@ impl Survey {
         (!faults.is_empty()).then(|| {
             format!(
                 "{}. Nothing was changed. Mount or restore what is missing and start again; or, to go on without it, see \
-                 `nullspace store accept-loss`",
+                 `nullspace store repair`, which lists before it changes anything",
                 faults.join("; ")
             )
         })
     }
 
-    /// Whether nothing at all is lost or foreign.
+    /// The sentence on lost files while the object store changes: what is missing is then in the other place.
+    fn stranded(&self) -> Option<String> {
+        let lost = self.lost.artifacts.len() + self.lost.rootfs.len() + self.lost_blobs.len();
+        match &self.objects {
+            ObjectIdentity::Detached(location) if lost > 0 => Some(format!(
+                "{lost} of the snapshots, root images and uploaded files that the database names are only in the object store in \
+                 which this data folder has kept them ({location}), and s3_bucket is not set: set the s3_… settings again, or \
+                 bring everything into the data folder with them and `nullspace store fetch`"
+            )),
+            ObjectIdentity::New(location) if lost > 0 => Some(format!(
+                "{lost} of the snapshots, root images and uploaded files that the database names are missing, and the object store \
+                 ({location}) is new and has none of them: is s3_prefix the right one?"
+            )),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing at all is lost or foreign, and all are one store or may become one.
     pub(crate) fn is_clean(&self) -> bool {
-        *self == Survey::default()
+        let Survey { identity, objects, lost, lost_blobs, foreign, all_lost } = self;
+        identity.fault().is_none()
+            && objects.fault().is_none()
+            && *lost == KnownFiles::default()
+            && lost_blobs.is_empty()
+            && foreign.is_empty()
+            && all_lost.is_empty()
     }
 }
 
@@ -76,15 +108,27 @@ pub(crate) async fn survey(files: &ArtifactStore, database: &dyn Database) -> an
         tenants: database.list_tenants().await.context("list tenants")?.into_iter().map(|tenant| tenant.id).collect(),
         allotted: BTreeSet::new(),
     };
-    let there = files.inventory().await.context("look at the data folder")?;
-    let unnamed = there.artifacts.difference(&named.files.artifacts).filter_map(|name| artifact_of(name)).collect();
+    let identity = identity::look(files, database).await?;
+    let objects = object_identity::look(files, identity.id()).await?;
+    let mut there = files.inventory().await.context("look at the data folder")?;
+    if let ObjectIdentity::Detached(_) = objects {
+        // The folder has all manifests, and perhaps not the packs.
+        let incomplete = files.incomplete_images(&named.files).await.context("look for the chunks of all images")?;
+        for id in incomplete {
+            there.manifests.remove(&id);
+        }
+    }
+    let unnamed = there.artifacts.iter().filter(|name| !named.files.artifacts.contains_key(*name));
+    let unnamed = unnamed.filter_map(|name| artifact_of(name)).collect();
     named.allotted = database.allotted(&unnamed).await.context("ask which builds made them")?;
-    Ok(compare(&there, &named))
+    let location = files.objects().map(|objects| objects.location().to_owned());
+    Ok(Survey { identity, objects, ..compare(&there, &named, location.as_deref()) })
 }
 
-fn compare(there: &Inventory, named: &Named) -> Survey {
+/// `location` is the object store's.
+fn compare(there: &Inventory, named: &Named, location: Option<&str>) -> Survey {
     let mut survey = Survey::default();
-    for name in there.artifacts.difference(&named.files.artifacts) {
+    for name in there.artifacts.iter().filter(|name| !named.files.artifacts.contains_key(*name)) {
         if artifact_of(name).is_some_and(|id| !named.allotted.contains(&id)) {
             survey.foreign.insert(format!("{}/{name}", Inventory::ARTIFACTS));
         }
@@ -94,20 +138,24 @@ fn compare(there: &Inventory, named: &Named) -> Survey {
             survey.foreign.insert(format!("{}/{folder}", Inventory::BLOBS));
         }
     }
-    survey.lost.artifacts = named.files.artifacts.difference(&there.artifacts).cloned().collect();
+    let lost = named.files.artifacts.iter().filter(|(name, streams)| !there.has_artifact(name, streams.as_ref()));
+    survey.lost.artifacts = lost.map(|(name, streams)| (name.clone(), streams.clone())).collect();
     let lost = named.files.rootfs.iter().filter(|(file, manifest)| !there.has_rootfs(file, manifest.as_deref()));
     survey.lost.rootfs = lost.map(|(file, manifest)| (file.clone(), manifest.clone())).collect();
     survey.lost_blobs = named.blobs.iter().filter(|blob| !there.has_blob(blob)).cloned().collect();
 
+    let of_chunks = named.files.artifacts.values().any(Option::is_some);
+    let snapshots = if of_chunks { Inventory::CHUNKS } else { Inventory::ARTIFACTS };
     let mut say = |what: &str, folder: &str, named: usize, lost: usize| {
         if named > 0 && named == lost {
             let folder = there.root.join(folder);
+            let store = location.map(|location| format!(" or the object store ({location})")).unwrap_or_default();
             survey
                 .all_lost
-                .push(format!("the database names {named} {what}, and none of them is in {}", folder.display()));
+                .push(format!("the database names {named} {what}, and none of them is in {}{store}", folder.display()));
         }
     };
-    say("snapshots", Inventory::ARTIFACTS, named.files.artifacts.len(), survey.lost.artifacts.len());
+    say("snapshots", snapshots, named.files.artifacts.len(), survey.lost.artifacts.len());
     say("root images", Inventory::CHUNKS, named.files.rootfs.len(), survey.lost.rootfs.len());
     say("uploaded files", Inventory::BLOBS, named.blobs.len(), survey.lost_blobs.len());
     survey
@@ -128,7 +176,7 @@ mod tests {
         let mut named = Named::default();
         let folder = format!("{}.{}", ArtifactId::new(), "a".repeat(32));
         fs::create_dir(files.root().join("artifacts").join(&folder)).unwrap();
-        named.files.artifacts.insert(folder);
+        named.files.artifacts.insert(folder, None);
         let file = format!("{}.ext4", "b".repeat(32));
         fs::write(files.root().join("rootfs").join(&file), "image").unwrap();
         named.files.rootfs.insert(file, None);
@@ -142,7 +190,7 @@ mod tests {
     }
 
     async fn compared(files: &ArtifactStore, named: &Named) -> Survey {
-        compare(&files.inventory().await.unwrap(), named)
+        compare(&files.inventory().await.unwrap(), named, None)
     }
 
     /// Every name under the folder.
@@ -173,11 +221,28 @@ mod tests {
             fs::create_dir(&mounted).unwrap();
             let refusal = compared(&files, &named).await.refusal().unwrap();
             assert!(refusal.contains(&format!("the database names {what}, and none of them is in")), "{refusal}");
-            assert!(refusal.contains("accept-loss"), "{refusal}");
+            assert!(refusal.contains("store repair"), "{refusal}");
             fs::remove_dir(&mounted).unwrap();
             fs::rename(&elsewhere, &mounted).unwrap();
             assert!(compared(&files, &named).await.is_clean(), "mounted again, all is well");
         }
+    }
+
+    #[test]
+    fn what_is_lost_while_the_object_store_changes_is_in_the_other_place() {
+        let lost = KnownFiles { artifacts: [("folder".to_owned(), None)].into(), ..KnownFiles::default() };
+        for (objects, named) in [
+            (ObjectIdentity::Detached("S3 bucket a".to_owned()), "store fetch"),
+            (ObjectIdentity::New("S3 bucket a".to_owned()), "s3_prefix"),
+        ] {
+            let nothing = Survey { objects: objects.clone(), ..Survey::default() };
+            assert_eq!((nothing.refusal(), nothing.is_clean()), (None, true), "{objects:?}");
+            let refusal = Survey { lost: lost.clone(), ..nothing }.refusal().unwrap();
+            assert!(refusal.contains("1 of the snapshots") && refusal.contains("S3 bucket a"), "{refusal}");
+            assert!(refusal.contains(named), "{refusal}");
+        }
+        let one = Survey { lost, objects: ObjectIdentity::One, ..Survey::default() };
+        assert_eq!((one.refusal(), one.is_clean()), (None, false), "a start does not wait for one that is lost");
     }
 
     #[tokio::test]
@@ -186,10 +251,10 @@ mod tests {
         let files = ArtifactStore::open(dir.path()).unwrap();
         let mut named = stored(&files);
         let lost = format!("{}.{}", ArtifactId::new(), "c".repeat(32));
-        named.files.artifacts.insert(lost.clone());
+        named.files.artifacts.insert(lost.clone(), None);
         let found = compared(&files, &named).await;
         assert_eq!(found.refusal(), None);
-        assert_eq!(found.lost, KnownFiles { artifacts: [lost].into(), ..KnownFiles::default() });
+        assert_eq!(found.lost, KnownFiles { artifacts: [(lost, None)].into(), ..KnownFiles::default() });
         assert!(found.lost_blobs.is_empty() && !found.is_clean());
     }
 
@@ -210,7 +275,7 @@ mod tests {
         let before = all(dir.path());
         let found = compared(&files, &Named::default()).await;
         assert_eq!(found.lost, KnownFiles::default());
-        let folder = named.files.artifacts.first().unwrap();
+        let (folder, _) = named.files.artifacts.first_key_value().unwrap();
         let tenant = named.tenants.first().unwrap();
         assert_eq!(found.foreign, [format!("artifacts/{folder}"), format!("blobs/{tenant}")].into());
         let refusal = found.refusal().unwrap();

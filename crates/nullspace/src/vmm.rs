@@ -5,6 +5,7 @@
 //!  vmm = firecracker   Firecracker, or an error
 //!  vmm = auto          Firecracker when its program is here, its jailer can be used, and a guest boots with it; else QEMU
 //! ```
+//! Beside it stand the older programs that the settings name, for templates that only those can resume.
 //! `require_kvm` refuses what would run guests in software, `accel = kvm` a KVM in which no guest boots.
 
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use anyhow::{Context, bail};
 use nullspace_vmm::firecracker::{Firecracker, FirecrackerConfig};
 use nullspace_vmm::net::{NetConfig, NetLimits, NetPool, parse_network};
 use nullspace_vmm::qemu::{Accelerator, Qemu, QemuConfig};
-use nullspace_vmm::{DiskLimits, Vmm};
+use nullspace_vmm::{DiskLimits, SideBySide, Vmm};
 
 use crate::config::{AccelChoice, Config, NetworkChoice, VmmChoice};
 use crate::guest;
@@ -23,6 +24,9 @@ use crate::guest;
 /// A guest that takes longer to boot counts as one that never will. Real hardware takes a tenth of a second, an emulated
 /// one several.
 const TRY: Duration = Duration::from_secs(20);
+
+/// Memory of templates that each older QEMU keeps while no machine uses it, bytes: a quarter of the first one's.
+const OLDER_TEMPLATE_MEMORY: u64 = 1 << 30;
 
 /// Sets up the driver that the settings ask for.
 pub(crate) async fn choose(config: &Config) -> anyhow::Result<Arc<dyn Vmm>> {
@@ -33,22 +37,16 @@ pub(crate) async fn choose(config: &Config) -> anyhow::Result<Arc<dyn Vmm>> {
     }
     let network = network(config).await?.map(Arc::new);
     let vmm: Arc<dyn Vmm> = match config.vmm {
-        VmmChoice::Qemu => Arc::new(qemu(config, &dir, network).await?),
-        VmmChoice::Firecracker => Arc::new(firecracker(config, &dir, network).await?),
+        VmmChoice::Qemu => Arc::new(qemu(config, &dir, network.clone()).await?),
+        VmmChoice::Firecracker => Arc::new(firecracker(config, &dir, network.clone()).await?),
         VmmChoice::Auto => match working_firecracker(config, &dir, network.clone()).await {
             Some(firecracker) => Arc::new(firecracker),
-            None => Arc::new(qemu(config, &dir, network).await?),
+            None => Arc::new(qemu(config, &dir, network.clone()).await?),
         },
     };
-    let what = vmm.compatibility();
-    tracing::info!(
-        vmm = ?what.vmm,
-        version = what.vmm_version,
-        accelerator = what.accelerator,
-        walls = vmm.walls(),
-        "machines run under"
-    );
-    if what.accelerator != "kvm" {
+    say(vmm.as_ref(), "machines run under");
+    let older = older(config, &dir, vmm.as_ref(), network).await?;
+    if vmm.compatibility().is_emulated() || older.iter().any(|older| older.compatibility().is_emulated()) {
         if config.require_kvm {
             bail!(
                 "require_kvm is set, and guests would run in software: no guest boots in this host's KVM; `nullspace \
@@ -57,7 +55,54 @@ pub(crate) async fn choose(config: &Config) -> anyhow::Result<Arc<dyn Vmm>> {
         }
         tracing::warn!("guests run in software emulation: slow, and not built as a wall; require_kvm refuses that");
     }
-    Ok(vmm)
+    Ok(if older.is_empty() { vmm } else { Arc::new(SideBySide::new(vmm, older)) })
+}
+
+fn say(vmm: &dyn Vmm, message: &str) {
+    let what = vmm.compatibility();
+    tracing::info!(
+        vmm = ?what.vmm,
+        version = what.vmm_version,
+        accelerator = what.accelerator,
+        walls = vmm.walls(),
+        "{message}"
+    );
+}
+
+/// Drivers of the older programs that the settings name. One that cannot be used is an error: what
+/// depends on it could not resume.
+async fn older(
+    config: &Config,
+    dir: &Path,
+    first: &dyn Vmm,
+    network: Option<Arc<NetPool>>,
+) -> anyhow::Result<Vec<Arc<dyn Vmm>>> {
+    let mut older: Vec<Arc<dyn Vmm>> = Vec::new();
+    for program in &config.older_firecracker {
+        let config = Config { firecracker: program.clone(), ..config.clone() };
+        let vmm = firecracker(&config, dir, network.clone()).await;
+        older.push(Arc::new(vmm.with_context(|| format!("older_firecracker: {}", program.display()))?));
+    }
+    for program in &config.older_qemu {
+        let settings = QemuConfig {
+            binary: program.clone(),
+            network: network.clone(),
+            template_memory_bytes: OLDER_TEMPLATE_MEMORY,
+            // The verdict on KVM that is kept is the first QEMU's.
+            cache_dir: None,
+            ..qemu_config(config, dir)
+        };
+        let settings = match first.compatibility().is_emulated() {
+            true => QemuConfig { accelerator: Some(Accelerator::Tcg), ..settings },
+            false => settings,
+        };
+        let vmm = Qemu::new(settings).await;
+        older.push(Arc::new(vmm.with_context(|| format!("older_qemu: {}", program.display()))?));
+    }
+    for vmm in &older {
+        say(vmm.as_ref(), "older templates resume under");
+    }
+    Ok(older)
 }
 
 fn disk_limits(config: &Config) -> DiskLimits {

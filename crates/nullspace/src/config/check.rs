@@ -12,6 +12,8 @@ use super::{AccelChoice, Config, VmmChoice};
 
 /// Largest amount of MiB: a pebibyte.
 const MAX_MIB: u64 = 1 << 30;
+/// Most older programs of a kind: each is set up, and may keep memory of its templates.
+const MAX_OLDER: usize = 8;
 /// Ranges without public addresses: private (RFC 1918), shared (RFC 6598), for benchmarks (RFC 2544).
 const PRIVATE: [Ipv4Net; 5] = [
     Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -34,6 +36,12 @@ pub(super) fn numbers(config: &Config) -> Vec<(&'static str, Option<u64>, RangeI
         ("running_builds_per_tenant", Some(config.running_builds_per_tenant.into()), 1..=1_000_000),
         // A hundred years are for ever.
         ("untagged_retention_secs", Some(config.untagged_retention_secs), 0..=3_155_760_000),
+        // Callers look at what has just ended, and repeat requests.
+        ("sandbox_retention_secs", Some(config.sandbox_retention_secs), 60..=3_155_760_000),
+        ("build_retention_secs", Some(config.build_retention_secs), 60..=3_155_760_000),
+        ("idempotency_retention_secs", Some(config.idempotency_retention_secs), 60..=3_155_760_000),
+        ("build_log_compression_secs", Some(config.build_log_compression_secs), 0..=86_400),
+        ("lifecycle_retention_secs", Some(config.lifecycle_retention_secs), 60..=3_155_760_000),
         ("requests_per_second", Some(config.requests_per_second.into()), 1..=1_000_000),
         ("upload_mib_per_tenant", Some(config.upload_mib_per_tenant), 1..=MAX_MIB),
         ("max_connections", Some(config.max_connections as u64), 1..=1_000_000),
@@ -43,6 +51,9 @@ pub(super) fn numbers(config: &Config) -> Vec<(&'static str, Option<u64>, RangeI
         ("request_memory_mib", Some(u64::from(config.request_memory_mib)), 64..=1_048_576),
         ("request_memory_mib_per_tenant", Some(u64::from(config.request_memory_mib_per_tenant)), 64..=1_048_576),
         ("rootfs_cache_mib", Some(config.rootfs_cache_mib), 0..=MAX_MIB),
+        ("layer_cache_mib", Some(config.layer_cache_mib), 0..=MAX_MIB),
+        ("object_cache_mib", Some(config.object_cache_mib), 0..=MAX_MIB),
+        ("object_grace_secs", Some(config.object_grace_secs), 0..=2_592_000),
         ("disk_reserve_mib", config.disk_reserve_mib, 0..=MAX_MIB),
         ("lease_secs", Some(config.lease_secs), 1..=3600),
         // Less runs no machine at all.
@@ -52,6 +63,11 @@ pub(super) fn numbers(config: &Config) -> Vec<(&'static str, Option<u64>, RangeI
         ("sandboxes_per_tenant", config.sandboxes_per_tenant, 1..=1_000_000),
         ("vcpus_per_tenant", config.vcpus_per_tenant, 1..=1_000_000),
         ("memory_mib_per_tenant", config.memory_mib_per_tenant, 1..=MAX_MIB),
+        ("paused_sandboxes_per_tenant", Some(config.paused_sandboxes_per_tenant.into()), 0..=1_000_000),
+        ("snapshots_per_tenant", Some(config.snapshots_per_tenant.into()), 0..=1_000_000),
+        ("pause_when_full_idle_secs", Some(config.pause_when_full_idle_secs), 1..=31_536_000),
+        ("stop_pause_secs", Some(config.stop_pause_secs), 0..=3600),
+        ("preview_response_timeout_secs", Some(config.preview_response_timeout_secs), 1..=86_400),
         // nftables and QEMU take larger ones; nobody has a disk or network that reaches these.
         ("disk_mib_per_second", Some(config.disk_mib_per_second.into()), 1..=1_000_000),
         ("disk_operations_per_second", Some(config.disk_operations_per_second.into()), 1..=100_000_000),
@@ -75,6 +91,11 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     paths(config)?;
     urls(config)?;
     network(config)?;
+    if let Some(name) = &config.preview_domain {
+        domain(name)?;
+    }
+    crate::ports::proxies(config)?;
+    crate::objects::check(config)?;
     for registry in &config.plain_http_registries {
         host("plain_http_registries", registry)?;
     }
@@ -107,7 +128,12 @@ fn paths(config: &Config) -> anyhow::Result<()> {
         ("jailer", &config.jailer),
     ];
     let optional = optional.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
-    for (name, path) in given.into_iter().chain(optional) {
+    let older = [("older_qemu", &config.older_qemu), ("older_firecracker", &config.older_firecracker)];
+    for (name, paths) in older {
+        ensure!(paths.len() <= MAX_OLDER, "{name} has {} programs: at most {MAX_OLDER} are possible", paths.len());
+    }
+    let older = older.into_iter().flat_map(|(name, paths)| paths.iter().map(move |path| (name, path)));
+    for (name, path) in given.into_iter().chain(optional).chain(older) {
         ensure!(!path.as_os_str().is_empty(), "{name} is empty: it must be a path");
     }
     Ok(())
@@ -136,6 +162,26 @@ fn host(name: &str, text: &str) -> anyhow::Result<()> {
     let sign = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
     let sound = !text.is_empty() && text.bytes().all(sign);
     ensure!(sound, "{name}: '{text}' must be a registry's host, with :port if it has one, and no scheme or path");
+    Ok(())
+}
+
+/// A domain, as host names end in it.
+fn domain(text: &str) -> anyhow::Result<()> {
+    let (name, port) = text.split_once(':').map_or((text, None), |(name, port)| (name, Some(port)));
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    // A port and an id of a sandbox go before it, with a dot: 42 characters.
+    let sound = name.len() <= 200 && name.split('.').all(label);
+    let port_sound =
+        port.is_none_or(|port| port.parse::<u16>().is_ok_and(|number| number > 0 && number.to_string() == port));
+    ensure!(
+        sound && port_sound,
+        "preview_domain: '{text}' must be a domain in lower case, with :port if clients need one, and no scheme or path"
+    );
     Ok(())
 }
 
@@ -217,6 +263,27 @@ mod tests {
                 vec!["docker.io=r:5000", "docker.io=http://", "d/x=http://r"],
                 "docker.io=http://r:5000",
             ),
+            (
+                "preview_domain",
+                vec![
+                    "Boxes.example",
+                    "http://x",
+                    "x/",
+                    ".x",
+                    "x.",
+                    "a..b",
+                    "-a",
+                    "x:",
+                    "x:0",
+                    "x:01",
+                    "x:65536",
+                    "*.x",
+                ],
+                "boxes.example",
+            ),
+            ("preview_domain", vec!["a b", "a_b", "bücher.example"], "localhost:3000"),
+            ("preview_scheme", vec!["ftp", "HTTPS"], "http"),
+            ("preview_proxies", vec!["proxy", "10.0.0.0/33", "10.0.0.1:80"], "10.0.0.1,fd00::/8"),
             ("ecr_endpoint", vec!["host", "ftp://x", "https://"], "https://x/"),
             ("gcp_token_url", vec!["host", "http:// x"], "http://x/token"),
             ("metrics_token", vec!["a b", "ä"], "token"),
@@ -233,6 +300,24 @@ mod tests {
             }
             set(key, right).unwrap_or_else(|error| panic!("{key} {right}: {error:#}"));
         }
+    }
+
+    #[test]
+    fn machines_in_software_are_refused_where_the_settings_forbid_them() {
+        let load = |lines: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), lines).unwrap();
+            Config::load(Some(file.path()), |_| None).map_err(|error| format!("{error:#}"))
+        };
+        for vmm in ["qemu", "auto"] {
+            let error = load(&format!("require_kvm = true\naccel = 'tcg'\nvmm = '{vmm}'")).unwrap_err();
+            assert!(error.contains("require_kvm") && error.contains("accel"), "{vmm}: {error}");
+            load(&format!("accel = 'tcg'\nvmm = '{vmm}'")).unwrap();
+            // Whether the host has KVM is found out at the start.
+            load(&format!("require_kvm = true\nvmm = '{vmm}'")).unwrap();
+        }
+        // Firecracker has no other accelerator.
+        load("require_kvm = true\naccel = 'tcg'\nvmm = 'firecracker'").unwrap();
     }
 
     #[test]
