@@ -44,7 +44,9 @@ async fn root_images_and_snapshot_disks_are_whole_filesystems_and_stay_as_they_a
 
     // Tenants' memory is in there: nobody else on the host may look.
     use std::os::unix::fs::PermissionsExt;
-    for (name, expected) in [("artifacts", 0o700), ("rootfs", 0o700), ("work", 0o700), ("nullspace.db", 0o600)] {
+    for (name, expected) in
+        [("snapshots", 0o700), ("chunks", 0o700), ("rootfs", 0o700), ("work", 0o700), ("nullspace.db", 0o600)]
+    {
         let mode = std::fs::metadata(service.data().join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, expected, "{name}: {mode:o}");
     }

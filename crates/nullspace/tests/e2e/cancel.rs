@@ -18,7 +18,7 @@ async fn cancelled(service: &Service, api: &Api, build_id: &str) {
     let ended = api.finished(build_id).await.expect_status(Status::Cancelled);
     assert!(service.machines().is_empty(), "a machine of a cancelled build: {:?}", service.machines());
     service.settles().await;
-    assert!(asked.elapsed() < Duration::from_secs(15), "it took {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(60), "it took {:?}", asked.elapsed());
     assert_eq!(ended.build.cancellation_reason.as_deref(), Some("changed my mind"), "the first one counts");
 
     // Once more, after the end: the same answer, and a log that does not grow.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nullspace_api::{ErrorDetail, ExecResponse};
 use serde_json::{Value, json};
 
-use crate::fixture::{Compression, Image, Registry, Service, Tar};
+use crate::fixture::{Compression, Image, Registry, Service, Tar, until};
 
 /// Refuses to be anything but PID 1, as s6-overlay does, and writes where container images log to.
 const ENTRYPOINT: &str = "#!/bin/sh\n\
@@ -183,9 +183,13 @@ async fn an_images_command_that_ends_by_itself_ends_before_there_are_sandboxes()
     assert!(stays.says("the start command still runs"), "{stays:?}");
 
     let sandbox = api.sandbox(stays.template()).await;
-    let beside = async { sandbox.exec(json!({"command": "sleep", "args": ["1000"]})).await.ok::<ExecResponse>(200) };
+    let beside = json!({"command": "touch /tmp/begun; exec sleep 1000", "shell": true, "timeout_secs": 300});
+    let beside = async { sandbox.exec(beside).await.ok::<ExecResponse>(200) };
     let end = async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        until("the command runs", Duration::from_secs(60), async || {
+            sandbox.run(&["test", "-e", "/tmp/begun"]).await.exit_code == 0
+        })
+        .await;
         let path = format!("/v1/sandboxes/{}/processes/1/kill", sandbox.id);
         assert_eq!(api.post(&path, json!({})).await.status, 204);
     };

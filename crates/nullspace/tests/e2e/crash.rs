@@ -1,7 +1,7 @@
 //! The service killed at random moments of running builds, again and again.
 //!
 //! ```text
-//!   accept builds, some with steps ──> pause ──> SIGKILL ──> nothing runs on, nothing stored is missing ──> start on the same data ──> (10 times)
+//!   accept builds, some with steps ──> pause ──> SIGKILL ──> nothing runs on, nothing stored is missing ──> start on the same data ──> (5 times)
 //!        ... then: every accepted build ends, its log is whole, artifacts are whole, nothing is left over
 //! ```
 
@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nullspace_api::{
     TemplateBuildLogEntry, TemplateBuildStatus as Status, TemplateFailurePhase as Phase, TemplateInfo,
 };
+use nullspace_db::{Collection, Health, SqliteStore};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use reqwest::Method;
@@ -20,10 +21,12 @@ use serde_json::{Value, json};
 
 use crate::fixture::artifacts::{assert_clean, materialised, root_images, snapshots};
 use crate::fixture::dir::TestDir;
-use crate::fixture::{Api, Image, Registry, Service};
+use crate::fixture::{Api, Image, Registry, Service, is_long};
 
-/// Kills that hit at least one running build. `tests/attack/kills.py` (`make test-long`) kills 200 times.
-const HITS: u32 = 10;
+/// Kills that hit at least one running build; with `NULLSPACE_TEST_LONG` there are [`LONG_HITS`]. `tests/attack/kills.py`
+/// (`make test-long`) kills 200 times.
+const HITS: u32 = 5;
+const LONG_HITS: u32 = 10;
 /// Kills in all, should many of them hit nothing.
 const MOST_KILLS: u32 = 20;
 /// Builds that are kept unfinished all the time.
@@ -51,7 +54,8 @@ async fn every_accepted_build_ends_however_often_the_service_is_killed() {
 
     let mut seen = Seen::new();
     let (mut kills, mut hits) = (0, 0);
-    while hits < HITS {
+    let wanted = if is_long() { LONG_HITS } else { HITS };
+    while hits < wanted {
         let api = service.api();
         let unfinished = observe(&api, &mut seen).await;
         for _ in unfinished..UNFINISHED {
@@ -83,7 +87,7 @@ async fn every_accepted_build_ends_however_often_the_service_is_killed() {
         }
         assert!(kills <= MOST_KILLS, "{kills} kills hit a running build only {hits} times");
         service.verify_store();
-        if kills % 4 == 0 {
+        if kills % 3 == 0 {
             service.collect_store();
             service.verify_store();
         }
@@ -116,16 +120,21 @@ async fn every_accepted_build_ends_however_often_the_service_is_killed() {
     // A start sweeps what no row names; after it the disk has what the database has.
     service.settles().await;
     service.stop().await;
+    let database = SqliteStore::open(&service.data().join("nullspace.db")).await.unwrap();
+    let known = database.known_files().await.unwrap().artifacts;
+    database.close().await;
     service.restart().await;
     let api = service.api();
     root_images(&service.data()).iter().for_each(|image| assert_clean(image));
-    let found = snapshots(&service.data());
-    let on_disk: BTreeSet<String> = found.iter().map(|path| template_of(path)).collect();
-    assert_eq!(on_disk.len(), found.len(), "more than one snapshot of a template: {found:?}");
+    // Builds of the same key have one snapshot.
+    let (found, different) = (snapshots(&service.data()), known.values().collect::<BTreeSet<_>>());
+    assert_eq!(found.len(), different.len(), "{found:?}");
+    let named: BTreeSet<String> = known.keys().map(|name| template_of(name)).collect();
+    assert_eq!(named.len(), known.len(), "more than one snapshot of a template: {known:?}");
     // More than those seen to become ready: a build may be accepted by a service that dies before it says so.
     let templates: Vec<TemplateInfo> = api.get("/v1/templates").await.ok(200);
-    assert_eq!(on_disk, templates.into_iter().map(|template| template.id).collect());
-    assert!(ready.iter().all(|finished| on_disk.contains(finished.template())), "{on_disk:?}");
+    assert_eq!(named, templates.into_iter().map(|template| template.id).collect());
+    assert!(ready.iter().all(|finished| named.contains(finished.template())), "{named:?}");
 
     service.verify_store();
 
@@ -136,20 +145,20 @@ async fn every_accepted_build_ends_however_often_the_service_is_killed() {
         let sandbox = api.sandbox(finished.template()).await;
         assert_eq!(sandbox.sh("tr '\\0' ' ' < /proc/$(cat pid)/cmdline; cat starts").await, "sleep 1000000 started");
         sandbox.delete().await;
-        let snapshot = found.iter().find(|path| template_of(path) == finished.template()).expect("its snapshot");
-        // Whichever it stands on, of an image or of a step, which the sandbox has opened: a wrong one would not be clean.
+    }
+    for snapshot in &found {
+        // Whichever it stands on, of an image or of a step: a wrong one would not be clean.
         let images = root_images(&service.data());
         let clean = images.iter().any(|image| is_clean_over(snapshot, image, &scratch));
-        assert!(clean, "the disk of {} is damaged", finished.template());
+        assert!(clean, "the disk of {} is damaged", snapshot.display());
     }
     service.settles().await;
     service.stop().await;
 }
 
-/// The template that a snapshot's folder is named for: `tmpl_….<nonce>`.
-fn template_of(snapshot: &Path) -> String {
-    let name = snapshot.file_name().unwrap().to_string_lossy().into_owned();
-    name.split('.').next().unwrap().to_owned()
+/// The template that an artifact is of: `tmpl_….<nonce>`.
+fn template_of(artifact: &str) -> String {
+    artifact.split('.').next().unwrap().to_owned()
 }
 
 fn is_clean_over(snapshot: &Path, image: &Path, scratch: &TestDir) -> bool {

@@ -57,7 +57,7 @@ async fn commands_run_as_they_are_asked_to() {
     let asked = Instant::now();
     let endless = json!({"command": "sleep 7777 & sleep 8888", "shell": true, "timeout_secs": 1});
     sandbox.exec(endless).await.refused(504, "exec_timeout");
-    assert!(asked.elapsed().as_secs_f64() >= 1.0 && asked.elapsed().as_secs() < 20, "{:?}", asked.elapsed());
+    assert!(asked.elapsed().as_secs_f64() >= 1.0 && asked.elapsed().as_secs() < 60, "{:?}", asked.elapsed());
     assert_eq!(sandbox.sh("ps | grep -c -e '[7]777' -e '[8]888'; true").await, "0");
 
     // Much output, and many at once.
@@ -71,11 +71,11 @@ async fn commands_run_as_they_are_asked_to() {
     assert_eq!(answers, ["0", "1", "2", "3", "4", "5", "6", "7"]);
 
     // In the background: it answers at once and goes on.
-    let request = json!({"command": "sleep 1; touch /tmp/done; sleep 9999", "shell": true, "background": true});
+    let request = json!({"command": "until test -e /tmp/go; do sleep 0.1; done; touch /tmp/done; sleep 9999", "shell": true, "background": true});
     let started: ExecResponse = sandbox.exec(request).await.ok(200);
     let pid = started.pid.expect("a pid");
-    assert_eq!(sandbox.sh("ls /tmp").await, "");
-    crate::fixture::until("the background command goes on", std::time::Duration::from_secs(20), async || {
+    assert_eq!(sandbox.sh("ls /tmp; touch /tmp/go").await, "");
+    crate::fixture::until("the background command goes on", std::time::Duration::from_secs(60), async || {
         sandbox.run(&["test", "-e", "/tmp/done"]).await.exit_code == 0
     })
     .await;

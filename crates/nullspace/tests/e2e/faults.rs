@@ -83,6 +83,21 @@ async fn a_machine_that_fails_ends_its_sandbox_or_repeats_its_build_and_gives_it
     for gauge in ["nullspace_machines_vcpus ", "nullspace_machines_memory_mib "] {
         assert_eq!(counted(&api, gauge).await, 0, "{gauge}");
     }
+    // What machines run under, by the log, is what the metric names.
+    let lines = service.log().lines();
+    let chosen = lines.iter().find(|line| line.contains("machines run under")).expect("the choice is in the log");
+    let page = api.get("/metrics").await.text();
+    let driver = page.lines().find(|line| line.starts_with("nullspace_machine_driver{")).expect("the metric");
+    assert!(driver.ends_with(" 1"), "{driver}");
+    for label in ["vmm=", "version=", "accelerator="] {
+        let text = |line: &str| {
+            let (_, value) = line.split_once(label)?;
+            Some(value.trim_start_matches('"').split(['"', ' ', ',']).next()?.to_lowercase())
+        };
+        assert!(text(driver).is_some_and(|value| !value.is_empty()), "{driver}");
+        assert_eq!(text(driver), text(chosen), "{label} {driver}\n{chosen}");
+    }
+    assert!(driver.contains("walls=\"own uid"), "{driver}");
     let details = api.get("/readyz?verbose").await;
     assert_eq!(details.status, 200);
     for line in ["machines: ", "walls: own uid", "admitted: 0 of "] {

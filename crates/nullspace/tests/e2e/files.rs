@@ -85,7 +85,7 @@ async fn files_go_in_and_come_out_and_are_the_users() {
     api.get(&route("/files?path=/www&depth=0")).await.refused(400, "invalid_request");
 
     // A disk that is full is said to be full, and the sandbox lives on.
-    let too_much = api.request(Method::PUT, &route("/file?path=own/huge&user=root"));
+    let too_much = api.request(Method::PUT, &route("/file?path=/www/own/huge&user=root"));
     let refused = api.send(too_much.body(vec![7; 600 << 20])).await.refused(409, "file_error");
     assert!(refused.error.contains("disk_mb"), "{refused:?}");
     assert_eq!(sandbox.sh("rm -f own/huge; echo lives").await, "lives");
@@ -113,12 +113,12 @@ async fn a_background_process_is_heard_and_ended() {
     let pid = started.pid.expect("a pid");
     let route = |tail: &str| format!("/v1/sandboxes/{}/processes/{pid}{tail}", sandbox.id);
     let logs = async || api.get(&route("/logs")).await.ok::<ProcessLogs>(200);
-    until("it has written", std::time::Duration::from_secs(20), async || logs().await.output.len() >= 12).await;
+    until("it has written", std::time::Duration::from_secs(60), async || logs().await.output.len() >= 12).await;
     let heard = logs().await;
     assert_eq!((heard.stdout.as_str(), heard.stderr.as_str(), heard.exit_code), ("begun\n", "fault\n", None));
     let killed = api.post(&route("/kill"), json!({})).await;
     assert_eq!(killed.status, 204, "{}", killed.text());
-    until("it has ended", std::time::Duration::from_secs(20), async || logs().await.exit_code == Some(137)).await;
+    until("it has ended", std::time::Duration::from_secs(60), async || logs().await.exit_code == Some(137)).await;
     api.get(&format!("/v1/sandboxes/{}/processes/999999/logs", sandbox.id)).await.refused(404, "not_found");
     let other = service.api_of("second");
     other.get(&route("/logs")).await.refused(404, "sandbox_not_found");

@@ -2,8 +2,13 @@
 //! `tests/nested` starts), only opens, or is absent; and on one whose KVM is hidden.
 
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use crate::fixture::Service;
+
+/// The end of a service that is refused its start, on a busy host.
+const START: Duration = Duration::from_secs(60);
 
 /// Runs its arguments where everything but `/dev/kvm` is as on this host. `$1` is an empty folder.
 const WITHOUT_KVM: &str = r#"
@@ -52,6 +57,27 @@ fn finding(doctor: &str, need: &str) -> Finding {
     found.unwrap_or_else(|| panic!("{need} is not judged:\n{doctor}"))
 }
 
+/// A service on this host without its KVM, not started; `None` where that cannot be arranged. `folder` is empty.
+fn without_kvm(folder: &Path) -> Option<Service> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: to hide /dev/kvm needs root");
+        return None;
+    }
+    let top = folder.to_str().expect("a path in UTF-8");
+    Some(Service::through(&["unshare", "--mount", "sh", "-ec", WITHOUT_KVM, "sh", top], choice()))
+}
+
+/// What the service says that does not start.
+async fn refusal(service: &Service) -> String {
+    let mut command = tokio::process::Command::from(service.command(&["serve", "--listen", "127.0.0.1:0"]));
+    let ended = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let ended = tokio::time::timeout(START, ended).await.expect("the service ends").expect("run the service");
+    let said = String::from_utf8(ended.stderr).expect("the log is UTF-8");
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(!said.contains("listening on") && !said.contains("panicked"), "{said}");
+    said
+}
+
 /// Asks doctor, starts the service, and compares.
 async fn doctor_and_service_agree(mut service: Service) -> String {
     let doctor = service.command(&["doctor"]).output().expect("run nullspace doctor");
@@ -91,17 +117,45 @@ async fn auto_takes_what_doctor_saw_a_guest_boot_in() {
 
 #[tokio::test]
 async fn without_kvm_machines_run_in_software_and_doctor_says_why() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: to hide /dev/kvm needs root");
-        return;
-    }
     let folder = tempfile::tempdir().expect("make a folder");
-    let top = folder.path().to_str().expect("a path in UTF-8");
-    let wrapper = ["unshare", "--mount", "sh", "-ec", WITHOUT_KVM, "sh", top];
-    let doctor = doctor_and_service_agree(Service::through(&wrapper, choice())).await;
+    let Some(service) = without_kvm(folder.path()) else { return };
+    let doctor = doctor_and_service_agree(service).await;
     assert!(!finding(&doctor, "Firecracker").works, "{doctor}");
     if finding(&doctor, "QEMU").works {
         let kvm = finding(&doctor, "KVM");
         assert!(!kvm.works && kvm.line.contains("there is no /dev/kvm"), "{doctor}");
     }
+}
+
+#[tokio::test]
+async fn settings_that_ask_for_kvm_are_refused_at_the_start_where_there_is_none() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let Some(mut service) = without_kvm(folder.path()) else { return };
+    let doctor = service.command(&["doctor"]).output().expect("run nullspace doctor");
+    let doctor = String::from_utf8(doctor.stdout).expect("doctor prints UTF-8");
+    if !finding(&doctor, "QEMU").works {
+        // As in the nested host: nothing runs machines in software there, so the settings make no difference.
+        assert!(doctor.contains("FAILS"), "{doctor}");
+        refusal(&service).await;
+        return;
+    }
+    // Under QEMU, and under Firecracker or QEMU, whichever works.
+    for vmm in ["qemu", "auto"] {
+        service.set("NULLSPACE_VMM", vmm);
+        service.set("NULLSPACE_ACCEL", "kvm");
+        let said = refusal(&service).await;
+        let expected = "KVM is asked for and cannot run guests on this host: there is no /dev/kvm";
+        assert!(said.contains(expected) && said.contains("accel = \"auto\""), "{vmm}: {said}");
+
+        service.set("NULLSPACE_ACCEL", "auto");
+        service.set("NULLSPACE_REQUIRE_KVM", "true");
+        let said = refusal(&service).await;
+        let expected = "require_kvm is set, and guests would run in software";
+        assert!(said.contains(expected) && said.contains("nullspace doctor"), "{vmm}: {said}");
+        service.unset("NULLSPACE_REQUIRE_KVM");
+    }
+    // Without them it starts there, and says what it does.
+    service.restart().await;
+    assert!(service.log().lines().iter().any(|line| line.contains("guests run in software emulation")));
+    service.stop().await;
 }

@@ -324,7 +324,7 @@ async fn what_no_tag_points_to_goes_when_its_time_is_over_but_not_under_a_runnin
     assert_eq!(sandbox.sh("echo alive").await, "alive");
     sandbox.delete().await;
     look().await;
-    crate::fixture::until("the old artifact goes", std::time::Duration::from_secs(20), async || {
+    crate::fixture::until("the old artifact goes", std::time::Duration::from_secs(90), async || {
         let build = api.status(&old.build.build_id, 0).await.build;
         build.artifact_availability.is_some_and(|kept| kept.reason.as_deref() == Some("the artifact was deleted"))
     })

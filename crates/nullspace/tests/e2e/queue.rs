@@ -7,18 +7,30 @@ use std::time::Duration;
 use nullspace_api::TemplateBuildStatus as Status;
 use serde_json::{Value, json};
 
+use crate::fixture::host::Process;
 use crate::fixture::{Image, Registry, Service};
 
-/// A build that needs a machine: no two are alike, or the second would take what the first has made.
 /// MiB for two machines of [`request`] in software: 192 of each guest, 320 of each VMM, and the template's memory that they share.
 const ROOM_FOR_TWO: u32 = 1300;
 
+/// A build that needs a machine: no two are alike, or the second would take what the first has made.
 fn request(registry: &Registry) -> Value {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     json!({
         "base_image": registry.reference("box:1"), "build_config": {"memory_mib": 192},
         "runtime_config": {"default_envs": {"NUMBER": NUMBER.fetch_add(1, Ordering::Relaxed).to_string()}},
     })
+}
+
+/// What a machine is for (`build`, `trial`), and the end of its build's id, by its command line. `None` once it has ended.
+fn purpose(machine: &Process) -> Option<(String, String)> {
+    let line = std::fs::read(format!("/proc/{}/cmdline", machine.pid)).ok()?;
+    let mut words = line.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    // QEMU's and Firecracker's option.
+    words.find(|word| word == "-name" || word == "--id")?;
+    let id = words.next()?;
+    let mut parts = id.split('-');
+    Some((parts.next()?.to_owned(), parts.next()?.to_owned()))
 }
 
 #[tokio::test]
@@ -34,7 +46,7 @@ async fn no_more_builds_run_than_the_setting_says_and_tenants_take_turns() {
     // Last in the queue by time, second by turn.
     let lone = one.start(request(&registry)).await.build_id;
     let mut order = Vec::new();
-    let mut seen_machines = BTreeSet::new();
+    let (mut seen_builds, mut seen_trials) = (BTreeSet::new(), BTreeSet::new());
     while order.len() < builds.len() + 1 {
         let mut building = 0;
         for (api, id) in builds.iter().map(|id| (&many, id)).chain([(&one, &lone)]) {
@@ -47,12 +59,22 @@ async fn no_more_builds_run_than_the_setting_says_and_tenants_take_turns() {
         }
         // Read one after the other: one may have ended and the next begun in between.
         assert!(building <= 2, "{building} builds are building");
+        // A build's machine has ended when its trial begins: both have one admission.
         let machines = service.machines();
         assert!(machines.len() <= 1, "{machines:?}");
-        seen_machines.extend(machines);
+        for (purpose, build) in machines.iter().filter_map(purpose) {
+            match purpose.as_str() {
+                "build" => seen_builds.insert(build),
+                "trial" => seen_trials.insert(build),
+                other => panic!("a machine for {other}"),
+            };
+        }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(seen_machines.len(), 5, "a machine for each build: {seen_machines:?}");
+    let of_builds: BTreeSet<String> = builds.iter().chain([&lone]).map(|id| id[id.len() - 16..].to_owned()).collect();
+    assert_eq!(seen_builds, of_builds, "a machine for each build");
+    // A trial may be over between two looks.
+    assert!(seen_trials.is_subset(&of_builds), "{seen_trials:?}");
     let place = order.iter().position(|id| *id == lone).unwrap();
     assert!(place <= 2, "the other tenant's only build came after {place} of the first's: {order:?}");
     let own: Vec<&String> = order.iter().filter(|id| **id != lone).collect();

@@ -82,6 +82,9 @@ async fn a_digest_that_is_claimed_gives_nobody_another_tenants_image() {
         registry.push("box", "1", &image).await;
     }
     let layer = image::digest(&image.layers[0].bytes);
+    // An image of the attacker's, on top of the private one's layer.
+    let mixed = image.clone().with_layer(Tar::new().file("reader", 0o755, b"#!/bin/sh\n"), Compression::Gzip);
+    claimed.push("mixed", "1", &mixed).await;
     claimed.lose(&layer);
     // A registry of its own: variants of an image share layers.
     let public = Registry::start();
@@ -96,6 +99,11 @@ async fn a_digest_that_is_claimed_gives_nobody_another_tenants_image() {
     // Manifest and config are there, and the layer is not: the owner's import of the very same digest must not stand in.
     other.failed(request(&claimed.reference("box:1")), "image_not_found").await;
     other.failed(request(&private.reference("box:1")), "registry_unauthorized").await;
+    // Nor the layer that the owner downloaded: not for the attacker, and not for the owner who tries the attacker's image.
+    for tenant in [&other, &owner] {
+        let detail = tenant.failed(request(&claimed.reference("mixed:1")), "image_not_found").await;
+        assert!(detail.message.contains(&layer), "{detail:?}");
+    }
     // Who has had the layers needs them of nobody any more: the tenant that did, and no other.
     let own = owner.ready(request(&claimed.reference("box:1"))).await;
     assert!(own.says("imported before"), "{own:?}");

@@ -74,8 +74,8 @@ async fn a_service_started_at_build_answers_in_a_sandbox_as_the_very_process_tha
 
     sandbox.delete().await;
     service.settles().await;
-    assert_eq!(sandbox.info().await.status, SandboxStatus::Destroyed);
     let gone = format!("/v1/sandboxes/{}", sandbox.id);
+    api.get(&gone).await.refused(404, "sandbox_not_found");
     api.delete(&gone).await.refused(404, "sandbox_not_found");
     sandbox.exec(json!({"command": "true"})).await.refused(404, "sandbox_not_found");
     let none: Vec<Value> = api.get("/v1/sandboxes").await.ok(200);

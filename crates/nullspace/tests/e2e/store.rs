@@ -1,6 +1,7 @@
 //! Root images as chunks, and what operators see and do of them.
 
 use nullspace_api::TemplateInfo;
+use nullspace_db::{Collection, Health, SqliteStore};
 use serde_json::json;
 
 use crate::fixture::artifacts::root_images;
@@ -38,7 +39,16 @@ async fn templates_work_when_their_raw_files_have_made_room_and_after_their_pare
     service.verify_store();
     let stats = service.command(&["store", "stats"]).output().unwrap();
     let text = String::from_utf8(stats.stdout).unwrap();
-    assert!(stats.status.success() && text.contains("root images       2 (0 as files only), 2 manifests"), "{text}");
+    assert!(stats.status.success() && text.contains("root images       2 (0 as files only)"), "{text}");
+    assert!(text.contains("snapshots         3 (0 as files only)"), "{text}");
+    // Each template alone costs less than what the three have in common.
+    let costs: Vec<Vec<f64>> = text
+        .lines()
+        .filter(|line| line.starts_with("tmpl_"))
+        .map(|line| line.split_whitespace().filter_map(|word| word.parse().ok()).collect())
+        .collect();
+    assert_eq!(costs.len(), 3, "{text}");
+    assert!(costs.iter().all(|cost| cost[0] > 0.0 && cost[1] > cost[0]), "{text}");
     let refused = service.command(&["store", "gc"]).output().unwrap();
     let text = String::from_utf8(refused.stderr).unwrap();
     assert!(!refused.status.success() && text.contains("it collects by itself; stop it"), "{text}");
@@ -68,7 +78,9 @@ async fn templates_work_when_their_raw_files_have_made_room_and_after_their_pare
 async fn what_something_else_removed_is_found_and_named() {
     let registry = Registry::start();
     registry.push("box", "1", &Image::busybox()).await;
-    let mut service = Service::start().await;
+    // What an S3 store makes of it is in s3.rs.
+    let mut service = Service::on_folder([]);
+    service.restart().await;
     let config = json!({"memory_mib": 128, "disk_mb": 512});
     service.api().ready(json!({"base_image": registry.reference("box:1"), "build_config": config})).await;
     service.settles().await;
@@ -76,12 +88,11 @@ async fn what_something_else_removed_is_found_and_named() {
     service.verify_store();
 
     // What is not mounted is no reason to forget, nor a database that is missing one to remove.
-    let folders = ["artifacts", "rootfs"];
+    let folders = ["chunks/manifests", "chunks/packs", "snapshots", "rootfs"];
     let stored = |service: &Service| folders.map(|folder| entries(&service.data().join(folder)));
     let before = stored(&service);
     assert!(before.iter().all(|names| !names.is_empty()), "{before:?}");
-    for (hidden, said) in [("artifacts", "and none of them is in"), ("nullspace.db", "is missing, and the files that")]
-    {
+    for (hidden, said) in [("chunks", "and none of them is in"), ("nullspace.db", "is missing, and the files that")] {
         let (path, elsewhere) = (service.data().join(hidden), service.data().join("elsewhere"));
         std::fs::rename(&path, &elsewhere).unwrap();
         for command in [&["serve", "--listen", "127.0.0.1:0"][..], &["store", "gc"]] {
@@ -91,11 +102,37 @@ async fn what_something_else_removed_is_found_and_named() {
         }
         if path.is_dir() {
             // An empty folder, as where a volume is mounted; what it then hides was not touched.
-            std::fs::remove_dir(&path).unwrap();
+            std::fs::remove_dir_all(&path).unwrap();
         }
         std::fs::rename(&elsewhere, &path).unwrap();
         assert_eq!(stored(&service), before, "without {hidden}");
     }
+    // Nor is a folder or a database that belongs to another store.
+    let file = service.data().join("store");
+    let own = std::fs::read_to_string(&file).unwrap();
+    let other = "st_0123456789abcdef0123456789abcdef";
+    for text in [Some(other), None] {
+        match text {
+            Some(text) => std::fs::write(&file, text).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+        let folder = text.map_or("no store id".to_owned(), |id| format!("the store id {id}"));
+        let said = [format!("the folder has {folder}"), format!("the database has the store id {}", own.trim())];
+        for (command, code) in
+            [(&["serve", "--listen", "127.0.0.1:0"][..], 1), (&["store", "gc"], 1), (&["store", "repair"], 1)]
+        {
+            let output = service.command(command).output().unwrap();
+            let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+            assert_eq!(output.status.code(), Some(code), "{command:?}: {text}");
+            assert!(said.iter().all(|said| text.contains(said)), "{command:?}: {text}");
+        }
+        assert_eq!(stored(&service), before);
+    }
+    let repaired = service.command(&["store", "repair", "--yes"]).output().unwrap();
+    assert!(repaired.status.success(), "{repaired:?}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), own, "the database's id");
+    assert_eq!(stored(&service), before);
+    // The command's earlier name.
     let lost = service.command(&["store", "accept-loss"]).output().unwrap();
     assert!(lost.status.success() && lost.stdout == b"nothing is lost\n", "{lost:?}");
 
@@ -109,12 +146,17 @@ async fn what_something_else_removed_is_found_and_named() {
     service.verify_store();
 
     // A snapshot that is lost for good is forgotten when the operator says so, and not before.
-    let artifact = service.data().join("artifacts").join(&before[0][0]);
-    std::fs::remove_dir_all(&artifact).unwrap();
-    let asked = service.command(&["store", "accept-loss"]).output().unwrap();
+    let database = SqliteStore::open(&service.data().join("nullspace.db")).await.unwrap();
+    let known = database.known_files().await.unwrap();
+    database.close().await;
+    let (artifact, streams) = known.artifacts.first_key_value().unwrap();
+    for manifest in streams.as_ref().unwrap().0.values() {
+        std::fs::remove_file(service.data().join("chunks/manifests").join(manifest)).unwrap();
+    }
+    let asked = service.command(&["store", "repair"]).output().unwrap();
     let text = String::from_utf8(asked.stdout).unwrap();
-    assert!(asked.status.code() == Some(1) && text.contains(&before[0][0]), "{text}");
-    let done = service.command(&["store", "accept-loss", "--yes"]).output().unwrap();
+    assert!(asked.status.code() == Some(1) && text.contains(artifact.as_str()), "{text}");
+    let done = service.command(&["store", "repair", "--yes"]).output().unwrap();
     assert!(done.status.success(), "{done:?}");
     service.verify_store();
     service.restart().await;

@@ -1,6 +1,8 @@
 //! Another tenant's things are not found, whatever is asked of them.
 
-use nullspace_api::TemplateInfo;
+use std::time::Duration;
+
+use nullspace_api::{LifecycleWebhookInfo, SnapshotInfo, TemplateInfo};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -17,6 +19,10 @@ async fn what_another_tenant_has_is_not_found_on_any_route() {
         .await;
     let sandbox = owner.sandbox("mine").await;
     let (build, template) = (&built.build.build_id, built.template());
+    let snapshot: SnapshotInfo =
+        owner.post(&format!("/v1/sandboxes/{}/snapshots", sandbox.id), json!({})).await.ok(201);
+    let webhook = json!({"url": "https://example.org/", "operations": ["create"], "signing_secret": "s"});
+    let webhook: LifecycleWebhookInfo = owner.post("/v1/lifecycle/webhooks", webhook).await.ok(201);
     let by_namespace = format!("{}/mine", built.build.namespace_slug);
 
     for (method, path, body, code) in [
@@ -48,7 +54,14 @@ async fn what_another_tenant_has_is_not_found_on_any_route() {
         // Nor does the answer give away that it exists.
         assert!(!refused.error.contains("mine") || path.contains("mine") || path.contains("sandboxes"), "{refused:?}");
     }
-    every_operation_with_an_id_is_not_found(&other, build, &[template, "mine", &by_namespace], &sandbox.id).await;
+    let theirs = Theirs {
+        build,
+        templates: &[template, "mine", &by_namespace],
+        sandbox: &sandbox.id,
+        snapshot: &snapshot.id,
+        webhook: &webhook.id,
+    };
+    every_operation_with_an_id_is_not_found(&other, theirs).await;
     let templates: Vec<TemplateInfo> = other.get("/v1/templates").await.ok(200);
     assert!(templates.iter().all(|template| template.name != "mine"), "{templates:?}");
     let sandboxes: Vec<Value> = other.get("/v1/sandboxes").await.ok(200);
@@ -79,10 +92,23 @@ async fn what_another_tenant_has_is_not_found_on_any_route() {
     service.stop().await;
 }
 
+/// Our OpenAPI document.
+fn document() -> Value {
+    serde_json::from_str(include_str!("../../../../contract/nullspace-openapi.json")).expect("the document")
+}
+
+/// What the owner has.
+struct Theirs<'a> {
+    build: &'a str,
+    templates: &'a [&'a str],
+    sandbox: &'a str,
+    snapshot: &'a str,
+    webhook: &'a str,
+}
+
 /// Every operation of our OpenAPI document whose path holds an id, so that a new one cannot be forgotten.
-async fn every_operation_with_an_id_is_not_found(other: &Api, build: &str, templates: &[&str], sandbox: &str) {
-    let document: Value =
-        serde_json::from_str(include_str!("../../../../contract/nullspace-openapi.json")).expect("the document");
+async fn every_operation_with_an_id_is_not_found(other: &Api, theirs: Theirs<'_>) {
+    let document = document();
     // What a body must have to be looked at at all.
     let body = |operation: &str| match operation.trim_end_matches("_by_ref") {
         "assign_template_tags" => json!({"tags": ["x"]}),
@@ -91,6 +117,8 @@ async fn every_operation_with_an_id_is_not_found(other: &Api, build: &str, templ
         "promote_template_build" => json!({"tag": "x"}),
         "exec_command" => json!({"command": "id"}),
         "send_stdin" => json!({"data": "x"}),
+        "set_timeout" => json!({"timeout_ms": 1000}),
+        "update_lifecycle_webhook" => json!({"enabled": false}),
         // The files' operations take what they need of these.
         _ => json!({"path": "/x", "content": "x", "permissions": "644", "old_path": "/x", "new_path": "/y"}),
     };
@@ -103,15 +131,19 @@ async fn every_operation_with_an_id_is_not_found(other: &Api, build: &str, templ
                 continue;
             }
             let ids: &[&str] = match () {
-                () if path.starts_with("/v1/sandboxes/") => &[sandbox],
-                () if path.contains("{build_id}") => &[build],
+                // A resume takes a snapshot's id, too.
+                () if path.ends_with("/resume") => &[theirs.sandbox, theirs.snapshot],
+                () if path.starts_with("/v1/sandboxes/") => &[theirs.sandbox],
+                () if path.starts_with("/v1/snapshots/") => &[theirs.snapshot],
+                () if path.starts_with("/v1/lifecycle/webhooks/") => &[theirs.webhook, "no-webhook"],
+                () if path.contains("{build_id}") => &[theirs.build],
                 () if path.contains("{claim_token}") => &["claim_of_the_owner"],
-                () => templates,
+                () => theirs.templates,
             };
             for id in ids {
                 let encoded = id.replace('/', "%2F");
                 let mut path = path.replace("{tag}", "default").replace("{alias}", "old");
-                path = path.replace("{pid}", "1");
+                path = path.replace("{pid}", "1").replace("{delivery_id}", "01a208f9-ec37-7462-a296-20144e0dfdc8");
                 for parameter in ["{id}", "{ref}", "{build_id}", "{claim_token}"] {
                     path = path.replace(parameter, &encoded);
                 }
@@ -138,4 +170,46 @@ async fn every_operation_with_an_id_is_not_found(other: &Api, build: &str, templ
         }
     }
     assert!(asked > 50, "only {asked} requests: the document is not what it was");
+}
+
+#[tokio::test]
+async fn the_operators_listener_answers_operators_and_serves_no_tenant() {
+    let settings =
+        [("NULLSPACE_ADMIN_LISTEN", "127.0.0.1:0".to_owned()), ("NULLSPACE_METRICS_TOKEN", "open-sesame".to_owned())];
+    let mut service = Service::with(settings).await;
+    let api = service.api();
+    let told = service.log().wait_for(0, "operators' routes also on ", Duration::from_secs(60), || false);
+    let url = told.expect("the second address is in the log");
+    assert_ne!(url, service.url());
+
+    let (operator, tenant) = (Api::new(&url, "open-sesame"), Api::new(&url, api.key()));
+    for path in ["/healthz", "/readyz"] {
+        let answer = tenant.send(tenant.anonymous(Method::GET, path)).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+    }
+    for (path, line) in [("/metrics", "nullspace_machine_driver{"), ("/readyz?verbose", "machines: ")] {
+        let answer = operator.get(path).await;
+        assert!(answer.status == 200 && answer.text().contains(line), "{path}: {}", answer.text());
+        assert_eq!(tenant.get(path).await.status, 401, "{path} with a tenant's key");
+    }
+
+    // Whatever else the API has is not there, with the key of a tenant or of operators.
+    let document = document();
+    let mut asked = 0;
+    for (path, operations) in document["paths"].as_object().expect("paths") {
+        if ["/healthz", "/readyz", "/metrics"].contains(&path.as_str()) {
+            continue;
+        }
+        for method in ["get", "put", "post", "patch", "delete"].iter().filter(|name| operations.get(**name).is_some()) {
+            let method: Method = method.to_uppercase().parse().expect("a method");
+            for api in [&tenant, &operator] {
+                let answer = api.send(api.request(method.clone(), path).json(&json!({}))).await;
+                assert_eq!(answer.status, 404, "{method} {path}: {}", answer.text());
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked >= 60, "{asked} requests");
+    let _: Vec<TemplateInfo> = api.get("/v1/templates").await.ok(200);
+    service.stop().await;
 }
