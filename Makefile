@@ -4,11 +4,13 @@
 # make test-firecracker    its part on a real Firecracker, in a nested host
 # make lint                its part with format, clippy and rustdoc
 # make deny      licences, duplicates and sources of the dependencies
-# make test-long           soaks and attacks: hours
+# make test-long           soaks, attacks, and the end-to-end tests on an S3 store: hours
 # make fuzz                fuzz targets, an hour each unless NULLSPACE_FUZZ_SECONDS says otherwise
 # make dist                the optimised, stripped binary: target/dist/nullspace
 # make bench-rebuild POST to ready when nothing, a step, or the base image has changed
-# make bench-store   what templates of one base cost on the disk
+# make bench-store   what templates of one base cost on the disk, and cold starts, also from an S3 store
+# make bench-life  pauses, resumes and forks of sandboxes
+# make bench-ports requests to a port of a sandbox, against socat before the same server
 # make bench-api   the API under 200 clients that poll and stream
 # What each target installs is listed in scripts/packages.txt; what its parts are, in scripts/parts.py.
 
@@ -23,7 +25,7 @@ GUEST := target/guest
 OPTIMISED := NULLSPACE_PROGRAM=target/release/nullspace
 
 .PHONY: build release dist guest base demo deny test test-long test-attack test-firecracker test-client lint fuzz \
-	bench-api bench-rebuild bench-restore bench-import bench-store
+	bench-api bench-rebuild bench-restore bench-import bench-store bench-life bench-ports
 
 setup-%:
 	@scripts/setup.sh $(subst -, ,$*)
@@ -76,11 +78,11 @@ test-attack: setup-build-run-guest-base-test
 	scripts/parts.py guest base
 	tests/attack/all.sh
 
-## what takes too long for `make test`: attacks, and soaks on a real Firecracker
+## what takes too long for `make test`: attacks, soaks on a real Firecracker, and the end-to-end tests on an S3 store
 test-long: setup-build-run-guest-base-test
 	$(MAKE) deny
 	NULLSPACE_FUZZ_SECONDS=30 scripts/parts.py fuzz
-	scripts/parts.py soak firecracker-long
+	scripts/parts.py soak firecracker-long s3 client-soak
 	$(MAKE) test-attack
 
 ## hostile bytes for every parser that reads some, two targets at a time
@@ -104,6 +106,15 @@ bench-restore: setup-build-run-guest-base-test release guest base
 bench-import: setup-build-base-test
 	scripts/bench-import.sh
 
-## 30 templates of one base, each with a megabyte more: room, time to write back, to restore, to collect (needs root)
-bench-store: setup-build-run-guest-base release guest base
+## 30 templates of one base, each with a megabyte more: room, time to write back, to restore, to collect; cold restores from an
+## S3 store (needs root)
+bench-store: setup-build-run-guest-base-test release guest base
 	scripts/bench-store.sh
+
+## pause, resume and fork with little and much dirtied memory, as a client sees them
+bench-life: setup-build-run-guest-test release guest
+	$(OPTIMISED) tests/sdk/bench_life.py
+
+## requests to a port of a sandbox, against socat before the same server; memory of 200 open streams
+bench-ports: setup-build-run-guest-base-test release guest base
+	$(OPTIMISED) tests/sdk/bench_ports.py

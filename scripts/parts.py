@@ -29,6 +29,20 @@ LOGS = ROOT / "target" / "parts"
 
 # One test compile serves nextest, the nested host and the lints' dependencies: one profile, one feature set.
 TESTS = "cargo test --locked --workspace --no-run"
+NEXTEST = "cargo nextest run --locked --workspace"
+# Tests that start machines keep both processors busy. All others share the processors with one other part; so does the one
+# end-to-end test that waits most of its time. The two filters are complements: each test runs in exactly one of the parts, but for
+# what LONG leaves to `make test-long`.
+MACHINES = ("(binary(e2e) & not test(growth::)) | binary(conformance) | binary(qemu_host) | binary(firecracker_host) | "
+            "(package(nullspace-init) & (binary(qemu) | binary(halt))) | (package(nullspace-rootfs) & kind(test))")
+SOAKS = ("test(machines_come_and_go) | test(however_the_store_fails) | test(however_often_the_service_is_killed) | "
+         "test(a_killed_server_leaves_no_short_object) | test(a_context_of_twenty_thousand_files_is_built) | "
+         "test(every_dockerfile_makes_the_files_that_docker_makes) | (binary(e2e) & (test(pauses::) | test(stop::))) | "
+         "(binary(conformance) & test(pauses::))")
+# Only in `make test-long`: four minutes. Steps are compared with Docker by `packages` and by tests of their own.
+LONG = "test(every_step_makes_the_files_that_its_dockerfile_makes)"
+# Nothing is skipped for a program or a file that is missing.
+COMPLETE = {"NULLSPACE_TEST_COMPLETE": "1"}
 
 
 @dataclass
@@ -45,7 +59,7 @@ class Part:
 PARTS = {
     # What is downloaded or made from packages: the network's time more than the processors'.
     "base": Part("scripts/base-image.sh target/guest/base.tar", cores=0),
-    "fetch": Part("scripts/fetch-docker.sh && scripts/fetch-firecracker.sh", cores=0),
+    "fetch": Part("scripts/fetch-docker.sh && scripts/fetch-firecracker.sh && scripts/seaweedfs.sh", cores=0),
     # The emulated host's tests take longest: its image comes first. Two that unpack Debian at once disturb each other.
     "nested-image": Part("tools/nested_host.py --build-only", needs=("base",), cores=0),
     "fetch-client": Part("tests/sdk/published.py --fetch", needs=("nested-image",), cores=0),
@@ -57,30 +71,39 @@ PARTS = {
     "clippy": Part("cargo clippy --locked --workspace --all-targets -- -D warnings", needs=("tests",)),
     "doc": Part("cargo doc --locked --workspace --no-deps --document-private-items --quiet", needs=("clippy",),
                 env={"RUSTDOCFLAGS": "-D warnings"}),
-    # Tests. The emulated host has one processor, and the client's tests do one thing at a time.
+    # Tests. The emulated host has one processor, and the client's tests do one thing at a time. Parts of one processor come in
+    # an order in which two of them at a time end together: `machines` waits for the last.
     "firecracker": Part("tests/nested/run.sh", needs=("tests", "guest", "nested-image", "fetch"), cores=1, limit=3000),
     # Fifty machines that come and go; every filesystem and the way without a jailer with more tests.
     "firecracker-long": Part("tests/nested/run.sh", needs=("tests", "guest", "nested-image", "fetch"), cores=1, limit=7200,
                              env={"NULLSPACE_TEST_LONG": "1", "NULLSPACE_NESTED_TIMEOUT": "7000"}),
-    "soak": Part("cargo nextest run --locked --workspace -E 'test(machines_come_and_go)'", needs=("tests", "guest"),
-                 env={"NULLSPACE_TEST_COMPLETE": "1", "NULLSPACE_TEST_CYCLES": "50"}),
+    # What `unit` and `machines` do a few times, done often, and what they do with less, at its full size.
+    "soak": Part(f"{NEXTEST} -E '{SOAKS} | {LONG}'", needs=("tests", "guest", "base", "fetch"), limit=7200,
+                 env={**COMPLETE, "NULLSPACE_TEST_LONG": "1", "NULLSPACE_TEST_CYCLES": "50"}),
+    # Every service of the end-to-end tests on an S3 store of its own; two at a time.
+    "s3": Part(f"{NEXTEST} -E 'binary(e2e)'", needs=("tests", "guest", "base", "fetch"), limit=7200,
+               env={**COMPLETE, "NULLSPACE_TEST_STORE": "s3"}),
     "client": Part("tests/sdk/published.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1, limit=2700),
+    "client-soak": Part("tests/sdk/published.py -k Soak", needs=("guest", "base", "fetch", "fetch-client"), cores=1,
+                        env={"NULLSPACE_FIRECRACKER_SOAK": "1"}),
     # Not in `make test`: its counters need every dependency compiled once more, ten minutes of a processor.
     "fuzz-build": Part("scripts/fuzz.sh --build", limit=2400),
     "fuzz": Part("scripts/fuzz.sh", needs=("fuzz-build",), cores=1, limit=4000),
-    "fuzz-api": Part("tests/sdk/contract_fuzz.py", needs=("guest", "base"), cores=1),
+    "unit": Part(f"{NEXTEST} -E 'not ({MACHINES})'", needs=("tests", "guest", "base", "fetch"), cores=1, limit=2400, env=COMPLETE),
+    "browser": Part("tests/sdk/browser.py", needs=("guest", "base"), cores=1),
     "packages": Part("tests/sdk/packages.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1),
+    "fuzz-api": Part("tests/sdk/contract_fuzz.py", needs=("guest", "base"), cores=1),
     # nextest does not run examples in documentation. All packages, so that features are those of `tests`.
-    "doctests": Part("cargo test --locked --workspace --doc --quiet", needs=("tests",)),
-    "nextest": Part("cargo nextest run --locked --workspace", needs=("tests", "guest", "base", "fetch"), limit=3000,
-                    env={"NULLSPACE_TEST_COMPLETE": "1"}),
+    "doctests": Part("cargo test --locked --workspace --doc --quiet", needs=("tests",), cores=1),
+    "machines": Part(f"{NEXTEST} -E '({MACHINES}) & not ({LONG})'", needs=("tests", "guest", "base", "fetch"), limit=3000, env=COMPLETE),
 }
 TARGETS = {
     "demo": ("base", "guest"),
     "lint": ("fmt", "clippy", "doc"),
     "test-client": ("client", "fuzz-api", "packages"),
     "test-firecracker": ("firecracker",),
-    "test": ("fmt", "clippy", "doc", "doctests", "firecracker", "client", "fuzz-api", "packages", "nextest"),
+    "nextest": ("unit", "machines"),
+    "test": ("fmt", "clippy", "doc", "doctests", "firecracker", "client", "fuzz-api", "browser", "packages", "unit", "machines"),
 }
 
 
@@ -112,8 +135,8 @@ def wanted(names):
     return [name for name in PARTS if name in found]
 
 
-def counted(text):
-    """What a part's output says of its tests."""
+def counted(text, filtered=False):
+    """What a part's output says of its tests. nextest calls skipped what its filter leaves out, too: such a part has no skipped."""
     counts = {}
 
     def add(key, number):
@@ -122,7 +145,8 @@ def counted(text):
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     for line in re.findall(r"^\s*Summary \[.*\] (.*)$", text, re.M):
         for number, key in re.findall(r"(\d+) (tests? run|failed|skipped)", line):
-            add("tests" if key.startswith("test") else key, number)
+            if key != "skipped" or not filtered:
+                add("tests" if key.startswith("test") else key, number)
     for line in re.findall(r"^=*\s*((?:\d+ [a-z]+,? ?)+)in [\d.]+s.*$", text, re.M):  # pytest
         for number, key in re.findall(r"(\d+) (passed|failed|errors?|skipped|deselected)", line):
             if key in ("passed", "failed", "error", "errors"):
@@ -200,7 +224,7 @@ class Runner:
         timer.cancel()
         text = log.read_text(errors="replace")
         why = f"took over {part.limit} s" if late else "" if code == 0 else f"exit code {code}"
-        outcome = Outcome("failed" if why else "passed", time.monotonic() - began, why, counted(text))
+        outcome = Outcome("failed" if why else "passed", time.monotonic() - began, why, counted(text, " -E " in part.command))
         with self.lock:
             if not self.stream:
                 sys.stdout.write(text)

@@ -446,7 +446,7 @@ class Bare:
                 self.options.append((word, "bare" if word == "-name" else value))
         # QEMU keeps copies of the disk's descriptors under other numbers: the files are told apart by where they lie.
         links = {link: os.readlink(link) for link in (folder / "fd").iterdir()}
-        places = ((DATA / "rootfs", "/"), (DATA / "artifacts", "/disk.qcow2"), (DATA / "work", "/"))
+        places = ((DATA / "rootfs", "/"), (DATA / "snapshots", "/disk.qcow2"), (DATA / "work", "/"))
         files = []
         for place, mark in places:
             found = [link for link, path in links.items() if path.startswith(f"{place}/") and mark in path]

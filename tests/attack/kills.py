@@ -14,6 +14,7 @@ else, and templates work. `tried N survived M`.
 """
 
 import argparse
+import json
 import random
 import statistics
 import sys
@@ -175,9 +176,14 @@ class Attack:
         victim.stop()
         victim.store("gc")
         victim.store("verify")
-        folders = {row[0] for row in victim.rows("SELECT folder FROM artifacts WHERE purged_at IS NULL")}
-        on_disk = {path.name for path in (victim.data / "artifacts").iterdir()}
-        check(folders == on_disk, f"named and missing: {folders - on_disk}; there and not named: {on_disk - folders}")
+        streams = {row[0] for row in victim.rows("SELECT streams FROM artifacts WHERE purged_at IS NULL")}
+        roots = {row[0] for row in victim.rows("SELECT manifest FROM rootfs")}
+        named = roots | {manifest for text in streams for manifest in json.loads(text).values()}
+        on_disk = {path.name for path in (victim.data / "chunks" / "manifests").iterdir()}
+        # Manifests under others that are named stay too.
+        check(named <= on_disk, f"named and missing: {named - on_disk}")
+        snapshots = len(list((victim.data / "snapshots").iterdir()))
+        check(snapshots <= len(streams), f"{snapshots} raw snapshots of {len(streams)} that are named")
         files = {row[0] for row in victim.rows("SELECT file FROM rootfs")}
         raw = {path.name for path in (victim.data / "rootfs").iterdir()}
         check(raw <= files, f"raw root images that nothing names: {raw - files}")

@@ -41,11 +41,11 @@ else
   if [[ -n $LONG ]]; then
     conformance mapped /job/tmp
   else
-    conformance mapped /job/tmp a_booted two_machines machines_come_and_go capture::nothing
+    conformance mapped /job/tmp a_booted two_machines_go_on_from_one_snapshot_each machines_come_and_go capture::nothing
   fi
   unset NULLSPACE_TEST_COPY_UP_TO
   # The same filesystem, little data: disks are copied.
-  conformance copied /job/tmp a_restored_machine ${LONG:+two_machines}
+  conformance copied /job/tmp a_restored_machine a_snapshot_resumes_without ${LONG:+two_machines}
   # One whose files share blocks.
   conformance reflinks /job/xfs/tmp capture::what_a_running_machine ${LONG:+two_machines a_restored_machine capture::}
   # As without root: no jailer, no network card.

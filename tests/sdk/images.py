@@ -151,12 +151,18 @@ def make_all():
         make()
 
 
-def push_trusting(hub, bundle):
-    """The images that packages are installed in, each with a bundle of CA certificates as /ca.crt."""
-    for name, tag, tar in [("library/debian", "stable-slim", plain()), ("library/python", "3", python()),
-                           ("library/node", "20", node()), ("oven/bun", "1.2.0", bun())]:
-        trusting = derived(f"trusting-{hashlib.sha256(bundle).hexdigest()[:12]}-{tar.stem}", tar, [("ca.crt", 0o644, bundle)], [])
-        hub.push(name, f"{tag}-trusting", trusting)
+def push_for_packages(hub, bundle):
+    """The images that packages are installed in, each also with a layer more that has a bundle of CA certificates as /ca.crt."""
+    with tempfile.NamedTemporaryFile() as trust:
+        with tarfile.open(fileobj=trust, mode="w") as archive:
+            entry = tarfile.TarInfo("ca.crt")
+            entry.size, entry.mode = len(bundle), 0o644
+            archive.addfile(entry, io.BytesIO(bundle))
+        trust.flush()
+        for name, tag, tar, command in [("library/debian", "stable-slim", plain(), "bash"), ("library/python", "3", python(), "python3"),
+                                        ("library/node", "20", node(), "node"), ("oven/bun", "1.2.0", bun(), "bun")]:
+            hub.push(name, tag, tar, Cmd=[command])
+            hub.push(name, f"{tag}-trusting", tar, trust.name)
 
 
 def push_all(hub):

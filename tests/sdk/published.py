@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import threading
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -28,7 +29,20 @@ FOLDER = TARGET / "client"
 LIVE = "tests/test_firecracker_sdk_user_journeys.py"
 # What else of the contract is served, beside templates.
 SANDBOXES = [f"tests/test_integration.py::{name}"
-             for name in ["TestSandboxLifecycle", "TestCommands", "TestFiles", "TestWebSocketStreaming"]]
+             for name in ["TestSandboxLifecycle", "TestCommands", "TestFiles", "TestWebSocketStreaming", "TestBetaFixes",
+                         "TestGit", "TestPtyWebSocket"]]
+# Pauses, resumes, forks, timeouts and events. The soaks run with NULLSPACE_FIRECRACKER_SOAK=1, which `make test-long` sets.
+SOAK = "NULLSPACE_FIRECRACKER_SOAK"
+LIFE = ["tests/test_sandbox_integration.py", "tests/test_lifecycle_integration.py"]
+# Terminals over the WebSocket.
+TERMINALS = ["tests/test_pty_integration.py"]
+# A sandbox from its creation to a page that it serves.
+QUICKSTART = ["tests/test_quickstart_integration.py"]
+# Large uploads in parts: all of them are soaks. `make test-long` sends two gigabytes.
+UPLOADS = ["tests/test_firecracker_uploads_integration.py"]
+UPLOAD_BYTES = "NULLSPACE_FIRECRACKER_SOAK_UPLOAD_BYTES"
+# Files: paths, owners, batches, signed URLs and watched directories.
+FILES = ["tests/test_firecracker_filesystem_parity.py"]
 # Ours, through the client: what its own tests leave out.
 COMMANDS = str(Path(__file__).with_name("live_commands.py"))
 OFFLINE = ["tests/test_template.py", "tests/test_template_builder_surface.py", "tests/test_commands.py"]
@@ -62,6 +76,32 @@ def outcomes(report):
         # A teardown that fails is a case of its own with the same name.
         found[name] = outcome if found.get(name, "passed") == "passed" else found[name]
     return found
+
+
+class Memory:
+    """The most memory that a process holds meanwhile, in bytes: its resident set, looked at four times a second."""
+
+    def __init__(self, pid):
+        self.pid, self.most, self.over = pid, 0, threading.Event()
+
+    def watch(self):
+        while True:
+            try:
+                pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+            except OSError:
+                return
+            self.most = max(self.most, int(pages) * os.sysconf("SC_PAGE_SIZE"))
+            if self.over.wait(0.25):
+                return
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
 
 
 def client_venv(client):
@@ -98,13 +138,31 @@ def main():
                 "NULLSPACE_API_URL": service.url,
                 "NULLSPACE_API_KEY": service.key("first"),
                 "NULLSPACE_SECONDARY_API_KEY": service.key("second"),
+                "NULLSPACE_TEST_TIMEOUT_HIBERNATE": "1",
                 **docker.env(),
             }
-            for name, tests in {"templates": ["-m", "template_build", LIVE], "sandboxes": SANDBOXES, "commands": [COMMANDS]}.items():
+            soak = os.environ.get(SOAK) == "1"
+            if soak:
+                live[SOAK] = "1"
+            groups = {
+                "templates": ["-m", "template_build", LIVE],
+                "sandboxes": SANDBOXES,
+                "life": LIFE if soak else ["-m", "not slow", *LIFE],
+                "quickstart": QUICKSTART,
+                "terminals": TERMINALS,
+                "commands": [COMMANDS],
+                "files": FILES,
+                "uploads": UPLOADS,
+            }
+            uploads = {SOAK: "1", UPLOAD_BYTES: os.environ.get(UPLOAD_BYTES, str((2 << 30) if soak else 200 << 20))}
+            for name, tests in groups.items():
                 report = FOLDER / f"{name}.xml"
                 report.unlink(missing_ok=True)
-                subprocess.run([*pytest, "--timeout=1500", f"--junitxml={report}", "--tb=line", *tests, *only],
-                               cwd=client, env=live, check=False)
+                with Memory(service.process.pid) as memory:
+                    subprocess.run([*pytest, "--timeout=1500", f"--junitxml={report}", "--tb=line", *tests, *only],
+                                   cwd=client, env={**live, **(uploads if name == "uploads" else {})}, check=False)
+                if name == "uploads":
+                    print(f"client: the service's memory had {memory.most >> 20} MiB at most while it took uploads")
                 # With a choice of tests, none may be left of a file.
                 if report.exists():
                     seen |= outcomes(report)

@@ -52,6 +52,9 @@ def end(process, seconds=60):
 class Registry:
     """docker-registry on a loopback port, with images pushed by its HTTP API."""
 
+    def __init__(self):
+        self.layers = {}
+
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="nullspace-hub-")
         self.log = open(Path(self.folder.name) / "log", "w+")
@@ -98,21 +101,29 @@ class Registry:
         self._send("PUT", place, data, {"Content-Type": "application/octet-stream"}).close()
         return {"digest": digest, "size": len(data)}
 
-    def push(self, name, tag, tar, **config):
-        """One layer, from a tar file."""
+    def _layer(self, name, tar):
+        """The descriptor of a layer, and the digest of its tar. What a repository has is not sent again."""
         raw = Path(tar).read_bytes()
-        layer = self._blob(name, gzip.compress(raw, 1))
-        layer["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip"
+        digest = "sha256:" + hashlib.sha256(raw).hexdigest()
+        if (name, digest) not in self.layers:
+            layer = self._blob(name, gzip.compress(raw, 1))
+            layer["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip"
+            self.layers[name, digest] = layer
+        return self.layers[name, digest], digest
+
+    def push(self, name, tag, *tars, **config):
+        """An image of one layer for each tar file."""
+        layers = [self._layer(name, tar) for tar in tars]
         image = {
             "architecture": "amd64",
             "os": "linux",
             "config": config,
-            "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(raw).hexdigest()]},
+            "rootfs": {"type": "layers", "diff_ids": [digest for _, digest in layers]},
         }
         described = self._blob(name, json.dumps(image).encode())
         described["mediaType"] = "application/vnd.oci.image.config.v1+json"
         kind = "application/vnd.oci.image.manifest.v1+json"
-        manifest = {"schemaVersion": 2, "mediaType": kind, "config": described, "layers": [layer]}
+        manifest = {"schemaVersion": 2, "mediaType": kind, "config": described, "layers": [layer for layer, _ in layers]}
         self._send("PUT", f"/v2/{name}/manifests/{tag}", json.dumps(manifest).encode(), {"Content-Type": kind}).close()
 
 
@@ -213,7 +224,8 @@ class Service:
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, data=data, method=method, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            # Longer than a command may take in a sandbox (five minutes, in packages.py).
+            with urllib.request.urlopen(request, timeout=330) as answer:
                 return answer.status, json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"null")

@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""What the life of a sandbox costs: pauses with little and much dirtied memory, resumes, forks one at a time and ten at once,
+and what an idle paused sandbox takes in the store.
+
+    busybox, 1 GiB ──create──> exec: fill /dev/shm ──pause──> snapshot ──resume──> first exec     with 7 and with 500 MB
+    busybox, 192 MiB ──fork──> first exec                                                         one, and ten at once
+
+A pause is measured from its request to its answer, as a client sees it: the snapshot is named then. Resumes and forks are measured to
+the answer of the first command. The last lines are `bench: <figure> <value> <unit>`.
+"""
+
+import concurrent.futures
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench_api import busybox
+from bench_rebuild import build
+from running import Registry, Service
+
+RUNS = 5
+MIB = 1 << 20
+
+
+class Bench:
+    def __init__(self, service):
+        self.service, self.key = service, service.key("bench")
+
+    def ask(self, method, path, body=None):
+        status, answer = self.service.request(self.key, method, path, body)
+        if status >= 300:
+            raise SystemExit(f"{method} {path}: {status} {answer}")
+        return answer
+
+    def run(self, sandbox, command):
+        answer = self.ask("POST", f"/v1/sandboxes/{sandbox}/exec", {"command": "sh", "args": ["-c", command], "timeout_secs": 110})
+        if answer["exit_code"] != 0:
+            raise SystemExit(f"{command}: {answer}")
+        return answer["stdout"]
+
+    def create(self, template):
+        return self.ask("POST", "/v1/sandboxes", {"template": template, "timeout_ms": 3_600_000})["id"]
+
+    def to_exec(self, begin):
+        """Milliseconds until a new sandbox has answered its first command, and the sandbox."""
+        began = time.monotonic()
+        sandbox = begin()
+        self.run(sandbox, "echo up")
+        return (time.monotonic() - began) * 1000, sandbox
+
+    def pause(self, sandbox):
+        began = time.monotonic()
+        snapshot = self.ask("POST", f"/v1/sandboxes/{sandbox}/hibernate")
+        return (time.monotonic() - began) * 1000, snapshot
+
+    def end(self, sandbox):
+        self.ask("DELETE", f"/v1/sandboxes/{sandbox}")
+
+    def stored(self):
+        """Bytes of the packs in the data folder."""
+        return sum(file.stat().st_size for file in Path(self.service.folder.name, "data", "chunks").rglob("*") if file.is_file())
+
+
+def dirtied(bench, megabytes):
+    """Medians of pause and of resume to the first exec, after so many megabytes were written to memory since the start."""
+    pauses, resumes = [], []
+    for _ in range(RUNS):
+        sandbox = bench.create("large")
+        bench.run(sandbox, "mkdir -p /dev/shm && mount -t tmpfs -o size=900m tmpfs /dev/shm"
+                           f" && head -c {megabytes}000000 /dev/urandom > /dev/shm/dirty && sync")
+        took, snapshot = bench.pause(sandbox)
+        pauses.append(took)
+        took, resumed = bench.to_exec(lambda: bench.ask("POST", f"/v1/sandboxes/{snapshot['id']}/resume")["id"])
+        resumes.append(took)
+        kept = int(bench.run(resumed, "wc -c < /dev/shm/dirty"))
+        if kept != megabytes * 1_000_000:
+            raise SystemExit(f"of {megabytes} MB {kept} bytes are left")
+        bench.end(resumed)
+    print(f"{megabytes} MB dirtied: pause {sorted(map(round, pauses))} ms, resume to exec {sorted(map(round, resumes))} ms")
+    return statistics.median(pauses), statistics.median(resumes)
+
+
+def idle(bench):
+    """Medians of the pause of a sandbox that did nothing, and of what it adds to the store, MiB."""
+    pauses, stored = [], []
+    for _ in range(RUNS):
+        sandbox = bench.create("small")
+        before = bench.stored()
+        took, _ = bench.pause(sandbox)
+        pauses.append(took)
+        stored.append((bench.stored() - before) / MIB)
+        bench.end(sandbox)
+    print(f"idle: pause {sorted(map(round, pauses))} ms, stored {[f'{mib:.1f}' for mib in stored]} MiB")
+    return statistics.median(pauses), statistics.median(stored)
+
+
+def forks(bench):
+    """Medians of a fork to its first exec, and of ten at once until all have answered."""
+    source = bench.create("small")
+
+    def fork():
+        return bench.to_exec(lambda: bench.ask("POST", f"/v1/sandboxes/{source}/fork")["id"])
+
+    one, ten = [], []
+    for _ in range(RUNS):
+        took, child = fork()
+        one.append(took)
+        bench.end(child)
+    for _ in range(2):
+        began = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(10) as threads:
+            children = [child for _, child in threads.map(lambda _: fork_patiently(bench, source), range(10))]
+        ten.append((time.monotonic() - began) * 1000)
+        for child in children:
+            bench.end(child)
+    bench.end(source)
+    print(f"forks: one {sorted(map(round, one))} ms, ten at once {sorted(map(round, ten))} ms")
+    return statistics.median(one), statistics.median(ten)
+
+
+def fork_patiently(bench, source):
+    """A fork to its first exec; asked for again while another one of the same sandbox is under way."""
+    def begin():
+        while True:
+            status, answer = bench.service.request(bench.key, "POST", f"/v1/sandboxes/{source}/fork")
+            if status == 201:
+                return answer["id"]
+            if status != 409 or answer["code"] != "transition_in_progress":
+                raise SystemExit(f"fork: {status} {answer}")
+            time.sleep(0.01)
+    return bench.to_exec(begin)
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder, Registry() as hub:
+        hub.push("box", "1", busybox(folder), Cmd=["/bin/sh"])
+        with Service(hub, requests_per_second=100000, memory_mib_per_tenant=16384, memory_mib=16384) as service:
+            bench = Bench(service)
+            for name, memory in (("large", 1024), ("small", 192)):
+                build(service, bench.key, {"name": name, "base_image": f"{hub.address}/box:1", "start_cmd": "exec sleep 1000000",
+                                           "build_config": {"memory_mib": memory}})
+            creates = []
+            for _ in range(RUNS):
+                took, sandbox = bench.to_exec(lambda: bench.create("large"))
+                creates.append(took)
+                bench.end(sandbox)
+            create = statistics.median(creates)
+            print(f"create to exec {sorted(map(round, creates))} ms")
+            pause, stored = idle(bench)
+            little = dirtied(bench, 7)
+            much = dirtied(bench, 500)
+            fork, ten = forks(bench)
+    per_100 = (much[0] - little[0]) / ((500 - 7) * 1_000_000 / (100 * MIB))
+    print(f"bench: pause_ms {pause:.0f} ms")
+    print(f"bench: pause_ms_per_100mib_dirty {per_100:.0f} ms")
+    print(f"bench: create_to_exec_ms {create:.0f} ms")
+    for name, (_, resume) in (("7mb", little), ("500mb", much)):
+        print(f"bench: resume_to_exec_ms_{name} {resume:.0f} ms")
+        print(f"bench: resume_over_create_{name} {resume / create:.2f} ratio")
+    print(f"bench: fork_ms {fork:.0f} ms")
+    print(f"bench: fork_10_ms {ten:.0f} ms")
+    print(f"bench: paused_stored_mib_idle {stored:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
