@@ -23,6 +23,8 @@ async fn what_another_tenant_has_is_not_found_on_any_route() {
         owner.post(&format!("/v1/sandboxes/{}/snapshots", sandbox.id), json!({})).await.ok(201);
     let webhook = json!({"url": "https://example.org/", "operations": ["create"], "signing_secret": "s"});
     let webhook: LifecycleWebhookInfo = owner.post("/v1/lifecycle/webhooks", webhook).await.ok(201);
+    let keys: Vec<Value> = owner.get("/v1/keys").await.ok(200);
+    let key = keys[0]["id"].as_str().expect("the key's id").to_owned();
     let by_namespace = format!("{}/mine", built.build.namespace_slug);
 
     for (method, path, body, code) in [
@@ -60,6 +62,7 @@ async fn what_another_tenant_has_is_not_found_on_any_route() {
         sandbox: &sandbox.id,
         snapshot: &snapshot.id,
         webhook: &webhook.id,
+        key: &key,
     };
     every_operation_with_an_id_is_not_found(&other, theirs).await;
     let templates: Vec<TemplateInfo> = other.get("/v1/templates").await.ok(200);
@@ -104,25 +107,56 @@ struct Theirs<'a> {
     sandbox: &'a str,
     snapshot: &'a str,
     webhook: &'a str,
+    key: &'a str,
+}
+
+/// Parameters of paths that name something within a thing of the owner.
+const WITHIN: [(&str, &str); 9] = [
+    ("{tag}", "default"),
+    ("{alias}", "old"),
+    ("{pid}", "1"),
+    ("{sid}", "1"),
+    ("{port}", "80"),
+    ("{part_number}", "1"),
+    ("{delivery_id}", "01a208f9-ec37-7462-a296-20144e0dfdc8"),
+    ("{grant_id}", "01a208f9-ec37-7462-a296-20144e0dfdc8"),
+    ("{upload_id}", "01a208f9-ec37-7462-a296-20144e0dfdc8"),
+];
+
+/// The least value of this schema that is looked at at all: an object with what it requires. `name` is the field it is for.
+fn least(document: &Value, schema: &Value, name: &str) -> Value {
+    if let Some(reference) = schema["$ref"].as_str() {
+        return least(document, &document["components"]["schemas"][reference.rsplit('/').next().expect("a name")], name);
+    }
+    if let Some(first) = schema["enum"].as_array().and_then(|values| values.first()) {
+        return first.clone();
+    }
+    if let Some(first) = schema["oneOf"].as_array().and_then(|schemas| schemas.first()) {
+        return least(document, first, name);
+    }
+    if let Some(constant) = schema.get("const") {
+        return constant.clone();
+    }
+    let kind = schema["type"].as_str().or_else(|| schema["type"][0].as_str());
+    match (kind, name) {
+        (Some("integer"), _) => json!(schema["minimum"].as_u64().unwrap_or(0).max(80)),
+        (Some("boolean"), _) => json!(false),
+        (Some("array"), _) => json!([least(document, &schema["items"], name)]),
+        (Some("object"), _) => {
+            let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            required.map(|field| (field.to_owned(), least(document, &schema["properties"][field], field))).collect()
+        }
+        (_, "permissions") => json!("644"),
+        (_, "url") => json!("https://example.org/x"),
+        (_, "path" | "target_path" | "old_path" | "new_path" | "files") => json!("/x"),
+        _ => json!("x"),
+    }
 }
 
 /// Every operation of our OpenAPI document whose path holds an id, so that a new one cannot be forgotten.
 async fn every_operation_with_an_id_is_not_found(other: &Api, theirs: Theirs<'_>) {
     let document = document();
-    // What a body must have to be looked at at all.
-    let body = |operation: &str| match operation.trim_end_matches("_by_ref") {
-        "assign_template_tags" => json!({"tags": ["x"]}),
-        "rename_template" => json!({"new_name": "theirs"}),
-        "update_template_visibility" => json!({"visibility": "public"}),
-        "promote_template_build" => json!({"tag": "x"}),
-        "exec_command" => json!({"command": "id"}),
-        "send_stdin" => json!({"data": "x"}),
-        "set_timeout" => json!({"timeout_ms": 1000}),
-        "update_lifecycle_webhook" => json!({"enabled": false}),
-        // The files' operations take what they need of these.
-        _ => json!({"path": "/x", "content": "x", "permissions": "644", "old_path": "/x", "new_path": "/y"}),
-    };
-    let mut asked = 0;
+    let (mut asked, mut found) = (0, Vec::new());
     for (path, item) in document["paths"].as_object().expect("paths") {
         for (method, operation) in item.as_object().expect("operations") {
             let name = operation["operationId"].as_str().expect("an operation id");
@@ -136,17 +170,21 @@ async fn every_operation_with_an_id_is_not_found(other: &Api, theirs: Theirs<'_>
                 () if path.starts_with("/v1/sandboxes/") => &[theirs.sandbox],
                 () if path.starts_with("/v1/snapshots/") => &[theirs.snapshot],
                 () if path.starts_with("/v1/lifecycle/webhooks/") => &[theirs.webhook, "no-webhook"],
+                () if path.starts_with("/v1/keys/") => &[theirs.key],
                 () if path.contains("{build_id}") => &[theirs.build],
                 () if path.contains("{claim_token}") => &["claim_of_the_owner"],
                 () => theirs.templates,
             };
             for id in ids {
                 let encoded = id.replace('/', "%2F");
-                let mut path = path.replace("{tag}", "default").replace("{alias}", "old");
-                path = path.replace("{pid}", "1").replace("{delivery_id}", "01a208f9-ec37-7462-a296-20144e0dfdc8");
+                let mut path = path.clone();
                 for parameter in ["{id}", "{ref}", "{build_id}", "{claim_token}"] {
                     path = path.replace(parameter, &encoded);
                 }
+                for (parameter, value) in WITHIN {
+                    path = path.replace(parameter, value);
+                }
+                assert!(!path.contains('{'), "{name} {path}: a parameter that this test does not know");
                 let needed = |parameter: &&Value| parameter["in"] == "query" && parameter["required"] == true;
                 if operation["parameters"].as_array().is_some_and(|all| all.iter().any(|one| needed(&one))) {
                     path.push_str("?path=/x");
@@ -155,7 +193,14 @@ async fn every_operation_with_an_id_is_not_found(other: &Api, theirs: Theirs<'_>
                 let mut request = other.request(method, &path);
                 match &operation["requestBody"]["content"] {
                     Value::Null => {}
-                    content if content.get("application/json").is_some() => request = request.json(&body(name)),
+                    content if content.get("application/json").is_some() => {
+                        // The document requires neither of a tag and tags.
+                        let body = match name {
+                            "promote_template_build" => json!({"tag": "x"}),
+                            _ => least(&document, &content["application/json"]["schema"], ""),
+                        };
+                        request = request.json(&body);
+                    }
                     // Raw bytes, or a form of one file.
                     _ if name == "upload_file_multipart" => {
                         let form = "--b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"x\"\r\n\r\nx\r\n--b--\r\n";
@@ -164,11 +209,14 @@ async fn every_operation_with_an_id_is_not_found(other: &Api, theirs: Theirs<'_>
                     _ => request = request.header("content-type", "application/octet-stream").body("x"),
                 }
                 let answer = other.send(request).await;
-                assert_eq!(answer.status, 404, "{name} {path}: {}", String::from_utf8_lossy(&answer.body));
+                if answer.status != 404 {
+                    found.push(format!("{name} {path}: {} {}", answer.status, String::from_utf8_lossy(&answer.body)));
+                }
                 asked += 1;
             }
         }
     }
+    assert!(found.is_empty(), "{found:#?}");
     assert!(asked > 50, "only {asked} requests: the document is not what it was");
 }
 
