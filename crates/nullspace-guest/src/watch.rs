@@ -40,6 +40,13 @@ pub struct WatchEvent {
     pub from: Option<String>,
 }
 
+impl WatchEvent {
+    /// Returns the event that stands where events are missing.
+    pub fn overflow() -> WatchEvent {
+        WatchEvent { kind: WatchKind::Overflow, name: String::new(), from: None }
+    }
+}
+
 /// Kinds of [`WatchEvent`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -6,8 +6,8 @@
 //!     └──> overflow event,         └ a renamed one keeps its watch under its new path
 //!          all is watched anew
 //! ```
-//! A host that takes nothing fills the buffer. Then nothing is read from the kernel, whose queue is bounded. So events are lost
-//! with an overflow event in their place, and no memory grows.
+//! A host that takes nothing fills the buffer. Then nothing is read from the kernel, whose queue is bounded. What one reading brings
+//! beyond the buffer's limit is dropped. So events are lost with an overflow event in their place, and no memory grows.
 
 mod tree;
 
@@ -27,6 +27,8 @@ use crate::user_thread;
 
 /// Lines that wait for credit, bytes. With as many, no events are read.
 const BUFFER: usize = 256 * 1024;
+/// Most bytes of lines that wait, whatever one reading brings: a directory that appears is told with what is in it.
+const MAX_BUFFER: usize = 2 * BUFFER;
 /// Time in which the second half of a rename follows the first, ms.
 const PAIR_MS: u8 = 20;
 
@@ -106,14 +108,26 @@ struct Lines {
     buffer: Vec<u8>,
     /// The last event, while it waits here: an equal one behind it says nothing new.
     last: Option<WatchEvent>,
+    /// The buffer was full: an overflow event is its last line, and events are dropped until there is space again.
+    full: bool,
 }
 
 impl Lines {
     fn add(&mut self, event: &WatchEvent) {
         let repeats = matches!(event.kind, WatchKind::Modify | WatchKind::Chmod | WatchKind::Overflow);
-        if repeats && self.last.as_ref() == Some(event) {
+        if self.full || repeats && self.last.as_ref() == Some(event) {
             return;
         }
+        let before = self.buffer.len();
+        self.write(event);
+        if self.buffer.len() > MAX_BUFFER {
+            self.buffer.truncate(before);
+            self.full = true;
+            self.write(&WatchEvent::overflow());
+        }
+    }
+
+    fn write(&mut self, event: &WatchEvent) {
         // Our own type has string keys and no floats: serialising cannot fail.
         let _ = serde_json::to_writer(&mut self.buffer, event);
         self.buffer.push(b'\n');
@@ -131,8 +145,37 @@ impl Lines {
             sent += room;
         }
         self.buffer.drain(..sent);
+        self.full &= self.buffer.len() >= BUFFER;
         if self.buffer.is_empty() {
             self.last = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn create(name: String) -> WatchEvent {
+        WatchEvent { kind: WatchKind::Create, name, from: None }
+    }
+
+    #[test]
+    fn what_one_reading_brings_is_bounded_and_ends_with_an_overflow() {
+        let mut lines = Lines::default();
+        for number in 0..10_000 {
+            lines.add(&create(format!("{number}{}", "\u{1}".repeat(1000))));
+        }
+        assert!(lines.buffer.len() <= MAX_BUFFER + 100, "{}", lines.buffer.len());
+        let text = String::from_utf8(lines.buffer.clone()).unwrap();
+        let told: Vec<WatchEvent> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let (last, before) = told.split_last().unwrap();
+        assert_eq!(*last, WatchEvent::overflow());
+        assert!(before.len() > 10 && before.iter().all(|event| event.kind == WatchKind::Create));
+        // With space again, events are told again.
+        lines.buffer.truncate(10);
+        lines.full &= lines.buffer.len() >= BUFFER;
+        lines.add(&create("later".into()));
+        assert!(lines.buffer.ends_with(b"\"later\"}\n"));
     }
 }

@@ -202,3 +202,16 @@ async fn too_many_directories_are_refused() {
     assert!(matches!(&refused, Err(AgentError::Failed(Failure { kind: FailureKind::Limit, .. }))), "{refused:?}");
     desk.watch("many", false).await.unwrap();
 }
+
+#[tokio::test]
+async fn directories_whose_paths_are_too_long_together_are_refused() {
+    let desk = Desk::new().await;
+    let long = "n".repeat(250);
+    let deep: PathBuf = std::iter::repeat_n(long.as_str(), 15).collect();
+    let deep = desk.path("deep").join(deep);
+    for number in 0..600 {
+        fs::create_dir_all(deep.join(number.to_string())).unwrap();
+    }
+    let refused = desk.watch("deep", true).await;
+    assert!(matches!(&refused, Err(AgentError::Failed(Failure { kind: FailureKind::Limit, .. }))), "{refused:?}");
+}

@@ -16,8 +16,12 @@ use nullspace_guest::watch::{MAX_WATCHED_DIRECTORIES, WatchEvent, WatchKind};
 use super::limit;
 use crate::files::failure;
 
-/// Most entries of a new directory that are told. Beyond them stands an overflow event.
+/// Most entries of new directories that are told and whose own events may still come. Beyond them stands an overflow event.
 const MAX_TOLD: usize = 4096;
+/// Most bytes of the paths of these entries.
+const MAX_TOLD_BYTES: usize = 1 << 20;
+/// Most bytes of the paths of all watched directories. Renames can make them longer than the kernel takes.
+const MAX_PATHS: usize = 2 << 20;
 
 /// The watched directories.
 pub(super) struct Tree {
@@ -26,8 +30,12 @@ pub(super) struct Tree {
     inotify: Inotify,
     folders: HashMap<WatchDescriptor, PathBuf>,
     paths: BTreeMap<PathBuf, WatchDescriptor>,
+    /// Bytes of `paths`.
+    path_bytes: usize,
     /// Entries of new directories that were told when the directory was looked through. Their own events may still come.
     told: HashSet<PathBuf>,
+    /// Bytes of `told`.
+    told_bytes: usize,
     /// The first half of a rename.
     moved: Option<Moved>,
 }
@@ -63,7 +71,9 @@ impl Tree {
             inotify: queue()?,
             folders: HashMap::new(),
             paths: BTreeMap::new(),
+            path_bytes: 0,
             told: HashSet::new(),
+            told_bytes: 0,
             moved: None,
         };
         tree.begin()?;
@@ -76,7 +86,7 @@ impl Tree {
             Errno::ENOSPC => limit("The guest has no watch left: stop watching other directories first.".to_owned()),
             error => failure(&io::Error::from(error), "It cannot be watched", &self.root),
         })?;
-        self.keep(watch, PathBuf::new());
+        self.keep(watch, PathBuf::new())?;
         if self.recursive {
             self.look_through(Path::new(""), None)?;
         }
@@ -93,11 +103,26 @@ impl Tree {
         self.moved.is_some()
     }
 
-    fn keep(&mut self, watch: WatchDescriptor, path: PathBuf) {
+    fn keep(&mut self, watch: WatchDescriptor, path: PathBuf) -> Result<(), Failure> {
+        let bytes = path.as_os_str().len();
         if let Some(before) = self.folders.insert(watch, path.clone()) {
-            self.paths.remove(&before);
+            self.forget(&before);
         }
-        self.paths.insert(path, watch);
+        if self.paths.insert(path, watch).is_none() {
+            self.path_bytes += bytes;
+        }
+        if self.path_bytes <= MAX_PATHS {
+            return Ok(());
+        }
+        let root = self.root.display();
+        Err(limit(format!("The paths of the directories below `{root}` are too long together: watch a smaller one.")))
+    }
+
+    /// Forgets the path of a watched directory.
+    fn forget(&mut self, path: &Path) {
+        if self.paths.remove(path).is_some() {
+            self.path_bytes = self.path_bytes.saturating_sub(path.as_os_str().len());
+        }
     }
 
     /// Watches a directory that is not the root. One that is gone, or that the user may not read, is left out.
@@ -111,7 +136,7 @@ impl Tree {
         }
         match self.inotify.add_watch(&self.root.join(path), wanted() | AddWatchFlags::IN_DONT_FOLLOW) {
             Ok(watch) => {
-                self.keep(watch, path.to_owned());
+                self.keep(watch, path.to_owned())?;
                 Ok(true)
             }
             Err(Errno::ENOSPC) => {
@@ -123,21 +148,19 @@ impl Tree {
 
     /// Watches the directories below `path`, which is watched, and tells all entries if asked to.
     fn look_through(&mut self, path: &Path, mut tell: Option<Tell<'_>>) -> Result<(), Failure> {
-        let (mut below, mut told) = (vec![path.to_owned()], 0);
+        let (mut below, mut overflow) = (vec![path.to_owned()], false);
         while let Some(folder) = below.pop() {
             let Ok(entries) = std::fs::read_dir(self.root.join(&folder)) else { continue };
             for entry in entries.flatten() {
                 let path = folder.join(entry.file_name());
                 if let Some(tell) = &mut tell {
-                    match told {
-                        0..MAX_TOLD => {
-                            tell(event(WatchKind::Create, &path));
-                            self.told.insert(path.clone());
-                        }
-                        MAX_TOLD => tell(event(WatchKind::Overflow, Path::new(""))),
-                        _ => {}
+                    if self.told.len() < MAX_TOLD && self.told_bytes < MAX_TOLD_BYTES {
+                        tell(event(WatchKind::Create, &path));
+                        self.told_bytes += path.as_os_str().len();
+                        self.told.insert(path.clone());
+                    } else if !std::mem::replace(&mut overflow, true) {
+                        tell(WatchEvent::overflow());
                     }
-                    told += 1;
                 }
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) && self.enter(&path)? {
                     below.push(path);
@@ -166,20 +189,19 @@ impl Tree {
         for (path, watch) in self.below(path) {
             // The directory may be gone, and its watch with it.
             let _ = self.inotify.rm_watch(watch);
-            self.paths.remove(&path);
+            self.forget(&path);
             self.folders.remove(&watch);
         }
     }
 
     /// A directory has another path.
-    fn renamed(&mut self, from: &Path, to: &Path) {
+    fn renamed(&mut self, from: &Path, to: &Path) -> Result<(), Failure> {
         for (path, watch) in self.below(from) {
             let Ok(rest) = path.strip_prefix(from) else { continue };
             let new = if rest.as_os_str().is_empty() { to.to_owned() } else { to.join(rest) };
-            self.paths.remove(&path);
-            self.folders.insert(watch, new.clone());
-            self.paths.insert(new, watch);
+            self.keep(watch, new)?;
         }
+        Ok(())
     }
 
     /// The second half of a rename has not come: the entry has left.
@@ -204,6 +226,7 @@ impl Tree {
         if nix::poll::poll(&mut more, nix::poll::PollTimeout::ZERO) == Ok(0) {
             // The events of what was told have come.
             self.told.clear();
+            self.told_bytes = 0;
         }
         Ok(())
     }
@@ -213,7 +236,7 @@ impl Tree {
         let mask = happened.mask;
         if mask.contains(F::IN_Q_OVERFLOW) {
             self.moved = None;
-            tell(event(WatchKind::Overflow, Path::new("")));
+            tell(WatchEvent::overflow());
             return self.start_over();
         }
         let Some(folder) = self.folders.get(&happened.wd).cloned() else { return Ok(()) };
@@ -221,7 +244,7 @@ impl Tree {
         if mask.contains(F::IN_IGNORED) {
             self.folders.remove(&happened.wd);
             if self.paths.get(&folder) == Some(&happened.wd) {
-                self.paths.remove(&folder);
+                self.forget(&folder);
             }
         }
         if is_root && mask.intersects(F::IN_IGNORED | F::IN_DELETE_SELF | F::IN_MOVE_SELF | F::IN_UNMOUNT) {
@@ -242,8 +265,7 @@ impl Tree {
             let from = Some(before.path.to_string_lossy().into_owned());
             tell(WatchEvent { from, ..event(WatchKind::Rename, &path) });
             if is_dir && self.paths.contains_key(&before.path) {
-                self.renamed(&before.path, &path);
-                return Ok(());
+                return self.renamed(&before.path, &path);
             }
             return if is_dir { self.appeared(&path, tell) } else { Ok(()) };
         }
@@ -272,7 +294,47 @@ impl Tree {
         self.inotify = queue()?;
         self.folders.clear();
         self.paths.clear();
+        self.path_bytes = 0;
         self.told.clear();
+        self.told_bytes = 0;
         self.begin()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn entries_of_directories_that_keep_appearing_are_told_and_kept_within_a_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, outside) = (folder.path().join("root"), folder.path().join("outside"));
+        fs::create_dir(&root).unwrap();
+        for number in 0..3 {
+            let new = outside.join(number.to_string());
+            fs::create_dir_all(&new).unwrap();
+            for entry in 0..2000 {
+                fs::write(new.join(entry.to_string()), "").unwrap();
+            }
+        }
+        let mut tree = Tree::new(&root, true).unwrap();
+        for number in 0..3 {
+            fs::rename(outside.join(number.to_string()), root.join(number.to_string())).unwrap();
+        }
+        // Events are left in the queue behind the first reading.
+        for entry in 0..500 {
+            fs::write(root.join(format!("later{entry}")), "").unwrap();
+        }
+        let (mut created, mut overflows) = (0, 0);
+        tree.read(&mut |event| match event.kind {
+            WatchKind::Create => created += 1,
+            WatchKind::Overflow => overflows += 1,
+            _ => {}
+        })
+        .unwrap();
+        assert_eq!(tree.told.len(), MAX_TOLD);
+        assert!(created >= MAX_TOLD && overflows == 1, "{created} {overflows}");
     }
 }
