@@ -156,12 +156,21 @@ async fn a_replacement_changes_what_it_can_and_names_the_rest() {
     let request = Replace { files, pattern: "one".into(), replacement: "$0".into(), dry_run: true };
     for (dry_run, text) in [(true, "one two one"), (false, "$0 two $0")] {
         let request = Replace { dry_run, ..request.clone() };
-        let (skipped, replaced) = desk.agent.replace(desk.user(), desk.cwd(), request).await.unwrap();
+        let (skipped, replaced) = desk.agent.replace(desk.user(), desk.cwd(), request, |_| true).await.unwrap();
         assert_eq!((replaced.replacements, replaced.modified, replaced.skipped, replaced.binary), (2, 1, 3, 1));
         assert_eq!(skipped.iter().map(|file| file.path.as_str()).collect::<Vec<_>>(), ["large", "none", ""]);
         assert_eq!(fs::read_to_string(desk.path("a")).unwrap(), text);
     }
     assert_eq!(fs::metadata(desk.path("a")).unwrap().mode() & 0o7777, 0o640);
+    // What is kept of the answer is charged, and refused without memory.
+    let mut charged = 0;
+    let keep = |more| {
+        charged += more;
+        true
+    };
+    let (skipped, _) = desk.agent.replace(desk.user(), desk.cwd(), request.clone(), keep).await.unwrap();
+    assert!(charged >= skipped.iter().map(|file| file.path.len() + file.error.len()).sum(), "{charged}");
+    assert_eq!(kind(desk.agent.replace(desk.user(), desk.cwd(), request, |_| false).await), FailureKind::Limit);
 }
 
 #[tokio::test]

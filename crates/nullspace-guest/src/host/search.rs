@@ -54,21 +54,23 @@ impl Agent {
         found(&channel, "find_names", MAX_NAMES, may_keep).await
     }
 
-    /// Replaces matches of a regular expression in files, and returns those in which it could not.
+    /// Replaces matches of a regular expression in files, and returns those in which it could not: at most [`MAX_FILES`] and some
+    /// 4 MiB. `may_keep` is asked as in [`Agent::list_files_while`].
     ///
     /// # Errors
-    /// As [`Agent::find_lines`].
+    /// As [`Agent::find_lines`]. With some of them, matches may have been replaced.
     pub async fn replace(
         &self,
         user: Option<String>,
         cwd: &str,
         replace: Replace,
+        mut may_keep: impl FnMut(usize) -> bool,
     ) -> Result<(Vec<SkippedFile>, Replaced), AgentError> {
         let channel = self.file_channel(user, cwd, FileOp::Replace(replace))?;
         let mut cost = 0;
         let may_keep = |more| {
             cost += more;
-            cost <= LISTING_COST * MAX_SKIPPED
+            cost <= LISTING_COST * MAX_SKIPPED && may_keep(more)
         };
         match answer(&channel, "replace", (REPLACING, REPLACING), MAX_FILES, may_keep).await? {
             (skipped, Outcome::Replaced { replaced }) => Ok((skipped, replaced)),

@@ -48,7 +48,7 @@ impl LiveSearch for Live {
         Ok(Warned { value, warnings: warnings(searched, search::MAX_NAMES) })
     }
 
-    async fn replace_in_files(&self, request: ReplaceInFilesRequest) -> Result<ReplaceResult> {
+    async fn replace_in_files(&self, request: ReplaceInFilesRequest, memory: &dyn Memory) -> Result<ReplaceResult> {
         if request.files.len() > search::MAX_FILES {
             return Err(Error::invalid(format!("files has more than {} paths: send them in parts", search::MAX_FILES)));
         }
@@ -61,7 +61,15 @@ impl LiveSearch for Live {
         let dry_run = request.dry_run == Some(true);
         let replace =
             Replace { files: request.files, pattern: request.pattern, replacement: request.replacement, dry_run };
-        let done = self.using(|agent| async move { agent.replace(user, base, replace).await.map_err(failed) });
+        let done = self.using(|agent| async move {
+            let mut exhausted = None;
+            let may_keep = |bytes| memory.grow(bytes).map_err(|refused| exhausted = Some(refused)).is_ok();
+            let done = agent.replace(user, base, replace, may_keep).await;
+            match exhausted {
+                Some(exhausted) => Err(exhausted.into()),
+                None => done.map_err(failed),
+            }
+        });
         let (skipped, replaced) = done.await?;
         let skipped: Vec<_> =
             skipped.into_iter().map(|file| SkippedFile { path: file.path, error: file.error }).collect();

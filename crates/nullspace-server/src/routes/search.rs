@@ -88,8 +88,11 @@ pub(super) async fn search_files(
     ),
 )]
 pub(super) async fn replace_in_files(
+    State(state): State<AppState>,
+    caller: Caller,
     OwnSandbox(sandbox): OwnSandbox,
     JsonBody(request): JsonBody<ReplaceInFilesRequest>,
 ) -> Result<Response, Refusal> {
-    json(StatusCode::OK, &sandbox.replace_in_files(request).await?)
+    let room = state.budget.room(caller.tenant);
+    json(StatusCode::OK, &sandbox.replace_in_files(request, &room).await?)
 }

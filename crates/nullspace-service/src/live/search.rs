@@ -18,6 +18,7 @@ pub trait LiveSearch: Send + Sync + 'static {
     async fn search_files(&self, at: FileAt, pattern: String, memory: &dyn Memory) -> Result<Warned<Vec<String>>>;
 
     /// Replaces the matches of a regular expression in files, in place. A file in which that is not possible is named in the
-    /// result, and the others are changed.
-    async fn replace_in_files(&self, request: ReplaceInFilesRequest) -> Result<ReplaceResult>;
+    /// result, and the others are changed. The result is charged to `memory`; one that exceeds it is an error, and files may have
+    /// been changed.
+    async fn replace_in_files(&self, request: ReplaceInFilesRequest, memory: &dyn Memory) -> Result<ReplaceResult>;
 }

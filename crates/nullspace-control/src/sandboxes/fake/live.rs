@@ -112,7 +112,7 @@ impl LiveSearch for Live {
         nothing()
     }
 
-    async fn replace_in_files(&self, _: ReplaceInFilesRequest) -> Result<ReplaceResult> {
+    async fn replace_in_files(&self, _: ReplaceInFilesRequest, _: &dyn Memory) -> Result<ReplaceResult> {
         nothing()
     }
 }

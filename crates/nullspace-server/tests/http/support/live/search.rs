@@ -23,7 +23,7 @@ impl LiveSearch for Live {
         Ok(vec!["/w/a.txt".to_owned()].into())
     }
 
-    async fn replace_in_files(&self, request: ReplaceInFilesRequest) -> Result<ReplaceResult> {
+    async fn replace_in_files(&self, request: ReplaceInFilesRequest, _: &dyn Memory) -> Result<ReplaceResult> {
         self.fake.call(format!("{request:?}"));
         Ok(ReplaceResult {
             replacements: 2,
