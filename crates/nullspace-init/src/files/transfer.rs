@@ -14,12 +14,13 @@ use nullspace_guest::search::Part;
 use serde::Serialize;
 
 use super::entry::{self, Names};
+use super::walk::{self, MAX_NAME_BYTES};
 use super::{Stop, failure, invalid, make_folders};
 use crate::session::Channel;
 
 /// Permissions of a new file.
 const FILE_MODE: u32 = 0o644;
-/// A listing with more entries than this is refused.
+/// A listing with more entries than this is refused, and one whose names take more than [`MAX_NAME_BYTES`] at a time.
 const MAX_ENTRIES: usize = 100_000;
 /// A listing goes no deeper.
 const MAX_DEPTH: u32 = 64;
@@ -133,7 +134,7 @@ pub(super) fn write(path: &Path, channel: &Channel) -> Result<(), Stop> {
 
 /// Sends the entries below `path` as JSON lines, in the order of their paths.
 pub(super) fn list(path: &Path, depth: u32, names: &Names, channel: &Channel) -> Result<(), Stop> {
-    let mut listing = Listing { lines: Lines::new(channel), entries: 0 };
+    let mut listing = Listing { lines: Lines::new(channel), entries: 0, name_bytes: 0 };
     listing.folder(path, depth.clamp(1, MAX_DEPTH), names, true)?;
     listing.lines.flush()
 }
@@ -141,24 +142,33 @@ pub(super) fn list(path: &Path, depth: u32, names: &Names, channel: &Channel) ->
 struct Listing<'a> {
     lines: Lines<'a>,
     entries: usize,
+    /// Bytes of names that are kept.
+    name_bytes: usize,
+}
+
+fn too_many() -> Failure {
+    let message = format!(
+        "There are more than {MAX_ENTRIES} entries, or their names take more than {} MiB: list a smaller directory.",
+        MAX_NAME_BYTES >> 20
+    );
+    Failure { kind: FailureKind::Limit, message }
 }
 
 impl Listing<'_> {
     fn folder(&mut self, path: &Path, depth: u32, names: &Names, asked_for: bool) -> Result<(), Stop> {
-        let found = match std::fs::read_dir(path) {
-            Ok(found) => found,
+        let (inside, bytes) = match walk::names(path, MAX_ENTRIES, MAX_NAME_BYTES - self.name_bytes) {
+            Ok(found) => found.ok_or_else(too_many)?,
             // A folder on the way that this user may not enter, or that has just gone, is listed without what is in it.
             Err(_) if !asked_for => return Ok(()),
             Err(error) => return Err(failure(&error, "It cannot be listed", path).into()),
         };
-        let mut inside: Vec<_> = found.flatten().map(|entry| entry.path()).take(MAX_ENTRIES + 1).collect();
-        inside.sort_unstable();
-        for path in inside {
+        self.name_bytes += bytes;
+        for name in inside {
+            let path = path.join(name);
             let Ok(entry) = entry::of(&path, names) else { continue };
             self.entries += 1;
             if self.entries > MAX_ENTRIES {
-                let message = format!("There are more than {MAX_ENTRIES} entries: list a smaller directory.");
-                return Err(Failure { kind: FailureKind::Limit, message }.into());
+                return Err(too_many().into());
             }
             let is_dir = entry.kind == nullspace_guest::file::FileKind::Dir;
             self.lines.push(&entry)?;
@@ -166,6 +176,7 @@ impl Listing<'_> {
                 self.folder(&path, depth - 1, names, false)?;
             }
         }
+        self.name_bytes -= bytes;
         Ok(())
     }
 }
