@@ -4,8 +4,6 @@
 //! are complete before the host's next request (the first exec after a restore). Every other request has a thread of its own
 //! and ends its channel. A panic in it ends only that channel.
 
-#![allow(unsafe_code, reason = "signals go to a process by number")]
-
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +22,7 @@ use nullspace_guest::message::{
 use crate::halt::Halting;
 use crate::outbox::Outbox;
 use crate::process::supervise::{Unfinished, Wiring, supervise};
-use crate::process::{list, namespace, prepare::prepare, spawn::spawn};
+use crate::process::{handle::Handle, list, namespace, prepare::prepare, spawn::spawn};
 use crate::services::Services;
 use crate::session::{Channel, Opened, Session, StdinOver};
 use crate::severed::Severed;
@@ -337,26 +335,23 @@ impl Agent {
 }
 
 fn kill(pid: u32, signal: i32) -> Outcome {
-    let target = match namespace::current() {
-        None => Some(pid),
-        Some(namespace) => namespace.outside(pid),
-    };
-    let Some(target) = target else {
-        return failed(FailureKind::NotFound, format!("No process {pid} runs in this guest."));
-    };
-    let target = match i32::try_from(target) {
-        Ok(target) if target > 1 && (0..=64).contains(&signal) => target,
+    let gone = || failed(FailureKind::NotFound, format!("No process {pid} runs in this guest."));
+    let within = namespace::current();
+    let target = within.as_ref().map_or(Some(pid), |namespace| namespace.outside(pid));
+    let Some(target) = target else { return gone() };
+    let number = match i32::try_from(target) {
+        Ok(number) if number > 1 && (0..=64).contains(&signal) => number,
         _ => return failed(FailureKind::Invalid, format!("Signal {signal} cannot be sent to process {pid}.")),
     };
-    // SAFETY: a plain system call on one process that is not PID 1.
-    match unsafe { libc::kill(target, signal) } {
-        0 => Outcome::Done,
-        _ => match std::io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::ESRCH) => {
-                failed(FailureKind::NotFound, format!("No process {pid} runs in this guest."))
-            }
-            error => failed(FailureKind::Internal, format!("Process {pid} cannot be signalled: {error}.")),
-        },
+    let sent = Handle::open(number).and_then(|process| match process {
+        // By now the number may be another process's.
+        Some(process) if within.is_none_or(|namespace| namespace.inside(target) == Some(pid)) => process.signal(signal),
+        _ => Ok(false),
+    });
+    match sent {
+        Ok(true) => Outcome::Done,
+        Ok(false) => gone(),
+        Err(error) => failed(FailureKind::Internal, format!("Process {pid} cannot be signalled: {error}.")),
     }
 }
 

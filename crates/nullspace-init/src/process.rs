@@ -10,6 +10,7 @@
 //! Not `std::process`: its error path waits for the child itself and would race with the reaper, which has to wait for
 //! everything because PID 1 inherits orphans.
 
+pub(crate) mod handle;
 pub(crate) mod list;
 pub(crate) mod memory;
 pub(crate) mod namespace;

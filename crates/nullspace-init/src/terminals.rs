@@ -7,16 +7,14 @@
 //! The session is not a login shell's: the environment is the template's and the sandbox's, and /etc/profile of most images
 //! would replace their PATH.
 
-#![allow(unsafe_code, reason = "signals go to processes by number")]
-
 use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use nullspace_guest::message::{Exec, Failure, FailureKind, KILL_AFTER_MS};
 use nullspace_guest::terminal::{OpenTerminal, TerminalSize};
 
+use crate::process::handle::Handle;
 use crate::process::list;
 use crate::process::prepare::accounts;
 use crate::process::reaper::Watch;
@@ -90,7 +88,7 @@ pub(crate) fn end_session(leader: &Watch) -> Result<(), Failure> {
         return Ok(());
     }
     // As the kernel does at a hangup: what was stopped has to go on to hear of it.
-    signal(&members(leader.pid())?, &[libc::SIGHUP, libc::SIGCONT]);
+    signal(leader.pid(), &members(leader.pid())?, &[libc::SIGHUP, libc::SIGCONT]);
     loop {
         // While one is left, its session's number belongs to no other.
         let left = members(leader.pid())?;
@@ -98,7 +96,7 @@ pub(crate) fn end_session(leader: &Watch) -> Result<(), Failure> {
             return Ok(());
         }
         if killing {
-            signal(&left, &[libc::SIGKILL]);
+            signal(leader.pid(), &left, &[libc::SIGKILL]);
         }
         if Instant::now() >= until {
             if killing {
@@ -112,48 +110,36 @@ pub(crate) fn end_session(leader: &Watch) -> Result<(), Failure> {
     }
 }
 
-fn signal(pids: &[i32], signals: &[i32]) {
+/// Sends signals to processes that are still of this session.
+fn signal(session: i32, pids: &[i32], signals: &[i32]) {
     for pid in pids {
-        for signal in signals {
-            // SAFETY: a plain system call. The process was there a moment ago, and numbers are not given out again so soon.
-            unsafe { libc::kill(*pid, *signal) };
+        // Without descriptors for it, the next round tries again.
+        let Ok(Some(process)) = Handle::open(*pid) else { continue };
+        if session_of(*pid) == Some(session) {
+            for signal in signals {
+                let _ = process.signal(*signal);
+            }
         }
     }
 }
 
 /// The processes of a session that run, by this process's numbers.
 fn members(session: i32) -> Result<Vec<i32>, Failure> {
-    let pids = list::numbers().map_err(|error: io::Error| Failure {
+    let pids = list::numbers().map_err(|error| Failure {
         kind: FailureKind::Internal,
         message: format!("The processes cannot be listed: {error}."),
     })?;
-    let is_member = |pid: &u32| {
-        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| session_of(&stat) == Some(session))
-    };
-    Ok(pids.into_iter().filter(is_member).filter_map(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 1).collect())
+    let pids = pids.into_iter().filter_map(|pid| i32::try_from(pid).ok());
+    Ok(pids.filter(|pid| *pid > 1 && session_of(*pid) == Some(session)).collect())
 }
 
-/// The session in a line of `/proc/<pid>/stat`: the fourth field behind the name in parentheses. `None` for a process that has
-/// ended and was not reaped.
-fn session_of(stat: &str) -> Option<i32> {
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let mut fields = rest.split_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(2)?.parse().ok()
+fn session_of(pid: i32) -> Option<i32> {
+    list::session_of(&list::text_of(pid, "stat").ok()?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_session_is_read_from_behind_the_name() {
-        assert_eq!(session_of("7 (a) b) S 1 6 5 34816 0 0"), Some(5));
-        assert_eq!(session_of("7 (sh) Z 1 6 5 34816 0 0"), None);
-        assert_eq!(session_of("7 (sh"), None);
-    }
 
     #[test]
     fn the_users_shell_is_used_if_it_allows_a_session() {

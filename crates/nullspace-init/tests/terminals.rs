@@ -168,6 +168,20 @@ async fn a_killed_terminal_takes_all_of_its_session_along() {
 }
 
 #[tokio::test]
+async fn a_process_whose_name_is_no_text_ends_with_its_terminal() {
+    let agent = Guest::new().connect().await;
+    let script =
+        "sh -c 'trap \"\" HUP; printf \"a\\377) b\" > /proc/$$/comm; echo job $$.; while :; do sleep 0.1; done' & wait";
+    let mut session = agent.open_terminal(terminal(&["/bin/sh", "-c", script])).await.unwrap();
+    let seen = until(&mut session, ".\r\n").await;
+    let job = seen.split_once("job ").unwrap().1.trim().trim_end_matches('.').to_owned();
+    let stat = || std::fs::read(format!("/proc/{job}/stat")).unwrap_or_default();
+    assert!(stat().contains(&0xff), "{:?}", String::from_utf8_lossy(&stat()));
+    agent.close_terminal(session.pid).await.unwrap();
+    assert!(stat().is_empty() || String::from_utf8_lossy(&stat()).contains(") Z "));
+}
+
+#[tokio::test]
 async fn output_is_whole_to_its_last_byte_for_a_slow_reader() {
     let agent = Guest::new().connect().await;
     // More than the windows, the ring and the kernel keep, and the session ends behind it.

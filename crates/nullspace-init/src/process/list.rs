@@ -1,9 +1,10 @@
 //! The guest's processes, from /proc.
 
-#![allow(unsafe_code, reason = "a test asks for its parent")]
+#![allow(unsafe_code, reason = "tests ask for their parent and name a thread")]
 
+use std::fmt::Display;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 
 use nullspace_guest::message::Process;
 
@@ -20,16 +21,13 @@ const KERNEL_THREAD: u64 = 0x0020_0000;
 
 /// Ascending by pid; without kernel threads and this process. While a first process lives, those of its namespace, by the
 /// pids that they have there.
-pub(crate) fn processes(starts_of: impl Fn(u32) -> Option<u32>) -> std::io::Result<Vec<Process>> {
+pub(crate) fn processes(starts_of: impl Fn(u32) -> Option<u32>) -> io::Result<Vec<Process>> {
     let pids = numbers()?;
     let (mut room, within) = (MAX_COMMANDS, namespace::current());
     let mut found = Vec::new();
     for pid in pids {
         // It may end at any moment between the listing and here.
-        let Some(mut process) = fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|stat| parse_stat(&stat))
-        else {
-            continue;
-        };
+        let Some(mut process) = text_of(pid, "stat").ok().and_then(|stat| parse_stat(&stat)) else { continue };
         if let Some(command) = command_line(pid) {
             process.command = command;
         }
@@ -50,14 +48,14 @@ pub(crate) fn processes(starts_of: impl Fn(u32) -> Option<u32>) -> std::io::Resu
 }
 
 /// All living processes but kernel threads and this process, by the machine's pids, ascending.
-pub(crate) fn pids() -> std::io::Result<Vec<u32>> {
+pub(crate) fn pids() -> io::Result<Vec<u32>> {
     let mut pids = numbers()?;
-    pids.retain(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| lives(&stat)));
+    pids.retain(|pid| text_of(pid, "stat").is_ok_and(|stat| lives(&stat)));
     Ok(pids)
 }
 
 /// The machine's pids of all processes and kernel threads but this process, ascending.
-pub(crate) fn numbers() -> std::io::Result<Vec<u32>> {
+pub(crate) fn numbers() -> io::Result<Vec<u32>> {
     let own = std::process::id();
     let mut pids: Vec<u32> = fs::read_dir("/proc")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -65,6 +63,18 @@ pub(crate) fn numbers() -> std::io::Result<Vec<u32>> {
         .collect();
     pids.sort_unstable();
     Ok(pids)
+}
+
+/// The text of a file of a process. Its name, which is in some, may hold any bytes: those that are not UTF-8 are shown as U+FFFD.
+pub(crate) fn text_of(pid: impl Display, name: &str) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/{name}"))?).into_owned())
+}
+
+/// The session that a process belongs to by a line of `/proc/<pid>/stat`: the fourth field behind the name. `None` when it has
+/// ended.
+pub(crate) fn session_of(stat: &str) -> Option<i32> {
+    let (_, rest) = stat.rsplit_once(") ").filter(|_| lives(stat))?;
+    rest.split(' ').nth(3)?.parse().ok()
 }
 
 /// Also of a process whose first thread has ended and others run: it is shown as ended.
@@ -137,6 +147,32 @@ mod tests {
         assert!(lives(&stat("S", 4_194_560, 1)) && lives(&stat("Z", 4_194_560, 2)));
         assert!(!lives(&stat("Z", 4_194_560, 1)) && !lives(&stat("S", KERNEL_THREAD, 1)));
         assert!(!lives(""));
+    }
+
+    #[test]
+    fn a_session_is_read_from_behind_the_name() {
+        let rest = "34816 0 4194560 1 2 3 4 5 6 7 8 20 0 1 0 100";
+        assert_eq!(session_of(&format!("7 (a) b) S 1 6 5 {rest}")), Some(5));
+        assert_eq!(session_of(&format!("7 (sh) Z 1 6 5 {rest}")), None);
+        // Its first thread has ended, and another runs.
+        assert_eq!(session_of(&format!("7 (sh) Z 1 6 5 {}", rest.replace("20 0 1", "20 0 2"))), Some(5));
+        assert_eq!(session_of("7 (sh"), None);
+    }
+
+    #[test]
+    fn a_name_of_any_bytes_hides_no_process() {
+        // A thread's name is that of its own entry; the process's is that of its first thread.
+        let own = std::thread::spawn(|| {
+            // SAFETY: the name is a string that outlives the call; the other names a number.
+            let tid = unsafe {
+                libc::prctl(libc::PR_SET_NAME, c"a\xff) b".as_ptr());
+                libc::syscall(libc::SYS_gettid)
+            };
+            (text_of(tid, "stat").unwrap(), text_of(tid, "status").unwrap(), tid)
+        });
+        let (stat, status, tid) = own.join().unwrap();
+        assert!(stat.starts_with(&format!("{tid} (a\u{fffd}) b) ")), "{stat}");
+        assert!(lives(&stat) && session_of(&stat).is_some() && status.contains("NSpid:"));
     }
 
     #[test]

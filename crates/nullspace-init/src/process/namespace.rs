@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 
+use super::list;
 use super::reaper::Watch;
 
 /// How long a first process may take to be reaped behind those that ended with it.
@@ -71,7 +72,7 @@ impl Namespace {
     /// (`zap_pid_ns_processes`), so that a process which was killed with it is reaped earlier.
     pub(crate) fn ends(&self) -> bool {
         // Its number is its own until it was reaped. Without this look, whoever kills another process would wait for nothing.
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.first.pid()));
+        let stat = list::text_of(self.first.pid(), "stat");
         if self.first.exit().is_none() && stat.is_ok_and(|stat| !is_exiting(&stat)) {
             return false;
         }
@@ -105,7 +106,7 @@ impl Namespace {
     /// The pid that a process of it has inside; `None` for one that is not in it.
     pub(crate) fn inside(&self, pid: u32) -> Option<u32> {
         let name = name_of(i32::try_from(pid).ok()?).ok()?;
-        (name == self.name).then(|| inner_pid(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?))?
+        (name == self.name).then(|| inner_pid(&list::text_of(pid, "status").ok()?))?
     }
 
     /// The machine's pid of the process that has this one inside.

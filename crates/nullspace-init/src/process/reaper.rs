@@ -94,6 +94,15 @@ impl Reaper {
         }
     }
 
+    /// Kills a child, if it was not reaped.
+    pub(crate) fn kill(&self, watch: &Watch) {
+        let _watched = self.lock();
+        if watch.exit().is_none() {
+            // SAFETY: a plain system call. Under the lock the child is not reaped, and keeps its number.
+            unsafe { libc::kill(watch.pid, libc::SIGKILL) };
+        }
+    }
+
     fn run(&self) {
         loop {
             // First only look: the child is taken under the lock, or its number could be reused by a child that `spawn` is

@@ -174,9 +174,8 @@ fn start(plan: &Plan, stdio: [&OwnedFd; 3], controls: bool, ends: Ends) -> Resul
         }
         Ok(Some((stage, errno))) => Err(explain(plan, stage, errno)),
         Err(error) => {
-            // SAFETY: a plain system call. The child hangs before exec; were it reaped this instant, its number would
-            // not be given out again so soon. By its number, since it may not lead a group yet.
-            unsafe { libc::kill(watch.pid(), libc::SIGKILL) };
+            // The child hangs before exec. It may not lead a group yet.
+            Reaper::get().kill(&watch);
             if await_exec(status_read.as_fd(), KILLED_LIMIT).is_err() {
                 // It does not end, and may still run in this memory one day.
                 std::mem::forget(image);
