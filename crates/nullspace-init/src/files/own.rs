@@ -2,76 +2,92 @@
 //!
 //! ```text
 //!   as the user   the file's directory is opened; may the user write in it?
-//!   as root       the file in it, not through a link: regular, one name, owner may write?  emptied, then given to the user
+//!   as root       the file in it, not through a link: regular, one name, owner may write?
+//!                 an empty file of the user's is made beside it, and renamed over it
 //!   as the user   the file is opened by its path and written, as ever
 //! ```
-//! The user could remove the file from that directory and make a new one, unless the directory is sticky. So no file is
-//! handed over that the user could not have replaced, or that is not in a directory such as /tmp. It is emptied before it is
-//! the user's: its content is not shown.
+//! The user could remove the file from that directory and make a new one, unless the directory is sticky, such as /tmp. So no
+//! content is shown that was not the user's, and processes that have the old file open see nothing of the new one.
 
-#![allow(unsafe_code, reason = "chown of a file that is open by O_PATH, through raw system calls")]
-
-use std::ffi::{CString, OsStr};
-use std::fs::{File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::Mode;
+use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
+
 use crate::users::Account;
+
+/// Names that are tried for the new file.
+const TRIES: u32 = 16;
 
 /// A file's directory, in which the user may write, and its name there.
 pub(super) struct Spot {
     folder: File,
-    name: CString,
+    name: OsString,
 }
 
 /// Finds the spot, as the calling thread's user. `None`: nothing can be handed over there.
 pub(super) fn spot(path: &Path) -> Option<Spot> {
-    let name = path.file_name()?;
-    let folder = path.parent()?;
+    let name = path.file_name()?.to_owned();
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    let folder = OpenOptions::new().read(true).custom_flags(flags).open(folder).ok()?;
-    // SAFETY: a system call on a descriptor and a string that outlive it. It judges by the thread's own ids.
-    let allowed = unsafe { libc::faccessat(folder.as_raw_fd(), c".".as_ptr(), libc::W_OK | libc::X_OK, 0) } == 0;
-    allowed.then_some(Spot { folder, name: CString::new(OsStr::as_bytes(name)).ok()? })
+    let folder = OpenOptions::new().read(true).custom_flags(flags).open(path.parent()?).ok()?;
+    // It judges by the thread's own ids, which are all the same.
+    let allowed = faccessat(&folder, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::empty()).is_ok();
+    allowed.then_some(Spot { folder, name })
 }
 
-/// Empties the file and gives it to the account, if it may be handed over. The calling thread is root's.
+/// Puts an empty file of the account's in the place of the file, if that may be handed over. It has the file's permissions without
+/// set-user-id. The calling thread is root's.
 pub(super) fn hand_over(spot: &Spot, account: &Account) -> io::Result<()> {
-    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-    // SAFETY: a system call on a descriptor and a string that outlive it.
-    let opened = unsafe { libc::openat(spot.folder.as_raw_fd(), spot.name.as_ptr(), flags) };
-    if opened < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: just opened, and owned by nobody else.
-    let file = unsafe { File::from_raw_fd(opened) };
-    let meta = file.metadata()?;
-    if !meta.is_file() || meta.nlink() != 1 || meta.mode() & 0o200 == 0 || meta.uid() == account.uid {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let before = File::from(openat(&spot.folder, spot.name.as_os_str(), flags, Mode::empty())?).metadata()?;
+    if !before.is_file() || before.nlink() != 1 || before.mode() & 0o200 == 0 || before.uid() == account.uid {
         return Ok(());
     }
-    let same = format!("/proc/self/fd/{}", file.as_raw_fd());
-    OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(same)?.set_len(0)?;
-    // SAFETY: a system call on a descriptor and a string that outlive it.
-    let given =
-        unsafe { libc::fchownat(file.as_raw_fd(), c"".as_ptr(), account.uid, account.gid, libc::AT_EMPTY_PATH) };
-    if given == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let (name, new) = make(&spot.folder)?;
+    let put = fchown(&new, Some(account.uid), Some(account.gid))
+        .and_then(|()| File::from(new).set_permissions(Permissions::from_mode(before.mode() & 0o777)))
+        .and_then(|()| Ok(renameat(&spot.folder, name.as_str(), &spot.folder, spot.name.as_os_str())?));
+    if put.is_err() {
+        let _ = unlinkat(&spot.folder, name.as_str(), UnlinkatFlags::NoRemoveDir);
+    }
+    put
+}
+
+/// Makes an empty file under a name that nothing else has.
+fn make(folder: impl AsFd) -> io::Result<(String, OwnedFd)> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    for _ in 0..TRIES {
+        let mut number = [0; 8];
+        io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut number)?;
+        let name = format!(".nullspace-{:016x}", u64::from_le_bytes(number));
+        match openat(&folder, name.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR) {
+            Ok(file) => return Ok((name, file)),
+            Err(Errno::EEXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::io::{Read, Write};
+    use std::os::unix::fs::symlink;
 
     use super::super::become_user;
     use super::*;
 
     #[test]
     fn a_file_is_handed_over_only_where_the_user_may_write() {
-        // SAFETY: asks for a number.
-        if unsafe { libc::geteuid() } != 0 {
+        if !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: needs root");
             return;
         }
@@ -111,7 +127,15 @@ mod tests {
         assert_eq!(hand("open/dir/file"), (0, 0, 6));
         assert_eq!(hand("open/twice"), (0, 0, 1));
         assert_eq!(hand("open/fixed"), (0, 0, 1));
+        // Somebody has it open, and sees neither what is written later nor changes it.
+        let mut held = OpenOptions::new().read(true).write(true).open(at("open/file")).unwrap();
         assert_eq!(hand("open/file"), (4321, 8765, 0));
+        fs::write(at("open/file"), "new").unwrap();
+        let mut seen = String::new();
+        held.read_to_string(&mut seen).unwrap();
+        held.write_all(b" and more").unwrap();
+        assert_eq!((seen.as_str(), fs::read_to_string(at("open/file")).unwrap().as_str()), ("secret", "new"));
+        assert_eq!(fs::read_dir(at("open")).unwrap().count(), 5, "nothing is left beside it");
         assert_eq!(fs::metadata(at("open/file")).unwrap().mode() & 0o7777, 0o600);
     }
 }
