@@ -28,9 +28,17 @@ const AT_LEAST: [(&str, u64); 10] = [
     ("kernel/keys/maxkeys", 2_000),
 ];
 
-/// As containers have them: any user may ping and serve port 80.
-const EXACTLY: [(&str, &str); 2] =
-    [("net/ipv4/ping_group_range", "0 2147483647"), ("net/ipv4/ip_unprivileged_port_start", "0")];
+const EXACTLY: [(&str, &str); 6] = [
+    // As containers have them: any user may ping and serve port 80.
+    ("net/ipv4/ping_group_range", "0 2147483647"),
+    ("net/ipv4/ip_unprivileged_port_start", "0"),
+    // As systemd sets them: in a directory such as /tmp, nobody is led to another place, or into a file, by what another user
+    // has put there. That holds for the agent's file operations, too.
+    ("fs/protected_symlinks", "1"),
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_fifos", "1"),
+    ("fs/protected_regular", "2"),
+];
 
 /// Sets all of it that this kernel has. /proc must be mounted.
 pub(crate) fn apply() {
@@ -70,7 +78,8 @@ mod tests {
 
     #[test]
     fn every_setting_is_one_that_linux_has() {
-        for (name, _) in AT_LEAST {
+        let names = AT_LEAST.iter().map(|(name, _)| name).chain(EXACTLY.iter().map(|(name, _)| name));
+        for name in names {
             assert!(fs::metadata(path(name)).is_ok(), "{name}");
         }
     }

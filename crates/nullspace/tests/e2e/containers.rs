@@ -99,6 +99,9 @@ async fn a_container_image_finds_what_it_expects_and_is_told_of_every_resume() {
         assert!(value >= least, "{setting} is {value}");
     }
     assert_eq!(two.sh("ulimit -u; ulimit -n").await, "unlimited\n65536");
+    // What other users put into a shared directory leads nobody astray.
+    let protections = "cd /proc/sys/fs; cat protected_fifos protected_hardlinks protected_regular protected_symlinks";
+    assert_eq!(two.sh_with(protections, json!({"user": "root"})).await, "1\n1\n2\n1");
 
     // Modules, as programs make the kernel ask for them: by device, by kind of link, by filesystem.
     let as_root = json!({"user": "root"});
