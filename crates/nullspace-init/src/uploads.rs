@@ -25,7 +25,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nullspace_guest::message::{Failure, FailureKind, Outcome};
 use nullspace_guest::upload::{
     MAX_STAGED_BYTES, MAX_UPLOAD_BYTES, MAX_UPLOADS, PART_BYTES, UploadCall, UploadOp, UploadReason, UploadRefusal,
@@ -44,6 +46,8 @@ const TURN: Duration = Duration::from_secs(45);
 const MAX_REMEMBERED: usize = 64;
 /// Space of the disk that uploads leave free, bytes.
 const LEFT_FREE: u64 = 16 << 20;
+/// Depth to which a directory that is removed is given permissions first.
+const MAX_OPENED_UP: usize = 256;
 /// Bytes that are hashed or copied at a time.
 const PIECE: usize = 256 * 1024;
 
@@ -210,10 +214,9 @@ impl Uploads {
     }
 
     fn find(&self, id: &str) -> Result<Upload, Stop> {
+        record::check_folder(&self.folder)?;
         let upload = Upload::read(&self.folder, id)?;
-        if upload.has_expired() {
-            upload.remove_data();
-        }
+        expire(&upload);
         Ok(upload)
     }
 
@@ -261,7 +264,7 @@ impl Uploads {
             return Err(refuse(UploadReason::TooLarge, message));
         }
         let target = Path::new(&spec.target);
-        user_thread::run(&account, || publish::check_target(&spec, target))?;
+        user_thread::run(&account, || publish::check_target(&spec, target).map(drop))?;
         record::make_folder(&self.folder)?;
         let owed: u64 = open.iter().map(|upload| upload.owed()).fold(0, u64::saturating_add);
         let stat = nix::sys::statvfs::statvfs(&self.folder)
@@ -285,8 +288,9 @@ impl Uploads {
 
     /// All uploads, the oldest first. What has expired gives its space back.
     fn all(&self) -> Result<Vec<Upload>, Stop> {
+        record::check_folder(&self.folder)?;
         let mut all = Upload::all(&self.folder)?;
-        all.iter().filter(|upload| upload.has_expired()).for_each(Upload::remove_data);
+        all.iter().for_each(expire);
         all.sort_by_key(|upload| upload.created_secs);
         Ok(all)
     }
@@ -349,7 +353,7 @@ impl Uploads {
                 return Err(refuse(UploadReason::Checksum, message));
             }
         }
-        let (bytes, files) = publish::publish(&upload, data)?;
+        let (bytes, files) = publish::publish(&upload, &data)?;
         upload.end(Ended::Completed { bytes, files })?;
         upload.state()
     }
@@ -362,9 +366,20 @@ impl Uploads {
                 return Err(refuse(UploadReason::Completed, "The upload is complete: remove its target instead."));
             }
             Some(Ended::Aborted) => {}
-            None => upload.end(Ended::Aborted)?,
+            None => {
+                publish::sweep(&upload);
+                upload.end(Ended::Aborted)?;
+            }
         }
         upload.state()
+    }
+}
+
+/// Gives the space back of an upload that has expired, and removes what a publication of it has left.
+fn expire(upload: &Upload) {
+    if upload.has_expired() && upload.has_data() {
+        publish::sweep(upload);
+        upload.remove_data();
     }
 }
 
@@ -416,9 +431,26 @@ fn checksum(mut file: &File) -> io::Result<String> {
 
 /// Removes a file or a directory with what is in it, and does not mind when it is gone.
 fn discard(path: &Path) {
-    let _ = match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(_) => Ok(()),
+    let Ok(meta) = fs::symlink_metadata(path) else { return };
+    if !meta.is_dir() {
+        let _ = fs::remove_file(path);
+    } else if fs::remove_dir_all(path).is_err() {
+        // Nothing can be removed from a directory without permissions, not even by its owner.
+        open_up(path, MAX_OPENED_UP);
+        let _ = fs::remove_dir_all(path);
+    }
+}
+
+/// Gives the owner all permissions on a directory and on those below it, as far as the calling thread's user may.
+fn open_up(path: &Path, depth: usize) {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let _ = fchmodat(AT_FDCWD, path, Mode::S_IRWXU, FchmodatFlags::NoFollowSymlink);
+    let (Ok(folder), Some(depth)) = (openat(AT_FDCWD, path, flags, Mode::empty()), depth.checked_sub(1)) else {
+        return;
     };
+    for entry in fs::read_dir(publish::within(&folder, Path::new(""))).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            open_up(&publish::within(&folder, Path::new(&entry.file_name())), depth);
+        }
+    }
 }

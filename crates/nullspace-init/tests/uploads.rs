@@ -26,7 +26,7 @@ struct Desk {
 impl Desk {
     async fn new() -> Desk {
         let folder = tempfile::tempdir().unwrap();
-        let agent = Guest::with_uploads_in(folder.path().join("uploads")).connect().await;
+        let agent = Guest::with_uploads_in(folder.path().join("agent/uploads")).connect().await;
         Desk { agent, folder, next: std::cell::Cell::new(0) }
     }
 
@@ -164,11 +164,11 @@ async fn parts_come_in_any_order_and_again_and_the_whole_is_published() {
     assert!(fs::read(desk.path("new/file")).unwrap() == content);
     assert_eq!(fs::metadata(desk.path("new/file")).unwrap().mode() & 0o7777, 0o644);
     assert_eq!(fs::read_dir(desk.path("new")).unwrap().count(), 1, "nothing is left beside it");
-    assert!(!desk.path("uploads").join(id).join("data").exists());
+    assert!(!desk.path("agent/uploads").join(id).join("data").exists());
     assert_eq!(desk.part(id, 0, parts[0]).await.unwrap_err().reason, UploadReason::Completed);
     assert_eq!(desk.ask(id, UploadOp::Abort).await, Err(UploadReason::Completed));
     // Another agent finds them: what there is of an upload is in its files.
-    let other = Guest::with_uploads_in(desk.path("uploads")).connect().await;
+    let other = Guest::with_uploads_in(desk.path("agent/uploads")).connect().await;
     assert_eq!(other.upload(id, UploadOp::Look).await.unwrap().unwrap().status, UploadStatus::Completed);
 }
 
@@ -243,6 +243,209 @@ async fn a_user_may_only_do_what_the_kernel_lets_it() {
     assert_eq!(fs::read(desk.path("roots")).unwrap(), b"root's");
 }
 
+/// A user of the guest who owns the target's directory, and puts other things in the place of what appears there.
+#[tokio::test]
+async fn names_that_a_user_swaps_lead_root_nowhere() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let desk = Desk::new().await;
+    fs::set_permissions(desk.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(desk.path("secret"), "root's").unwrap();
+    fs::set_permissions(desk.path("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::create_dir(desk.path("d")).unwrap();
+    std::os::unix::fs::chown(desk.path("d"), Some(4321), Some(4321)).unwrap();
+    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let swapping = {
+        let (over, folder, secret) = (over.clone(), desk.path("d"), desk.path("secret"));
+        std::thread::spawn(move || {
+            let mut swaps = 0;
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                    if entry.file_name().as_encoded_bytes().starts_with(b".target.") {
+                        // The rename to the target fails, and what is taken back is the link.
+                        let _ = fs::create_dir(folder.join("target"));
+                        let _ = symlink(&secret, folder.join("link"));
+                        // What has gone meanwhile is not brought back.
+                        if fs::rename(folder.join("link"), entry.path()).is_ok() {
+                            swaps += 1;
+                        }
+                    }
+                }
+            }
+            swaps
+        })
+    };
+    let mut failed = 0;
+    for _ in 0..300 {
+        let spec = UploadSpec { user: Some("4321:4321".into()), bytes: 4, ..desk.spec("d/target", 0) };
+        // The directory that the other has made may be in the way.
+        let _ = fs::remove_dir(desk.path("d/target"));
+        let Ok(state) = desk.begin(spec).await else { continue };
+        desk.part(&state.id, 0, b"data").await.unwrap();
+        for _ in 0..2 {
+            let done = desk.agent.upload(&state.id, UploadOp::Complete { sha256: None }).await;
+            if matches!(done, Ok(Ok(_))) {
+                break;
+            }
+            failed += 1;
+            let staged = fs::symlink_metadata(desk.path("agent/uploads").join(&state.id).join("data")).unwrap();
+            assert!(
+                staged.is_file() && (staged.uid(), staged.mode() & 0o7777, staged.len()) == (0, 0o600, 4),
+                "{staged:?}"
+            );
+            let _ = fs::remove_dir(desk.path("d/target"));
+        }
+        let _ = desk.agent.upload(&state.id, UploadOp::Abort).await;
+        let secret = fs::metadata(desk.path("secret")).unwrap();
+        assert_eq!((secret.uid(), secret.mode() & 0o7777, secret.nlink(), secret.len()), (0, 0o600, 1, 6));
+        for left in fs::read_dir(desk.path("d")).unwrap().flatten() {
+            let _ = fs::remove_file(left.path()).or_else(|_| fs::remove_dir(left.path()));
+        }
+    }
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    let swaps = swapping.join().unwrap();
+    eprintln!("{swaps} swaps, {failed} publications failed");
+    assert!(swaps > 50 && failed > 5, "{swaps} swaps, {failed} failed");
+}
+
+#[tokio::test]
+async fn a_publication_that_fails_leaves_the_data_as_they_were_and_nothing_beside_the_target() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let desk = Desk::new().await;
+    fs::set_permissions(desk.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(desk.path("sticky")).unwrap();
+    fs::set_permissions(desk.path("sticky"), fs::Permissions::from_mode(0o1777)).unwrap();
+    // The user may write the file, and not replace it.
+    fs::write(desk.path("sticky/file"), "root's").unwrap();
+    fs::set_permissions(desk.path("sticky/file"), fs::Permissions::from_mode(0o666)).unwrap();
+    let spec = UploadSpec { user: Some("4321:4321".into()), bytes: 4, ..desk.spec("sticky/file", 0) };
+    let state = desk.begin(spec).await.unwrap();
+    desk.part(&state.id, 0, b"data").await.unwrap();
+    for _ in 0..2 {
+        let refused = desk.agent.upload(&state.id, UploadOp::Complete { sha256: None }).await;
+        assert!(
+            matches!(&refused, Err(AgentError::Failed(Failure { kind: FailureKind::PermissionDenied, .. }))),
+            "{refused:?}"
+        );
+        let staged = fs::symlink_metadata(desk.path("agent/uploads").join(&state.id).join("data")).unwrap();
+        assert_eq!((staged.uid(), staged.mode() & 0o7777, staged.nlink()), (0, 0o600, 1));
+        assert_eq!(fs::read_dir(desk.path("sticky")).unwrap().count(), 1);
+    }
+    fs::set_permissions(desk.path("sticky"), fs::Permissions::from_mode(0o777)).unwrap();
+    desk.complete(&state.id, None).await.unwrap();
+    let meta = fs::metadata(desk.path("sticky/file")).unwrap();
+    assert_eq!((meta.uid(), meta.mode() & 0o7777, meta.nlink()), (0, 0o666, 1), "owner and mode are kept");
+    assert_eq!(fs::read(desk.path("sticky/file")).unwrap(), b"data");
+    assert_eq!(fs::read_dir(desk.path("sticky")).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn links_of_others_in_a_shared_directory_are_not_followed() {
+    let protected = fs::read_to_string("/proc/sys/fs/protected_symlinks").is_ok_and(|text| text.trim() == "1");
+    if !nix::unistd::geteuid().is_root() || !protected {
+        eprintln!("skipped: needs root and fs.protected_symlinks");
+        return;
+    }
+    let desk = Desk::new().await;
+    fs::create_dir(desk.path("shared")).unwrap();
+    fs::set_permissions(desk.path("shared"), fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::write(desk.path("outside"), "safe").unwrap();
+    symlink("../outside", desk.path("shared/link")).unwrap();
+    std::os::unix::fs::lchown(desk.path("shared/link"), Some(4321), Some(4321)).unwrap();
+    let refused = desk.agent.upload(&format!("up_{:032x}", 1), UploadOp::Create(desk.spec("shared/link", 1))).await;
+    assert!(
+        matches!(&refused, Err(AgentError::Failed(Failure { kind: FailureKind::PermissionDenied, .. }))),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read(desk.path("outside")).unwrap(), b"safe");
+}
+
+#[tokio::test]
+async fn what_another_user_could_have_put_into_the_staging_is_not_believed() {
+    let desk = Desk::new().await;
+    let folder = desk.path("agent/uploads");
+    let state = desk.begin(desk.spec("file", 4)).await.unwrap();
+    desk.part(&state.id, 0, b"data").await.unwrap();
+    let look = || desk.agent.upload(&state.id, UploadOp::Look);
+    let refused = |result: Result<_, AgentError>| match result {
+        Err(AgentError::Failed(Failure { kind: FailureKind::PermissionDenied, message })) => message,
+        other => panic!("{other:?}"),
+    };
+    for (path, mode, sound) in [(desk.path("agent"), 0o777, 0o755), (folder.clone(), 0o710, 0o700)] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        assert!(refused(look().await.map(drop)).contains("must be a directory that belongs to uid"));
+        let new = desk.agent.upload(&format!("up_{:032x}", 9), UploadOp::Create(desk.spec("other", 1))).await;
+        refused(new.map(drop));
+        fs::set_permissions(&path, fs::Permissions::from_mode(sound)).unwrap();
+        look().await.unwrap().unwrap();
+    }
+    fs::rename(&folder, desk.path("moved")).unwrap();
+    symlink(desk.path("moved"), &folder).unwrap();
+    refused(look().await.map(drop));
+    fs::remove_file(&folder).unwrap();
+    fs::rename(desk.path("moved"), &folder).unwrap();
+    // Nor is a link in the place of one of its files.
+    fs::write(desk.path("outside"), "safe").unwrap();
+    for name in ["data", "parts", "upload.json"] {
+        let path = folder.join(&state.id).join(name);
+        fs::rename(&path, desk.path("kept")).unwrap();
+        symlink(desk.path("outside"), &path).unwrap();
+        let done = desk.agent.upload(&state.id, UploadOp::Complete { sha256: None }).await;
+        assert!(matches!(&done, Err(AgentError::Failed(_))), "{name}: {done:?}");
+        fs::remove_file(&path).unwrap();
+        fs::rename(desk.path("kept"), &path).unwrap();
+    }
+    assert_eq!(fs::read(desk.path("outside")).unwrap(), b"safe");
+    desk.complete(&state.id, None).await.unwrap();
+    assert_eq!(fs::read(desk.path("file")).unwrap(), b"data");
+}
+
+#[tokio::test]
+async fn what_a_cut_off_extraction_has_left_goes_with_its_upload() {
+    let desk = Desk::new().await;
+    let whole = [file("a", "1"), vec![0; 1024]].concat();
+    let spec = UploadSpec { archive: true, bytes: whole.len() as u64, ..desk.spec("d", 0) };
+    let leave = |id: &str| {
+        let left = desk.path(&format!(".d.{id}"));
+        fs::create_dir_all(left.join("closed/below")).unwrap();
+        fs::write(left.join("closed/below/half"), "x").unwrap();
+        // Without permissions not even its owner removes what is in it.
+        for name in ["closed/below", "closed"] {
+            fs::set_permissions(left.join(name), fs::Permissions::from_mode(0)).unwrap();
+        }
+        left
+    };
+    let user =
+        || Some(if nix::unistd::geteuid().is_root() { "4321:4321".into() } else { nix::unistd::geteuid().to_string() });
+    fs::set_permissions(desk.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(desk.path("own")).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        std::os::unix::fs::chown(desk.path("own"), Some(4321), Some(4321)).unwrap();
+    }
+    let spec = UploadSpec { user: user(), target: "own/d".into(), ..spec };
+    for completes in [false, true] {
+        let state = desk.begin(spec.clone()).await.unwrap();
+        desk.part(&state.id, 0, &whole).await.unwrap();
+        let left = leave(&state.id);
+        let beside = desk.path(&format!("own/.d.{}", state.id));
+        fs::rename(&left, &beside).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            for name in ["", "closed", "closed/below", "closed/below/half"] {
+                std::os::unix::fs::chown(beside.join(name), Some(4321), Some(4321)).unwrap();
+            }
+        }
+        let op = if completes { UploadOp::Complete { sha256: None } } else { UploadOp::Abort };
+        desk.ask(&state.id, op).await.unwrap();
+        assert!(!beside.exists(), "complete: {completes}");
+    }
+    assert_eq!(desk.tree("own"), ["d/", "d/a = 1"]);
+}
+
 #[tokio::test]
 async fn archives_are_extracted_as_the_conflict_says() {
     let desk = Desk::new().await;
@@ -296,6 +499,7 @@ async fn hostile_archives_make_nothing() {
         ("absolute", path, vec![file("/etc/x", "")]),
         ("above", path, vec![file("a/../../x", "")]),
         ("link out", link, vec![entry(b'2', "l", "../outside", 0, b"")]),
+        ("link out by links", link, vec![entry(b'2', "s", ".", 0, b""), entry(b'2', "l", "s/s/../../outside", 0, b"")]),
         ("absolute link", link, vec![entry(b'2', "l", "/etc", 0, b"")]),
         ("through a link", path, vec![entry(b'2', "l", "d", 0, b""), file("l/x", "")]),
         ("below a file", path, vec![file("f", ""), file("f/x", "")]),

@@ -19,20 +19,20 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, openat, renameat2};
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 use nullspace_guest::upload::{UploadConflict, UploadReason};
 
-use super::publish::{Present, check_target, present, split, temporary};
+use super::publish::{Found, Present, check_target, conflict, split, temporary, within};
 use super::record::Upload;
 use super::tar::{Archive, Entry, Kind, TarError};
 use super::{PIECE, Stop, discard, refuse_path};
 use crate::files::failure;
 
-/// Most entries of an archive.
+/// Most entries of an archive, with the directories that their paths imply.
 const MAX_ENTRIES: usize = 200_000;
-/// Most bytes of all paths of an archive together.
+/// Most bytes of the paths of all these together.
 const MAX_PATHS: usize = 32 << 20;
 /// Most directories above an entry.
 const MAX_DEPTH: usize = 256;
@@ -81,17 +81,43 @@ struct Plan {
     files: u64,
 }
 
+/// What an archive has been found to hold so far.
+#[derive(Default)]
+struct Known {
+    kinds: HashMap<PathBuf, Kind>,
+    entries: usize,
+    path_bytes: usize,
+}
+
+impl Known {
+    /// Counts an entry or a directory; false when the archive has too many.
+    fn count(&mut self, path_bytes: usize) -> bool {
+        self.entries += 1;
+        self.path_bytes = self.path_bytes.saturating_add(path_bytes);
+        self.entries <= MAX_ENTRIES && self.path_bytes <= MAX_PATHS
+    }
+
+    /// Counts an entry and the directories above it that are new; false when the archive has too many.
+    fn add(&mut self, path: PathBuf, kind: Kind, path_bytes: usize) -> bool {
+        // One that is known has been counted with those above it.
+        let implied = |above: &&Path| !above.as_os_str().is_empty() && !self.kinds.contains_key(*above);
+        let implied: Vec<PathBuf> = path.ancestors().skip(1).take_while(implied).map(Path::to_owned).collect();
+        for folder in implied {
+            if !self.count(folder.as_os_str().len()) {
+                return false;
+            }
+            self.kinds.insert(folder, Kind::Dir);
+        }
+        self.kinds.insert(path, kind);
+        self.count(path_bytes)
+    }
+}
+
 /// Checks every entry.
 fn check(target: &Path, archive: &mut Archive<impl io::Read>) -> Result<Plan, Stop> {
-    let mut known: HashMap<PathBuf, Kind> = HashMap::new();
-    let (mut plan, mut entries, mut paths) = (Plan { bytes: 0, files: 0 }, 0_usize, 0_usize);
+    let mut known = Known::default();
+    let mut plan = Plan { bytes: 0, files: 0 };
     while let Some(entry) = archive.next().map_err(|error| damaged(target, error))? {
-        entries += 1;
-        paths = paths.saturating_add(entry.path.len());
-        if entries > MAX_ENTRIES || paths > MAX_PATHS {
-            let message = format!("The archive has more than {MAX_ENTRIES} entries, or {MAX_PATHS} bytes of paths.");
-            return Err(refuse_path(UploadReason::UnsupportedEntry, target, message));
-        }
         let path: PathBuf = parts(&entry.path)?.iter().collect();
         let refuse = |reason, what: &str| {
             Err(refuse_path(reason, &path, format!("Entry `{}` of the archive {what}.", path.display())))
@@ -99,7 +125,7 @@ fn check(target: &Path, archive: &mut Archive<impl io::Read>) -> Result<Plan, St
         let above = path.ancestors().skip(1);
         let blocked = above
             .filter(|above| !above.as_os_str().is_empty())
-            .any(|above| known.get(above).is_some_and(|kind| *kind != Kind::Dir));
+            .any(|above| known.kinds.get(above).is_some_and(|kind| *kind != Kind::Dir));
         if blocked {
             return refuse(UploadReason::InvalidPath, "is below another entry that is no directory");
         }
@@ -113,10 +139,13 @@ fn check(target: &Path, archive: &mut Archive<impl io::Read>) -> Result<Plan, St
             }
             Kind::Dir => {}
             Kind::Symlink if stays_inside(&path, &entry.target) => {}
-            Kind::Symlink => return refuse(UploadReason::InvalidLink, "is a link that leads out of the target"),
+            Kind::Symlink => {
+                let what = "is a link that leads out of the target, or has `..` behind a name";
+                return refuse(UploadReason::InvalidLink, what);
+            }
             Kind::HardLink => {
                 let linked: PathBuf = parts(&entry.target)?.iter().collect();
-                if known.get(&linked) != Some(&Kind::File) {
+                if known.kinds.get(&linked) != Some(&Kind::File) {
                     return refuse(UploadReason::InvalidLink, "is a hard link to no file before it in the archive");
                 }
             }
@@ -130,25 +159,33 @@ fn check(target: &Path, archive: &mut Archive<impl io::Read>) -> Result<Plan, St
             }
         }
         let kind = if entry.kind == Kind::HardLink { Kind::File } else { entry.kind };
-        known.insert(path, kind);
+        if !known.add(path, kind, entry.path.len()) {
+            let message = format!(
+                "The archive has more than {MAX_ENTRIES} entries and directories, or {MAX_PATHS} bytes of their paths."
+            );
+            return Err(refuse_path(UploadReason::UnsupportedEntry, target, message));
+        }
     }
     Ok(plan)
 }
 
-/// Whether a symbolic link of the archive leads to somewhere below the archive's root.
+/// Whether a symbolic link of the archive leads to somewhere below the archive's root. Only its beginning may lead up: the
+/// link's own directory is a real one, and what a `..` means behind a name depends on where the name leads.
 fn stays_inside(path: &Path, target: &[u8]) -> bool {
     if target.is_empty() || target.first() == Some(&b'/') || target.contains(&0) {
         return false;
     }
-    let mut depth = path.components().count().saturating_sub(1);
+    let mut above = path.components().count().saturating_sub(1);
+    let mut named = false;
     for part in target.split(|byte| *byte == b'/') {
         match part {
             b"" | b"." => {}
-            b".." => match depth.checked_sub(1) {
-                Some(less) => depth = less,
+            b".." if named => return false,
+            b".." => match above.checked_sub(1) {
+                Some(less) => above = less,
                 None => return false,
             },
-            _ => depth += 1,
+            _ => named = true,
         }
     }
     true
@@ -163,46 +200,37 @@ pub(super) fn extract(upload: &Upload, data: &File) -> Result<(u64, u64), Stop> 
         Ok::<_, Stop>(Archive::new(BufReader::with_capacity(PIECE, file)))
     };
     let Plan { bytes, files } = check(target, &mut begin()?)?;
-    check_target(&upload.spec, target)?;
     let spec = &upload.spec;
-    match present(target)? {
-        Present::Dir(real) if spec.conflict == UploadConflict::Merge => {
-            let folder =
-                open_dir(AT_FDCWD, &real).map_err(|error| failure(&error.into(), "It cannot be opened", &real))?;
-            Extraction { root: folder, target: &real, keep_owner: spec.keep_owner, modes: Vec::new() }.run(begin()?)?;
+    match check_target(spec, target)? {
+        Present::Dir(found) if spec.conflict == UploadConflict::Merge => {
+            let extraction = Extraction { root: found.entry, target, keep_owner: spec.keep_owner, modes: Vec::new() };
+            extraction.run(begin()?)?;
         }
-        Present::Dir(real) => beside(upload, &real, true, begin()?)?,
-        Present::Nothing(path) => beside(upload, &path, false, begin()?)?,
-        Present::File(_) | Present::Other => {
-            let message = format!("`{}` has changed meanwhile.", target.display());
-            return Err(refuse_path(UploadReason::Conflict, target, message));
-        }
+        Present::Dir(found) => beside(upload, target, Some(&found), begin()?)?,
+        Present::Nothing => beside(upload, target, None, begin()?)?,
+        Present::File(_) | Present::Other => return Err(conflict(target, "has changed meanwhile")),
     }
     Ok((bytes, files))
 }
 
 /// Extracts beside the target, and then puts it there.
-fn beside(upload: &Upload, target: &Path, exists: bool, archive: Archive<impl io::Read>) -> Result<(), Stop> {
-    let (above, name) = split(target)?;
+fn beside(upload: &Upload, target: &Path, there: Option<&Found>, archive: Archive<impl io::Read>) -> Result<(), Stop> {
+    let ((above, name), mode) = match there {
+        Some(found) => (found.place(target)?, found.stat()?.st_mode),
+        None => (split(target)?, FOLDER_MODE),
+    };
     let temporary = temporary(upload, &name);
-    let whole = target.with_file_name(&temporary);
+    let whole = within(&above, &temporary);
     discard(&whole);
     let cannot = |error: Errno| Stop::from(failure(&error.into(), "The directory cannot be made", target));
     mkdirat(above.as_fd(), &temporary, Mode::S_IRWXU).map_err(cannot)?;
     let put = || {
         let root = open_dir(above.as_fd(), &temporary).map_err(cannot)?;
-        let mode = if exists { std::fs::metadata(target).map(|meta| meta.permissions().mode()).ok() } else { None };
-        let modes = vec![(
-            root.try_clone().map_err(|error| failure(&error, "It cannot be opened", target))?,
-            mode.unwrap_or(FOLDER_MODE),
-        )];
-        Extraction { root, target, keep_owner: false, modes }.run(archive)?;
-        let how = if exists { RenameFlags::RENAME_EXCHANGE } else { RenameFlags::RENAME_NOREPLACE };
+        let own = root.try_clone().map_err(|error| failure(&error, "It cannot be opened", target))?;
+        Extraction { root, target, keep_owner: false, modes: vec![(own, mode)] }.run(archive)?;
+        let how = if there.is_some() { RenameFlags::RENAME_EXCHANGE } else { RenameFlags::RENAME_NOREPLACE };
         renameat2(above.as_fd(), &temporary, above.as_fd(), &name, how).map_err(|error| match error {
-            Errno::EEXIST | Errno::ENOENT => {
-                let message = format!("`{}` has changed meanwhile.", target.display());
-                refuse_path(UploadReason::Conflict, target, message)
-            }
+            Errno::EEXIST | Errno::ENOENT => conflict(target, "has changed meanwhile"),
             error => failure(&error.into(), "The directory cannot be put there", target).into(),
         })
     };
@@ -276,6 +304,18 @@ impl Extraction<'_> {
         Ok(folder)
     }
 
+    fn content(&self, file: &mut File, archive: &mut Archive<impl io::Read>, path: &Path) -> Result<(), Stop> {
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let len = archive.read(&mut buffer).map_err(|error| damaged(self.target, error))?;
+            if len == 0 {
+                return Ok(());
+            }
+            file.write_all(buffer.get(..len).unwrap_or_default())
+                .map_err(|error| failure(&error, "It cannot be written", &self.target.join(path)))?;
+        }
+    }
+
     fn failed(&self, error: Errno, what: &str, path: &Path) -> Stop {
         failure(&error.into(), what, &self.target.join(path)).into()
     }
@@ -325,18 +365,16 @@ impl Extraction<'_> {
                 let file = openat(folder.as_fd(), name, flags | how, Mode::S_IRUSR | Mode::S_IWUSR)
                     .map_err(|error| self.failed(error, "It cannot be written", &path))?;
                 let mut file = File::from(file);
-                let mut buffer = vec![0; PIECE];
-                loop {
-                    let len = archive.read(&mut buffer).map_err(|error| damaged(self.target, error))?;
-                    if len == 0 {
-                        break;
-                    }
-                    file.write_all(buffer.get(..len).unwrap_or_default())
-                        .map_err(|error| failure(&error, "It cannot be written", &self.target.join(&path)))?;
+                let written = self.content(&mut file, archive, &path);
+                if overwrites {
+                    return written;
                 }
-                if !overwrites {
-                    self.set_mode(file, entry.mode & 0o777)?;
+                if written.is_err() {
+                    // No part of a file stays under its name.
+                    let _ = unlinkat(folder.as_fd(), name, UnlinkatFlags::NoRemoveDir);
                 }
+                written?;
+                self.set_mode(file, entry.mode & 0o777)?;
             }
             Kind::Symlink => symlinkat(OsStr::from_bytes(&entry.target), folder.as_fd(), name)
                 .map_err(|error| self.failed(error, "The link cannot be made", &path))?,
@@ -350,5 +388,56 @@ impl Extraction<'_> {
             Kind::Dir | Kind::Other(_) => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tar::tests::entry;
+    use super::*;
+
+    #[test]
+    fn links_lead_up_only_at_their_beginning_and_not_out() {
+        for (path, target, inside) in [
+            ("l", "a", true),
+            ("d/l", "../a/b", true),
+            ("d/e/l", "./.././../a", true),
+            ("d/l", "..", true),
+            ("d/l", "../..", false),
+            ("l", "..", false),
+            ("l", "a/..", false),
+            // Where a link of the archive leads to the archive's root, this leads out of it.
+            ("l", "root/root/../../etc", false),
+            ("l", "/a", false),
+            ("l", "", false),
+        ] {
+            assert_eq!(stays_inside(Path::new(path), target.as_bytes()), inside, "{path} -> {target}");
+        }
+    }
+
+    #[test]
+    fn directories_that_paths_imply_are_counted() {
+        let above = "a/".repeat(45);
+        let archive = |entries: usize| -> Vec<u8> {
+            let file = |number: usize| entry(b'0', &format!("{number}/{above}f"), "", 0o644, b"");
+            (0..entries).flat_map(file).collect()
+        };
+        let check = |entries| check(Path::new("/t"), &mut Archive::new(archive(entries).as_slice()));
+        // Each entry makes 46 directories.
+        assert_eq!(check(MAX_ENTRIES / 47).unwrap().files, 4255);
+        let refused = check(MAX_ENTRIES / 47 + 1).map(|plan| plan.files);
+        assert!(
+            matches!(&refused, Err(Stop::Refused(refusal)) if refusal.message.contains("directories")),
+            "{refused:?}"
+        );
+        // Once more the same directories cost nothing.
+        let twice = [entry(b'0', "a/b/f", "", 0o644, b""), entry(b'0', "a/b/g", "", 0o644, b"")].concat();
+        let mut known = Known::default();
+        let mut archive = Archive::new(twice.as_slice());
+        while let Some(entry) = archive.next().unwrap() {
+            let path: PathBuf = parts(&entry.path).unwrap().iter().collect();
+            assert!(known.add(path, entry.kind, entry.path.len()));
+        }
+        assert_eq!((known.entries, known.path_bytes), (4, 5 + 3 + 1 + 5));
     }
 }

@@ -1,7 +1,7 @@
 //! One upload's files.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Stop, discard, failed, refuse};
 use crate::files::failure;
+
+/// Most bytes of an upload's record that are read: a target, a key and the host's words.
+const MAX_RECORD: u64 = 1 << 20;
 
 /// How an upload has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,16 +54,64 @@ fn unknown(id: &str) -> Stop {
     Stop::Failed(Failure { kind: FailureKind::NotFound, message })
 }
 
-pub(super) fn make_folder(path: &Path) -> Result<(), Failure> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|error| failure(&error, "The directory cannot be made", path))
+/// Makes the directory of all uploads, which nobody but this process's user may enter, and checks it.
+pub(super) fn make_folder(path: &Path) -> Result<(), Stop> {
+    let cannot = |error: io::Error| Stop::from(failure(&error, "The directory cannot be made", path));
+    if let Some(above) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(above).map_err(cannot)?;
+    }
+    make_own(path).map_err(cannot)?;
+    check_folder(path)
+}
+
+fn make_own(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a directory of uploads that another user could have filled: what is in it is believed. One that is not there is fine.
+pub(super) fn check_folder(path: &Path) -> Result<(), Stop> {
+    let own = nix::unistd::geteuid().as_raw();
+    let above = path.parent().unwrap_or(Path::new("/"));
+    // Whoever may write above it could exchange it.
+    for (folder, of_others) in [(above, 0o022), (path, 0o077)] {
+        let meta = match fs::symlink_metadata(folder) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failure(&error, "It cannot be looked at", folder).into()),
+        };
+        if !meta.is_dir() || meta.uid() != own || meta.mode() & of_others != 0 {
+            let message = format!(
+                "`{}` must be a directory that belongs to uid {own} and has no permission bits of {of_others:03o}: \
+                 it keeps uploads. Correct or remove it.",
+                folder.display()
+            );
+            return Err(failed(FailureKind::PermissionDenied, message));
+        }
+    }
+    Ok(())
+}
+
+/// Opens a file of an upload: a regular one, not through a link.
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+/// Reads a file of an upload, of at most so many bytes.
+fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path, OpenOptions::new().read(true))?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 impl Upload {
     /// Writes the files of a new upload.
     pub(super) fn create(within: &Path, id: &str, spec: UploadSpec) -> Result<Upload, Stop> {
         let upload = Upload { folder: within.join(id), id: id.to_owned(), spec, created_secs: now(), ended: None };
-        make_folder(&upload.folder)?;
+        make_own(&upload.folder).map_err(|error| failure(&error, "The directory cannot be made", &upload.folder))?;
         let write = || -> Result<(), Failure> {
             let data = upload.make("data")?;
             data.set_len(upload.spec.bytes)
@@ -83,7 +134,7 @@ impl Upload {
     /// Reads an upload.
     pub(super) fn read(within: &Path, id: &str) -> Result<Upload, Stop> {
         let folder = within.join(id);
-        let text = match fs::read(folder.join("upload.json")) {
+        let text = match read(&folder.join("upload.json"), MAX_RECORD) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unknown(id)),
             Err(error) => return Err(failure(&error, "It cannot be read", &folder).into()),
@@ -112,13 +163,13 @@ impl Upload {
         let path = self.path(name);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
-        options.open(&path).map_err(|error| failure(&error, "It cannot be made", &path))
+        open(&path, &mut options).map_err(|error| failure(&error, "It cannot be made", &path))
     }
 
     fn open(&self, name: &str) -> Result<File, Failure> {
         let path = self.path(name);
-        let opened = OpenOptions::new().read(true).write(true).open(&path);
-        opened.map_err(|error| failure(&error, "It cannot be opened", &path))
+        open(&path, OpenOptions::new().read(true).write(true))
+            .map_err(|error| failure(&error, "It cannot be opened", &path))
     }
 
     /// The bytes of the whole.
@@ -149,7 +200,7 @@ impl Upload {
 
     fn taken(&self) -> Result<Vec<u8>, Failure> {
         let path = self.path("parts");
-        fs::read(&path).map_err(|error| failure(&error, "It cannot be read", &path))
+        read(&path, self.spec.parts().into()).map_err(|error| failure(&error, "It cannot be read", &path))
     }
 
     /// The parts that are missing.
@@ -191,6 +242,11 @@ impl Upload {
         self.save()?;
         self.remove_data();
         Ok(())
+    }
+
+    /// Whether it still has its data.
+    pub(super) fn has_data(&self) -> bool {
+        fs::symlink_metadata(self.path("data")).is_ok()
     }
 
     /// Gives the space of an upload back that has ended.
