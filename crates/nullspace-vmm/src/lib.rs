@@ -48,6 +48,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use nullspace_guest::message::GuestNetwork;
+use nullspace_types::EgressPolicy;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A duplex stream to the guest's agent.
@@ -90,6 +91,10 @@ pub trait Vmm: Send + Sync {
 
     /// True when guests reach this host's loopback, so that a connection from there may be a guest's.
     fn guests_reach_loopback(&self) -> bool;
+
+    /// True when an egress policy holds for machines of this driver, and can be changed while they run. Otherwise a machine starts only
+    /// with a network without a policy, or with a policy that denies all, which is then an isolated network.
+    fn enforces_egress(&self) -> bool;
 
     /// Boots a machine from a raw root image with the service's kernel and initramfs. Returns when the VMM process runs;
     /// the guest is ready once [`Vm::agent`] has answered. On error nothing is left.
@@ -174,6 +179,14 @@ pub trait Vm: Send + Sync {
     async fn usage(&self) -> Option<VmUsage> {
         None
     }
+
+    /// Replaces the egress policy of the machine's network. Packets of established connections that it denies pass no more when this
+    /// returns.
+    ///
+    /// # Errors
+    /// [`VmmError::Unavailable`] for a machine that is isolated, or whose driver does not enforce policies; [`VmmError::Exited`] when it
+    /// has ended. After any error the policy is the one before.
+    async fn set_egress(&self, policy: &EgressPolicy) -> Result<(), VmmError>;
 
     /// The guest console's last lines, for the log when a boot fails. Not for users: the guest writes it.
     fn console_tail(&self) -> String;

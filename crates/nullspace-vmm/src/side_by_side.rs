@@ -81,6 +81,10 @@ impl Vmm for SideBySide {
         self.all().any(|vmm| vmm.guests_reach_loopback())
     }
 
+    fn enforces_egress(&self) -> bool {
+        self.all().all(|vmm| vmm.enforces_egress())
+    }
+
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Vm>, VmmError> {
         self.first.boot(spec).await
     }
@@ -136,6 +140,10 @@ mod tests {
 
         fn guests_reach_loopback(&self) -> bool {
             self.loopback
+        }
+
+        fn enforces_egress(&self) -> bool {
+            !self.loopback
         }
 
         async fn boot(&self, _: BootSpec) -> Result<Box<dyn Vm>, VmmError> {
@@ -217,7 +225,7 @@ mod tests {
         let (first, older) = (noting("9.0.1", 1, false), noting("8.2.0", 3, true));
         let vmm = SideBySide::new(first.clone(), vec![older.clone()]);
         assert_eq!((vmm.overhead_mib(2), vmm.template_memory_mib()), (6, 4));
-        assert!(vmm.guests_reach_loopback());
+        assert!(vmm.guests_reach_loopback() && !vmm.enforces_egress());
         assert_eq!(vmm.walls(), "walls false; under version 8.2.0: walls true");
         assert_eq!((vmm.kind(), vmm.compatibility()), (VmmKind::Qemu, &first.class));
         let real = Compatibility { accelerator: "kvm".into(), ..class("9.0.1") };

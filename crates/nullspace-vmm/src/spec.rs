@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use nullspace_types::EgressPolicy;
 use serde::{Deserialize, Serialize};
 
 use crate::class::Compatibility;
@@ -120,6 +121,24 @@ pub enum Network {
     Isolated,
     /// Reaches the internet, and neither this host's loopback nor private ranges where the driver can close them.
     Internet,
+    /// Reaches the part of [`Network::Internet`] that a policy leaves, from its first packet on. See
+    /// [`Vmm::enforces_egress`](crate::Vmm::enforces_egress).
+    Narrowed(EgressPolicy),
+}
+
+impl Network {
+    /// True when it leads somewhere.
+    pub fn has_uplink(&self) -> bool {
+        *self != Network::Isolated
+    }
+
+    /// The policy that narrows it.
+    pub fn egress(&self) -> Option<&EgressPolicy> {
+        match self {
+            Network::Narrowed(policy) => Some(policy),
+            Network::Isolated | Network::Internet => None,
+        }
+    }
 }
 
 /// A machine to restore.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use nullspace_guest::host::Agent;
 use nullspace_guest::message::{Configure, Exec};
+use nullspace_types::{EgressPolicy, EgressReach};
 use nullspace_vmm::net::{NetConfig, NetPool};
 use nullspace_vmm::qemu::{Accelerator, Qemu, QemuConfig};
 use nullspace_vmm::{BootSpec, Disk, DiskLimits, GuestImage, Network, RestoreSpec, SnapshotSummary, Vm, Vmm, VmmError};
@@ -46,6 +47,24 @@ async fn qemu_owns_nothing_and_may_do_little() {
         let uid = &field("Uid:")[0];
         assert!(uid.parse::<u32>().unwrap() >= 7_000_000, "{uid}");
         assert_eq!(field("Groups:"), Vec::<String>::new());
+        // Namespaces of its own, and a root folder that shows it programs and none of the host's data.
+        for namespace in ["mnt", "pid", "ipc", "uts", "net"] {
+            let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/{namespace}")).unwrap();
+            assert_ne!(of(&pid.to_string()), of("self"), "{namespace}");
+        }
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        assert!(!root.join(stage.dir.path().strip_prefix("/").unwrap()).exists(), "the machines' folder is not there");
+        assert!(!root.join("root").exists() && !root.join("etc/shadow").exists(), "{:?}", fs::read_dir(&root));
+        let walls = stage.vmm.walls();
+        for wall in ["own uid", "seccomp", "PID, IPC, UTS and mount namespaces", "a root folder of its own", "Landlock"]
+        {
+            assert!(walls.contains(wall), "{wall}: {walls}");
+        }
+        // The service makes a control group for each machine where the host has controllers that can be used.
+        if walls.contains("control groups (v") {
+            let (of_machine, own) = (|who: &str| fs::read_to_string(format!("/proc/{who}/cgroup")).unwrap(), "self");
+            assert_ne!(of_machine(&pid.to_string()), of_machine(own));
+        }
     }
     // No path of this service is in its arguments, its environment or its current folder.
     let text = |name: &str| String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/{name}")).unwrap()).into_owned();
@@ -145,8 +164,11 @@ async fn a_restored_machine_is_snapshotted_without_another_one_unless_it_is_on_t
     assert_eq!(most, 2, "machines while a snapshot was taken");
     machine.kill().await.unwrap();
     let again = Template { dir: folder, summary: summary.unwrap(), ..template };
-    let machine = stage.restore(&again, "again", Network::Internet).await;
-    machine.kill().await.unwrap();
+    let nothing = EgressPolicy { reach: EgressReach::Nothing, ..EgressPolicy::default() };
+    for (id, network) in [("again", Network::Internet), ("again-to-nothing", Network::Narrowed(nothing))] {
+        let machine = stage.restore(&again, id, network).await;
+        machine.kill().await.unwrap();
+    }
     stage.assert_no_qemu();
 }
 
@@ -213,9 +235,13 @@ async fn a_machine_changes_its_network_with_each_restore() {
     let stage = Stage::new().await;
     let template = stage.template(stage.overlay(), Network::Internet).await;
     let carrier = "cat /sys/class/net/eth0/carrier; ip -4 addr show eth0 | grep -c 172.30.255.2";
-    for (id, network) in [("to-nowhere", Network::Isolated), ("to-user", Network::Internet)] {
+    let policy = |reach| EgressPolicy { reach, ..EgressPolicy::default() };
+    let nothing = Network::Narrowed(policy(EgressReach::Nothing));
+    for (id, network) in [("to-nowhere", Network::Isolated), ("to-user", Network::Internet), ("to-nothing", nothing)] {
         let machine = stage.restore(&template, id, network.clone()).await;
         assert_eq!(machine.guest_network().is_some(), network == Network::Internet);
+        let fixed = machine.set_egress(&EgressPolicy::default()).await.unwrap_err();
+        assert!(matches!(fixed, VmmError::Unavailable(_)), "{fixed}");
         let agent = greet_running(&*machine).await;
         agent.thaw().await.unwrap();
         assert_eq!(shell(&agent, carrier).await, "1\n1", "the card is plugged in and has kept its address");
@@ -223,6 +249,11 @@ async fn a_machine_changes_its_network_with_each_restore() {
         assert_eq!(gateway, if network == Network::Internet { "there" } else { "nobody" });
         machine.kill().await.unwrap();
     }
+    // A policy that the user network cannot enforce starts no machine.
+    let deny = vec!["10.0.0.0/8".parse().unwrap()];
+    let listed = Network::Narrowed(policy(EgressReach::Lists { allow: Vec::new(), deny }));
+    let refused = stage.try_restore(&template, "to-a-list", listed).await.map(drop).unwrap_err();
+    assert!(matches!(refused, VmmError::Unavailable(_)), "{refused}");
 }
 
 #[test]

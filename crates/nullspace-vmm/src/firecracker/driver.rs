@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use nullspace_types::EgressPolicy;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -123,7 +124,9 @@ impl Firecracker {
     async fn lease(&self, network: &Network, uid: Option<&Uid>) -> Result<Option<NetLease>, VmmError> {
         match (&self.net, uid) {
             (Some(net), Some(uid)) => net.acquire(network, Some(uid.number())).await.map(Some),
-            _ if *network == Network::Internet => Err(VmmError::Unavailable(
+            // An isolated machine sends nothing either.
+            _ if network.egress().is_some_and(EgressPolicy::denies_all) => Ok(None),
+            _ if network.has_uplink() => Err(VmmError::Unavailable(
                 "a network for Firecracker needs root, its jailer, iproute2 and nftables; without them only isolated \
                  machines run"
                     .into(),
@@ -149,6 +152,7 @@ impl Firecracker {
         let Facts { id, vcpus, memory_mib, compatibility } = facts;
         let lease = holdings.lease.as_ref();
         let network = lease.filter(|lease| lease.has_uplink()).map(|_| NetPool::guest_network());
+        let egress = lease.and_then(NetLease::egress_control);
         let description = Description { card: lease.is_some() };
         let folder = jail.folder().clone();
 
@@ -186,6 +190,7 @@ impl Firecracker {
             memory_mib,
             description,
             network,
+            egress,
             compatibility,
             paused: tokio::sync::Mutex::new(false),
             spent: AtomicBool::new(false),
@@ -390,6 +395,10 @@ impl Vmm for Firecracker {
 
     fn guests_reach_loopback(&self) -> bool {
         false
+    }
+
+    fn enforces_egress(&self) -> bool {
+        self.net.is_some() && self.uids.is_some()
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Vm>, VmmError> {

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use nullspace_guest::message::GuestNetwork;
+use nullspace_types::EgressPolicy;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ use super::exit::ended;
 use super::files;
 use super::folder::Folder;
 use super::jail::{DISK, VSOCK};
+use crate::net::{self, EgressControl};
 use crate::process::Process;
 use crate::sparse;
 use crate::tail::Tail;
@@ -87,6 +89,8 @@ pub(super) struct Machine {
     pub(super) memory_mib: u32,
     pub(super) description: Description,
     pub(super) network: Option<GuestNetwork>,
+    /// `None` when it is isolated.
+    pub(super) egress: Option<EgressControl>,
     pub(super) compatibility: Compatibility,
     pub(super) paused: tokio::sync::Mutex<bool>,
     /// The disk went into a snapshot: there is nothing to run on.
@@ -289,6 +293,13 @@ impl Vm for Running {
         let used = tokio::task::spawn_blocking(move || counted.usage()).await.ok()?;
         // After its end, the pid may be another process's.
         used.ok().filter(|_| machine.process.status().is_none())
+    }
+
+    async fn set_egress(&self, policy: &EgressPolicy) -> Result<(), VmmError> {
+        match &self.0.egress {
+            Some(egress) => egress.set(policy).await,
+            None => Err(net::no_egress_control()),
+        }
     }
 
     fn console_tail(&self) -> String {

@@ -19,6 +19,8 @@
 //! address of the host that made it, and a resolver in a private range is open at port 53 and nowhere else.
 //! [`Network::Isolated`] is the same tap in a namespace with nothing else in it.
 //!
+//! A machine's egress policy narrows this further, by rules in its namespace that can be replaced while it runs (`egress.rs`).
+//!
 //! Uses `ip` (iproute2) and `nft` (nftables); the text they get on stdin is made here from numbers and parsed addresses,
 //! nothing from outside reaches it. Needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN).
 //!
@@ -28,6 +30,7 @@
 
 mod cidr;
 mod commands;
+mod egress;
 mod flows;
 mod iptables;
 mod rules;
@@ -36,11 +39,12 @@ mod worker;
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc;
+use std::sync::{Arc, Weak, mpsc};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use nullspace_guest::message::GuestNetwork;
+use nullspace_types::EgressPolicy;
 use tokio::sync::oneshot;
 
 pub use cidr::{Allowed, InvalidNetwork, pairs, parse_network};
@@ -148,14 +152,15 @@ impl NetPool {
     /// namespace; without, the lease carries an open descriptor of it.
     pub async fn acquire(&self, network: &Network, owner: Option<u32>) -> Result<NetLease, VmmError> {
         let (reply, answer) = oneshot::channel();
-        let request = worker::Request::Acquire { uplink: *network == Network::Internet, owner, reply };
+        let request =
+            worker::Request::Acquire { uplink: network.has_uplink(), egress: network.egress().cloned(), owner, reply };
         self.requests.send(request).map_err(|_| VmmError::Unavailable("the network thread ended".into()))?;
         match tokio::time::timeout(ACQUIRE_LIMIT, answer).await {
             Ok(Ok(made)) => made.map(|made| NetLease {
-                namespace: made.namespace,
+                namespace: Arc::new(made.namespace),
                 tap: made.tap,
                 slot: made.slot,
-                releases: self.requests.clone(),
+                requests: self.requests.clone(),
             }),
             Ok(Err(_)) => Err(VmmError::Unavailable("the network thread ended".into())),
             Err(_) => Err(timed_out("making a network namespace")),
@@ -182,6 +187,11 @@ impl Drop for NetPool {
     }
 }
 
+/// The error of a machine whose network takes no egress policy.
+pub(crate) fn no_egress_control() -> VmmError {
+    VmmError::Unavailable("the machine has no network whose egress policy could be changed".into())
+}
+
 fn timed_out(what: &str) -> VmmError {
     VmmError::Timeout { what: what.into(), limit_ms: ACQUIRE_LIMIT.as_millis() as u64 }
 }
@@ -189,10 +199,10 @@ fn timed_out(what: &str) -> VmmError {
 /// One machine's network. The namespace lives until the lease and the last process in it are gone.
 #[derive(Debug)]
 pub struct NetLease {
-    namespace: OwnedFd,
+    namespace: Arc<OwnedFd>,
     tap: Option<OwnedFd>,
     slot: Option<u32>,
-    releases: mpsc::Sender<worker::Request>,
+    requests: mpsc::Sender<worker::Request>,
 }
 
 impl NetLease {
@@ -212,13 +222,46 @@ impl NetLease {
     pub fn has_uplink(&self) -> bool {
         self.slot.is_some()
     }
+
+    /// Returns a handle that changes the machine's egress policy; `None` for a machine without a way out.
+    pub fn egress_control(&self) -> Option<EgressControl> {
+        let control = EgressControl { namespace: Arc::downgrade(&self.namespace), requests: self.requests.clone() };
+        self.has_uplink().then_some(control)
+    }
+}
+
+/// Changes the egress policy of one machine's network. It does not keep the network alive.
+#[derive(Debug, Clone)]
+pub struct EgressControl {
+    namespace: Weak<OwnedFd>,
+    requests: mpsc::Sender<worker::Request>,
+}
+
+impl EgressControl {
+    /// Replaces the policy in one transaction. Established connections that the new one denies carry no packet any more when this
+    /// returns.
+    ///
+    /// # Errors
+    /// [`VmmError::Exited`] when the machine is gone. After any other error the policy is the one before.
+    pub async fn set(&self, policy: &EgressPolicy) -> Result<(), VmmError> {
+        let gone = || VmmError::Exited("it has no network any more".into());
+        let namespace = self.namespace.upgrade().ok_or_else(gone)?;
+        let (reply, answer) = oneshot::channel();
+        let request = worker::Request::SetEgress { namespace, policy: policy.clone(), reply };
+        self.requests.send(request).map_err(|_| VmmError::Unavailable("the network thread ended".into()))?;
+        match tokio::time::timeout(ACQUIRE_LIMIT, answer).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(VmmError::Unavailable("the network thread ended".into())),
+            Err(_) => Err(timed_out("changing an egress policy")),
+        }
+    }
 }
 
 impl Drop for NetLease {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
             // The worker removes the host's end and reuses the slot. When it has gone, it removed all ends.
-            let _ = self.releases.send(worker::Request::Release { slot });
+            let _ = self.requests.send(worker::Request::Release { slot });
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
-use super::{Allowed, GATEWAY, GUEST_ADDRESS, NetConfig, NetLimits, SECOND_RESOLVER, TAP_MAC, TAP_NAME};
+use super::{Allowed, GATEWAY, GUEST_ADDRESS, NetConfig, NetLimits, SECOND_RESOLVER, TAP_MAC, TAP_NAME, egress};
 
 /// The namespace's end of the link to the host.
 const UPLINK: &str = "up0";
@@ -105,10 +105,12 @@ pub(super) fn host_end(name: &str, host: Ipv4Addr) -> String {
     format!("addr add {host}/31 dev {name}\nlink set dev {name} up\n")
 }
 
-/// Inside a namespace: only the guest's address passes, within its limits, answers come back, name servers are rewritten.
+/// Inside a namespace: only the guest's address passes, within its limits and its egress policy, answers come back, name servers are
+/// rewritten.
 pub(super) fn namespace_table(resolvers: &[Ipv4Addr], limits: &NetLimits) -> String {
     let NetLimits { connections, new_connections_per_second, packets_per_second, mib_per_second } = *limits;
     let guest = GUEST_ADDRESS.split('/').next().unwrap_or(GUEST_ADDRESS);
+    let chains = egress::CHAINS;
     let mut rewrites = String::new();
     if let Some(first) = resolvers.first() {
         let second = resolvers.get(1).unwrap_or(first);
@@ -139,6 +141,8 @@ table ip filter {{
     type filter hook forward priority filter; policy drop;
     iifname \"{TAP_NAME}\" limit rate over {packets_per_second}/second burst {packets_per_second} packets drop
     limit rate over {mib_per_second} mbytes/second burst {mib_per_second} mbytes drop
+    iifname \"{TAP_NAME}\" ip saddr {guest} jump egress_sent
+    oifname \"{TAP_NAME}\" jump egress_received
     iifname \"{TAP_NAME}\" ip saddr {guest} ct state new jump begin
     iifname \"{TAP_NAME}\" oifname \"{UPLINK}\" ip saddr {guest} accept
     iifname \"{UPLINK}\" oifname \"{TAP_NAME}\" ct state established,related accept
@@ -147,7 +151,7 @@ table ip filter {{
     limit rate over {new_connections_per_second}/second burst {new_connections_per_second} packets drop
     ct count over {connections} drop
   }}
-}}
+{chains}}}
 "
     )
 }
@@ -216,6 +220,8 @@ mod tests {
         assert!(at("limit rate over 9/second burst 9 packets drop") < passes);
         assert!(at("limit rate over 10 mbytes/second burst 10 mbytes drop") < passes);
         assert!(at("ct state new jump begin") < passes);
+        assert!(at("iifname \"tap0\" ip saddr 172.30.255.2 jump egress_sent") < at("ct state new jump begin"));
+        assert!(at("oifname \"tap0\" jump egress_received") < passes);
         assert!(forward.contains("limit rate over 8/second burst 8 packets drop\n    ct count over 7 drop"));
     }
 }

@@ -5,13 +5,14 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
+use nullspace_types::EgressPolicy;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 
@@ -20,7 +21,7 @@ use crate::VmmError;
 use super::cidr::{pair, pairs};
 use super::commands::Commands;
 use super::iptables::Iptables;
-use super::{NetConfig, flows, rules, tap};
+use super::{NetConfig, egress, flows, rules, tap};
 
 /// More machines than this on one host would need another look at much else.
 const MAX_SLOTS: u32 = 16_384;
@@ -31,8 +32,20 @@ const QUIET: Duration = Duration::from_millis(300);
 const OVERDUE: Duration = Duration::from_secs(2);
 
 pub(super) enum Request {
-    Acquire { uplink: bool, owner: Option<u32>, reply: oneshot::Sender<Result<Made, VmmError>> },
-    Release { slot: u32 },
+    Acquire {
+        uplink: bool,
+        egress: Option<EgressPolicy>,
+        owner: Option<u32>,
+        reply: oneshot::Sender<Result<Made, VmmError>>,
+    },
+    SetEgress {
+        namespace: Arc<OwnedFd>,
+        policy: EgressPolicy,
+        reply: oneshot::Sender<Result<(), VmmError>>,
+    },
+    Release {
+        slot: u32,
+    },
     Stop,
 }
 
@@ -202,8 +215,8 @@ impl<'a> Worker<'a> {
                 }
             };
             match request {
-                Request::Acquire { uplink, owner, reply } => {
-                    let made = self.acquire(uplink, owner);
+                Request::Acquire { uplink, egress, owner, reply } => {
+                    let made = self.acquire(uplink, egress.as_ref(), owner);
                     if made.is_ok() {
                         self.spares_fail = false;
                     }
@@ -211,6 +224,12 @@ impl<'a> Worker<'a> {
                     if let Err(Ok(unwanted)) = reply.send(made) {
                         // The caller stopped waiting.
                         self.release(unwanted);
+                    }
+                }
+                Request::SetEgress { namespace, policy, reply } => {
+                    // Whoever has stopped waiting takes the policy for unchanged.
+                    if !reply.is_closed() {
+                        let _ = reply.send(self.set_egress(namespace.as_fd(), &policy));
                     }
                 }
                 Request::Release { slot } => {
@@ -222,7 +241,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn acquire(&mut self, uplink: bool, owner: Option<u32>) -> Result<Made, VmmError> {
+    fn acquire(&mut self, uplink: bool, egress: Option<&EgressPolicy>, owner: Option<u32>) -> Result<Made, VmmError> {
         if uplink {
             self.iptables.keep_open();
         }
@@ -231,6 +250,12 @@ impl<'a> Worker<'a> {
             Some(spare) => spare,
             None => self.make(uplink)?,
         };
+        if let Some(policy) = egress
+            && let Err(error) = self.set_egress(made.namespace.as_fd(), policy)
+        {
+            self.release(made);
+            return Err(error);
+        }
         if let Some(uid) = owner
             && let Some(tap) = made.tap.take()
         {
@@ -311,6 +336,11 @@ impl<'a> Worker<'a> {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
             .map_err(|e| io_error("make a network namespace")(e.into()))?;
         let made = self.furnish(uplink);
+        self.return_to_host();
+        made
+    }
+
+    fn return_to_host(&self) {
         move_into_link_name_space(self.host.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(|e| io_error("return to the host's network namespace")(e.into()))
             .unwrap_or_else(|error| {
@@ -318,7 +348,15 @@ impl<'a> Worker<'a> {
                 tracing::error!(%error, "the network thread cannot return to the host's namespace; ending the service");
                 std::process::abort()
             });
-        made
+    }
+
+    /// Replaces the egress policy of a namespace with a way out.
+    fn set_egress(&self, namespace: BorrowedFd<'_>, policy: &EgressPolicy) -> Result<(), VmmError> {
+        move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))
+            .map_err(|e| io_error("enter a machine's network namespace")(e.into()))?;
+        let done = self.commands.nft(&egress::change(policy));
+        self.return_to_host();
+        done
     }
 
     fn furnish(&self, uplink: Option<(&str, (Ipv4Addr, Ipv4Addr))>) -> Result<(OwnedFd, OwnedFd), VmmError> {

@@ -30,7 +30,7 @@ use super::version::{self, Version};
 use crate::cgroups::{Cgroups, Group, Limits};
 use crate::emulation;
 use crate::memory::{self, TemplateMemory};
-use crate::net::{NetLease, NetPool};
+use crate::net::{EgressControl, NetLease, NetPool};
 use crate::process::Identity;
 use crate::uids::{Uid, Uids};
 use crate::walls::Walls;
@@ -181,6 +181,7 @@ struct Card {
     netdev: Netdev,
     lease: Option<NetLease>,
     guest: Option<GuestNetwork>,
+    egress: Option<EgressControl>,
 }
 
 impl Driver {
@@ -239,7 +240,7 @@ impl Driver {
     pub(crate) async fn boot_trial(self: &Arc<Self>, memory_mib: u32) -> Result<Box<dyn Vm>, VmmError> {
         let failed = |source| VmmError::Io { context: "make an empty disk".into(), source };
         let disk = OpenDisk::empty(TRIAL_DISK).map_err(failed)?;
-        let card = Card { network: Network::Isolated, netdev: Netdev::Nowhere, lease: None, guest: None };
+        let card = Card { network: Network::Isolated, netdev: Netdev::Nowhere, lease: None, guest: None, egress: None };
         Ok(Box::new(self.boot_kernel("trial".into(), 1, memory_mib, disk, card, PathBuf::new()).await?))
     }
 
@@ -283,6 +284,7 @@ impl Driver {
             disk_bytes: disk.size,
             network: card.network,
             guest_network: card.guest,
+            egress: card.egress,
             compatibility: self.compatibility.clone(),
             manifest,
             restored: false,
@@ -367,6 +369,7 @@ impl Driver {
             disk_bytes: disk.size,
             network: card.network,
             guest_network: card.guest,
+            egress: card.egress,
             compatibility: self.compatibility.of_restored(&summary.compatibility),
             // The guest goes on counting time as it did where it was booted.
             manifest: Manifest { tsc_khz: files.manifest.tsc_khz, ..ours },
@@ -474,17 +477,24 @@ impl Driver {
     }
 
     async fn card(&self, network: &Network) -> Result<Card, VmmError> {
-        let guest = (*network == Network::Internet).then(NetPool::guest_network);
+        let guest = |network: &Network| network.has_uplink().then(NetPool::guest_network);
         let Some(NetPoolHandle(pool)) = &self.network else {
-            let netdev = match network {
-                Network::Isolated => Netdev::Nowhere,
-                Network::Internet => Netdev::User,
+            let (network, netdev) = match network {
+                Network::Internet => (Network::Internet, Netdev::User),
+                Network::Isolated => (Network::Isolated, Netdev::Nowhere),
+                Network::Narrowed(policy) if policy.denies_all() => (Network::Isolated, Netdev::Nowhere),
+                Network::Narrowed(_) => {
+                    return Err(VmmError::Unavailable("QEMU's user network cannot enforce an egress policy".into()));
+                }
             };
-            return Ok(Card { network: network.clone(), netdev, lease: None, guest });
+            let guest = guest(&network);
+            return Ok(Card { network, netdev, lease: None, guest, egress: None });
         };
         let mut lease = pool.acquire(network, None).await?;
         let tap = lease.take_tap().ok_or_else(|| VmmError::Unavailable("the network came without a tap".into()))?;
-        Ok(Card { network: network.clone(), netdev: Netdev::Tap(tap), lease: Some(lease), guest })
+        let egress = lease.egress_control();
+        let (guest, network) = (guest(network), network.clone());
+        Ok(Card { network, netdev: Netdev::Tap(tap), lease: Some(lease), guest, egress })
     }
 
     fn manifest(&self, netdev: &Netdev) -> Manifest {
@@ -538,6 +548,7 @@ impl Maker for Driver {
             disk_bytes: machine.disk_bytes,
             network: card.network,
             guest_network: None,
+            egress: None,
             compatibility: machine.compatibility.clone(),
             manifest: machine.manifest.clone(),
             restored: false,

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use nullspace_guest::message::GuestNetwork;
+use nullspace_types::EgressPolicy;
 use serde_json::Value;
 
 use super::disk::Written;
 use super::launch::Running;
 use super::lineage::Origin;
 use super::snapshot::{self, CardKind, Manifest};
+use crate::net::{self, EgressControl};
 use crate::touched;
 use crate::usage::Counted;
 use crate::{AgentStream, Compatibility, DiskChanges, Ended, Network, SnapshotSummary, Vm, VmUsage, VmmError};
@@ -31,6 +33,8 @@ pub(super) struct Machine {
     pub(super) disk_bytes: u64,
     pub(super) network: Network,
     pub(super) guest_network: Option<GuestNetwork>,
+    /// `None` when it is isolated or on the user network.
+    pub(super) egress: Option<EgressControl>,
     /// The class of its snapshots.
     pub(super) compatibility: Compatibility,
     pub(super) manifest: Manifest,
@@ -224,6 +228,13 @@ impl Vm for Machine {
         let used = tokio::task::spawn_blocking(move || counted.usage()).await.ok()?;
         // After its end, the pid may be another process's.
         used.ok().filter(|_| self.running.process.status().is_none())
+    }
+
+    async fn set_egress(&self, policy: &EgressPolicy) -> Result<(), VmmError> {
+        match &self.egress {
+            Some(egress) => egress.set(policy).await,
+            None => Err(net::no_egress_control()),
+        }
     }
 
     fn console_tail(&self) -> String {

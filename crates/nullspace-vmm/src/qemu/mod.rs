@@ -146,6 +146,10 @@ impl Vmm for Qemu {
         self.driver.has_user_network()
     }
 
+    fn enforces_egress(&self) -> bool {
+        !self.driver.has_user_network()
+    }
+
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Vm>, VmmError> {
         Ok(Box::new(self.driver.boot(spec).await?))
     }

@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use nullspace_guest::capability::{AGENT_ABI, Capability};
 use nullspace_guest::frame::{self, Assembler, Decoder, Kind, Seek};
 use nullspace_guest::message::{AgentInfo, Exit, Failure, FailureKind, GuestNetwork, Outcome, Request};
+use nullspace_types::EgressPolicy;
 use nullspace_vmm::{
-    AgentStream, BootSpec, Compatibility, DiskChanges, EndCause, Ended, RestoreSpec, SnapshotSummary, Vm, Vmm,
+    AgentStream, BootSpec, Compatibility, DiskChanges, EndCause, Ended, Network, RestoreSpec, SnapshotSummary, Vm, Vmm,
     VmmError, VmmKind,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -33,8 +34,12 @@ pub(super) struct Script {
     pub(super) halts: bool,
     /// Nothing answers new connections any more.
     pub(super) deaf: AtomicBool,
-    /// The VMM refuses snapshots.
+    /// The VMM refuses snapshots and egress policies.
     pub(super) refuses: AtomicBool,
+    /// The VMM enforces egress policies.
+    pub(super) polices: AtomicBool,
+    /// The machine's network.
+    pub(super) network: Mutex<Option<Network>>,
     /// What was asked of VMM and agent, in order.
     pub(super) asked: Mutex<Vec<&'static str>>,
     ended: watch::Sender<Option<Ended>>,
@@ -51,6 +56,8 @@ impl Script {
             halts,
             deaf: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
+            polices: AtomicBool::new(true),
+            network: Mutex::default(),
             asked: Mutex::default(),
             ended: watch::Sender::new(None),
             thaws: watch::Sender::new(0),
@@ -141,6 +148,10 @@ impl Vmm for FakeVmm {
         false
     }
 
+    fn enforces_egress(&self) -> bool {
+        self.script.polices.load(Ordering::Relaxed)
+    }
+
     async fn boot(&self, _: BootSpec) -> Result<Box<dyn Vm>, VmmError> {
         Err(VmmError::Unavailable("it restores only".into()))
     }
@@ -148,6 +159,7 @@ impl Vmm for FakeVmm {
     async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Vm>, VmmError> {
         assert!(spec.snapshot_dir.join("memory").is_file());
         self.script.note("restore");
+        *self.script.network.lock().unwrap() = Some(spec.network.clone());
         Ok(Box::new(FakeVm { id: spec.id, script: Arc::clone(&self.script), summary: self.summary() }))
     }
 }
@@ -206,6 +218,14 @@ impl Vm for FakeVm {
 
     fn nameless_bytes(&self) -> u64 {
         0
+    }
+
+    async fn set_egress(&self, policy: &EgressPolicy) -> Result<(), VmmError> {
+        if self.script.refuses.load(Ordering::Relaxed) {
+            return Err(VmmError::Refused { context: "nft".into(), message: "no".into() });
+        }
+        *self.script.network.lock().unwrap() = Some(Network::Narrowed(policy.clone()));
+        Ok(())
     }
 
     fn console_tail(&self) -> String {
