@@ -11,6 +11,7 @@
 //!                            ├── Sandboxes    sandboxes
 //!                            ├── Snapshots    snapshots of sandboxes: pauses, and those that are kept
 //!                            ├── Grants       tokens for ports of sandboxes
+//!                            ├── SshAccesses  rights to log in to sandboxes
 //!                            ├── Events       lifecycle events, webhooks and their deliveries
 //!                            ├── Collection   required and collectable data of the data folder
 //!                            ├── Retention    rows that are over, compressed logs, the file's size
@@ -48,6 +49,7 @@ mod sandboxes;
 mod segments;
 mod snapshots;
 mod sqlite;
+mod ssh;
 mod tenants;
 mod text_enum;
 
@@ -76,6 +78,7 @@ pub use snapshots::{
     NewSnapshot, Promotion, Recorded, Snapshot, SnapshotCounts, SnapshotFilter, SnapshotKind, Snapshots,
 };
 pub use sqlite::SqliteStore;
+pub use ssh::{NewSshAccess, SshAccess, SshAccesses};
 pub use tenants::{Namespace, NamespaceKind, Tenant, Tenants};
 pub use text_enum::UnknownWord;
 
@@ -91,6 +94,7 @@ pub trait Database:
     + Sandboxes
     + Snapshots
     + Grants
+    + SshAccesses
     + Events
     + Collection
     + Retention
@@ -110,6 +114,7 @@ impl<T> Database for T where
         + Sandboxes
         + Snapshots
         + Grants
+        + SshAccesses
         + Events
         + Collection
         + Retention

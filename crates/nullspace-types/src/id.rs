@@ -122,6 +122,10 @@ id!(
     GrantId, "pvg_", "preview grant id"
 );
 id!(
+    /// An SSH access to a sandbox: the right to log in, not the certificate itself.
+    SshAccessId, "ssh_", "SSH access id"
+);
+id!(
     /// A terminal of a sandbox: unlike every other of that sandbox. Clones of the sandbox have the same.
     TerminalId, "pty_", "terminal id"
 );

@@ -20,7 +20,8 @@ pub use egress::{
 };
 pub use files::{KnownFiles, Rootfs, Streams};
 pub use id::{
-    ArtifactId, BuildId, GrantId, InvalidId, KeyId, SandboxId, SnapshotId, StoreId, TemplateId, TenantId, TerminalId,
+    ArtifactId, BuildId, GrantId, InvalidId, KeyId, SandboxId, SnapshotId, SshAccessId, StoreId, TemplateId, TenantId,
+    TerminalId,
 };
 pub use private_json::PrivateJson;
 pub use reference::{

@@ -172,7 +172,7 @@ fn scope(row: &Reader<'_>) -> Result<KeyScope> {
     Ok(row.optional_parsed("scope")?.unwrap_or(KeyScope::Full))
 }
 
-fn caller(row: &SqliteRow) -> Result<Caller> {
+pub(super) fn caller(row: &SqliteRow) -> Result<Caller> {
     let row = Reader(row);
     Ok(Caller {
         tenant: row.parsed("tenant_id")?,

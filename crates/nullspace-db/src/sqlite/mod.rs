@@ -28,6 +28,7 @@ mod rows;
 mod sandboxes;
 mod snapshots;
 mod space;
+mod ssh;
 mod templates;
 mod tenants;
 mod webhooks;
@@ -179,6 +180,7 @@ fn migrator() -> Migrator {
         migration!(7, "life", "0007_life.sql"),
         migration!(8, "grants", "0008_grants.sql"),
         migration!(9, "keys", "0009_keys.sql"),
+        migration!(11, "ssh accesses", "0011_ssh_accesses.sql"),
     ])
 }
 

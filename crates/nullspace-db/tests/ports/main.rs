@@ -19,6 +19,7 @@ mod queue;
 mod retention;
 mod sandboxes;
 mod snapshots;
+mod ssh;
 mod steps;
 mod templates;
 mod tenants;
