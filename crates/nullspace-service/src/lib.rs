@@ -26,6 +26,7 @@ mod live;
 mod ports;
 mod sandboxes;
 mod signed;
+mod ssh;
 mod templates;
 
 use std::io;
@@ -35,7 +36,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use nullspace_api::ErrorResponseCode;
-pub use nullspace_types::{Caller, KeyId, TenantId};
+pub use nullspace_types::{Caller, KeyId, SshAccessId, TenantId};
 use secrecy::SecretString;
 
 pub use builds::{Blobs, BuildChecks, BuildHistory, BuildQuery, Builds, LogStream};
@@ -51,6 +52,7 @@ pub use live::{
 pub use ports::{Entered, Knock, LocalPorts, PortCount, Ports, Previews};
 pub use sandboxes::{SandboxQuery, Sandboxes};
 pub use signed::{SignedFile, SignedFiles, Transfer};
+pub use ssh::{SshAccesses, SshCertificate, SshCertificates, SshEntered, SshLogin, SshWanted};
 pub use templates::{Names, Templates};
 
 /// All operations that the server calls. An implementation has a body for each topic, and says `impl Service for … {}` once.
@@ -71,6 +73,7 @@ pub trait Service:
     + SignedFiles
     + Ports
     + Previews
+    + SshAccesses
 {
 }
 
