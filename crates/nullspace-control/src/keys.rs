@@ -24,7 +24,8 @@ impl nullspace_service::Keys for Control {
         if request.grace_secs.is_some() {
             return Err(Error::invalid("grace_secs belongs to a rotation: there is no older key here"));
         }
-        let (spec, key) = (spec(request, now)?, NewKey::generate());
+        let spec = KeySpec { maker: caller.key, ..spec(request, now)? };
+        let key = NewKey::generate();
         let made = self.inner.db.create_key(caller.tenant, &key, spec, Some(LIMITS), now).await;
         let made = made.map_err(refused)?;
         tracing::info!(tenant = %caller.tenant, key = %made.id, scope = %made.scope, "a key was created over the API");
@@ -41,6 +42,7 @@ impl nullspace_service::Keys for Control {
         let key = parse(id)?;
         let revoked = self.inner.db.revoke_key(Some(caller.tenant), key, Timestamp::now()).await;
         revoked.or_missing(|| missing(id))?;
+        self.inner.end_grants_of_ended_keys().await;
         tracing::info!(tenant = %caller.tenant, %key, "a key was revoked over the API");
         Ok(())
     }
@@ -57,12 +59,14 @@ impl nullspace_service::Keys for Control {
             return Err(Error::invalid(format!("grace_secs is {grace}: it must be 0 to {MAX_GRACE}")));
         }
         let rotation = Rotation { key: old, grace: SignedDuration::from_secs(grace.into()) };
-        let (spec, key) = (spec(request, now)?, NewKey::generate());
+        let spec = KeySpec { maker: caller.key, ..spec(request, now)? };
+        let key = NewKey::generate();
         let made = self.inner.db.rotate_key(caller.tenant, rotation, &key, spec, LIMITS, now).await;
         let made = made.map_err(|error| match error {
             DbError::NotFound => missing(id),
             error => refused(error),
         })?;
+        self.inner.end_grants_of_ended_keys().await;
         tracing::info!(tenant = %caller.tenant, key = %made.id, %old, grace, "a key was rotated over the API");
         Ok(shown_once(made, &key))
     }
@@ -83,7 +87,7 @@ fn spec(request: CreateApiKeyRequest, now: Timestamp) -> Result<KeySpec> {
     if expires_at.is_some_and(|end| end <= now) {
         return Err(Error::invalid("expires_at is in the past"));
     }
-    Ok(KeySpec { label: name, scope: scope.transpose()?, expires_at })
+    Ok(KeySpec { label: name, scope: scope.transpose()?, expires_at, maker: None })
 }
 
 fn refused(error: DbError) -> Error {

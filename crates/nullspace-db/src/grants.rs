@@ -5,12 +5,13 @@
 //!                       └──expires_at──> expired ──────┴── remove_grants ──> no row
 //!                                              sandbox ended ──────────────> no row
 //! ```
-//! A row has the hash of its token, never the token. Rows of one sandbox are bounded: the active ones by the caller's limit, those
+//! A grant ends with the key that made it: it is revoked with it, and expires no later. A row has the hash of its token, never the
+//! token. Rows of one sandbox are bounded: the active ones by the caller's limit, those
 //! that are over by [`OVER_PER_SANDBOX`].
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use nullspace_types::{Caller, GrantId, SandboxId, TenantId};
+use nullspace_types::{Caller, GrantId, KeyId, SandboxId, TenantId};
 
 #[cfg(doc)]
 use crate::DbError;
@@ -22,8 +23,9 @@ pub const OVER_PER_SANDBOX: u32 = 100;
 /// Stores grants.
 #[async_trait]
 pub trait Grants: Send + Sync + 'static {
-    /// Records a grant of one of the caller's sandboxes. [`DbError::NotFound`] when the sandbox has ended or is another tenant's,
-    /// [`DbError::LimitReached`] when `most` of its grants are active already.
+    /// Records a grant of one of the caller's sandboxes. It expires with the caller's key at the latest. [`DbError::NotFound`] when the
+    /// sandbox has ended or is another tenant's, [`DbError::LimitReached`] when `most` of its grants are active already,
+    /// [`DbError::Conflict`] when the caller's key is over.
     async fn insert_grant(&self, caller: &Caller, grant: NewGrant, most: u32, now: Timestamp) -> Result<Grant>;
 
     /// The grants of one of the caller's sandboxes, newest first; those of one port when it is given.
@@ -34,6 +36,9 @@ pub trait Grants: Send + Sync + 'static {
 
     /// The grant with this hash of its token, any tenant's, also one that is over. For requests that have nothing but a token.
     async fn grant_of_token(&self, token_hash: [u8; 32]) -> Result<Grant>;
+
+    /// Returns which of these grants are active.
+    async fn grants_in_force(&self, grants: &[GrantId], now: Timestamp) -> Result<Vec<GrantId>>;
 
     /// A sandbox of any tenant. For requests to its ports, which have no caller.
     async fn sandbox_of_anyone(&self, sandbox: SandboxId) -> Result<Sandbox>;
@@ -85,6 +90,8 @@ pub struct Grant {
     pub port: u16,
     /// How it was made.
     pub kind: GrantKind,
+    /// The key that made it. `None`: no key, or it was made before keys were recorded.
+    pub key: Option<KeyId>,
     /// When it was made.
     pub issued_at: Timestamp,
     /// The end of its time.

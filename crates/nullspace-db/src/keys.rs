@@ -25,6 +25,7 @@ pub trait Keys: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`DbError::LimitReached`] when the tenant has as many valid keys as `limits` allow; without `limits`, never.
+    /// [`DbError::Conflict`] when [`KeySpec::maker`] is not valid any more.
     async fn create_key(
         &self,
         tenant: TenantId,
@@ -34,10 +35,12 @@ pub trait Keys: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<ApiKey>;
 
-    /// Stores the hash of a key in another one's place, which is over after the rotation's grace. Until then it counts.
+    /// Stores the hash of a key in another one's place, which is over after the rotation's grace. Until then it counts. The grants of
+    /// the older key end with it.
     ///
     /// # Errors
-    /// [`DbError::NotFound`] for a key of another tenant. [`DbError::Conflict`] when it is over, and when it was rotated already.
+    /// [`DbError::NotFound`] for a key of another tenant. [`DbError::Conflict`] when it is over, when it was rotated already, and when
+    /// [`KeySpec::maker`] is not valid any more.
     /// [`DbError::LimitReached`] as [`create_key`](Self::create_key).
     async fn rotate_key(
         &self,
@@ -52,7 +55,7 @@ pub trait Keys: Send + Sync + 'static {
     /// Returns a tenant's keys, oldest first, with those that are over.
     async fn list_keys(&self, tenant: TenantId) -> Result<Vec<ApiKey>>;
 
-    /// Revokes a key, of this tenant or of any. A second call changes nothing.
+    /// Revokes a key, of this tenant or of any, and the grants that it made. A second call changes nothing.
     async fn revoke_key(&self, tenant: Option<TenantId>, key: KeyId, now: Timestamp) -> Result<()>;
 
     /// Returns the tenant of this key as a caller; [`DbError::NotFound`] when the key is unknown or over.
@@ -115,8 +118,10 @@ pub struct KeySpec {
     pub label: Option<String>,
     /// What it may do; everything by default.
     pub scope: Option<KeyScope>,
-    /// Time from which on it is not valid; never by default, also at a rotation.
+    /// Time from which on it is not valid; never by default.
     pub expires_at: Option<Timestamp>,
+    /// The key of the request: the new key ends no later than it. `None`: the operator makes it.
+    pub maker: Option<KeyId>,
 }
 
 /// A key that gets another one in its place.

@@ -114,6 +114,8 @@ pub struct NewSandbox {
     pub host: String,
     /// Its variables, sealed.
     pub sealed_envs: Option<Vec<u8>>,
+    /// The token for its ports, sealed.
+    pub sealed_traffic_token: Option<Vec<u8>>,
     /// The snapshot it is made from. The artifact is then the snapshot's.
     pub from_snapshot: Option<SnapshotId>,
     /// The sandbox it is a clone of. The artifact is then that one's.
@@ -162,6 +164,8 @@ pub struct Sandbox {
     pub host: String,
     /// Its variables, sealed. `None` once it has ended.
     pub sealed_envs: Option<Vec<u8>>,
+    /// The token for its ports, sealed. `None` once it has ended, and when its ports are public.
+    pub sealed_traffic_token: Option<Vec<u8>>,
     /// The snapshot that it is stored in while it is paused; else the one that it was made from, which may be over.
     pub snapshot: Option<SnapshotId>,
     /// When it was last used, as far as it is recorded.

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 #[cfg(doc)]
 use crate::{DbError, Sandboxes};
-use crate::{FinishReady, NewBuild, NewLogEntry, Resolved, Result, Sandbox, text_enum::text_enum};
+use crate::{FinishReady, Idempotency, NewBuild, NewLogEntry, Resolved, Result, Sandbox, text_enum::text_enum};
 
 text_enum! {
     /// Kind of a snapshot.
@@ -32,6 +32,8 @@ pub struct NewSnapshot {
     pub id: SnapshotId,
     /// What it is for.
     pub kind: SnapshotKind,
+    /// True for a pause that freed capacity on a full host.
+    pub evicted: bool,
     /// The sandbox that it was taken of.
     pub sandbox: SandboxId,
     /// Its name on the host.
@@ -47,7 +49,7 @@ pub struct NewSnapshot {
     /// The owner's notes.
     pub metadata: Value,
     /// The caller's idempotency key and a digest of its request.
-    pub idempotency: Option<crate::Idempotency>,
+    pub idempotency: Option<Idempotency>,
 }
 
 /// A snapshot as stored.
@@ -59,6 +61,8 @@ pub struct Snapshot {
     pub tenant: TenantId,
     /// What it is for.
     pub kind: SnapshotKind,
+    /// True while the sandbox is paused to free capacity on a full host: its timeout goes on ([`Snapshots::settle_eviction`]).
+    pub evicted: bool,
     /// The sandbox that it was taken of.
     pub sandbox: SandboxId,
     /// The artifact that the sandbox was made from. It keeps the root image under the disk.
@@ -109,6 +113,8 @@ pub struct Promotion {
     pub first: NewLogEntry,
     /// The artifact, with the last entry.
     pub ready: FinishReady,
+    /// Most promoted artifacts of the tenant.
+    pub most: u32,
 }
 
 /// The result of recording a snapshot.
@@ -124,8 +130,10 @@ pub enum Recorded {
 /// A tenant's snapshots that are not over.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SnapshotCounts {
-    /// Paused sandboxes.
+    /// Paused sandboxes, without the evicted ones.
     pub paused: u64,
+    /// Evicted sandboxes.
+    pub evicted: u64,
     /// Reusable snapshots.
     pub kept: u64,
 }
@@ -138,13 +146,18 @@ pub struct SnapshotCounts {
 pub trait Snapshots: Send + Sync + 'static {
     /// Records a snapshot of a running sandbox: its configuration, notes and variables are copied from the sandbox's row.
     /// [`SnapshotKind::Pause`] also sets the sandbox `paused`, stored in it, without deadline unless `delete_at` is given, in the
-    /// same transaction. [`DbError::Conflict`] when the sandbox does not run; [`DbError::NotFound`] when there is none.
+    /// same transaction. That of an eviction keeps the sandbox's timeout instead, as the time of its end. [`DbError::Conflict`] when the
+    /// sandbox does not run; [`DbError::NotFound`] when there is none.
     async fn record_snapshot(
         &self,
         snapshot: NewSnapshot,
         delete_at: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<Recorded>;
+
+    /// Turns the pause of an evicted sandbox into one that its owner wants: it ends at `delete_at`, or stays, and counts as such.
+    /// [`DbError::Conflict`] when the sandbox is not stored in this snapshot any more, or the pause is no eviction.
+    async fn settle_eviction(&self, snapshot: SnapshotId, delete_at: Option<Timestamp>) -> Result<Snapshot>;
 
     /// Counts the caller's snapshots that are not over.
     async fn count_snapshots(&self, caller: &Caller) -> Result<SnapshotCounts>;
@@ -158,11 +171,21 @@ pub trait Snapshots: Send + Sync + 'static {
     /// Promotes one of the caller's snapshots that is not over to a template's artifact, in one transaction: a build that is `ready`
     /// at once, with the snapshot's files and the root image under them, and the tags that point to it. The template is created
     /// if the name is new. The artifact stays when the snapshot is deleted. [`DbError::Conflict`] when the name is an alias, or
-    /// claimed; a repeated request ([`NewBuild::idempotency`]) is answered with the target of the first one.
+    /// claimed; [`DbError::LimitReached`] when the tenant has [`Promotion::most`] promoted artifacts that are not deleted. A repeated
+    /// request ([`NewBuild::idempotency`]) is answered with the target of the first one.
     ///
     /// `ready` has the files' streams and the root image's key from [`Snapshot::streams`] and the snapshot's artifact; others are a
     /// [`DbError::Conflict`].
     async fn promote_snapshot(&self, caller: &Caller, promotion: Promotion, now: Timestamp) -> Result<Resolved>;
+
+    /// Returns the target of an earlier promotion with this idempotency key, also when its snapshot is over. Without one, checks that
+    /// one more promotion fits. The errors are those of [`promote_snapshot`](Self::promote_snapshot).
+    async fn promoted_before(
+        &self,
+        caller: &Caller,
+        idempotency: Option<&Idempotency>,
+        most: u32,
+    ) -> Result<Option<Resolved>>;
 
     /// Says that `resumed` runs in place of the paused sandbox that is stored in this snapshot, in one transaction: the paused one
     /// is `destroyed` with a reason, the snapshot is over, `resumed` is `running` from `now` until `timeout_at`. Returns `resumed`.

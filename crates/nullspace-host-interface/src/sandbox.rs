@@ -23,6 +23,8 @@ use nullspace_types::{ArtifactId, Rootfs, SandboxId, Streams, TenantId};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use crate::Capacity;
+
 /// The snapshot from which a template's sandboxes resume.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -229,11 +231,18 @@ pub trait SandboxHost: Send + Sync + 'static {
     fn sandboxes(&self) -> Vec<SandboxId>;
 
     /// Freezes a running sandbox and stores it. Its machine stands still until the caller decides. Operations of it wait or
-    /// end, none is lost half-way. `similar`: snapshots that it is likely to be much like.
+    /// end, none is lost half-way. `similar`: snapshots that it is likely to be much like. With `idle_since`, only a sandbox that nothing
+    /// has used since then ([`SandboxHost::idle_since`]): a use that begins meanwhile goes on.
     ///
     /// # Errors
-    /// For the caller. The sandbox goes on then, if its machine still can. `transition_in_progress` while another one is taken.
-    async fn freeze_sandbox(&self, id: SandboxId, similar: Vec<Streams>) -> Result<Box<dyn FrozenSandbox>>;
+    /// For the caller. The sandbox goes on then, if its machine still can. `transition_in_progress` while another one is taken, and
+    /// when the sandbox does not idle any more.
+    async fn freeze_sandbox(
+        &self,
+        id: SandboxId,
+        similar: Vec<Streams>,
+        idle_since: Option<Timestamp>,
+    ) -> Result<Box<dyn FrozenSandbox>>;
 
     /// Stores a snapshot of a running sandbox, which goes on as soon as its memory and disk are captured.
     ///
@@ -257,8 +266,12 @@ pub trait SandboxHost: Send + Sync + 'static {
         None
     }
 
-    /// Whether the host's memory or processors are too few for this sandbox now. A tenant's quota is another matter.
-    fn is_full_for(&self, spec: &SandboxSpec) -> bool;
+    /// Returns the memory and processors that the host lacks for this sandbox now. `None`: it lacks nothing, or a tenant's quota
+    /// refuses the sandbox anyway.
+    fn lacks_for(&self, spec: &SandboxSpec) -> Option<Capacity>;
+
+    /// Returns the memory and processors that the end of a running sandbox frees at least. `None` when it does not run.
+    fn held_by(&self, id: SandboxId) -> Option<Capacity>;
 
     /// Returns the time since which nothing uses a running sandbox: no command that is waited for or followed, no file operation,
     /// no open socket. `None` while something does, and when it does not run.

@@ -117,19 +117,27 @@ impl Admission {
         Ok(Permit { tenant: wanted.tenant, share, used: Arc::clone(&self.used) })
     }
 
-    /// Whether the host is too full for a machine that its tenant's quota allows.
-    pub(crate) fn is_full_for(&self, wanted: Wanted) -> bool {
+    /// What the host lacks for a machine that its tenant's quota allows; `None`: nothing.
+    pub(crate) fn lacks_for(&self, wanted: Wanted) -> Option<Capacity> {
         let share = Share { sandboxes: wanted.sandbox.into(), held: self.asked(wanted) };
-        matches!(self.check(&lock(&self.used), wanted, share), Err(Refused::Full { .. }))
+        match self.check(&lock(&self.used), wanted, share) {
+            Err(Refused::Full { asked, free }) => Some(Capacity {
+                memory_mib: asked.memory_mib.saturating_sub(free.memory_mib),
+                vcpus: asked.vcpus.saturating_sub(free.vcpus),
+            }),
+            _ => None,
+        }
     }
 
     /// What a machine counts with.
     fn asked(&self, wanted: Wanted) -> Capacity {
-        let overhead = self.memory.overhead_mib(wanted.vcpus);
-        Capacity {
-            memory_mib: u64::from(wanted.memory_mib).saturating_add(overhead.into()),
-            vcpus: wanted.vcpus.into(),
-        }
+        self.counted(wanted.memory_mib, wanted.vcpus)
+    }
+
+    /// What a machine of this size counts with.
+    pub(crate) fn counted(&self, memory_mib: u32, vcpus: u32) -> Capacity {
+        let overhead = self.memory.overhead_mib(vcpus);
+        Capacity { memory_mib: u64::from(memory_mib).saturating_add(overhead.into()), vcpus: vcpus.into() }
     }
 
     /// Refuses a machine beyond its tenant's quota or the host's limit.
@@ -242,9 +250,12 @@ mod tests {
         let full = admission.admit(wanted(tenant, 1, 1)).unwrap_err();
         let (asked, free) = (Capacity { memory_mib: 101, vcpus: 1 }, Capacity { memory_mib: 0, vcpus: 2 });
         assert_eq!(full, Refused::Full { asked, free });
-        assert!(admission.is_full_for(wanted(tenant, 1, 1)));
+        let lacks = |memory_mib, vcpus| admission.lacks_for(wanted(tenant, memory_mib, vcpus));
+        assert_eq!(lacks(1, 1), Some(Capacity { memory_mib: 101, vcpus: 0 }));
+        assert_eq!(lacks(1, 5), Some(Capacity { memory_mib: 101, vcpus: 3 }));
         drop(first);
-        assert!(!admission.is_full_for(wanted(tenant, 500, 1)));
+        assert_eq!(lacks(500, 1), None);
+        assert_eq!(admission.counted(500, 1), Capacity { memory_mib: 600, vcpus: 1 });
         admission.admit(wanted(tenant, 500, 2)).unwrap();
     }
 
@@ -279,7 +290,7 @@ mod tests {
             let _second = admission.admit(wanted(one, 100, 1)).unwrap();
             let refused = admission.admit(wanted(one, 100, 1)).unwrap_err();
             assert!(matches!(refused, Refused::Quota { what: found, .. } if found == what), "{refused}");
-            assert!(!admission.is_full_for(wanted(one, 100, 1)), "it is the tenant that has enough");
+            assert_eq!(admission.lacks_for(wanted(one, 100, 1)), None, "it is the tenant that has enough");
             let _others = admission.admit(wanted(other, 100, 1)).unwrap();
             drop(first);
             let _again = admission.admit(wanted(one, 100, 1)).unwrap();

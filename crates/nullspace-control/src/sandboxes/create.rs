@@ -92,7 +92,6 @@ impl Inner {
             ephemeral: false,
             public_ports: true,
             mask_request_host: None,
-            sealed_traffic_token: None,
         };
         config.take(request)?;
         fits(request, &config)?;
@@ -143,6 +142,7 @@ impl Inner {
             host: self.config.host.clone(),
             idempotency: Some(key),
             sealed_envs: None,
+            sealed_traffic_token: None,
             from_snapshot: Some(snapshot),
             forked_from: None,
         };

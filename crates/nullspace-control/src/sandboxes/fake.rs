@@ -3,7 +3,7 @@
 mod live;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ pub(super) struct FakeState {
     pub(super) trials: AtomicU32,
     /// Most machines at a time; 0: any number.
     pub(super) most: AtomicUsize,
+    /// Places that forks have reserved.
+    reserved: AtomicUsize,
     pub(super) gone_on: AtomicU32,
     /// Captures that were begun.
     pub(super) capturing: AtomicU32,
@@ -62,7 +64,12 @@ pub(super) struct FakeHost {
     pub(super) state: Arc<FakeState>,
     pub(super) captures: Arc<Semaphore>,
     pub(super) ends: Arc<Semaphore>,
+    /// Wanted by the last look whether a sandbox idles.
+    pub(super) looks: Arc<Semaphore>,
 }
+
+/// Memory of a machine, MiB.
+const SIZE_MIB: u64 = 192;
 
 impl FakeHost {
     pub(super) fn new() -> FakeHost {
@@ -70,6 +77,7 @@ impl FakeHost {
             state: Arc::default(),
             captures: Arc::new(Semaphore::new(1000)),
             ends: Arc::new(Semaphore::new(1000)),
+            looks: Arc::new(Semaphore::new(1000)),
         }
     }
 
@@ -83,6 +91,11 @@ impl FakeHost {
 
     pub(super) fn events(&self) -> Arc<dyn HostEvents> {
         self.state.events.lock().unwrap().clone().expect("it was started")
+    }
+
+    fn has_place(&self) -> bool {
+        let most = self.state.most.load(Ordering::SeqCst);
+        most == 0 || self.machines().len() + self.state.reserved.load(Ordering::SeqCst) < most
     }
 
     /// What a killed service leaves.
@@ -134,10 +147,36 @@ struct Frozen {
     captured: Captured,
 }
 
-#[derive(Debug)]
-struct Held;
+/// The place of a fork, until its sandbox takes it.
+struct Held {
+    host: FakeHost,
+    taken: AtomicBool,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").finish_non_exhaustive()
+    }
+}
 
 impl HeldFiles for Held {}
+
+impl Held {
+    /// True for the first that asks.
+    fn take(&self) -> bool {
+        let first = !self.taken.swap(true, Ordering::SeqCst);
+        if first {
+            self.host.state.reserved.fetch_sub(1, Ordering::SeqCst);
+        }
+        first
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.take();
+    }
+}
 
 #[async_trait]
 impl AdmittedSandbox for Admitted {
@@ -221,7 +260,11 @@ impl SandboxHost for FakeHost {
 
     async fn admit_sandbox(&self, spec: SandboxSpec) -> Result<Box<dyn AdmittedSandbox>> {
         let (tenant, folder) = (spec.tenant, spec.snapshot.folder.clone());
-        if self.is_full_for(&spec) {
+        let reserved = spec.snapshot.held.as_ref().is_some_and(|held| {
+            let any: Arc<dyn std::any::Any + Send + Sync> = Arc::clone(held) as _;
+            any.downcast::<Held>().unwrap().take()
+        });
+        if !reserved && !self.has_place() {
             return Err(Error::new(ErrorResponseCode::CapacityExceeded, "the host is full"));
         }
         let machine = Machine {
@@ -253,7 +296,18 @@ impl SandboxHost for FakeHost {
         self.machines().keys().copied().collect()
     }
 
-    async fn freeze_sandbox(&self, id: SandboxId, _: Vec<Streams>) -> Result<Box<dyn FrozenSandbox>> {
+    async fn freeze_sandbox(
+        &self,
+        id: SandboxId,
+        _: Vec<Streams>,
+        idle_since: Option<Timestamp>,
+    ) -> Result<Box<dyn FrozenSandbox>> {
+        if let Some(since) = idle_since {
+            drop(self.looks.acquire().await);
+            if self.idle_since(id) != Some(since) {
+                return Err(Error::new(ErrorResponseCode::TransitionInProgress, "it is in use again"));
+            }
+        }
         let captured = self.capture(id).await?;
         Ok(Box::new(Frozen { host: self.clone(), id, captured }))
     }
@@ -263,6 +317,11 @@ impl SandboxHost for FakeHost {
     }
 
     async fn fork_sandbox(&self, id: SandboxId) -> Result<Snapshot> {
+        if !self.has_place() {
+            return Err(Error::new(ErrorResponseCode::CapacityExceeded, "the host is full"));
+        }
+        self.state.reserved.fetch_add(1, Ordering::SeqCst);
+        let held = Arc::new(Held { host: self.clone(), taken: AtomicBool::new(false) });
         let captured = self.capture(id).await?;
         Ok(Snapshot {
             artifact: ArtifactId::new(),
@@ -271,7 +330,7 @@ impl SandboxHost for FakeHost {
             rootfs: super::tests::rootfs(),
             summary: captured.summary,
             runtime: Default::default(),
-            held: Some(Arc::new(Held)),
+            held: Some(held),
         })
     }
 
@@ -283,9 +342,14 @@ impl SandboxHost for FakeHost {
         self.machines().get(&id).map(|_| Timestamp::now())
     }
 
-    fn is_full_for(&self, _: &SandboxSpec) -> bool {
-        let most = self.state.most.load(Ordering::SeqCst);
-        most != 0 && self.machines().len() >= most
+    fn lacks_for(&self, _: &SandboxSpec) -> Option<Capacity> {
+        let size = Capacity { memory_mib: SIZE_MIB, vcpus: 1 };
+        (!self.has_place()).then_some(size)
+    }
+
+    fn held_by(&self, id: SandboxId) -> Option<Capacity> {
+        let running = self.machines().get(&id).is_some_and(|machine| machine.running);
+        running.then_some(Capacity { memory_mib: SIZE_MIB, vcpus: 1 })
     }
 
     fn idle_since(&self, id: SandboxId) -> Option<Timestamp> {

@@ -16,7 +16,7 @@
 //! | `resume` | resume, continue | `incompatible_snapshot`, `rebuild_required`, `capacity_exceeded`: it stays paused |
 //! | `snapshots` | snapshot | as pause: it runs on |
 //! | `promote` | snapshot -> template | `incompatible_snapshot`, a name that clashes: the snapshot stays |
-//! | `room` | pause of an idle one on a full host | as pause: it runs on, and the other sandbox is refused |
+//! | `evictions` | pause of an idle one on a full host | as pause: it runs on, and the other sandbox is refused |
 //! | `fork` | fork | as create: the source runs on |
 //! | `timeouts` | timeout | a pause that fails is tried again for 10 minutes, and then the sandbox ends |
 //! | `restart` | stop and start of the service | what is not paused in time ends; what cannot be resumed stays paused |
@@ -28,6 +28,7 @@
 
 mod answers;
 mod create;
+mod evictions;
 #[cfg(test)]
 mod fake;
 mod fork;
@@ -37,7 +38,6 @@ mod ports;
 mod promote;
 mod restart;
 mod resume;
-mod room;
 mod snapshots;
 mod spec;
 mod start;
@@ -88,8 +88,15 @@ pub struct LifeSettings {
     pub paused_per_tenant: u32,
     /// Most reusable snapshots of one tenant.
     pub snapshots_per_tenant: u32,
-    /// A sandbox that finds the host full has another one paused that idles for at least so long. `None`: it is refused.
+    /// A sandbox that finds the host full has others paused that idle for at least so long. `None`: it is refused.
     pub pause_when_full: Option<Duration>,
+}
+
+impl LifeSettings {
+    /// Most evicted sandboxes of one tenant, which its limit of paused ones does not count: half of that limit, rounded up.
+    pub(crate) fn evicted_per_tenant(&self) -> u32 {
+        self.paused_per_tenant.div_ceil(2)
+    }
 }
 
 /// The state of sandboxes in this process.
@@ -103,8 +110,8 @@ pub(crate) struct State {
     ports: ports::State,
     /// Paused sandboxes that continue after a start of the service. There are at most as many as there were machines.
     awaited: Mutex<HashSet<SandboxId>>,
-    /// One start at a time has others paused.
-    room: tokio::sync::Mutex<()>,
+    /// One start at a time evicts others.
+    evictions: tokio::sync::Mutex<evictions::Failed>,
 }
 
 /// Receives a host's reports of its sandboxes.

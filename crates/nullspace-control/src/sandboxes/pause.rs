@@ -17,6 +17,7 @@ use nullspace_service::chain;
 use nullspace_types::{Caller, SandboxId, SnapshotId, Streams, TenantId};
 use serde_json::{Value, json};
 
+use super::snapshots::Limit;
 use super::spec::Config;
 use crate::Inner;
 use crate::error::{Error, Result, Stored, of_store};
@@ -35,15 +36,15 @@ pub(super) enum Cause {
     Timeout { idle: bool },
     /// The service stops.
     Stop,
-    /// Another sandbox needs its memory and processors.
-    HostFull,
+    /// Another sandbox needs its memory and processors. Only while nothing has used it since then.
+    HostFull { idle_since: Timestamp },
 }
 
 impl Cause {
     fn actor(self) -> LifecycleActorKind {
         match self {
             Cause::Request => LifecycleActorKind::User,
-            Cause::Timeout { .. } | Cause::Stop | Cause::HostFull => LifecycleActorKind::System,
+            Cause::Timeout { .. } | Cause::Stop | Cause::HostFull { .. } => LifecycleActorKind::System,
         }
     }
 
@@ -54,7 +55,7 @@ impl Cause {
             Cause::Timeout { idle: false } => "timeout",
             Cause::Timeout { idle: true } => "inactivity",
             Cause::Stop => "service_stopped",
-            Cause::HostFull => "host_full",
+            Cause::HostFull { .. } => "host_full",
         }
     }
 }
@@ -78,7 +79,11 @@ impl Inner {
             SandboxStatus::Paused => {
                 let snapshot = sandbox.snapshot.ok_or_else(|| Error::sandbox_not_found(&id.to_string()))?;
                 let stored = self.db.get_snapshot(caller, snapshot).await;
-                let snapshot = stored.or_missing(|| Error::sandbox_not_found(&id.to_string()))?;
+                let mut snapshot = stored.or_missing(|| Error::sandbox_not_found(&id.to_string()))?;
+                if snapshot.evicted && cause == Cause::Request {
+                    let _turn = turn?;
+                    snapshot = self.pause_evicted(caller, &sandbox, snapshot.id).await?;
+                }
                 return Ok(Paused { snapshot, earlier: true });
             }
             SandboxStatus::Destroyed | SandboxStatus::Error => return Err(Error::sandbox_not_found(&id.to_string())),
@@ -110,6 +115,13 @@ impl Inner {
         paused.map(|snapshot| Paused { snapshot, earlier: false })
     }
 
+    /// Makes the pause of an evicted sandbox its owner's: it does not end at its timeout any more.
+    async fn pause_evicted(&self, caller: &Caller, sandbox: &Sandbox, snapshot: SnapshotId) -> Result<Snapshot> {
+        let _counted = self.count_new(caller, Limit::Paused).await?;
+        let delete_at = Config::stored(&sandbox.config)?.delete_at(Timestamp::now());
+        self.db.settle_eviction(snapshot, delete_at).await.stored()
+    }
+
     async fn store_paused(
         &self,
         caller: &Caller,
@@ -124,20 +136,33 @@ impl Inner {
                 format!("sandbox {id} is ephemeral: it is never stored, so it cannot be paused"),
             ));
         }
-        // What the service pauses to come back must not end by a limit.
-        let _counted = match cause {
+        let limit = match cause {
+            // What the service pauses to come back must not end by a limit.
             Cause::Stop => None,
-            _ => Some(self.count_new(caller, SnapshotKind::Pause).await?),
+            Cause::HostFull { .. } => Some(Limit::Evicted),
+            Cause::Request | Cause::Timeout { .. } => Some(Limit::Paused),
+        };
+        let _counted = match limit {
+            None => None,
+            Some(limit) => Some(self.count_new(caller, limit).await?),
         };
         self.touch(id).await;
         let similar = self.similar(caller, sandbox).await;
-        let frozen = self.host.freeze_sandbox(id, similar).await?;
+        let idle_since = match cause {
+            Cause::HostFull { idle_since } => Some(idle_since),
+            Cause::Request | Cause::Timeout { .. } | Cause::Stop => None,
+        };
+        let frozen = self.host.freeze_sandbox(id, similar, idle_since).await?;
         let captured = frozen.captured().clone();
         let delete_at = match cause {
-            Cause::Stop => None,
-            _ => config.delete_at(Timestamp::now()),
+            // An evicted one keeps its timeout.
+            Cause::Stop | Cause::HostFull { .. } => None,
+            Cause::Request | Cause::Timeout { .. } => config.delete_at(Timestamp::now()),
         };
-        let snapshot = new_snapshot(SnapshotKind::Pause, id, &captured, json!({}), None);
+        let snapshot = NewSnapshot {
+            evicted: idle_since.is_some(),
+            ..new_snapshot(SnapshotKind::Pause, id, &captured, json!({}), None)
+        };
         match self.record_captured(caller, snapshot, delete_at).await {
             Ok(Recorded::New(snapshot) | Recorded::Repeated(snapshot)) => {
                 frozen.end().await;
@@ -228,6 +253,7 @@ pub(super) fn new_snapshot(
     NewSnapshot {
         id: SnapshotId::new(),
         kind,
+        evicted: false,
         sandbox,
         folder: captured.folder.clone(),
         streams: captured.streams.clone(),

@@ -11,9 +11,11 @@
 
 use jiff::Timestamp;
 use nullspace_api::{
-    PromoteSnapshotRequest, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildResultMetadata, TemplateInfo,
+    ErrorResponseCode, PromoteSnapshotRequest, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildResultMetadata, TemplateInfo,
 };
-use nullspace_db::{Artifact, DbError, FinishReady, Idempotency, NewBuild, Promotion, Snapshot, Template, Visibility};
+use nullspace_db::{
+    Artifact, DbError, FinishReady, Idempotency, NewBuild, Promotion, Resolved, Snapshot, Template, Visibility,
+};
 use nullspace_definition::machine::MachineSize;
 use nullspace_definition::runtime::Runtime;
 use nullspace_definition::{Definition, Source};
@@ -29,7 +31,22 @@ use crate::builds::logs::to_store;
 use crate::builds::worker::retention;
 use crate::catalog::names::{own_name, parse_tags};
 use crate::catalog::wire::{self, column};
-use crate::error::{Result, Stored, internal};
+use crate::error::{Error, Result, Stored, internal, of_store};
+
+/// The error of a promotion that the database refuses.
+fn refused(error: DbError, gone: impl FnOnce() -> Error) -> Error {
+    match error {
+        DbError::NotFound => gone(),
+        DbError::LimitReached { limit, .. } => Error::new(
+            ErrorResponseCode::QuotaExceeded,
+            format!(
+                "the tenant has {limit} versions of templates that were promoted from snapshots, which is the most: delete such a \
+                 template, and try again"
+            ),
+        ),
+        other => of_store(other),
+    }
+}
 
 impl Inner {
     /// Makes a template of a snapshot.
@@ -46,11 +63,18 @@ impl Inner {
             None => vec![Tag::default_tag()],
             Some(tag) => parse_tags(&[tag])?,
         };
+        let (gone, most) = (|| missing(id), self.config.life.snapshots_per_tenant);
+        // Also when its snapshot is over.
+        let earlier = self.db.promoted_before(caller, idempotency.as_ref(), most).await;
+        if let Some(earlier) = earlier.map_err(|error| refused(error, gone))? {
+            return self.promoted(caller, &earlier).await;
+        }
         let snapshot = self.snapshot_of(caller, id).await?;
         let config = Config::stored(&snapshot.config)?;
         let source = self.resumable(&snapshot).await?;
         let trial = SandboxSpec { id: SandboxId::new(), tenant: caller.tenant, snapshot: source };
-        self.admit(trial).await?.try_out().await?;
+        // Only for a moment: nothing is paused for it.
+        self.host.admit_sandbox(trial).await?.try_out().await?;
         let under = self.db.get_artifact(snapshot.artifact).await.stored()?;
         let machine = MachineSize {
             vcpus: config.vcpus,
@@ -63,20 +87,22 @@ impl Inner {
         let triggered_by = Some(caller.namespace.clone());
         let build = NewBuild { idempotency, ..self.new_build(name, tags, plan, triggered_by)? };
         let promotion = self.promotion(caller, &snapshot, under, build).await?;
-        let resolved = self
-            .db
-            .promote_snapshot(caller, promotion, Timestamp::now())
-            .await
-            .or_missing(|| missing(&snapshot.id.to_string()))?;
+        let resolved = self.db.promote_snapshot(caller, promotion, Timestamp::now()).await;
+        let resolved = resolved.map_err(|error| refused(error, gone))?;
         self.collect.notify_one();
         let template = resolved.template.canonical_ref();
         tracing::info!(snapshot_id = %snapshot.id, template, artifact = %resolved.artifact.id, "snapshot is promoted");
-        let info = wire::template(&resolved).stored()?;
+        self.promoted(caller, &resolved).await
+    }
+
+    /// The answer to a promotion.
+    async fn promoted(&self, caller: &Caller, resolved: &Resolved) -> Result<Warned<TemplateInfo>> {
+        let info = wire::template(resolved).stored()?;
         let mut promoted = self.publishes_build(caller, resolved.artifact.build, info).await.stored()?;
         promoted.warnings.push(format!(
-            "every sandbox of {template} has what was in the memory and on the disk of {}: variables of its processes, keys and \
-             data; new variables reach new processes alone",
-            snapshot.sandbox
+            "every sandbox of {} has what was in the memory and on the disk of the promoted sandbox: variables of its processes, \
+             keys and data; new variables reach new processes alone",
+            resolved.template.canonical_ref()
         ));
         Ok(promoted)
     }
@@ -110,7 +136,7 @@ impl Inner {
                 description: String::new(),
                 created_at: now,
             },
-            Err(error) => return Err(crate::error::of_store(error)),
+            Err(error) => return Err(of_store(error)),
         };
         let ids = LogIds { build: build.id, artifact: build.artifact_id };
         let said = |kind, text: String| entry(ids, kind, TemplateBuildLogLevel::Info, text);
@@ -131,6 +157,7 @@ impl Inner {
             Some(TemplateBuildResultMetadata { runtime_defaults: Some(defaults.clone()), oci_metadata: None });
         Ok(Promotion {
             snapshot: snapshot.id,
+            most: self.config.life.snapshots_per_tenant,
             first: to_store(&first, now).stored()?,
             ready: FinishReady {
                 folder,

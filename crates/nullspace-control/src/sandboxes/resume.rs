@@ -206,6 +206,7 @@ impl Inner {
         let id = sandbox.id;
         let missing = || Error::sandbox_not_found(&id.to_string());
         let config = Config::stored(&sandbox.config)?;
+        self.enforceable(&config)?;
         let envs = self.envs_of(sandbox)?;
         let spec = SandboxSpec { id, tenant: caller.tenant, snapshot: self.resumable(snapshot).await? };
         let admitted = match why {
@@ -217,6 +218,8 @@ impl Inner {
         let started = admitted.start(config.settings(envs), resumed).await?;
         let now = Timestamp::now();
         let timeout_at = match why {
+            // Its timeout goes on. It is not due at once.
+            Why::Used if snapshot.evicted => sandbox.timeout_at.map(|at| at.max(later(now, 1000))),
             Why::Used => Some(config.timeout_at(now)),
             // Not at once: whoever holds it has a moment to notice that it is back.
             Why::Restarted { remaining_ms } => remaining_ms.map(|ms| later(now, ms.max(1000))),

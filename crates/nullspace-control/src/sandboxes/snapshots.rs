@@ -31,15 +31,26 @@ const GRACE: SignedDuration = SignedDuration::from_mins(10);
 /// Snapshots of a page of the database.
 const PAGE: u32 = 1000;
 
+/// The limits of a tenant's snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Limit {
+    /// Paused sandboxes, without the evicted ones.
+    Paused,
+    /// Evicted sandboxes.
+    Evicted,
+    /// Reusable snapshots.
+    Kept,
+}
+
 /// The snapshots that each tenant's requests are about to store.
 #[derive(Debug, Default)]
-pub(super) struct Pending(Mutex<HashMap<(TenantId, SnapshotKind), u64>>);
+pub(super) struct Pending(Mutex<HashMap<(TenantId, Limit), u64>>);
 
 /// A snapshot that counts before it is stored.
 #[derive(Debug)]
 pub(super) struct Counted {
     pending: Arc<Pending>,
-    of: (TenantId, SnapshotKind),
+    of: (TenantId, Limit),
 }
 
 impl Drop for Counted {
@@ -68,8 +79,8 @@ impl Inner {
     ///
     /// # Errors
     /// `QUOTA_EXCEEDED`.
-    pub(super) async fn count_new(&self, caller: &Caller, kind: SnapshotKind) -> Result<Counted> {
-        let of = (caller.tenant, kind);
+    pub(super) async fn count_new(&self, caller: &Caller, limit: Limit) -> Result<Counted> {
+        let of = (caller.tenant, limit);
         let pending = {
             let mut all = self.sandboxes.pending.0.lock().unwrap_or_else(PoisonError::into_inner);
             let number = all.entry(of).or_insert(0);
@@ -78,11 +89,11 @@ impl Inner {
         };
         let counted = Counted { pending: Arc::clone(&self.sandboxes.pending), of };
         let stored = self.db.count_snapshots(caller).await.stored()?;
-        let (has, limit, what, help) = match kind {
-            SnapshotKind::Pause => {
-                (stored.paused, self.config.life.paused_per_tenant, "paused sandboxes", "resume or delete one")
-            }
-            SnapshotKind::Kept => (stored.kept, self.config.life.snapshots_per_tenant, "snapshots", "delete one"),
+        let life = &self.config.life;
+        let (has, limit, what, help) = match limit {
+            Limit::Paused => (stored.paused, life.paused_per_tenant, "paused sandboxes", "resume or delete one"),
+            Limit::Evicted => (stored.evicted, life.evicted_per_tenant(), "evicted sandboxes", "resume or delete one"),
+            Limit::Kept => (stored.kept, life.snapshots_per_tenant, "snapshots", "delete one"),
         };
         // What is stored already may still be pending: at most as many as requests, and only for a moment.
         if has.saturating_add(pending) > u64::from(limit) {
@@ -134,7 +145,7 @@ impl Inner {
                 format!("sandbox {id} is ephemeral: it is never stored"),
             ));
         }
-        let _counted = self.count_new(caller, SnapshotKind::Kept).await?;
+        let _counted = self.count_new(caller, Limit::Kept).await?;
         let similar = self.similar(caller, sandbox).await;
         let captured = self.host.snapshot_sandbox(id, similar).await?;
         let new = new_snapshot(SnapshotKind::Kept, id, &captured, json!(metadata), idempotency);

@@ -44,9 +44,6 @@ pub(super) struct Config {
     /// The `Host` header that servers on its ports see.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) mask_request_host: Option<String>,
-    /// The token for its ports, sealed, in hexadecimal. None when they are public, and in a snapshot of no use: each sandbox has its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) sealed_traffic_token: Option<String>,
 }
 
 fn public() -> bool {

@@ -116,8 +116,9 @@ impl Inner {
     }
 
     async fn start_recorded(&self, start: Start<'_>) -> Result<Begun> {
-        let Start { caller, id, snapshot, mut config, envs, origin, missing, event, .. } = start;
-        self.give_traffic_token(id, &mut config)?;
+        let Start { caller, id, snapshot, config, envs, origin, missing, event, .. } = start;
+        self.enforceable(&config)?;
+        let sealed_traffic_token = self.new_traffic_token(id, &config)?;
         let sealed_envs = self.seal_envs(id, &envs)?;
         let admitted = self.admit(SandboxSpec { id, tenant: caller.tenant, snapshot }).await?;
         let now = Timestamp::now();
@@ -136,6 +137,7 @@ impl Inner {
             host: self.config.host.clone(),
             idempotency: start.idempotency,
             sealed_envs,
+            sealed_traffic_token,
             from_snapshot,
             forked_from,
         };

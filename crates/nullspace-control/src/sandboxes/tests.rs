@@ -1,8 +1,9 @@
 //! The life of sandboxes over a real database and a host without machines.
 
+mod evictions;
+mod keys;
 mod ports;
 mod promote;
-mod room;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

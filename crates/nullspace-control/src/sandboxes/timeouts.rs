@@ -16,7 +16,7 @@ use nullspace_db::{DbError, Sandbox, SandboxStatus};
 use nullspace_definition::sandbox::check_timeout;
 use nullspace_host_interface::{Due, Found, invalid};
 use nullspace_service::chain;
-use nullspace_types::{Caller, SandboxId, TenantId};
+use nullspace_types::{Caller, SandboxId, SnapshotId, TenantId};
 use serde_json::json;
 
 use super::pause::Cause;
@@ -177,19 +177,55 @@ impl Inner {
         }
     }
 
-    /// Ends paused sandboxes whose time is over.
+    /// Ends paused sandboxes whose time is over. Evicted ones have reached their timeout: they end, or stay paused, as it says.
     pub(crate) async fn end_due(&self, now: Timestamp, limit: u32) -> std::result::Result<(), Broken> {
         for sandbox in self.db.due_sandboxes(&self.config.host, now, limit).await? {
-            let why = "it was paused for as long as auto_delete_after_ms says";
-            match self.db.end_due_sandbox(sandbox.id, why, now).await {
+            let (tenant, id) = (sandbox.tenant, sandbox.id);
+            let evicted = self.evicted(&sandbox).await?;
+            let config = Config::stored(&sandbox.config).ok();
+            let action = config.as_ref().map_or(AtTimeout::Destroy, |config| config.at_timeout);
+            let expired = Event::succeeded(tenant, LifecycleOperation::TimeoutExpired)
+                .by(LifecycleActorKind::System)
+                .sandbox(id)
+                .reason("timeout")
+                .detail("timeout_action", action.word());
+            if let (Some(snapshot), AtTimeout::Hibernate) = (evicted, action) {
+                // As if it had been paused at its timeout.
+                let at = sandbox.timeout_at.unwrap_or(now);
+                let settled = self.db.settle_eviction(snapshot, config.and_then(|config| config.delete_at(at))).await;
+                match settled {
+                    Err(DbError::Conflict { .. } | DbError::NotFound) => continue,
+                    settled => settled?,
+                };
+                self.lifecycle.record(expired);
+                continue;
+            }
+            let (reason, why) = match evicted {
+                Some(_) => ("timeout", "its time was up"),
+                None => ("auto_delete", "it was paused for as long as auto_delete_after_ms says"),
+            };
+            match self.db.end_due_sandbox(id, why, now).await {
                 // It was resumed since it was listed, or has ended.
                 Err(DbError::Conflict { .. } | DbError::NotFound) => continue,
                 ended => ended?,
             };
-            self.destroy(sandbox.tenant, sandbox.id, LifecycleActorKind::System, "auto_delete", Some(why)).await;
-            tracing::info!(sandbox_id = %sandbox.id, "a paused sandbox is deleted: its time is over");
+            if evicted.is_some() {
+                self.lifecycle.record(expired);
+            }
+            self.destroy(tenant, id, LifecycleActorKind::System, reason, Some(why)).await;
+            tracing::info!(sandbox_id = %id, reason, "a paused sandbox is deleted: its time is over");
         }
         Ok(())
+    }
+
+    /// The snapshot of an evicted sandbox. `None` for one that is paused otherwise.
+    async fn evicted(&self, sandbox: &Sandbox) -> std::result::Result<Option<SnapshotId>, Broken> {
+        let Some(snapshot) = sandbox.snapshot else { return Ok(None) };
+        match self.db.get_snapshot(&for_tenant(sandbox.tenant), snapshot).await {
+            Ok(snapshot) => Ok(Some(snapshot.id).filter(|_| snapshot.evicted)),
+            Err(DbError::NotFound) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Records when running sandboxes were last used.

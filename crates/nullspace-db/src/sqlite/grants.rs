@@ -2,11 +2,11 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use nullspace_types::{Caller, GrantId, SandboxId};
+use nullspace_types::{Caller, GrantId, KeyId, SandboxId};
 use sqlx::sqlite::SqliteRow;
 
 use super::{
-    SqliteStore, Tx,
+    SqliteStore, Tx, keys,
     rows::{self, Reader},
 };
 use crate::grants::OVER_PER_SANDBOX;
@@ -44,6 +44,19 @@ impl Grants for SqliteStore {
         grant(&row)
     }
 
+    async fn grants_in_force(&self, grants: &[GrantId], now: Timestamp) -> Result<Vec<GrantId>> {
+        let ids: Vec<String> = grants.iter().map(ToString::to_string).collect();
+        let rows = sqlx::query(
+            "SELECT id FROM grants
+             WHERE revoked_at IS NULL AND expires_at > ?2 AND id IN (SELECT value FROM json_each(?1))",
+        )
+        .bind(serde_json::Value::from(ids).to_string())
+        .bind(now.as_microsecond())
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(|row| Reader(row).parsed("id")).collect()
+    }
+
     async fn sandbox_of_anyone(&self, sandbox: SandboxId) -> Result<Sandbox> {
         let row = sqlx::query("SELECT * FROM sandboxes WHERE id = ?")
             .bind(sandbox.to_string())
@@ -77,6 +90,7 @@ fn grant(row: &SqliteRow) -> Result<Grant> {
         sandbox: row.parsed("sandbox_id")?,
         port: row.integer("port")?,
         kind: row.parsed("kind")?,
+        key: row.optional_parsed("key_id")?,
         issued_at: row.time("issued_at")?,
         expires_at: row.time("expires_at")?,
         revoked_at: row.optional_time("revoked_at")?,
@@ -98,6 +112,11 @@ async fn insert(store: &SqliteStore, caller: &Caller, new: NewGrant, most: u32, 
         .fetch_optional(&mut *tx)
         .await?
         .ok_or(DbError::NotFound)?;
+    let key_end = match caller.key {
+        Some(key) => keys::valid_until(&mut tx, caller.tenant, key, now).await?,
+        None => None,
+    };
+    let expires_at = key_end.map_or(new.expires_at, |end| end.min(new.expires_at));
     let active: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM grants WHERE sandbox_id = ? AND revoked_at IS NULL AND expires_at > ?",
     )
@@ -110,17 +129,18 @@ async fn insert(store: &SqliteStore, caller: &Caller, new: NewGrant, most: u32, 
     }
     forget_oldest(&mut tx, new.sandbox, now).await?;
     let row = sqlx::query(
-        "INSERT INTO grants (id, tenant_id, sandbox_id, port, kind, token_hash, issued_at, expires_at, updated_at)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
+        "INSERT INTO grants (id, tenant_id, sandbox_id, port, kind, key_id, token_hash, issued_at, expires_at, updated_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
     )
     .bind(new.id.to_string())
     .bind(caller.tenant.to_string())
     .bind(new.sandbox.to_string())
     .bind(i64::from(new.port))
     .bind(new.kind.as_str())
+    .bind(caller.key.map(|key| key.to_string()))
     .bind(new.token_hash.to_vec())
     .bind(now.as_microsecond())
-    .bind(new.expires_at.as_microsecond())
+    .bind(expires_at.as_microsecond())
     .bind(now.as_microsecond())
     .fetch_one(&mut *tx)
     .await?;
@@ -195,6 +215,31 @@ async fn count(store: &SqliteStore, uses: &[GrantUse], now: Timestamp) -> Result
         .await?;
     }
     tx.commit().await?;
+    Ok(())
+}
+
+/// Revokes the grants that a key has made.
+pub(super) async fn revoke_with_key(tx: &mut Tx, key: KeyId, now: Timestamp) -> Result<()> {
+    sqlx::query(
+        "UPDATE grants SET revoked_at = ?1, updated_at = ?1 WHERE key_id = ?2 AND revoked_at IS NULL AND expires_at > ?1",
+    )
+    .bind(now.as_microsecond())
+    .bind(key.to_string())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Ends the grants that a key has made at `end`, if they do not end before.
+pub(super) async fn end_with_key(tx: &mut Tx, key: KeyId, end: Timestamp, now: Timestamp) -> Result<()> {
+    sqlx::query(
+        "UPDATE grants SET expires_at = ?1, updated_at = ?2 WHERE key_id = ?3 AND revoked_at IS NULL AND expires_at > ?1",
+    )
+    .bind(end.as_microsecond())
+    .bind(now.as_microsecond())
+    .bind(key.to_string())
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }
 

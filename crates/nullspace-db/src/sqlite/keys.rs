@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use nullspace_types::{Caller, KeyId, TenantId};
 use sqlx::sqlite::SqliteRow;
 
-use super::{SqliteStore, Tx, rows::Reader};
+use super::{SqliteStore, Tx, grants, rows::Reader};
 use crate::{ApiKey, DbError, KeyHash, KeyLimits, KeyScope, KeySpec, Keys, NewKey, Result, Rotation};
 
 /// Precision of a key's last use, so that not every request writes it.
@@ -23,8 +23,10 @@ impl Keys for SqliteStore {
     ) -> Result<ApiKey> {
         let mut tx = self.write().await?;
         if let Some(limits) = limits {
-            make_room(&mut tx, tenant, limits, now).await?;
+            ensure_fits(&mut tx, tenant, limits, now).await?;
         }
+        let end = end_by_maker(&mut tx, tenant, &spec, now).await?;
+        let spec = KeySpec { expires_at: earlier(spec.expires_at, end), ..spec };
         let made = insert(&mut tx, tenant, key, spec, None, now).await?;
         tx.commit().await?;
         Ok(made)
@@ -58,6 +60,8 @@ impl Keys for SqliteStore {
         if rotated.await?.is_some() {
             return Err(DbError::conflict("the key was rotated already: rotate the key that came in its place"));
         }
+        // Before the rotation, which may be of this very key, changes its end.
+        let by_maker = end_by_maker(&mut tx, tenant, &spec, now).await?;
         if grace.is_positive() {
             let end = now.checked_add(grace).map_err(|_| DbError::conflict("the grace is too long"))?;
             sqlx::query("UPDATE api_keys SET expires_at = min(coalesce(expires_at, ?1), ?1) WHERE id = ?2")
@@ -65,14 +69,16 @@ impl Keys for SqliteStore {
                 .bind(old.to_string())
                 .execute(&mut *tx)
                 .await?;
+            grants::end_with_key(&mut tx, old, end, now).await?;
         } else {
             revoke(&mut tx, Some(tenant), old, now).await?;
         }
-        make_room(&mut tx, tenant, limits, now).await?;
+        ensure_fits(&mut tx, tenant, limits, now).await?;
         let spec = KeySpec {
             label: Some(spec.label.unwrap_or(older.label)),
             scope: Some(spec.scope.unwrap_or(older.scope)),
-            expires_at: spec.expires_at,
+            expires_at: earlier(spec.expires_at.or(older.expires_at), by_maker),
+            maker: spec.maker,
         };
         let made = insert(&mut tx, tenant, key, spec, Some(old), now).await?;
         tx.commit().await?;
@@ -217,12 +223,49 @@ async fn revoke(tx: &mut Tx, tenant: Option<TenantId>, key: KeyId, now: Timestam
     .bind(tenant.map(|tenant| tenant.to_string()))
     .execute(&mut **tx)
     .await?;
-    if done.rows_affected() == 0 { Err(DbError::NotFound) } else { Ok(()) }
+    if done.rows_affected() == 0 {
+        return Err(DbError::NotFound);
+    }
+    grants::revoke_with_key(tx, key, now).await
+}
+
+/// The end of the key that makes another one. `None`: the new key has no such limit.
+async fn end_by_maker(tx: &mut Tx, tenant: TenantId, spec: &KeySpec, now: Timestamp) -> Result<Option<Timestamp>> {
+    let Some(maker) = spec.maker else { return Ok(None) };
+    valid_until(tx, tenant, maker, now).await
+}
+
+/// The end of a valid key of a tenant; `None`: it has none.
+///
+/// # Errors
+/// [`DbError::Conflict`] for a key that is over.
+pub(super) async fn valid_until(
+    tx: &mut Tx,
+    tenant: TenantId,
+    key: KeyId,
+    now: Timestamp,
+) -> Result<Option<Timestamp>> {
+    let row = sqlx::query(
+        "SELECT expires_at FROM api_keys
+         WHERE id = ?1 AND tenant_id = ?2 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?3)",
+    )
+    .bind(key.to_string())
+    .bind(tenant.to_string())
+    .bind(now.as_microsecond())
+    .fetch_optional(&mut **tx)
+    .await?
+    .ok_or_else(|| DbError::conflict("the key of this request is revoked or has expired"))?;
+    Reader(&row).optional_time("expires_at")
+}
+
+/// The earlier of two ends. `None` is no end.
+fn earlier(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
+    one.into_iter().chain(other).min()
 }
 
 /// Checks that one more key fits, and removes the oldest rows of keys that are over: making and revoking keys must not fill the
 /// database.
-async fn make_room(tx: &mut Tx, tenant: TenantId, limits: KeyLimits, now: Timestamp) -> Result<()> {
+async fn ensure_fits(tx: &mut Tx, tenant: TenantId, limits: KeyLimits, now: Timestamp) -> Result<()> {
     sqlx::query(
         "DELETE FROM api_keys WHERE id IN (
              SELECT id FROM api_keys

@@ -181,6 +181,7 @@ fn migrator() -> Migrator {
         migration!(8, "grants", "0008_grants.sql"),
         migration!(9, "keys", "0009_keys.sql"),
         migration!(11, "ssh accesses", "0011_ssh_accesses.sql"),
+        migration!(10, "evictions and makers", "0010_evictions_and_makers.sql"),
     ])
 }
 
@@ -257,5 +258,55 @@ mod tests {
         store.close().await;
         let reopened = SqliteStore::open(&path).await;
         assert!(matches!(reopened, Err(DbError::Migrate(_))), "{reopened:?}");
+    }
+
+    #[tokio::test]
+    async fn tokens_in_configurations_of_before_move_or_go() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("nullspace.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true).foreign_keys(false);
+        let before = connections::pool(1).connect_with(options).await.unwrap();
+        let older: Vec<Migration> = migrator().iter().filter(|migration| migration.version < 10).cloned().collect();
+        Migrator::with_migrations(older).run(&before).await.unwrap();
+        for (id, status, ended, config) in [
+            ("sb_1", "running", None, r#"{"vcpus": 1, "sealed_traffic_token": "00ff"}"#),
+            ("sb_2", "destroyed", Some(5), r#"{"vcpus": 2, "sealed_traffic_token": "00ff"}"#),
+            ("sb_3", "running", None, r#"{"vcpus": 3}"#),
+        ] {
+            sqlx::query(
+                "INSERT INTO sandboxes (id, tenant_id, artifact_id, template_ref, status, config, metadata, created_at,
+                     ended_at, host) VALUES (?, 't', 'a', 'web', ?, ?, '{}', 1, ?, 'h')",
+            )
+            .bind(id)
+            .bind(status)
+            .bind(config)
+            .bind(ended)
+            .execute(&before)
+            .await
+            .unwrap();
+            sqlx::query(
+                "INSERT INTO snapshots (id, tenant_id, kind, sandbox_id, artifact_id, folder, streams, summary, size_bytes,
+                     stored_bytes, metadata, template_ref, config, sandbox_metadata, created_at)
+                 VALUES (?1, 't', 'kept', ?1, 'a', ?1, '{}', '{}', 1, 1, '{}', 'web', ?2, '{}', 1)",
+            )
+            .bind(id)
+            .bind(config)
+            .execute(&before)
+            .await
+            .unwrap();
+        }
+        before.close().await;
+        let store = SqliteStore::open(&path).await.unwrap();
+        let rows: Vec<(String, Option<Vec<u8>>)> =
+            sqlx::query_as("SELECT config, sealed_traffic_token FROM sandboxes ORDER BY id")
+                .fetch_all(&store.readers)
+                .await
+                .unwrap();
+        let tokens: Vec<_> = rows.iter().map(|(_, token)| token.clone()).collect();
+        assert_eq!(tokens, [Some(vec![0, 0xff]), None, None]);
+        let copies: Vec<String> =
+            sqlx::query_scalar("SELECT config FROM snapshots").fetch_all(&store.readers).await.unwrap();
+        let configs = rows.into_iter().map(|(config, _)| config).chain(copies);
+        assert!(configs.into_iter().all(|config| config.contains("vcpus") && !config.contains("token")));
     }
 }

@@ -8,8 +8,8 @@
 use jiff::Timestamp;
 use nullspace_types::{Caller, TemplateRef};
 
-use super::{SqliteStore, finish, queue, rows::Reader, templates};
-use crate::{DbError, Promotion, Resolved, Result};
+use super::{SqliteStore, Tx, finish, queue, rows::Reader, templates};
+use crate::{DbError, Idempotency, Promotion, Resolved, Result};
 
 pub(super) async fn promote(
     store: &SqliteStore,
@@ -17,16 +17,15 @@ pub(super) async fn promote(
     promotion: Promotion,
     now: Timestamp,
 ) -> Result<Resolved> {
-    let Promotion { snapshot, build, first, ready } = promotion;
+    let Promotion { snapshot, build, first, ready, most } = promotion;
     if build.tags.is_empty() {
         return Err(DbError::conflict("a template needs at least one tag"));
     }
     let mut tx = store.write().await?;
-    if let Some(repeat) = &build.idempotency
-        && let Some(earlier) = queue::earlier(&mut tx, caller, repeat).await?
-    {
-        return templates::resolve_in(&mut tx, caller, &TemplateRef::Artifact(earlier.artifact_id)).await;
+    if let Some(earlier) = earlier(&mut tx, caller, build.idempotency.as_ref()).await? {
+        return Ok(earlier);
     }
+    ensure_fits(&mut tx, caller, most).await?;
     let row = sqlx::query(
         "SELECT p.streams AS streams, a.rootfs_key AS rootfs_key FROM snapshots p JOIN artifacts a ON a.id = p.artifact_id
          WHERE p.id = ? AND p.tenant_id = ? AND p.ended_at IS NULL",
@@ -52,4 +51,39 @@ pub(super) async fn promote(
     let resolved = templates::resolve_in(&mut tx, caller, &artifact).await?;
     tx.commit().await?;
     Ok(resolved)
+}
+
+pub(super) async fn before(
+    store: &SqliteStore,
+    caller: &Caller,
+    idempotency: Option<&Idempotency>,
+    most: u32,
+) -> Result<Option<Resolved>> {
+    let mut tx = store.read().await?;
+    match earlier(&mut tx, caller, idempotency).await? {
+        Some(earlier) => Ok(Some(earlier)),
+        None => ensure_fits(&mut tx, caller, most).await.map(|()| None),
+    }
+}
+
+/// The target of an earlier request with the same key.
+async fn earlier(tx: &mut Tx, caller: &Caller, idempotency: Option<&Idempotency>) -> Result<Option<Resolved>> {
+    let Some(repeat) = idempotency else { return Ok(None) };
+    let Some(build) = queue::earlier(tx, caller, repeat).await? else { return Ok(None) };
+    templates::resolve_in(tx, caller, &TemplateRef::Artifact(build.artifact_id)).await.map(Some)
+}
+
+/// Checks that the tenant may have one more promoted artifact. Each keeps the files of its snapshot.
+async fn ensure_fits(tx: &mut Tx, caller: &Caller, most: u32) -> Result<()> {
+    let promoted: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM builds b JOIN artifacts a ON a.build_id = b.id
+         WHERE b.tenant_id = ? AND b.source_type = 'snapshot' AND a.deleted_at IS NULL",
+    )
+    .bind(caller.tenant.to_string())
+    .fetch_one(&mut **tx)
+    .await?;
+    if promoted >= i64::from(most) {
+        return Err(DbError::LimitReached { what: "too many promoted snapshots", limit: most });
+    }
+    Ok(())
 }

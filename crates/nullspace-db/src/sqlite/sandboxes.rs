@@ -92,8 +92,8 @@ async fn insert(store: &SqliteStore, caller: &Caller, sandbox: NewSandbox, now: 
     let (key, digest) = sandbox.idempotency.map(|repeat| (repeat.key, repeat.request_digest)).unzip();
     let row = sqlx::query(
         "INSERT INTO sandboxes (id, tenant_id, artifact_id, template_ref, status, config, metadata, created_at, timeout_at,
-             host, sealed_envs, snapshot_id, idempotency_key, idempotency_digest)
-         VALUES (?, ?, ?, ?, 'creating', ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
+             host, sealed_envs, sealed_traffic_token, snapshot_id, idempotency_key, idempotency_digest)
+         VALUES (?, ?, ?, ?, 'creating', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
     )
     .bind(sandbox.id.to_string())
     .bind(caller.tenant.to_string())
@@ -105,6 +105,7 @@ async fn insert(store: &SqliteStore, caller: &Caller, sandbox: NewSandbox, now: 
     .bind(sandbox.timeout_at.map(Timestamp::as_microsecond))
     .bind(sandbox.host)
     .bind(sandbox.sealed_envs)
+    .bind(sandbox.sealed_traffic_token)
     .bind(sandbox.from_snapshot.map(|id| id.to_string()))
     .bind(key)
     .bind(digest)
@@ -190,7 +191,7 @@ pub(super) async fn in_tx(tx: &mut Tx, sandbox: SandboxId) -> Result<Sandbox> {
     rows::sandbox(&row)
 }
 
-/// Ends a sandbox that has not ended. The snapshot that it is stored in is over then, and its variables and grants are gone.
+/// Ends a sandbox that has not ended. The snapshot that it is stored in is over then, and its variables, token and grants are gone.
 pub(super) async fn end(
     tx: &mut Tx,
     sandbox: &Sandbox,
@@ -203,7 +204,8 @@ pub(super) async fn end(
     }
     grants::end_with(tx, sandbox.id).await?;
     let row = sqlx::query(
-        "UPDATE sandboxes SET status = ?, reason = ?, ended_at = ?, sealed_envs = NULL, continues = 0, continue_ms = NULL
+        "UPDATE sandboxes SET status = ?, reason = ?, ended_at = ?, sealed_envs = NULL, sealed_traffic_token = NULL,
+             continues = 0, continue_ms = NULL
          WHERE id = ? AND ended_at IS NULL RETURNING *",
     )
     .bind(status.as_str())
@@ -332,7 +334,7 @@ async fn end_of_host(
     }
     let mut tx = store.write().await?;
     let found = sqlx::query(
-        "UPDATE sandboxes SET status = ?, reason = ?, ended_at = ?, sealed_envs = NULL
+        "UPDATE sandboxes SET status = ?, reason = ?, ended_at = ?, sealed_envs = NULL, sealed_traffic_token = NULL
          WHERE host = ? AND ended_at IS NULL AND status IN ('creating', 'running') RETURNING id, tenant_id",
     )
     .bind(status.as_str())

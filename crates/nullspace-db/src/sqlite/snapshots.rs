@@ -17,7 +17,7 @@ use super::{
     sandboxes,
 };
 use crate::{
-    DbError, NewSnapshot, Promotion, Recorded, Resolved, Result, Sandbox, SandboxStatus, Snapshot, SnapshotCounts,
+    DbError, Idempotency, NewSnapshot, Promotion, Recorded, Resolved, Result, Sandbox, SandboxStatus, Snapshot, SnapshotCounts,
     SnapshotFilter, SnapshotKind, Snapshots,
 };
 
@@ -30,6 +30,10 @@ impl Snapshots for SqliteStore {
         now: Timestamp,
     ) -> Result<Recorded> {
         record(self, snapshot, delete_at, now).await
+    }
+
+    async fn settle_eviction(&self, snapshot: SnapshotId, delete_at: Option<Timestamp>) -> Result<Snapshot> {
+        settle(self, snapshot, delete_at).await
     }
 
     async fn count_snapshots(&self, caller: &Caller) -> Result<SnapshotCounts> {
@@ -46,6 +50,15 @@ impl Snapshots for SqliteStore {
 
     async fn promote_snapshot(&self, caller: &Caller, promotion: Promotion, now: Timestamp) -> Result<Resolved> {
         promotions::promote(self, caller, promotion, now).await
+    }
+
+    async fn promoted_before(
+        &self,
+        caller: &Caller,
+        idempotency: Option<&Idempotency>,
+        most: u32,
+    ) -> Result<Option<Resolved>> {
+        promotions::before(self, caller, idempotency, most).await
     }
 
     async fn resume_paused(
@@ -127,14 +140,15 @@ async fn record(
     }
     let (key, digest) = snapshot.idempotency.map(|repeat| (repeat.key, repeat.request_digest)).unzip();
     let row = sqlx::query(
-        "INSERT INTO snapshots (id, tenant_id, kind, sandbox_id, artifact_id, folder, streams, summary, size_bytes,
+        "INSERT INTO snapshots (id, tenant_id, kind, evicted, sandbox_id, artifact_id, folder, streams, summary, size_bytes,
              stored_bytes, metadata, template_ref, config, sandbox_metadata, sealed_envs, created_at, idempotency_key,
              idempotency_digest)
-         SELECT ?, s.tenant_id, ?, s.id, s.artifact_id, ?, ?, ?, ?, ?, ?, s.template_ref, s.config, s.metadata,
+         SELECT ?, s.tenant_id, ?, ?, s.id, s.artifact_id, ?, ?, ?, ?, ?, ?, s.template_ref, s.config, s.metadata,
              s.sealed_envs, ?, ?, ? FROM sandboxes s WHERE s.id = ? RETURNING *",
     )
     .bind(snapshot.id.to_string())
     .bind(snapshot.kind.as_str())
+    .bind(i64::from(snapshot.evicted))
     .bind(snapshot.folder)
     .bind(json!(snapshot.streams).to_string())
     .bind(snapshot.summary.to_string())
@@ -149,11 +163,12 @@ async fn record(
     .await?;
     if snapshot.kind == SnapshotKind::Pause {
         sqlx::query(
-            "UPDATE sandboxes SET status = 'paused', reason = NULL, snapshot_id = ?, timeout_at = ?, continues = 0,
-                 continue_ms = NULL
+            "UPDATE sandboxes SET status = 'paused', reason = NULL, snapshot_id = ?, timeout_at = iif(?, timeout_at, ?),
+                 continues = 0, continue_ms = NULL
              WHERE id = ?",
         )
         .bind(snapshot.id.to_string())
+        .bind(i64::from(snapshot.evicted))
         .bind(delete_at.map(Timestamp::as_microsecond))
         .bind(sandbox.id.to_string())
         .execute(&mut *tx)
@@ -163,16 +178,45 @@ async fn record(
     Ok(Recorded::New(rows::snapshot(&row)?))
 }
 
+async fn settle(store: &SqliteStore, snapshot: SnapshotId, delete_at: Option<Timestamp>) -> Result<Snapshot> {
+    let mut tx = store.write().await?;
+    let no_eviction = || DbError::conflict("no evicted sandbox is stored in this snapshot");
+    let row = sqlx::query(
+        "UPDATE snapshots SET evicted = 0 WHERE id = ? AND evicted = 1 AND ended_at IS NULL RETURNING *",
+    )
+    .bind(snapshot.to_string())
+    .fetch_optional(&mut *tx)
+    .await?
+    .ok_or_else(no_eviction)?;
+    let settled = rows::snapshot(&row)?;
+    let done = sqlx::query("UPDATE sandboxes SET timeout_at = ? WHERE id = ? AND status = 'paused' AND snapshot_id = ?")
+        .bind(delete_at.map(Timestamp::as_microsecond))
+        .bind(settled.sandbox.to_string())
+        .bind(snapshot.to_string())
+        .execute(&mut *tx)
+        .await?;
+    if done.rows_affected() == 0 {
+        return Err(no_eviction());
+    }
+    tx.commit().await?;
+    Ok(settled)
+}
+
 async fn count(store: &SqliteStore, caller: &Caller) -> Result<SnapshotCounts> {
     let row = sqlx::query(
-        "SELECT count(*) FILTER (WHERE kind = 'pause') AS paused, count(*) FILTER (WHERE kind = 'kept') AS kept
+        "SELECT count(*) FILTER (WHERE kind = 'pause' AND evicted = 0) AS paused,
+             count(*) FILTER (WHERE kind = 'pause' AND evicted = 1) AS evicted, count(*) FILTER (WHERE kind = 'kept') AS kept
          FROM snapshots WHERE tenant_id = ? AND ended_at IS NULL",
     )
     .bind(caller.tenant.to_string())
     .fetch_one(&store.readers)
     .await?;
     let row = Reader(&row);
-    Ok(SnapshotCounts { paused: row.integer("paused")?, kept: row.integer("kept")? })
+    Ok(SnapshotCounts {
+        paused: row.integer("paused")?,
+        evicted: row.integer("evicted")?,
+        kept: row.integer("kept")?,
+    })
 }
 
 async fn get(store: &SqliteStore, caller: &Caller, snapshot: SnapshotId) -> Result<Snapshot> {

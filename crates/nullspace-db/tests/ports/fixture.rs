@@ -246,6 +246,7 @@ pub(crate) fn new_sandbox(artifact: ArtifactId) -> NewSandbox {
         timeout_at: Some(at(300)),
         host: "host-1".to_owned(),
         sealed_envs: None,
+        sealed_traffic_token: None,
         from_snapshot: None,
         forked_from: None,
         idempotency: None,
@@ -258,6 +259,7 @@ pub(crate) fn new_snapshot(sandbox: SandboxId, kind: SnapshotKind) -> NewSnapsho
     NewSnapshot {
         id,
         kind,
+        evicted: false,
         sandbox,
         folder: format!("{}.{}", ArtifactId::new(), id.uuid().as_simple()),
         streams: streams("d"),

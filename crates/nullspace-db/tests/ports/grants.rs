@@ -1,9 +1,13 @@
 //! Grants: counted, revoked and listed for their owner, bounded in number, and over with their sandbox.
 
-use nullspace_db::{DbError, Grant, GrantKind, GrantUse, NewGrant, OVER_PER_SANDBOX, SandboxStatus, SnapshotKind};
+use jiff::SignedDuration;
+use nullspace_db::{
+    DbError, Grant, GrantKind, GrantUse, KeyLimits, KeySpec, NewGrant, NewKey, OVER_PER_SANDBOX, Rotation, SandboxStatus,
+    SnapshotKind,
+};
 use nullspace_types::{Caller, GrantId, SandboxId};
 
-use crate::fixture::{Fixture, at, is_not_found, new_sandbox, new_snapshot};
+use crate::fixture::{Fixture, at, is_conflict, is_not_found, new_sandbox, new_snapshot};
 
 /// Most active grants of a sandbox, in these tests.
 const MOST: u32 = 3;
@@ -49,6 +53,7 @@ async fn a_grant_is_its_owners_and_found_by_its_token_alone() {
         sandbox: id,
         port: 8000,
         kind: GrantKind::Signed,
+        key: None,
         issued_at: at(10),
         expires_at: at(100),
         revoked_at: None,
@@ -193,4 +198,44 @@ async fn grants_end_with_their_sandbox_or_after_their_time() {
     f.store.insert_grant(&caller, grant(ids[3], 80, 11, 200), MOST, at(101)).await.unwrap();
     f.store.end_sandboxes_of_host("host-1", SandboxStatus::Error, "lost", at(102)).await.unwrap();
     assert_eq!(f.query("SELECT id FROM grants").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn grants_end_with_the_key_that_made_them() {
+    let f = Fixture::new().await;
+    let caller = f.tenant("acme").await;
+    let id = sandbox(&f, &caller, "web").await;
+    let key = async |end: Option<i64>| {
+        let spec = KeySpec { expires_at: end.map(at), ..KeySpec::default() };
+        let made = f.store.create_key(caller.tenant, &NewKey::generate(), spec, None, at(4)).await.unwrap();
+        Caller { key: Some(made.id), ..caller.clone() }
+    };
+    let (revoked, rotated, short) = (key(None).await, key(None).await, key(Some(50)).await);
+    let mut made = Vec::new();
+    for (byte, caller) in (1..).zip([&revoked, &rotated, &short, &caller]) {
+        let grant = f.store.insert_grant(caller, grant(id, 80, byte, 100), 10, at(10)).await.unwrap();
+        assert_eq!(grant.key, caller.key);
+        made.push(grant.id);
+    }
+    let in_force = async |now| {
+        let good = f.store.grants_in_force(&made, at(now)).await.unwrap();
+        let mut good: Vec<_> = good.iter().map(|id| made.iter().position(|made| made == id).unwrap()).collect();
+        good.sort_unstable();
+        good
+    };
+    assert_eq!(in_force(10).await, [0, 1, 2, 3]);
+    f.store.revoke_key(None, revoked.key.unwrap(), at(20)).await.unwrap();
+    f.store.revoke_key(None, revoked.key.unwrap(), at(25)).await.unwrap();
+    let rotation = Rotation { key: rotated.key.unwrap(), grace: SignedDuration::from_secs(20) };
+    let limits = KeyLimits { active: 10, over: 10 };
+    let spec = KeySpec::default();
+    f.store.rotate_key(caller.tenant, rotation, &NewKey::generate(), spec, limits, at(20)).await.unwrap();
+    assert_eq!((in_force(39).await, in_force(40).await), (vec![1, 2, 3], vec![2, 3]));
+    assert_eq!((in_force(50).await, in_force(100).await), (vec![3], vec![]));
+    let grant_of = async |byte| f.store.grant_of_token(hash(byte)).await.unwrap();
+    assert_eq!((grant_of(1).await.revoked_at, grant_of(2).await.revoked_at), (Some(at(20)), None));
+    for (over, now) in [(&revoked, 21), (&short, 50)] {
+        let late = f.store.insert_grant(over, grant(id, 80, 9, 100), 10, at(now)).await;
+        assert!(is_conflict(&late), "{late:?}");
+    }
 }

@@ -183,3 +183,34 @@ async fn keys_of_another_tenant_are_not_found() {
     assert_eq!(f.store.list_keys(other.id).await.unwrap(), []);
     f.store.authenticate(&key.hash(), at(2)).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_key_ends_no_later_than_its_maker_and_a_rotated_one_when_the_older_would_have() {
+    let f = Fixture::new().await;
+    let (tenant, other) = (tenant(&f, "acme").await, tenant(&f, "other").await);
+    let make = async |maker, end: Option<i64>, now| {
+        let spec = KeySpec { maker, expires_at: end.map(at), ..KeySpec::default() };
+        f.store.create_key(tenant.id, &NewKey::generate(), spec, None, at(now)).await
+    };
+    let maker = make(None, Some(100), 0).await.unwrap();
+    for (asked, got) in [(None, 100), (Some(50), 50), (Some(150), 100)] {
+        assert_eq!(make(Some(maker.id), asked, 1).await.unwrap().expires_at, Some(at(got)));
+    }
+    assert!(is_conflict(&make(Some(maker.id), None, 100).await), "its maker is over");
+    let foreign = KeySpec { maker: Some(maker.id), ..KeySpec::default() };
+    assert!(is_conflict(&f.store.create_key(other.id, &NewKey::generate(), foreign, None, at(1)).await));
+
+    let limits = KeyLimits { active: 10, over: 10 };
+    let rotate = async |key, grace, maker, end: Option<i64>| {
+        let rotation = Rotation { key, grace: SignedDuration::from_secs(grace) };
+        let spec = KeySpec { maker, expires_at: end.map(at), ..KeySpec::default() };
+        f.store.rotate_key(tenant.id, rotation, &NewKey::generate(), spec, limits, at(10)).await.unwrap()
+    };
+    // Its own grace does not shorten its successor.
+    let second = rotate(maker.id, 5, Some(maker.id), None).await;
+    assert_eq!(second.expires_at, Some(at(100)));
+    let third = rotate(second.id, 0, None, None).await;
+    assert_eq!(third.expires_at, Some(at(100)));
+    let free = make(None, None, 10).await.unwrap();
+    assert_eq!(rotate(third.id, 0, Some(free.id), Some(900)).await.expires_at, Some(at(900)));
+}

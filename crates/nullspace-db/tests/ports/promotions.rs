@@ -1,10 +1,10 @@
 //! Promotions of snapshots to templates.
 
 use nullspace_db::{
-    Artifact, FinishReady, Idempotency, NewBuild, Promotion, Recorded, SandboxStatus, Snapshot, SnapshotKind,
+    Artifact, DbError, FinishReady, Idempotency, NewBuild, Promotion, Recorded, SandboxStatus, Snapshot, SnapshotKind,
     SourceType,
 };
-use nullspace_types::{Caller, TemplateRef};
+use nullspace_types::{ArtifactId, Caller, TemplateRef};
 
 use crate::fixture::{
     Fixture, ROOTFS_KEY, at, entry, is_conflict, is_not_found, new_build, new_sandbox, new_snapshot, result, streams,
@@ -31,6 +31,7 @@ fn promotion(snapshot: &Snapshot, name: &str, tags: &[&str]) -> Promotion {
         build: NewBuild { source_type: SourceType::Snapshot, ..new_build(name, tags) },
         first: entry("start"),
         ready: FinishReady { streams: Some(snapshot.streams.clone()), ..result() },
+        most: 3,
     }
 }
 
@@ -113,4 +114,30 @@ async fn a_repeated_request_is_answered_with_the_first_ones_result() {
     f.store.delete_snapshot(&caller, snapshot.id, at(30)).await.unwrap();
     assert_eq!(f.store.promote_snapshot(&caller, asked("1"), at(31)).await.unwrap(), first);
     assert!(is_conflict(&f.store.promote_snapshot(&caller, asked("2"), at(32)).await));
+}
+
+#[tokio::test]
+async fn an_earlier_promotion_is_found_by_its_key_and_their_number_is_limited() {
+    let (f, caller, snapshot) = one(SnapshotKind::Kept).await;
+    let key = |digest: &str| Idempotency { key: "k".to_owned(), request_digest: digest.to_owned() };
+    let before = async |repeat: Option<&Idempotency>| f.store.promoted_before(&caller, repeat, 3).await;
+    assert_eq!(before(Some(&key("1"))).await.unwrap(), None);
+    let mut asked = promotion(&snapshot, "a", &["default"]);
+    asked.build.idempotency = Some(key("1"));
+    let first = f.store.promote_snapshot(&caller, asked.clone(), at(20)).await.unwrap();
+    assert_eq!(before(Some(&key("1"))).await.unwrap(), Some(first.clone()));
+    assert!(is_conflict(&before(Some(&key("2"))).await));
+    for name in ["b", "c"] {
+        assert_eq!(before(None).await.unwrap(), None);
+        let mut asked = promotion(&snapshot, name, &["default"]);
+        asked.ready.folder = format!("{}.{}", ArtifactId::new(), "e".repeat(32));
+        f.store.promote_snapshot(&caller, asked, at(21)).await.unwrap();
+    }
+    let limited = |result| matches!(result, Err(DbError::LimitReached { limit: 3, .. }));
+    assert!(limited(before(None).await.map(drop)));
+    assert!(limited(f.store.promote_snapshot(&caller, promotion(&snapshot, "d", &["default"]), at(22)).await.map(drop)));
+    // A repetition is none more.
+    assert_eq!(f.store.promote_snapshot(&caller, asked, at(23)).await.unwrap(), first);
+    f.delete(&caller, "b", at(24)).await.unwrap();
+    assert_eq!(before(None).await.unwrap(), None, "a deleted one makes place");
 }

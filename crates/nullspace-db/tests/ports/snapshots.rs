@@ -57,6 +57,7 @@ async fn a_paused_sandbox_is_stored_and_another_one_runs_in_its_place() {
         panic!("it is new")
     };
     let expected = Snapshot {
+        evicted: false,
         id: new.id,
         tenant: caller.tenant,
         kind: SnapshotKind::Pause,
@@ -294,8 +295,8 @@ async fn snapshots_are_their_tenants() {
         let new = NewSnapshot { idempotency: key(), ..new_snapshot(id, SnapshotKind::Kept) };
         assert!(matches!(f.store.record_snapshot(new, None, at(12)).await, Ok(Recorded::New(_))));
     }
-    assert_eq!(f.store.count_snapshots(&other).await.unwrap(), SnapshotCounts { paused: 0, kept: 1 });
-    assert_eq!(f.store.count_snapshots(&owner).await.unwrap(), SnapshotCounts { paused: 0, kept: 2 });
+    assert_eq!(f.store.count_snapshots(&other).await.unwrap(), SnapshotCounts { paused: 0, evicted: 0, kept: 1 });
+    assert_eq!(f.store.count_snapshots(&owner).await.unwrap(), SnapshotCounts { paused: 0, evicted: 0, kept: 2 });
 }
 
 #[tokio::test]
@@ -523,7 +524,7 @@ async fn a_transition_that_fails_changes_nothing() {
     assert_eq!(f.get_snapshot(&caller, stored.id).await.unwrap(), stored);
     assert_eq!(f.get_sandbox(&caller, resumed).await.unwrap().status, SandboxStatus::Creating);
     assert_eq!(f.get_sandbox(&caller, other.id).await.unwrap().status, SandboxStatus::Running);
-    assert_eq!(f.count_snapshots(&caller).await.unwrap(), SnapshotCounts { paused: 1, kept: 0 });
+    assert_eq!(f.count_snapshots(&caller).await.unwrap(), SnapshotCounts { paused: 1, evicted: 0, kept: 0 });
 }
 
 #[tokio::test]
@@ -544,4 +545,35 @@ async fn an_artifact_that_lost_its_files_is_collected_when_the_last_snapshot_on_
     assert_eq!(unused.iter().map(|one| one.id).collect::<Vec<_>>(), [sandbox.artifact]);
     assert!(f.store.purge_artifact(sandbox.artifact, at(1000)).await.unwrap());
     assert_eq!(f.query("SELECT runtime FROM artifacts").await, ["null"], "it keeps no values");
+}
+
+#[tokio::test]
+async fn an_evicted_sandbox_keeps_its_timeout_until_its_owner_wants_the_pause() {
+    let f = Fixture::new().await;
+    let caller = f.tenant("acme").await;
+    let build = f.ready(&caller, "web", &["default"], at(1)).await;
+    let asked = new_sandbox(build.artifact_id);
+    f.store.insert_sandbox(&caller, asked.clone(), at(2)).await.unwrap();
+    f.store.set_sandbox_status(asked.id, SandboxStatus::Running, None, at(3)).await.unwrap();
+    let new = NewSnapshot { evicted: true, ..new_snapshot(asked.id, SnapshotKind::Pause) };
+    let id = new.id;
+    f.store.record_snapshot(new, Some(at(50)), at(10)).await.unwrap();
+    let sandbox = async || f.store.get_sandbox(&caller, asked.id).await.unwrap();
+    assert_eq!((sandbox().await.status, sandbox().await.timeout_at), (SandboxStatus::Paused, asked.timeout_at));
+    let counts = async || f.store.count_snapshots(&caller).await.unwrap();
+    assert_eq!(counts().await, SnapshotCounts { paused: 0, evicted: 1, kept: 0 });
+    assert!(f.store.get_snapshot(&caller, id).await.unwrap().evicted);
+    let settled = f.store.settle_eviction(id, Some(at(900))).await.unwrap();
+    assert!(!settled.evicted);
+    assert_eq!(sandbox().await.timeout_at, Some(at(900)));
+    assert_eq!(counts().await, SnapshotCounts { paused: 1, evicted: 0, kept: 0 });
+    assert!(is_conflict(&f.store.settle_eviction(id, None).await), "it is settled");
+    // One that runs again is not evicted any more.
+    f.store.continue_paused(asked.id, Some(at(300)), at(20)).await.unwrap();
+    let new = NewSnapshot { evicted: true, ..new_snapshot(asked.id, SnapshotKind::Pause) };
+    let id = new.id;
+    f.store.record_snapshot(new, None, at(21)).await.unwrap();
+    f.store.continue_paused(asked.id, Some(at(300)), at(22)).await.unwrap();
+    assert!(is_conflict(&f.store.settle_eviction(id, None).await));
+    assert_eq!((sandbox().await.status, sandbox().await.timeout_at), (SandboxStatus::Running, Some(at(300))));
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nullspace_api::ErrorResponseCode;
 use nullspace_data::ArtifactStore;
 use nullspace_guest::host::AgentError;
-use nullspace_host_interface::{Due, HostEvents, SandboxEnd};
+use nullspace_host_interface::{Capacity, Due, HostEvents, SandboxEnd};
 use nullspace_service::{Error, Result};
 use nullspace_types::{SandboxId, TenantId};
 use tokio_util::sync::CancellationToken;
@@ -183,9 +183,14 @@ impl Actors {
 }
 
 impl Actors {
-    /// Whether the host lacks memory or processors for a sandbox of this size.
-    pub(super) fn is_full_for(&self, tenant: TenantId, memory_mib: u32, vcpus: u32) -> bool {
-        self.machines.admission.is_full_for(Wanted { tenant, memory_mib, vcpus, sandbox: true })
+    /// The memory and processors that the host lacks for a sandbox of this size.
+    pub(super) fn lacks_for(&self, tenant: TenantId, memory_mib: u32, vcpus: u32) -> Option<Capacity> {
+        self.machines.admission.lacks_for(Wanted { tenant, memory_mib, vcpus, sandbox: true })
+    }
+
+    /// The memory and processors with which a sandbox counts.
+    pub(super) fn held_by(&self, live: &Live) -> Capacity {
+        self.machines.admission.counted(live.size.memory_mib, live.size.vcpus)
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use nullspace_host_interface::{Captured, Snapshot, internal};
 use nullspace_service::{Error, Result};
 use nullspace_types::{SandboxId, Streams};
@@ -20,12 +21,20 @@ use super::gate::Why;
 use super::held::Held;
 use super::transition::{Files, Transition};
 
-/// Freezes a running sandbox and stores it.
-pub(super) async fn freeze(actors: &Arc<Actors>, id: SandboxId, similar: Vec<Streams>) -> Result<Frozen> {
+/// Freezes a running sandbox and stores it; with `idle_since`, only while nothing has used it since then.
+pub(super) async fn freeze(
+    actors: &Arc<Actors>,
+    id: SandboxId,
+    similar: Vec<Streams>,
+    idle_since: Option<Timestamp>,
+) -> Result<Frozen> {
     let mut transition = Transition::begin(actors, id, Why::Pause)?;
     let freezing = actors.tasks.spawn(async move {
         // While the machine still runs. It stands still during the publication.
         transition.read_similar(&similar).await;
+        if let Some(since) = idle_since {
+            transition.close_if_idle(since)?;
+        }
         let files = transition.capture().await?;
         match transition.publish(files, similar, transition.frozen_for()).await {
             Ok(captured) => {

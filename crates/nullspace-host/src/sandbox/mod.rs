@@ -39,7 +39,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_data::ArtifactStore;
 use nullspace_host_interface::{
-    AdmittedSandbox, Adopted, Captured, Found, FrozenSandbox, SandboxHost, SandboxSpec, SandboxUse, Snapshot,
+    AdmittedSandbox, Adopted, Capacity, Captured, Found, FrozenSandbox, SandboxHost, SandboxSpec, SandboxUse, Snapshot,
     SnapshotSize, TimeLimits, Unfit,
 };
 use nullspace_service::{Error, Result};
@@ -96,8 +96,15 @@ impl SandboxHost for LocalHost {
     fn sandboxes(&self) -> Vec<SandboxId> {
         self.inner.actors.places().keys().copied().collect()
     }
-    async fn freeze_sandbox(&self, id: SandboxId, similar: Vec<Streams>) -> Result<Box<dyn FrozenSandbox>> {
-        capture::freeze(&self.inner.actors, id, similar).await.map(|frozen| Box::new(frozen) as Box<dyn FrozenSandbox>)
+
+    async fn freeze_sandbox(
+        &self,
+        id: SandboxId,
+        similar: Vec<Streams>,
+        idle_since: Option<Timestamp>,
+    ) -> Result<Box<dyn FrozenSandbox>> {
+        let frozen = capture::freeze(&self.inner.actors, id, similar, idle_since).await;
+        frozen.map(|frozen| Box::new(frozen) as Box<dyn FrozenSandbox>)
     }
 
     async fn snapshot_sandbox(&self, id: SandboxId, similar: Vec<Streams>) -> Result<Captured> {
@@ -117,10 +124,14 @@ impl SandboxHost for LocalHost {
         self.inner.actors.running(id).map(|live| live.activity.last())
     }
 
-    fn is_full_for(&self, spec: &SandboxSpec) -> bool {
+    fn lacks_for(&self, spec: &SandboxSpec) -> Option<Capacity> {
         // Of a description that cannot be read, the admission says more.
-        SnapshotSummary::deserialize(&spec.snapshot.summary)
-            .is_ok_and(|summary| self.inner.actors.is_full_for(spec.tenant, summary.memory_mib, summary.vcpus))
+        let summary = SnapshotSummary::deserialize(&spec.snapshot.summary).ok()?;
+        self.inner.actors.lacks_for(spec.tenant, summary.memory_mib, summary.vcpus)
+    }
+
+    fn held_by(&self, id: SandboxId) -> Option<Capacity> {
+        self.inner.actors.running(id).map(|live| self.inner.actors.held_by(&live))
     }
 
     fn idle_since(&self, id: SandboxId) -> Option<Timestamp> {

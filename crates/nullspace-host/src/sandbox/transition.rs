@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use nullspace_api::ErrorResponseCode;
 use nullspace_data::{Room, Scratch};
 use nullspace_guest::capability::Capability;
@@ -125,6 +126,23 @@ impl Transition {
             frozen: None,
             rescued: false,
         })
+    }
+
+    /// Closes the gate if nothing has used the sandbox since a time. A use that begins meanwhile waits for the answer, and goes on
+    /// when it was first.
+    ///
+    /// # Errors
+    /// `transition_in_progress` when the sandbox is in use, or was.
+    pub(super) fn close_if_idle(&mut self, since: Timestamp) -> Result<()> {
+        // As for a snapshot: it ends nothing.
+        self.live.gate.close(Why::Snapshot);
+        self.closed = true;
+        if self.live.activity.idle_since() == Some(since) {
+            return Ok(());
+        }
+        self.open(None);
+        let message = format!("sandbox {} is in use again", self.live.id);
+        Err(retry(Error::new(ErrorResponseCode::TransitionInProgress, message)))
     }
 
     /// Captures the machine, which stands still afterwards. After an error it goes on, if it can.

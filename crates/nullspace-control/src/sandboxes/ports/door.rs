@@ -1,7 +1,7 @@
 //! Doors: the settings of a sandbox's ports, which are fixed when it is made, and its own token.
 //!
 //! A request to a port of a running sandbox reads no row: a door is remembered. The token of a sandbox whose ports are not public
-//! (`x-nullspace-traffic-access-token`) holds for all of its ports and as long as the sandbox. It is sealed in the row's settings.
+//! (`x-nullspace-traffic-access-token`) holds for all of its ports and as long as the sandbox. It is sealed in the row.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -76,27 +76,22 @@ impl Inner {
 
     /// Makes the token of a sandbox whose ports are not public, and seals it for its row. Each sandbox has one of its own, also one
     /// that runs in place of a paused one, and a clone.
-    pub(in super::super) fn give_traffic_token(&self, id: SandboxId, config: &mut Config) -> Result<()> {
-        config.sealed_traffic_token = if config.public_ports {
-            None
-        } else {
-            let token = tokens::random(PREFIX)?;
-            Some(hex::encode(self.config.seal.seal(&owner(id), token.expose_secret().as_bytes())?))
-        };
-        Ok(())
+    pub(in super::super) fn new_traffic_token(&self, id: SandboxId, config: &Config) -> Result<Option<Vec<u8>>> {
+        if config.public_ports {
+            return Ok(None);
+        }
+        let token = tokens::random(PREFIX)?;
+        self.config.seal.seal(&owner(id), token.expose_secret().as_bytes()).map(Some)
     }
 
-    /// A sandbox's own token. `None` when its ports are public, or when the token cannot be opened.
+    /// A sandbox's own token. `None` when its ports are public, when it has ended, or when the token cannot be opened.
     pub(in super::super) fn traffic_token(&self, sandbox: &Sandbox) -> Option<SecretString> {
-        let sealed = Config::stored(&sandbox.config).ok()?.sealed_traffic_token?;
-        let opened = hex::decode(sealed).ok().map(|sealed| self.config.seal.open(&owner(sandbox.id), &sealed));
-        match opened {
-            Some(Ok(token)) => Some(String::from_utf8(token).ok()?.into()),
-            Some(Err(why)) => {
+        match self.config.seal.open(&owner(sandbox.id), sandbox.sealed_traffic_token.as_deref()?) {
+            Ok(token) => Some(String::from_utf8(token).ok()?.into()),
+            Err(why) => {
                 tracing::error!(sandbox_id = %sandbox.id, %why, "the token of a sandbox's ports cannot be read");
                 None
             }
-            None => None,
         }
     }
 }

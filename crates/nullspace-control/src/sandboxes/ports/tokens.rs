@@ -17,7 +17,7 @@ use nullspace_api::{
     PreviewGrantInfoStatus, PreviewGrantInfoTokenKindsItem,
 };
 use nullspace_db::{DbError, Grant, GrantKind, NewGrant};
-use nullspace_types::{Caller, GrantId, SandboxId};
+use nullspace_types::{Caller, GrantId, KeyId, SandboxId};
 use ring::rand::{SecureRandom, SystemRandom};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
@@ -73,6 +73,9 @@ struct Known {
     since: Instant,
 }
 
+/// Whose a link is: the sandbox, the port, and the key that asked for it.
+type LinkOf = (SandboxId, u16, Option<KeyId>);
+
 /// A link that can be given out again.
 struct Link {
     grant: GrantId,
@@ -83,7 +86,8 @@ struct Link {
 #[derive(Default)]
 pub(super) struct Tokens {
     known: Mutex<HashMap<Hash, Known>>,
-    links: Mutex<HashMap<(SandboxId, u16), Link>>,
+    /// Each key gets links of its own, since they end with it.
+    links: Mutex<HashMap<LinkOf, Link>>,
     revocations: AtomicU64,
 }
 
@@ -92,7 +96,7 @@ impl Tokens {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn links(&self) -> MutexGuard<'_, HashMap<(SandboxId, u16), Link>> {
+    fn links(&self) -> MutexGuard<'_, HashMap<LinkOf, Link>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -115,6 +119,13 @@ impl Tokens {
             known.clear();
         }
         known.insert(hash, grant);
+    }
+
+    /// Forgets all grants: some of them have ended in the database.
+    pub(super) fn forget_all(&self) {
+        let mut known = self.known();
+        self.revocations.fetch_add(1, Ordering::SeqCst);
+        known.clear();
     }
 
     /// Forgets a grant that is recorded as revoked.
@@ -203,6 +214,7 @@ impl Inner {
         let new = NewGrant { id: GrantId::new(), sandbox, port, kind, token_hash: hash(&token), expires_at };
         let made = self.db.insert_grant(caller, new, ACTIVE, now).await.map_err(|error| match error {
             DbError::NotFound => Error::sandbox_not_found(&sandbox.to_string()),
+            DbError::Conflict { what } => Error::new(nullspace_api::ErrorResponseCode::Unauthorized, what),
             DbError::LimitReached { limit, .. } => Error::new(
                 nullspace_api::ErrorResponseCode::RateLimitExceeded,
                 format!(
@@ -215,7 +227,7 @@ impl Inner {
         Ok((made, token))
     }
 
-    /// The grant of a port's link: the one that was given out last while half of its time is left, else a new one.
+    /// The grant of a port's link: the one that this key got last while half of its time is left, else a new one.
     pub(super) async fn link(
         &self,
         caller: &Caller,
@@ -224,11 +236,11 @@ impl Inner {
         secs: u64,
     ) -> Result<(Grant, SecretString)> {
         let tokens = &self.sandboxes.ports.tokens;
-        let given = tokens.links().get(&(sandbox, port)).map(|link| link.token.clone());
+        let of = (sandbox, port, caller.key);
+        let given = tokens.links().get(&of).map(|link| link.token.clone());
         if let Some(token) = given {
-            let half = SignedDuration::from_secs(i64::try_from(secs / 2).unwrap_or(i64::MAX));
             match self.db.grant_of_token(hash(&token)).await {
-                Ok(grant) if grant.revoked_at.is_none() && grant.expires_at.duration_since(Timestamp::now()) > half => {
+                Ok(grant) if grant.revoked_at.is_none() && is_young(&grant, Timestamp::now()) => {
                     return Ok((grant, token));
                 }
                 Ok(_) | Err(DbError::NotFound) => {}
@@ -240,7 +252,7 @@ impl Inner {
         if links.len() >= REMEMBERED {
             links.clear();
         }
-        links.insert((sandbox, port), Link { grant: grant.id, token: token.clone() });
+        links.insert(of, Link { grant: grant.id, token: token.clone() });
         Ok((grant, token))
     }
 
@@ -253,6 +265,11 @@ impl Inner {
         tracing::info!(sandbox_id = %sandbox, grant_id = %id, "a preview URL is revoked");
         Ok(revoked)
     }
+}
+
+/// Whether more than half of a grant's time is left. The end of its key may have shortened it.
+fn is_young(grant: &Grant, now: Timestamp) -> bool {
+    grant.expires_at.duration_since(now) > grant.expires_at.duration_since(grant.issued_at) / 2
 }
 
 /// A grant in its wire form.

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   enter ──begin──> use ── bytes, failures ──> counts ──every 5 s──> the grant's row
-//!                     ^ ended: revoked, or expired (looked for every second)
+//!                     ^ ended: revoked by this process, expired (looked for every second), or over in the database (every 2 s):
+//!                       its key has ended, or another process has revoked it
 //! ```
 //! A killed service loses the counts of its last seconds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,7 +22,8 @@ use crate::Inner;
 
 /// Time between two looks for grants that have expired.
 const LOOK: Duration = Duration::from_secs(1);
-/// Looks between two writes of counts, and between two removals of old grants.
+/// Looks between two questions to the database which grants in use are over, two writes of counts, and two removals of old grants.
+const ASK: u32 = 2;
 const WRITE: u32 = 5;
 const REMOVE: u32 = 600;
 /// Time for which a grant is kept after it expired.
@@ -47,6 +49,13 @@ struct Rest {
     websockets: u64,
     used: Option<(Timestamp, Timestamp)>,
     last_error: Option<(String, Timestamp)>,
+}
+
+/// Counts that were taken, with the end of their grant.
+#[derive(Debug)]
+struct Taken {
+    counts: GrantUse,
+    expires_at: Timestamp,
 }
 
 /// One request or WebSocket that a grant let in.
@@ -152,24 +161,31 @@ impl Uses {
         }
     }
 
+    /// The grants in use that are not over yet.
+    fn in_use(&self) -> Vec<GrantId> {
+        let all = self.all();
+        let used = all.values().filter(|used| Arc::strong_count(used) > 1 && !used.over.is_cancelled());
+        used.map(|used| used.grant).collect()
+    }
+
     /// Takes all counts. Grants that nothing uses any more are forgotten.
-    fn take(&self) -> Vec<GrantUse> {
+    fn take(&self) -> Vec<Taken> {
         let mut taken = Vec::new();
         self.all().retain(|_, used| {
             // Nobody else can begin or count under this lock when there is no other holder.
             let is_used = Arc::strong_count(used) > 1;
-            taken.extend(used.take());
+            taken.extend(used.take().map(|counts| Taken { counts, expires_at: used.expires_at }));
             is_used
         });
         taken
     }
 
-    fn put_back(&self, taken: Vec<GrantUse>) {
+    fn put_back(&self, taken: Vec<Taken>) {
         let mut all = self.all();
-        for used in taken {
-            // One without a holder ends nothing.
-            let kept = all.entry(used.grant).or_insert_with(|| Arc::new(Use::new(used.grant, Timestamp::MAX)));
-            kept.put_back(used);
+        for Taken { counts, expires_at } in taken {
+            // The next use of this grant joins it, and ends with it.
+            let kept = all.entry(counts.grant).or_insert_with(|| Arc::new(Use::new(counts.grant, expires_at)));
+            kept.put_back(counts);
         }
     }
 }
@@ -181,9 +197,34 @@ impl Inner {
         if taken.is_empty() {
             return;
         }
-        if let Err(error) = self.db.count_grants(&taken, Timestamp::now()).await {
+        let counts: Vec<GrantUse> = taken.iter().map(|taken| taken.counts.clone()).collect();
+        if let Err(error) = self.db.count_grants(&counts, Timestamp::now()).await {
             tracing::warn!(error = %chain(&error), "uses of preview URLs are not recorded yet");
             self.sandboxes.ports.uses.put_back(taken);
+        }
+    }
+
+    /// Lets no grant in, and none go on, that a key's end has ended.
+    pub(crate) async fn end_grants_of_ended_keys(&self) {
+        self.sandboxes.ports.tokens.forget_all();
+        self.end_uses(Timestamp::now()).await;
+    }
+
+    /// Ends the uses of grants that are over in the database.
+    async fn end_uses(&self, now: Timestamp) {
+        let uses = &self.sandboxes.ports.uses;
+        let mut asked = uses.in_use();
+        if asked.is_empty() {
+            return;
+        }
+        match self.db.grants_in_force(&asked, now).await {
+            Ok(good) => {
+                let good: HashSet<GrantId> = good.into_iter().collect();
+                asked.retain(|grant| !good.contains(grant));
+                asked.into_iter().for_each(|grant| uses.end(grant));
+            }
+            // They end at their time whatever the database says.
+            Err(error) => tracing::warn!(error = %chain(&error), "it is not known which preview URLs in use are over"),
         }
     }
 
@@ -211,6 +252,9 @@ pub(crate) async fn keep(inner: Arc<Inner>) {
         }
         let now = Timestamp::now();
         inner.sandboxes.ports.uses.expire(now);
+        if look % ASK == 0 {
+            inner.end_uses(now).await;
+        }
         if look % WRITE == 0 {
             inner.write_grant_uses().await;
         }
@@ -238,7 +282,7 @@ mod tests {
         second.bytes(1, 2);
         second.failed("port_not_listening");
         let taken = uses.take();
-        let [used] = taken.as_slice() else { panic!("{taken:?}") };
+        let [Taken { counts: used, .. }] = taken.as_slice() else { panic!("{taken:?}") };
         assert_eq!((used.grant, used.http_requests, used.websockets), (grant, 1, 1));
         assert_eq!((used.bytes_in, used.bytes_out, used.used), (11, 102, Some((at(1), at(3)))));
         assert_eq!(used.last_error.as_ref().unwrap().0, "port_not_listening");
@@ -248,13 +292,28 @@ mod tests {
         uses.put_back(taken);
         drop((first, second, third));
         let again = uses.take();
-        assert_eq!((again[0].http_requests, again[0].websockets, again[0].bytes_out), (2, 1, 107));
-        assert_eq!(again[0].used, Some((at(1), at(9))));
+        let used = &again[0].counts;
+        assert_eq!((used.http_requests, used.websockets, used.bytes_out), (2, 1, 107));
+        assert_eq!(used.used, Some((at(1), at(9))));
         assert!(uses.all().is_empty(), "nothing uses it");
         // It is written later, though nothing uses it any more.
         uses.put_back(again);
         assert_eq!(uses.take().len(), 1);
         assert!(uses.all().is_empty());
+    }
+
+    #[test]
+    fn a_grant_whose_counts_were_put_back_still_expires() {
+        let uses = Uses::default();
+        let grant = GrantId::new();
+        drop(uses.begin(grant, at(100), false, at(1)));
+        uses.put_back(uses.take());
+        let later = uses.begin(grant, at(100), true, at(50));
+        uses.expire(at(99));
+        assert!(!later.over().is_cancelled());
+        uses.expire(at(100));
+        assert!(later.over().is_cancelled());
+        assert!(uses.in_use().is_empty(), "it is over");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use nullspace_types::Caller;
 use serde_json::json;
 
 use super::{House, at, context, usual};
+use crate::sandboxes::LifeSettings;
 
 impl House {
     async fn snapshot(&self, id: &str) -> String {
@@ -106,6 +107,41 @@ async fn nothing_is_left_of_a_promotion_that_is_refused() {
     let templates = house.control.list_templates(&house.caller).await.unwrap();
     assert_eq!(templates.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["site"]);
     assert_eq!(house.host.machines().len(), 1, "no trial is left");
+    house.control.stop().await;
+}
+
+#[tokio::test]
+async fn a_repetition_is_answered_by_the_first_one_also_when_the_snapshot_is_deleted() {
+    let house = House::new(usual()).await;
+    let id = house.create(json!({})).await;
+    let snapshot = house.snapshot(&id).await;
+    let first = house.promote_as(&house.caller, &snapshot, "warm", None, Some("k")).await.unwrap();
+    house.control.delete_snapshot(&house.caller, &snapshot).await.unwrap();
+    let again = house.promote_as(&house.caller, &snapshot, "warm", None, Some("k")).await.unwrap();
+    assert_eq!((again.value.id, again.warnings.len()), (first.value.id, first.warnings.len()));
+    assert_eq!(house.host.state.trials.load(Ordering::SeqCst), 1);
+    let other = house.promote_as(&house.caller, &snapshot, "cold", None, Some("k")).await.unwrap_err();
+    assert_eq!(other.code, Code::TransitionConflict, "another request under the key");
+    assert_eq!(house.promote(&snapshot, "warm").await.unwrap_err().code, Code::SnapshotNotFound);
+    house.control.stop().await;
+}
+
+#[tokio::test]
+async fn a_tenants_promotions_are_limited() {
+    let house = House::new(LifeSettings { snapshots_per_tenant: 2, ..usual() }).await;
+    let id = house.create(json!({})).await;
+    for name in ["a", "b"] {
+        // The limit of snapshots alone would let any number through.
+        let snapshot = house.snapshot(&id).await;
+        house.promote(&snapshot, name).await.unwrap();
+        house.control.delete_snapshot(&house.caller, &snapshot).await.unwrap();
+    }
+    let snapshot = house.snapshot(&id).await;
+    let refused = house.promote(&snapshot, "c").await.unwrap_err();
+    assert!(refused.code == Code::QuotaExceeded && refused.message.contains("2 versions"), "{refused}");
+    assert_eq!(house.host.state.trials.load(Ordering::SeqCst), 2, "it is refused before its trial");
+    house.control.delete_template(&house.caller, "a").await.unwrap();
+    house.promote(&snapshot, "c").await.unwrap();
     house.control.stop().await;
 }
 

@@ -62,7 +62,7 @@ async fn a_pause_closes_connections_at_its_beginning() {
     let mut stream = host.live().dial(80).await.unwrap();
     let reading = tokio::spawn(async move { (broken(&mut stream).await, stream.write_all(b"x").await.is_err()) });
     tokio::time::sleep(SECOND / 10).await;
-    let frozen = capture::freeze(&host.actors, host.id, Vec::new()).await.unwrap();
+    let frozen = capture::freeze(&host.actors, host.id, Vec::new(), None).await.unwrap();
     assert!(frozen.captured().frozen < SECOND, "nothing was waited for");
     assert_eq!(reading.await.unwrap(), (ErrorKind::ConnectionAborted, true));
     let refused = host.live().dial(80).await.map(drop).unwrap_err();
