@@ -27,6 +27,10 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// Address that has `/healthz`, `/readyz` and `/metrics` alone, besides the API's; default: none.
     pub(crate) admin_listen: Option<SocketAddr>,
+    /// Address of the SSH server; default: none, and there is no SSH server.
+    pub(crate) ssh_listen: Option<SocketAddr>,
+    /// Where clients reach the SSH server, `host` or `host:port`; default: the address it listens on.
+    pub(crate) ssh_address: Option<String>,
     /// Connections at once; at the limit the longest idle one makes room.
     pub(crate) max_connections: usize,
     /// Connections at once from one address.
@@ -263,6 +267,8 @@ impl Default for Config {
         Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             admin_listen: None,
+            ssh_listen: None,
+            ssh_address: None,
             max_connections: 4096,
             connections_per_address: 1024,
             connections_per_tenant: 1024,
@@ -369,6 +375,8 @@ enum Kind {
 const KEYS: &[(&str, Kind)] = &[
     ("listen", Kind::Text),
     ("admin_listen", Kind::Text),
+    ("ssh_listen", Kind::Text),
+    ("ssh_address", Kind::Text),
     ("max_connections", Kind::Number),
     ("connections_per_address", Kind::Number),
     ("connections_per_tenant", Kind::Number),

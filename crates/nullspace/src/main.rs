@@ -25,6 +25,7 @@ mod segments;
 mod serve;
 mod shell;
 mod snapshot;
+mod ssh;
 mod store;
 mod survey;
 mod template;

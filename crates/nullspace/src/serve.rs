@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use nullspace_control::{Control, ControlConfig, LifeSettings, PreviewSettings, Retention, SealKey, WebhookSender};
-use nullspace_data::{ArtifactStore, ObjectSettings, OpenSettings};
+use nullspace_data::{ArtifactStore, KeyFile, ObjectSettings, OpenSettings};
 use nullspace_db::{Database, QueueLimits, SqliteStore};
 use nullspace_host::{HostConfig, LocalHost, TenantQuota};
 use nullspace_host_interface::Capacity;
@@ -24,7 +24,7 @@ use crate::config::{Config, PreviewScheme};
 use crate::objects::{self, Use};
 use crate::segments::{self, StoredSegments};
 use crate::survey::survey;
-use crate::{buildkit, guest, identity, object_identity, ports, vmm};
+use crate::{buildkit, guest, identity, object_identity, ports, ssh, vmm};
 
 /// Time that calls of the object store have to end after a signal, when the sandboxes are paused.
 const STORE_ENDING: Duration = Duration::from_secs(15);
@@ -58,6 +58,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         }
     };
     belong_together(&files, database.as_ref()).await?;
+    let ssh_listener = ssh::bind(&config).await?;
     let host = files.host(&hostname()).context("read whose data folder this is")?;
     let (logs, store) = (files.logs(), files.clone());
     let seal = seal_key(&files)?;
@@ -66,6 +67,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let settings = control_config(&config, host, seal, webhooks, previews(&config, address));
     let control = Control::new(settings, Arc::clone(&database), Arc::new(machines));
     control.start().await.context("start the service")?;
+    let ssh = ssh_listener.map(|listener| ssh::prepare(&config, listener, &store, &control)).transpose()?;
 
     tracing::info!("listening on http://{address}");
     let stop = CancellationToken::new();
@@ -89,6 +91,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     };
 
     signals.arrived().await;
+    let ssh = ssh.map(|ssh| tokio::spawn(ssh.serve(control.clone(), stop.clone())));
+
     tracing::info!("stopping: running builds go back to the queue, sandboxes are paused until the next start");
     stop.cancel();
     control.pause_sandboxes().await;
@@ -105,6 +109,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     store.stop_objects();
     sweeping.await.context("join the sweep of logs")?;
     server.await.context("join the server")?.context("serve HTTP")?;
+    if let Some(ssh) = ssh {
+        ssh.await.context("join the SSH server")?;
+    }
     if let Some(operators) = operators {
         operators.await.context("join the operators' server")?.context("serve operators")?;
     }
@@ -287,11 +294,11 @@ async fn belong_together(files: &ArtifactStore, database: &dyn Database) -> anyh
 
 /// The keys that seal secrets in the database, from the data folder; made there if there are none.
 fn seal_key(files: &ArtifactStore) -> anyhow::Result<SealKey> {
-    let text = match files.seal_key().context("read seal.key")? {
+    let text = match files.key_file(KeyFile::Seal).context("read seal.key")? {
         Some(text) => text,
         None => {
             let text = SealKey::generate().context("make a seal key")?;
-            files.put_seal_key(&text).context("store seal.key")?;
+            files.put_key_file(KeyFile::Seal, &text).context("store seal.key")?;
             tracing::info!(
                 "made seal.key in the data folder: variables of sandboxes are encrypted with it; keep a copy of it"
             );
@@ -301,14 +308,18 @@ fn seal_key(files: &ArtifactStore) -> anyhow::Result<SealKey> {
     SealKey::parse(&text).context("seal.key of the data folder")
 }
 
-/// Where ports of sandboxes are reached. `address` is what the service listens on.
-fn previews(config: &Config, address: SocketAddr) -> PreviewSettings {
-    // Every address of this host: the one that clients on it reach.
-    let ip = match address.ip() {
+/// An address that clients on this host reach a listener at: of one on every address, the loopback's.
+pub(crate) fn reachable(listening: IpAddr) -> IpAddr {
+    match listening {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         ip => ip,
-    };
+    }
+}
+
+/// Where ports of sandboxes are reached. `address` is what the service listens on.
+fn previews(config: &Config, address: SocketAddr) -> PreviewSettings {
+    let ip = reachable(address.ip());
     PreviewSettings {
         domain: config.preview_domain.clone(),
         tls: config.preview_scheme == PreviewScheme::Https,

@@ -27,6 +27,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("nullspace-client", &["nullspace-api"]),
     ("nullspace-service", &["nullspace-api", "nullspace-types"]),
     ("nullspace-edge", &["nullspace-api", "nullspace-service", "nullspace-types"]),
+    ("nullspace-ssh", &["nullspace-api", "nullspace-service", "nullspace-types"]),
     ("nullspace-server", &["nullspace-api", "nullspace-edge", "nullspace-service"]),
     ("nullspace-definition", &["nullspace-api", "nullspace-image-ref", "nullspace-types"]),
     ("nullspace-db", &["nullspace-types"]),

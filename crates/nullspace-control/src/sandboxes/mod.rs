@@ -42,6 +42,7 @@ mod snapshots;
 mod spec;
 mod start;
 #[cfg(test)]
+mod ssh;
 mod tests;
 mod timeouts;
 mod transitions;
@@ -110,6 +111,7 @@ pub(crate) struct State {
     ports: ports::State,
     /// Paused sandboxes that continue after a start of the service. There are at most as many as there were machines.
     awaited: Mutex<HashSet<SandboxId>>,
+    ssh: ssh::State,
     /// One start at a time evicts others.
     evictions: tokio::sync::Mutex<evictions::Failed>,
 }

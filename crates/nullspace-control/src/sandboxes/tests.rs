@@ -5,6 +5,7 @@ mod keys;
 mod ports;
 mod promote;
 
+mod ssh;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -21,6 +21,7 @@ mod search;
 mod signed;
 mod snapshots;
 mod sockets;
+mod ssh;
 mod templates;
 mod terminals;
 mod uploads;
@@ -103,6 +104,7 @@ pub(crate) fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(ports::list_preview_urls))
         .routes(routes!(ports::revoke_preview_url))
         .routes(routes!(processes::list_processes))
+        .routes(routes!(ssh::create_ssh_access))
         .routes(routes!(processes::kill_process))
         .routes(routes!(processes::get_process_logs))
         .routes(routes!(processes::send_stdin))

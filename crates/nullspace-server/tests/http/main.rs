@@ -19,6 +19,7 @@ mod refusals;
 mod search;
 mod signed;
 mod sockets;
+mod ssh;
 mod support;
 mod templates;
 mod terminals;

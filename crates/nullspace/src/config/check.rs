@@ -95,6 +95,7 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
         domain(name)?;
     }
     crate::ports::proxies(config)?;
+    crate::ssh::address(config)?;
     crate::objects::check(config)?;
     for registry in &config.plain_http_registries {
         host("plain_http_registries", registry)?;

@@ -52,6 +52,7 @@ mod shutdown;
 mod sockets;
 mod spine;
 mod steps;
+mod ssh;
 mod stop;
 mod store;
 mod tenants;

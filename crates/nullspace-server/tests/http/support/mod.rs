@@ -10,6 +10,7 @@ mod life;
 mod live;
 pub(crate) mod ports;
 mod service;
+mod ssh;
 pub(crate) mod webhooks;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize};
