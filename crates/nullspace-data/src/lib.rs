@@ -38,7 +38,6 @@ mod object_id;
 mod promises;
 mod remote;
 mod rootfs;
-mod seal_key;
 mod space;
 mod store;
 mod store_id;
