@@ -40,9 +40,9 @@ mod restart;
 mod resume;
 mod snapshots;
 mod spec;
+mod ssh;
 mod start;
 #[cfg(test)]
-mod ssh;
 mod tests;
 mod timeouts;
 mod transitions;
@@ -109,9 +109,9 @@ pub(crate) struct State {
     continuations: resume::Continuations,
     pending: Arc<snapshots::Pending>,
     ports: ports::State,
+    ssh: ssh::State,
     /// Paused sandboxes that continue after a start of the service. There are at most as many as there were machines.
     awaited: Mutex<HashSet<SandboxId>>,
-    ssh: ssh::State,
     /// One start at a time evicts others.
     evictions: tokio::sync::Mutex<evictions::Failed>,
 }

@@ -4,8 +4,8 @@ mod evictions;
 mod keys;
 mod ports;
 mod promote;
-
 mod ssh;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;

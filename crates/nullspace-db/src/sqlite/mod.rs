@@ -180,8 +180,8 @@ fn migrator() -> Migrator {
         migration!(7, "life", "0007_life.sql"),
         migration!(8, "grants", "0008_grants.sql"),
         migration!(9, "keys", "0009_keys.sql"),
-        migration!(11, "ssh accesses", "0011_ssh_accesses.sql"),
         migration!(10, "evictions and makers", "0010_evictions_and_makers.sql"),
+        migration!(11, "ssh accesses", "0011_ssh_accesses.sql"),
     ])
 }
 
