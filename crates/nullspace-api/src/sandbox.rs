@@ -341,26 +341,27 @@ pub struct NetworkCreateConfig {
     /// Host header that its servers see, instead of the request's. `${PORT}` in it is the port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_request_host: Option<String>,
-    /// Egress policy.
+    /// Egress policy. Default `allow_all`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<NetworkEgressPolicy>,
-    /// Denied destinations.
+    /// Denied destinations: the `deny_cidrs` of a custom policy. Not together with `egress`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deny_out: Option<Vec<String>>,
-    /// Allowed destinations.
+    /// Allowed destinations: the `allow_cidrs` of a custom policy. Not together with `egress`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_out: Option<Vec<String>>,
 }
 
-/// Egress policy of a sandbox.
+/// Egress policy of a sandbox. It narrows what the deployment lets sandboxes reach.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkEgressPolicy {
     /// Mode of the policy.
     pub mode: NetworkEgressPolicyMode,
-    /// Allowed networks, with `custom`.
+    /// Allowed networks, with `custom`: addresses or CIDRs, at most 64. They win over `deny_cidrs`. Without `deny_cidrs` all else
+    /// is denied.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_cidrs: Option<Vec<String>>,
-    /// Denied networks, with `custom`.
+    /// Denied networks, with `custom`: addresses or CIDRs, at most 64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deny_cidrs: Option<Vec<String>>,
     /// Limit of the outgoing rate.
@@ -383,15 +384,31 @@ pub enum NetworkEgressPolicyMode {
 /// Limit of a sandbox's outgoing rate.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EgressRateLimit {
-    /// Kilobits a second.
+    /// Kilobits a second, 8 to 10000000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kbit_per_sec: Option<u64>,
-    /// Packets a second.
+    /// Packets a second, 1 to 10000000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pps: Option<u64>,
-    /// Size of a burst.
+    /// Packets that may be sent at once beyond `pps`, 1 to 1000000. Default one second's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub burst: Option<u64>,
+}
+
+/// Change a sandbox's egress policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UpdateEgressRequest {
+    /// The policy from now on. It replaces the one before wholly.
+    pub egress: NetworkEgressPolicy,
+}
+
+/// A sandbox's egress policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UpdateEgressResponse {
+    /// `sb_…`.
+    pub sandbox_id: String,
+    /// The policy that holds.
+    pub egress: NetworkEgressPolicy,
 }
 
 /// A volume to mount.

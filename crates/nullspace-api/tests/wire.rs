@@ -83,6 +83,7 @@ fn optional_fields_may_be_absent_or_null_and_unknown_ones_are_ignored() {
         TemplateBuildSecret,
         TemplateRegistryAuth,
         TemplateRuntimeConfig,
+        UpdateEgressRequest,
         UpdateLifecycleWebhookRequest,
         UpdateTemplateVisibilityRequest,
         VolumeMountRequest,

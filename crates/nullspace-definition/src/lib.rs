@@ -16,6 +16,7 @@
 //! - [`dockerfile`]: the outline of a Dockerfile.
 //! - [`definition`]: the whole definition, as the database stores it.
 //! - [`keys`]: the cache keys.
+//! - [`egress`]: the egress policies of requests.
 //! - [`validate`], [`sandbox`]: the rules of requests.
 
 pub mod problems;
@@ -39,6 +40,7 @@ pub mod definition;
 
 pub mod keys;
 
+pub mod egress;
 pub mod sandbox;
 pub mod validate;
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use nullspace_api::{CreateSandboxRequest, Envs, JsonObject};
 
+use crate::egress;
 use crate::machine::{MAX_DISK_MB, MAX_MEMORY_MIB, MAX_VCPUS, MIN_DISK_MB, MIN_MEMORY_MIB};
 use crate::problems::{Invalid, Wrong};
 
@@ -55,6 +56,7 @@ pub fn check_create(request: &CreateSandboxRequest) -> Result<(), Invalid> {
     }
     wrong.envs("envs", request.envs.as_ref());
     metadata(&mut wrong, "metadata", request.metadata.as_ref());
+    egress::requested(&mut wrong, request);
     wrong.result()
 }
 

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_definition::runtime::Runtime;
 use nullspace_service::{LiveSandbox, Result};
-use nullspace_types::{ArtifactId, Rootfs, SandboxId, Streams, TenantId};
+use nullspace_types::{ArtifactId, EgressPolicy, Rootfs, SandboxId, Streams, TenantId};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -89,6 +89,8 @@ pub struct SandboxSettings {
     pub cwd: String,
     /// Whether it reaches the internet.
     pub internet_access: bool,
+    /// The policy that narrows that, from its first packet on.
+    pub egress: EgressPolicy,
 }
 
 /// State of a sandbox on a host.
@@ -259,6 +261,17 @@ pub trait SandboxHost: Send + Sync + 'static {
 
     /// Sets new limits in time for a running sandbox. False when it does not run.
     fn set_limits(&self, id: SandboxId, limits: TimeLimits) -> bool;
+
+    /// Whether egress policies hold here, and can be changed while a sandbox runs. Otherwise a sandbox starts only without a policy, or
+    /// with one that denies all.
+    fn enforces_egress(&self) -> bool;
+
+    /// Replaces the egress policy of a running sandbox, which was started with internet access. False when it does not run. Established
+    /// connections that the new policy denies carry no packet any more when this returns.
+    ///
+    /// # Errors
+    /// For the caller. The policy is the one before then.
+    async fn set_egress(&self, id: SandboxId, policy: &EgressPolicy) -> Result<bool>;
 
     /// Returns the time at which a running sandbox was last used.
     fn last_active(&self, id: SandboxId) -> Option<Timestamp> {

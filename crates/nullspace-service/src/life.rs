@@ -7,7 +7,7 @@ use nullspace_api::{
     CreateLifecycleWebhookRequest, CreateSnapshotRequest, JsonObject, LifecycleEventInfo, LifecycleEventListResponse,
     LifecycleOperation, LifecycleOrder, LifecycleStatus, LifecycleWebhookDeliveryDetail, LifecycleWebhookDeliveryInfo,
     LifecycleWebhookInfo, PromoteSnapshotRequest, SandboxHandle, SandboxMetrics, SetTimeoutRequest, SetTimeoutResponse,
-    SnapshotInfo, TemplateInfo, UpdateLifecycleWebhookRequest,
+    SnapshotInfo, TemplateInfo, UpdateEgressRequest, UpdateEgressResponse, UpdateLifecycleWebhookRequest,
 };
 
 use crate::{Caller, RequestContext, Result, Warned};
@@ -54,6 +54,19 @@ pub trait Life: Send + Sync + 'static {
 
     /// Sets a running sandbox's timeout, from now.
     async fn set_timeout(&self, caller: &Caller, id: &str, request: SetTimeoutRequest) -> Result<SetTimeoutResponse>;
+
+    /// Replaces a running sandbox's egress policy. It holds for established connections, too, when this returns, and stays the
+    /// sandbox's over pauses, forks and snapshots.
+    ///
+    /// # Errors
+    /// `sandbox_not_ready` for a paused sandbox; `transition_conflict` for one without internet access; `not_implemented` where
+    /// policies cannot be enforced.
+    async fn update_egress(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: UpdateEgressRequest,
+    ) -> Result<UpdateEgressResponse>;
 
     /// Returns the use of a running sandbox over time, oldest first. The last sample is of now.
     async fn sandbox_metrics(&self, caller: &Caller, id: &str) -> Result<Vec<SandboxMetrics>>;

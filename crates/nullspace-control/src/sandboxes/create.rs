@@ -8,7 +8,7 @@ use nullspace_db::{DbError, Idempotency, Inserted, NewSandbox, Sandbox, Snapshot
 use nullspace_definition::runtime::Runtime;
 use nullspace_definition::sandbox::check_create;
 use nullspace_host_interface::{Snapshot, Unfit, invalid};
-use nullspace_types::{ArtifactId, Caller, SandboxId, SnapshotId};
+use nullspace_types::{ArtifactId, Caller, EgressPolicy, SandboxId, SnapshotId};
 use secrecy::ExposeSecret;
 use serde::Serialize;
 use serde_json::json;
@@ -91,6 +91,7 @@ impl Inner {
             auto_resume: false,
             ephemeral: false,
             public_ports: true,
+            egress: EgressPolicy::default(),
             mask_request_host: None,
         };
         config.take(request)?;
@@ -222,14 +223,9 @@ fn created_event(caller: &Caller, id: SandboxId, config: &Config) -> Event {
 
 /// Refuses fields of the contract that this version does not implement. They are never ignored.
 fn refuse_unserved(request: &CreateSandboxRequest) -> Result<()> {
-    let egress = request
-        .network
-        .as_ref()
-        .is_some_and(|network| network.egress.is_some() || network.deny_out.is_some() || network.allow_out.is_some());
     for (field, given) in [
         ("warm_pool", request.warm_pool.is_some()),
         ("desktop", request.desktop.is_some()),
-        ("network.egress, deny_out or allow_out", egress),
         ("volumes", request.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty())),
     ] {
         if given {

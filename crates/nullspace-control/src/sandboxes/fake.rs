@@ -17,7 +17,7 @@ use nullspace_host_interface::{
     Snapshot, SnapshotSize, StartedSandbox, Storage, TimeLimits, Unfit,
 };
 use nullspace_service::{ByteStream, Error, Result};
-use nullspace_types::{ArtifactId, Blob, BlobId, KnownFiles, SandboxId, Streams, TenantId};
+use nullspace_types::{ArtifactId, Blob, BlobId, EgressPolicy, KnownFiles, SandboxId, Streams, TenantId};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,7 @@ pub(super) struct Machine {
     pub(super) running: bool,
     pub(super) folder: String,
     pub(super) envs: BTreeMap<String, String>,
+    pub(super) egress: EgressPolicy,
     pub(super) limits: TimeLimits,
     /// `None`: it is in use.
     pub(super) idle_since: Option<Timestamp>,
@@ -43,6 +44,10 @@ pub(super) struct FakeState {
     /// So many next starts or captures fail.
     pub(super) failing_starts: AtomicU32,
     pub(super) failing_captures: AtomicU32,
+    /// So many next changes of an egress policy fail.
+    pub(super) failing_egress: AtomicU32,
+    /// Egress policies do not hold here.
+    pub(super) no_egress: AtomicBool,
     pub(super) starts: AtomicU32,
     pub(super) trials: AtomicU32,
     /// Most machines at a time; 0: any number.
@@ -194,6 +199,7 @@ impl AdmittedSandbox for Admitted {
         }
         if let Some(machine) = host.machines().get_mut(&id) {
             machine.envs = settings.envs;
+            machine.egress = settings.egress;
         }
         // The caller may not wait for it.
         let _ = resumed.send(());
@@ -272,6 +278,7 @@ impl SandboxHost for FakeHost {
             running: false,
             folder,
             envs: BTreeMap::new(),
+            egress: EgressPolicy::default(),
             limits: TimeLimits::default(),
             idle_since: Some(Timestamp::now()),
         };
@@ -336,6 +343,17 @@ impl SandboxHost for FakeHost {
 
     fn set_limits(&self, id: SandboxId, limits: TimeLimits) -> bool {
         self.machines().get_mut(&id).map(|machine| machine.limits = limits).is_some()
+    }
+
+    fn enforces_egress(&self) -> bool {
+        !self.state.no_egress.load(Ordering::SeqCst)
+    }
+
+    async fn set_egress(&self, id: SandboxId, policy: &EgressPolicy) -> Result<bool> {
+        if take(&self.state.failing_egress) {
+            return Err(Error::new(ErrorResponseCode::InternalError, "nft failed"));
+        }
+        Ok(self.machines().get_mut(&id).map(|machine| machine.egress = policy.clone()).is_some())
     }
 
     fn last_active(&self, id: SandboxId) -> Option<Timestamp> {

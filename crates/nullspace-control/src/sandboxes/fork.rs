@@ -29,6 +29,10 @@ impl Inner {
     ) -> Result<Sandbox> {
         self.not_stopping()?;
         let began = Instant::now();
+        self.running_of(caller, source).await?;
+        // Only the capture is a transition of the source: clones start side by side. Several forks at once take turns. A change of
+        // the source's settings takes a turn too, so the clone has those of its capture.
+        let turn = self.sandboxes.transitions.begin_within(source, "forked", TURN).await?;
         let sandbox = self.running_of(caller, source).await?;
         let config = Config::stored(&sandbox.config)?;
         let envs = self.envs_of(&sandbox)?;
@@ -39,11 +43,8 @@ impl Inner {
             .target(id)
             .reason("api")
             .detail("timeout_action", config.at_timeout.word());
-        let captured = {
-            // Only the capture is a transition of the source: clones start side by side. Several forks at once take turns.
-            let _turn = self.sandboxes.transitions.begin_within(source, "forked", TURN).await?;
-            self.host.fork_sandbox(source).await
-        };
+        let captured = self.host.fork_sandbox(source).await;
+        drop(turn);
         let snapshot = captured.inspect_err(|error| {
             self.lifecycle.record(event.clone());
             self.lifecycle.record(event.clone().now_failed(error));

@@ -7,7 +7,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use nullspace_api::{
     CreateSnapshotRequest, PromoteSnapshotRequest, SandboxHandle, SandboxMetrics, SetTimeoutRequest,
-    SetTimeoutResponse, SnapshotInfo, TemplateInfo,
+    SetTimeoutResponse, SnapshotInfo, TemplateInfo, UpdateEgressRequest, UpdateEgressResponse,
 };
 use nullspace_definition::sandbox::check_metadata;
 use nullspace_host_interface::invalid;
@@ -73,6 +73,16 @@ impl Life for Control {
     async fn set_timeout(&self, caller: &Caller, id: &str, request: SetTimeoutRequest) -> Result<SetTimeoutResponse> {
         let (inner, caller, id) = (Arc::clone(&self.inner), caller.clone(), parse(id)?);
         joined(self.inner.tasks.spawn(async move { inner.set_timeout(&caller, id, request).await }).await)
+    }
+
+    async fn update_egress(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: UpdateEgressRequest,
+    ) -> Result<UpdateEgressResponse> {
+        let (inner, caller, id) = (Arc::clone(&self.inner), caller.clone(), parse(id)?);
+        joined(self.inner.tasks.spawn(async move { inner.update_egress(&caller, id, request).await }).await)
     }
 
     async fn sandbox_metrics(&self, caller: &Caller, id: &str) -> Result<Vec<SandboxMetrics>> {

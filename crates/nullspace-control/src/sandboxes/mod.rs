@@ -18,6 +18,7 @@
 //! | `promote` | snapshot -> template | `incompatible_snapshot`, a name that clashes: the snapshot stays |
 //! | `evictions` | pause of an idle one on a full host | as pause: it runs on, and the other sandbox is refused |
 //! | `fork` | fork | as create: the source runs on |
+//! | `egress` | change of the egress policy | `not_implemented` where it cannot be enforced, `internal_error`: the policy before holds |
 //! | `timeouts` | timeout | a pause that fails is tried again for 10 minutes, and then the sandbox ends |
 //! | `restart` | stop and start of the service | what is not paused in time ends; what cannot be resumed stays paused |
 //!
@@ -28,6 +29,7 @@
 
 mod answers;
 mod create;
+mod egress;
 mod evictions;
 #[cfg(test)]
 mod fake;

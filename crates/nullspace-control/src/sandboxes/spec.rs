@@ -6,8 +6,9 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use nullspace_api::{CreateSandboxRequest, ErrorResponseCode, LifecycleConfigOnTimeout, SandboxTimeoutAction};
 use nullspace_db::Sandbox;
-use nullspace_host_interface::{SandboxSettings, TimeLimits};
-use nullspace_types::SandboxId;
+use nullspace_definition::egress::requested_egress;
+use nullspace_host_interface::{SandboxSettings, TimeLimits, invalid};
+use nullspace_types::{EgressPolicy, SandboxId};
 use serde::{Deserialize, Serialize};
 
 use super::ports::mask;
@@ -41,6 +42,9 @@ pub(super) struct Config {
     /// Its ports can be reached without a token.
     #[serde(default = "public")]
     pub(super) public_ports: bool,
+    /// What its guest may send to.
+    #[serde(default, skip_serializing_if = "EgressPolicy::is_open")]
+    pub(super) egress: EgressPolicy,
     /// The `Host` header that servers on its ports see.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) mask_request_host: Option<String>,
@@ -126,6 +130,14 @@ impl Config {
         }
         if let Some(network) = &request.network {
             self.public_ports = network.allow_public_traffic.unwrap_or(self.public_ports);
+            if let Some(policy) = requested_egress(request).map_err(invalid)? {
+                if !self.internet_access && !policy.denies_all() {
+                    return Err(Error::invalid(
+                        "the snapshot's sandbox had internet_access false: an egress policy that allows something is not possible",
+                    ));
+                }
+                self.egress = policy;
+            }
             if let Some(mask) = &network.mask_request_host {
                 mask::check(mask).map_err(Error::invalid)?;
                 self.mask_request_host = Some(mask.clone());
@@ -153,7 +165,12 @@ impl Config {
 
     /// The settings of a start.
     pub(super) fn settings(&self, envs: BTreeMap<String, String>) -> SandboxSettings {
-        SandboxSettings { envs, cwd: self.cwd.clone(), internet_access: self.internet_access }
+        SandboxSettings {
+            envs,
+            cwd: self.cwd.clone(),
+            internet_access: self.internet_access,
+            egress: self.egress.clone(),
+        }
     }
 }
 

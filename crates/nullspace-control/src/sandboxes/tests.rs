@@ -1,5 +1,6 @@
 //! The life of sandboxes over a real database and a host without machines.
 
+mod egress;
 mod evictions;
 mod keys;
 mod ports;

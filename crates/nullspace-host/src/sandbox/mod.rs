@@ -14,6 +14,7 @@ mod activity;
 mod actors;
 mod capture;
 mod commands;
+mod egress;
 mod exec;
 mod fault;
 mod files;
@@ -43,7 +44,7 @@ use nullspace_host_interface::{
     SnapshotSize, TimeLimits, Unfit,
 };
 use nullspace_service::{Error, Result};
-use nullspace_types::{ArtifactId, SandboxId, Streams};
+use nullspace_types::{ArtifactId, EgressPolicy, SandboxId, Streams};
 use nullspace_vmm::SnapshotSummary;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -118,6 +119,17 @@ impl SandboxHost for LocalHost {
     fn set_limits(&self, id: SandboxId, limits: TimeLimits) -> bool {
         let live = self.inner.actors.running(id);
         live.inspect(|live| live.activity.set(limits)).is_some()
+    }
+
+    fn enforces_egress(&self) -> bool {
+        self.inner.machines.vmm.enforces_egress()
+    }
+
+    async fn set_egress(&self, id: SandboxId, policy: &EgressPolicy) -> Result<bool> {
+        match self.inner.actors.running(id) {
+            Some(live) => egress::set(&live, policy).await.map(|()| true),
+            None => Ok(false),
+        }
     }
 
     fn last_active(&self, id: SandboxId) -> Option<Timestamp> {

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
 use super::actors::{Actors, Starting};
+use super::egress;
 use super::followers::Followers;
 use super::gate::Gate;
 use super::held::Held;
@@ -106,7 +107,7 @@ impl AdmittedSandbox for Admitted {
         let (actors, id, snapshot) = (&starting.actors, spec.id, &spec.snapshot);
         let size =
             SnapshotSize { vcpus: summary.vcpus, memory_mib: summary.memory_mib, disk_bytes: summary.disk_bytes };
-        let network = if settings.internet_access { Network::Internet } else { Network::Isolated };
+        let network = egress::network(&settings, actors.machines.vmm.enforces_egress())?;
         let (root, opened, scratch, restore) = open(&actors.files, &spec, summary, network).await?;
         let hook = resume(&snapshot.runtime, &settings.envs, &settings.cwd);
         match Machine::restore(actors.machines.vmm.as_ref(), restore, hook, permit, resumed).await {

@@ -18,7 +18,8 @@ use nullspace_host_interface::{
     TimeLimits,
 };
 use nullspace_service::{CommandEvent, LiveCommands, Memory};
-use nullspace_types::{ArtifactId, KnownFiles, Rootfs, SandboxId, TenantId};
+use nullspace_types::{ArtifactId, EgressPolicy, EgressReach, KnownFiles, Rootfs, SandboxId, TenantId};
+use nullspace_vmm::Network;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot};
 
@@ -60,6 +61,10 @@ impl Memory for Enough {
     }
 }
 
+fn settings(internet_access: bool, egress: EgressPolicy) -> SandboxSettings {
+    SandboxSettings { envs: BTreeMap::new(), cwd: "/".to_owned(), internet_access, egress }
+}
+
 /// A host with one running sandbox.
 struct Host {
     actors: Arc<Actors>,
@@ -97,7 +102,7 @@ impl Host {
     async fn resume(&self, id: SandboxId, snapshot: Snapshot) {
         let spec = SandboxSpec { id, tenant: self.tenant, snapshot };
         let admitted = Box::new(start::admit(&self.actors, spec).unwrap());
-        let settings = SandboxSettings { envs: BTreeMap::new(), cwd: "/".to_owned(), internet_access: false };
+        let settings = settings(false, EgressPolicy::default());
         let started = admitted.start(settings, oneshot::channel().0).await.unwrap();
         assert!(started.run(TimeLimits::default()).await);
     }
@@ -158,6 +163,46 @@ async fn output(followed: nullspace_service::FollowedCommand) -> (Vec<u8>, bool)
         }
     }
     (all, ended)
+}
+
+#[tokio::test]
+async fn a_machine_starts_within_its_egress_policy_and_takes_another() {
+    let host = Host::start(true).await;
+    let nothing = EgressPolicy { reach: EgressReach::Nothing, ..EgressPolicy::default() };
+    let network = || host.script.network.lock().unwrap().clone().unwrap();
+    assert_eq!(network(), Network::Isolated);
+    let start = async |settings| {
+        let spec = SandboxSpec { id: SandboxId::new(), tenant: host.tenant, snapshot: host.template.clone() };
+        let started = Box::new(start::admit(&host.actors, spec).unwrap()).start(settings, oneshot::channel().0).await;
+        match started {
+            Ok(started) => {
+                started.discard().await;
+                Ok(())
+            }
+            Err(error) => Err(error.code),
+        }
+    };
+    start(settings(true, EgressPolicy::default())).await.unwrap();
+    assert_eq!(network(), Network::Internet);
+    start(settings(true, nothing.clone())).await.unwrap();
+    assert_eq!(network(), Network::Narrowed(nothing.clone()));
+
+    let live = host.live();
+    let open = EgressPolicy::default();
+    super::egress::set(&live, &open).await.unwrap();
+    assert_eq!(network(), Network::Narrowed(open.clone()));
+    host.script.refuses.store(true, Ordering::Relaxed);
+    assert_eq!(super::egress::set(&live, &nothing).await.unwrap_err().code, ErrorResponseCode::InternalError);
+
+    host.script.polices.store(false, Ordering::Relaxed);
+    let limited = EgressPolicy {
+        rate: nullspace_types::EgressRate { pps: Some(1), ..Default::default() },
+        ..EgressPolicy::default()
+    };
+    host.script.asked();
+    assert_eq!(start(settings(true, limited)).await, Err(ErrorResponseCode::NotImplemented));
+    assert!(host.script.asked().is_empty(), "no machine was started");
+    start(settings(true, nothing)).await.unwrap();
 }
 
 #[tokio::test]

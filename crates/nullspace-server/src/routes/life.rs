@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use nullspace_api::{
     CreateSnapshotRequest, ErrorResponse, SandboxHandle, SandboxMetrics, SetTimeoutRequest, SetTimeoutResponse,
-    SnapshotInfo,
+    SnapshotInfo, UpdateEgressRequest, UpdateEgressResponse,
 };
 use nullspace_service::{Caller, RequestContext};
 use serde::Deserialize;
@@ -160,6 +160,34 @@ pub(super) async fn set_timeout(
     JsonBody(request): JsonBody<SetTimeoutRequest>,
 ) -> Result<Response, Refusal> {
     json(StatusCode::OK, &state.service.set_timeout(&caller, &id, request).await?)
+}
+
+/// Change a sandbox's egress policy
+///
+/// The policy replaces the one before. It holds at once, also for established connections.
+#[utoipa::path(
+    patch,
+    path = "/v1/sandboxes/{id}/egress",
+    operation_id = "update_sandbox_egress",
+    tag = "sandboxes",
+    params(("id" = String, Path, description = "`sb_…`")),
+    request_body = UpdateEgressRequest,
+    responses(
+        (status = 200, description = "The policy in force.", body = UpdateEgressResponse),
+        (status = 400, description = "The policy is not valid.", body = ErrorResponse),
+        (status = 404, description = "There is no such sandbox.", body = ErrorResponse),
+        (status = 409, description = "It does not run, has no internet access, or a transition of it is under way.",
+            body = ErrorResponse),
+        (status = 501, description = "This deployment cannot enforce egress policies.", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn update_sandbox_egress(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathParam(id): PathParam,
+    JsonBody(request): JsonBody<UpdateEgressRequest>,
+) -> Result<Response, Refusal> {
+    json(StatusCode::OK, &state.service.update_egress(&caller, &id, request).await?)
 }
 
 /// Get a sandbox's use of its machine

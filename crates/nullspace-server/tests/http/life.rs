@@ -211,6 +211,35 @@ async fn snapshots_are_listed_by_sandbox_and_metadata_and_deleted() {
 }
 
 #[tokio::test]
+async fn an_egress_policy_is_replaced_by_a_patch() {
+    let fake = Fake::new();
+    let path = "/v1/sandboxes/sb_1/egress";
+    let policy = json!({"mode": "custom", "allow_cidrs": ["1.2.3.4/32"], "deny_cidrs": ["0.0.0.0/0"],
+        "rate_limit": {"kbit_per_sec": 1000, "pps": 100, "burst": 5}});
+    let set = send(&fake, "PATCH", path, json!({ "egress": policy })).await;
+    assert_eq!((set.status, set.body), (200, json!({"sandbox_id": "sb_1", "egress": policy})));
+    for wrong in [
+        json!({}),
+        json!({"egress": null}),
+        json!({"egress": {}}),
+        json!({"egress": {"mode": "some"}}),
+        json!({"egress": {"mode": "custom", "allow_cidrs": "1.1.1.1"}}),
+        json!({"egress": {"mode": "allow_all", "rate_limit": {"pps": -1}}}),
+    ] {
+        let refused = send(&fake, "PATCH", path, wrong.clone()).await;
+        assert_eq!((refused.status, &refused.body["code"]), (400, &json!("invalid_request")), "{wrong}");
+    }
+    let gone = send(&fake, "PATCH", "/v1/sandboxes/sb_9/egress", json!({ "egress": policy })).await;
+    assert_eq!((gone.status, &gone.body["code"]), (404, &json!("sandbox_not_found")));
+    let others = request("PATCH", path, OTHER_KEY).header("content-type", "application/json");
+    let others = answer(&fake, others.body(Body::from(json!({ "egress": policy }).to_string())).unwrap()).await;
+    assert_eq!(others.status, 404);
+    fake.life.lock().unwrap().fails = Some(nullspace_api::ErrorResponseCode::NotImplemented);
+    assert_eq!(send(&fake, "PATCH", path, json!({ "egress": policy })).await.status, 501);
+    assert_eq!(send(&fake, "POST", path, json!({ "egress": policy })).await.status, 405);
+}
+
+#[tokio::test]
 async fn a_timeout_and_the_use_of_a_sandbox_are_told() {
     let fake = Fake::new();
     let path = "/v1/sandboxes/sb_1/timeout";

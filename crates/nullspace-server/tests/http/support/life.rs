@@ -165,6 +165,18 @@ impl Life for Fake {
         })
     }
 
+    async fn update_egress(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: UpdateEgressRequest,
+    ) -> Result<UpdateEgressResponse> {
+        let mut life = self.life.lock().unwrap();
+        life.trip()?;
+        life.running(caller, id)?;
+        Ok(UpdateEgressResponse { sandbox_id: id.to_owned(), egress: request.egress })
+    }
+
     async fn sandbox_metrics(&self, caller: &Caller, id: &str) -> Result<Vec<SandboxMetrics>> {
         self.life.lock().unwrap().running(caller, id)?;
         Ok(vec![SandboxMetrics {
