@@ -169,10 +169,9 @@ impl Connection {
                 return None;
             }
         };
-        if entered.sandbox != sandbox
-            || !self.place.lock().unwrap_or_else(PoisonError::into_inner).authenticate(sandbox)
-        {
-            tracing::info!(peer = %self.peer, sandbox_id = %sandbox, "an SSH login is refused: too many connections to the sandbox");
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if entered.sandbox != sandbox || !place.authenticate(sandbox, entered.caller.tenant) {
+            tracing::info!(peer = %self.peer, sandbox_id = %sandbox, "an SSH login is refused: too many connections of the sandbox or its tenant");
             return None;
         }
         tracing::info!(peer = %self.peer, sandbox_id = %sandbox, %access, "an SSH login");

@@ -1,11 +1,11 @@
-//! Counts of connections: of the server, of an address before authentication, of a sandbox after it.
+//! Counts of connections: of the server, of an address before authentication, of a sandbox and a tenant after it.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nullspace_types::SandboxId;
+use nullspace_types::{SandboxId, TenantId};
 
 use crate::settings::SshLimits;
 
@@ -22,6 +22,7 @@ struct Open {
     unauthenticated: usize,
     addresses: HashMap<IpAddr, usize>,
     sandboxes: HashMap<SandboxId, usize>,
+    tenants: HashMap<TenantId, usize>,
 }
 
 /// A connection's place. Dropping it releases it.
@@ -34,7 +35,7 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, Copy)]
 enum Counted {
     Address(IpAddr),
-    Sandbox(SandboxId),
+    Sandbox(SandboxId, TenantId),
 }
 
 /// The network of an address: addresses that one user can have in large numbers count as one.
@@ -47,10 +48,10 @@ fn network(address: IpAddr) -> IpAddr {
 
 /// Counts one more, if that is within the limit.
 fn count<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, most: usize) -> bool {
-    let count = counts.entry(key).or_insert(0);
-    let fits = *count < most;
+    let known = counts.get(&key).copied().unwrap_or(0);
+    let fits = known < most;
     if fits {
-        *count += 1;
+        counts.insert(key, known + 1);
     }
     fits
 }
@@ -80,10 +81,7 @@ impl Places {
         if open.all >= limits.connections || open.unauthenticated >= limits.unauthenticated {
             return None;
         }
-        // A count of zero would be made otherwise.
-        if limits.unauthenticated_per_address == 0
-            || !count(&mut open.addresses, address, limits.unauthenticated_per_address)
-        {
+        if !count(&mut open.addresses, address, limits.unauthenticated_per_address) {
             return None;
         }
         open.all += 1;
@@ -93,17 +91,21 @@ impl Places {
 }
 
 impl Place {
-    /// Counts an authenticated connection for its sandbox, no longer for its address. False when the sandbox has too many.
-    pub(crate) fn authenticate(&mut self, sandbox: SandboxId) -> bool {
+    /// Counts an authenticated connection for its sandbox and tenant, no longer for its address. False when one of them has too many.
+    pub(crate) fn authenticate(&mut self, sandbox: SandboxId, tenant: TenantId) -> bool {
         let Counted::Address(address) = self.counted else { return false };
-        let mut open = self.places.lock();
+        let (limits, mut open) = (&self.places.limits, self.places.lock());
         let open = &mut *open;
-        if self.places.limits.per_sandbox == 0 || !count(&mut open.sandboxes, sandbox, self.places.limits.per_sandbox) {
+        if !count(&mut open.tenants, tenant, limits.per_tenant) {
+            return false;
+        }
+        if !count(&mut open.sandboxes, sandbox, limits.per_sandbox) {
+            uncount(&mut open.tenants, &tenant);
             return false;
         }
         uncount(&mut open.addresses, &address);
         open.unauthenticated = open.unauthenticated.saturating_sub(1);
-        self.counted = Counted::Sandbox(sandbox);
+        self.counted = Counted::Sandbox(sandbox, tenant);
         true
     }
 }
@@ -118,7 +120,10 @@ impl Drop for Place {
                 open.unauthenticated = open.unauthenticated.saturating_sub(1);
                 uncount(&mut open.addresses, &address);
             }
-            Counted::Sandbox(sandbox) => uncount(&mut open.sandboxes, &sandbox),
+            Counted::Sandbox(sandbox, tenant) => {
+                uncount(&mut open.sandboxes, &sandbox);
+                uncount(&mut open.tenants, &tenant);
+            }
         }
     }
 }
@@ -133,6 +138,7 @@ mod tests {
             unauthenticated: 3,
             unauthenticated_per_address: 2,
             per_sandbox: 1,
+            per_tenant: 2,
             ..SshLimits::default()
         };
         Places::new(limits)
@@ -159,19 +165,23 @@ mod tests {
     }
 
     #[test]
-    fn an_authenticated_connection_counts_for_its_sandbox_alone() {
+    fn an_authenticated_connection_counts_for_its_sandbox_and_tenant_alone() {
         let places = places();
-        let (one, box_one): (IpAddr, _) = ("192.0.2.1".parse().unwrap(), SandboxId::new());
+        let one: IpAddr = "192.0.2.1".parse().unwrap();
+        let (sandbox, tenant) = (SandboxId::new(), TenantId::new());
         let mut first = places.enter(one).unwrap();
-        assert!(first.authenticate(box_one));
-        let (mut second, _third) = (places.enter(one).unwrap(), places.enter(one).unwrap());
-        assert!(!second.authenticate(box_one), "the sandbox has one already");
-        assert!(second.authenticate(SandboxId::new()));
+        assert!(first.authenticate(sandbox, tenant));
+        let (mut second, mut third) = (places.enter(one).unwrap(), places.enter(one).unwrap());
+        assert!(!second.authenticate(sandbox, tenant), "the sandbox has one already");
+        assert!(second.authenticate(SandboxId::new(), tenant));
+        assert!(!third.authenticate(SandboxId::new(), tenant), "the tenant has two already");
+        assert!(third.authenticate(SandboxId::new(), TenantId::new()));
         let _fourth = places.enter(one).unwrap();
         assert!(places.enter("192.0.2.2".parse().unwrap()).is_none(), "the server has four");
         drop(first);
         assert!(places.enter("192.0.2.2".parse().unwrap()).is_some());
+        drop((second, third));
         let open = places.lock();
-        assert!(!open.sandboxes.contains_key(&box_one));
+        assert!(open.sandboxes.is_empty() && open.tenants.is_empty());
     }
 }

@@ -13,6 +13,8 @@ pub struct SshLimits {
     pub unauthenticated_per_address: usize,
     /// Most connections to one sandbox.
     pub per_sandbox: usize,
+    /// Most connections to the sandboxes of one tenant.
+    pub per_tenant: usize,
     /// Most attempts to authenticate on one connection. A client's agent offers its other keys first.
     pub attempts: usize,
     /// Time from the connection to a valid certificate.
@@ -34,6 +36,7 @@ impl Default for SshLimits {
             unauthenticated: 64,
             unauthenticated_per_address: 8,
             per_sandbox: 16,
+            per_tenant: 64,
             attempts: 6,
             authentication: Duration::from_secs(20),
             channels: 16,
