@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use crate::fixture::dir::TestDir;
-use crate::fixture::{Api, Image, Registry, Service, until};
+use crate::fixture::{Api, Image, Registry, Service};
 
 /// What a loaded machine under software emulation may take for one session.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -114,23 +114,7 @@ async fn ssh_runs_commands_opens_terminals_and_forwards_ports_until_its_access_i
     tokio::time::timeout(PATIENCE, reading).await.expect("an answer in time").unwrap();
     assert!(answer.starts_with("HTTP/1.") && answer.contains("a page"), "{answer}");
 
-    // The host's key and the authority last over a restart, and so does the access.
-    drop(forwarded);
-    service.stop().await;
-    service.restart().await;
-    let api = service.api();
-    let exec = format!("/v1/sandboxes/{}/exec", sandbox.id);
-    until("the sandbox goes on", PATIENCE, async || api.post(&exec, json!({"command": "true"})).await.status == 200)
-        .await;
-    let again = Client::new(&api, &sandbox.id, json!({})).await;
-    assert_eq!(again.access.host_key, client.access.host_key);
-    let ran = again.run(&[], &["id -u"], b"").await;
-    assert_eq!(text(&ran.stdout), "0\n", "{}", text(&ran.stderr));
-
     // The access ends with the key that made it, and its connections do.
-    let client = Client { access: SshAccessResponse { port: again.access.port, ..client.access }, ..client };
-    let known = fs::read(again.folder.path().join("known_hosts")).unwrap();
-    fs::write(client.folder.path().join("known_hosts"), known).unwrap();
     let mut running = client.ssh(&[], &["echo on; exec sleep 600"]).spawn().unwrap();
     let first = tokio::time::timeout(PATIENCE, running.stdout.as_mut().unwrap().read_u8()).await;
     assert_eq!(first.expect("the command starts in time").unwrap(), b'o');
@@ -140,18 +124,21 @@ async fn ssh_runs_commands_opens_terminals_and_forwards_ports_until_its_access_i
     let ran = client.run(&[], &["true"], b"").await;
     assert!(text(&ran.stderr).contains("Permission denied (publickey)"), "{}", text(&ran.stderr));
 
-    // So does the other one's with the sandbox.
-    sandbox_ends(&api, &again, &sandbox.id).await;
+    // The server is known by the same key after a restart. An access ends with its sandbox, and its connections do.
+    drop(forwarded);
+    service.stop().await;
+    service.restart().await;
+    let api = service.api();
+    let sandbox = api.sandbox("box").await;
+    let again = Client::new(&api, &sandbox.id, json!({})).await;
+    assert_eq!(again.access.host_key, client.access.host_key);
+    let mut running = again.ssh(&[], &["id -u; exec sleep 600"]).spawn().unwrap();
+    let first = tokio::time::timeout(PATIENCE, running.stdout.as_mut().unwrap().read_u8()).await;
+    assert_eq!(first.expect("the command starts in time").unwrap(), b'0');
+    let _: Value = api.delete(&format!("/v1/sandboxes/{}", sandbox.id)).await.ok(200);
+    let ended = tokio::time::timeout(Duration::from_secs(20), running.wait()).await;
+    assert_eq!(ended.expect("the connection ends with its sandbox").unwrap().code(), Some(255));
     let log = service.log().lines().join("\n");
     assert!(!log.contains(again.access.certificate.split_whitespace().nth(1).expect("the certificate")));
     service.stop().await;
-}
-
-async fn sandbox_ends(api: &Api, client: &Client, sandbox: &str) {
-    let mut running = client.ssh(&[], &["echo on; exec sleep 600"]).spawn().unwrap();
-    let first = tokio::time::timeout(PATIENCE, running.stdout.as_mut().unwrap().read_u8()).await;
-    assert_eq!(first.expect("the command starts in time").unwrap(), b'o');
-    let _: Value = api.delete(&format!("/v1/sandboxes/{sandbox}")).await.ok(200);
-    let ended = tokio::time::timeout(Duration::from_secs(20), running.wait()).await;
-    assert_eq!(ended.expect("the connection ends with its sandbox").unwrap().code(), Some(255));
 }
