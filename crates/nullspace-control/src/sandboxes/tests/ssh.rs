@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use nullspace_api::{ErrorResponseCode as Code, SshAccessRequest, SshAccessResponse};
 use nullspace_db::{KeySpec, NamespaceKind, NewKey};
 use nullspace_service::{
-    Error, Keys as _, Result, Sandboxes as _, SshAccesses as _, SshCertificate, SshCertificates, SshLogin, SshWanted,
+    Error, Keys as _, Sandboxes as _, SshAccesses as _, SshCertificate, SshCertificates, SshLogin, SshWanted,
 };
 use nullspace_types::{Caller, SandboxId, SshAccessId};
 use serde_json::json;
@@ -17,7 +17,7 @@ use super::{House, at, usual};
 struct Plain;
 
 impl SshCertificates for Plain {
-    fn certify(&self, wanted: SshWanted<'_>) -> Result<SshCertificate> {
+    fn certify(&self, wanted: SshWanted<'_>) -> nullspace_service::Result<SshCertificate> {
         if wanted.public_key != "a key" {
             return Err(Error::invalid("public_key is not a public key"));
         }
