@@ -14,7 +14,7 @@ pub struct CreateApiKeyRequest {
     /// `full` (default): everything. `read`: only GET and HEAD requests, and no WebSockets. At a rotation, the older key's by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
-    /// When the new key ends; never by default. An extension of the contract.
+    /// When the new key ends: never by default, at a rotation when the older key would have, and no later than the key of the request. An extension of the contract.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
     /// Of a rotation: seconds for which the older key still works, at most 604800; 0. An extension of the contract.

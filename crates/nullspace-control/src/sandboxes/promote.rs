@@ -11,7 +11,8 @@
 
 use jiff::Timestamp;
 use nullspace_api::{
-    ErrorResponseCode, PromoteSnapshotRequest, TemplateBuildLogKind, TemplateBuildLogLevel, TemplateBuildResultMetadata, TemplateInfo,
+    ErrorResponseCode, PromoteSnapshotRequest, TemplateBuildLogKind, TemplateBuildLogLevel,
+    TemplateBuildResultMetadata, TemplateInfo,
 };
 use nullspace_db::{
     Artifact, DbError, FinishReady, Idempotency, NewBuild, Promotion, Resolved, Snapshot, Template, Visibility,

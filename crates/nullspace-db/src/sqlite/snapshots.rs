@@ -17,8 +17,8 @@ use super::{
     sandboxes,
 };
 use crate::{
-    DbError, Idempotency, NewSnapshot, Promotion, Recorded, Resolved, Result, Sandbox, SandboxStatus, Snapshot, SnapshotCounts,
-    SnapshotFilter, SnapshotKind, Snapshots,
+    DbError, Idempotency, NewSnapshot, Promotion, Recorded, Resolved, Result, Sandbox, SandboxStatus, Snapshot,
+    SnapshotCounts, SnapshotFilter, SnapshotKind, Snapshots,
 };
 
 #[async_trait]
@@ -181,20 +181,20 @@ async fn record(
 async fn settle(store: &SqliteStore, snapshot: SnapshotId, delete_at: Option<Timestamp>) -> Result<Snapshot> {
     let mut tx = store.write().await?;
     let no_eviction = || DbError::conflict("no evicted sandbox is stored in this snapshot");
-    let row = sqlx::query(
-        "UPDATE snapshots SET evicted = 0 WHERE id = ? AND evicted = 1 AND ended_at IS NULL RETURNING *",
-    )
-    .bind(snapshot.to_string())
-    .fetch_optional(&mut *tx)
-    .await?
-    .ok_or_else(no_eviction)?;
+    let row =
+        sqlx::query("UPDATE snapshots SET evicted = 0 WHERE id = ? AND evicted = 1 AND ended_at IS NULL RETURNING *")
+            .bind(snapshot.to_string())
+            .fetch_optional(&mut *tx)
+            .await?
+            .ok_or_else(no_eviction)?;
     let settled = rows::snapshot(&row)?;
-    let done = sqlx::query("UPDATE sandboxes SET timeout_at = ? WHERE id = ? AND status = 'paused' AND snapshot_id = ?")
-        .bind(delete_at.map(Timestamp::as_microsecond))
-        .bind(settled.sandbox.to_string())
-        .bind(snapshot.to_string())
-        .execute(&mut *tx)
-        .await?;
+    let done =
+        sqlx::query("UPDATE sandboxes SET timeout_at = ? WHERE id = ? AND status = 'paused' AND snapshot_id = ?")
+            .bind(delete_at.map(Timestamp::as_microsecond))
+            .bind(settled.sandbox.to_string())
+            .bind(snapshot.to_string())
+            .execute(&mut *tx)
+            .await?;
     if done.rows_affected() == 0 {
         return Err(no_eviction());
     }
@@ -212,11 +212,7 @@ async fn count(store: &SqliteStore, caller: &Caller) -> Result<SnapshotCounts> {
     .fetch_one(&store.readers)
     .await?;
     let row = Reader(&row);
-    Ok(SnapshotCounts {
-        paused: row.integer("paused")?,
-        evicted: row.integer("evicted")?,
-        kept: row.integer("kept")?,
-    })
+    Ok(SnapshotCounts { paused: row.integer("paused")?, evicted: row.integer("evicted")?, kept: row.integer("kept")? })
 }
 
 async fn get(store: &SqliteStore, caller: &Caller, snapshot: SnapshotId) -> Result<Snapshot> {

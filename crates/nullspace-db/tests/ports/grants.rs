@@ -2,8 +2,8 @@
 
 use jiff::SignedDuration;
 use nullspace_db::{
-    DbError, Grant, GrantKind, GrantUse, KeyLimits, KeySpec, NewGrant, NewKey, OVER_PER_SANDBOX, Rotation, SandboxStatus,
-    SnapshotKind,
+    DbError, Grant, GrantKind, GrantUse, KeyLimits, KeySpec, NewGrant, NewKey, OVER_PER_SANDBOX, Rotation,
+    SandboxStatus, SnapshotKind,
 };
 use nullspace_types::{Caller, GrantId, SandboxId};
 

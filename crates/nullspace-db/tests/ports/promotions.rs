@@ -135,7 +135,9 @@ async fn an_earlier_promotion_is_found_by_its_key_and_their_number_is_limited() 
     }
     let limited = |result| matches!(result, Err(DbError::LimitReached { limit: 3, .. }));
     assert!(limited(before(None).await.map(drop)));
-    assert!(limited(f.store.promote_snapshot(&caller, promotion(&snapshot, "d", &["default"]), at(22)).await.map(drop)));
+    assert!(limited(
+        f.store.promote_snapshot(&caller, promotion(&snapshot, "d", &["default"]), at(22)).await.map(drop)
+    ));
     // A repetition is none more.
     assert_eq!(f.store.promote_snapshot(&caller, asked, at(23)).await.unwrap(), first);
     f.delete(&caller, "b", at(24)).await.unwrap();

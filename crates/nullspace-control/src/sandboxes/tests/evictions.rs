@@ -243,7 +243,8 @@ async fn an_evicted_one_keeps_its_timeout_when_it_is_used_and_its_owner_can_paus
 async fn a_fork_and_a_trial_evict_nobody() {
     let house = House::new(wanted()).await;
     let id = house.create(json!({})).await;
-    let snapshot = house.control.create_snapshot(&house.caller, &id, Default::default(), &context(None)).await.unwrap().id;
+    let snapshot =
+        house.control.create_snapshot(&house.caller, &id, Default::default(), &context(None)).await.unwrap().id;
     house.idles(&id, Some(9000));
     // The place for the fork is the last one.
     house.has_places(2);

@@ -104,7 +104,10 @@ async fn a_key_makes_none_that_outlives_it() {
     assert_eq!(ends(&short, None).await, Some(end));
     assert_eq!(ends(&short, Some(500)).await, Some(end), "no later than its maker");
     assert_eq!(ends(&short, Some(-500)).await, Some(end - SignedDuration::from_secs(500)));
-    assert_eq!((ends(&long, None).await, ends(&long, Some(500)).await), (None, Some(end + SignedDuration::from_secs(500))));
+    assert_eq!(
+        (ends(&long, None).await, ends(&long, Some(500)).await),
+        (None, Some(end + SignedDuration::from_secs(500)))
+    );
 
     let rotated = house.control.rotate_key(&short, &short.key.unwrap().to_string(), request(None)).await.unwrap();
     assert_eq!(rotated.expires_at.map(Timestamp::from), Some(end), "the older key's end");
