@@ -223,7 +223,7 @@ mod tests {
         let (authority, sandbox, access) = (authority(), SandboxId::new(), SshAccessId::new());
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         let certificate = made(&authority, sandbox, access, now);
-        let extensions: Vec<&str> = certificate.extensions().iter().map(|(name, _)| name.as_str()).collect();
+        let extensions: Vec<&str> = certificate.extensions().keys().map(String::as_str).collect();
         assert_eq!(extensions, ["permit-port-forwarding", "permit-pty"]);
         let at = |after: i64| UNIX_EPOCH + Duration::from_secs(u64::try_from(1_700_000_000 + after).unwrap());
         let signer = authority.keys.signer();
@@ -261,7 +261,8 @@ mod tests {
         let principal = |builder: &mut Builder| {
             builder.valid_principal(user.clone()).unwrap();
         };
-        let cases: [(&dyn Fn(&mut Builder), Unfit); 4] = [
+        type Change<'c> = &'c dyn Fn(&mut Builder);
+        let cases: [(Change<'_>, Unfit); 4] = [
             (
                 &|builder| {
                     builder.all_principals_valid().unwrap();
