@@ -257,11 +257,13 @@ async fn names_that_a_user_swaps_lead_root_nowhere() {
     fs::create_dir(desk.path("d")).unwrap();
     std::os::unix::fs::chown(desk.path("d"), Some(4321), Some(4321)).unwrap();
     let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let quiet = std::sync::Arc::new(tokio::sync::Mutex::new(()));
     let swapping = {
-        let (over, folder, secret) = (over.clone(), desk.path("d"), desk.path("secret"));
+        let (over, quiet, folder, secret) = (over.clone(), quiet.clone(), desk.path("d"), desk.path("secret"));
         std::thread::spawn(move || {
             let mut swaps = 0;
             while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                let _turn = quiet.blocking_lock();
                 for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                     if entry.file_name().as_encoded_bytes().starts_with(b".target.") {
                         // The rename to the target fails, and what is taken back is the link.
@@ -279,11 +281,14 @@ async fn names_that_a_user_swaps_lead_root_nowhere() {
     };
     let mut failed = 0;
     for _ in 0..300 {
+        let turn = quiet.lock().await;
+        for left in fs::read_dir(desk.path("d")).unwrap().flatten() {
+            let _ = fs::remove_file(left.path()).or_else(|_| fs::remove_dir(left.path()));
+        }
         let spec = UploadSpec { user: Some("4321:4321".into()), bytes: 4, ..desk.spec("d/target", 0) };
-        // The directory that the other has made may be in the way.
-        let _ = fs::remove_dir(desk.path("d/target"));
-        let Ok(state) = desk.begin(spec).await else { continue };
+        let state = desk.begin(spec).await.unwrap();
         desk.part(&state.id, 0, b"data").await.unwrap();
+        drop(turn);
         for _ in 0..2 {
             let done = desk.agent.upload(&state.id, UploadOp::Complete { sha256: None }).await;
             if matches!(done, Ok(Ok(_))) {
@@ -295,14 +300,10 @@ async fn names_that_a_user_swaps_lead_root_nowhere() {
                 staged.is_file() && (staged.uid(), staged.mode() & 0o7777, staged.len()) == (0, 0o600, 4),
                 "{staged:?}"
             );
-            let _ = fs::remove_dir(desk.path("d/target"));
         }
         let _ = desk.agent.upload(&state.id, UploadOp::Abort).await;
         let secret = fs::metadata(desk.path("secret")).unwrap();
         assert_eq!((secret.uid(), secret.mode() & 0o7777, secret.nlink(), secret.len()), (0, 0o600, 1, 6));
-        for left in fs::read_dir(desk.path("d")).unwrap().flatten() {
-            let _ = fs::remove_file(left.path()).or_else(|_| fs::remove_dir(left.path()));
-        }
     }
     over.store(true, std::sync::atomic::Ordering::Relaxed);
     let swaps = swapping.join().unwrap();
