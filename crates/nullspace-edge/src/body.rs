@@ -1,20 +1,16 @@
-//! Bodies on their way: counted, ended when nothing moves, never buffered.
+//! Bodies on their way: counted, broken off from outside, never buffered.
 
 use std::any::Any;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use nullspace_service::PortCount;
-use tokio::time::{Instant, Sleep};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::course::{Broken, Course, Watch};
 use crate::headers;
 
 /// An error of a body. The text is for the log.
@@ -33,41 +29,6 @@ pub(crate) fn empty() -> EdgeBody {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// The time of the last byte of a request or WebSocket, in either direction.
-#[derive(Debug)]
-pub(crate) struct Pulse {
-    start: Instant,
-    last: AtomicU64,
-}
-
-impl Pulse {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { start: Instant::now(), last: AtomicU64::new(0) })
-    }
-
-    /// Something has moved.
-    pub(crate) fn beat(&self) {
-        let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last.store(millis, Ordering::Relaxed);
-    }
-
-    /// The time at which nothing will have moved for so long.
-    pub(crate) fn end_of(&self, quiet: Duration) -> Instant {
-        self.start + Duration::from_millis(self.last.load(Ordering::Relaxed)) + quiet
-    }
-
-    /// Resolves when nothing has moved for so long.
-    pub(crate) async fn stopped(&self, quiet: Duration) {
-        loop {
-            let end = self.end_of(quiet);
-            if Instant::now() >= end {
-                return;
-            }
-            tokio::time::sleep_until(end).await;
-        }
-    }
-}
-
 /// The direction of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
@@ -75,99 +36,88 @@ pub(crate) enum Direction {
     ToClient,
 }
 
-/// Why a body was broken off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Broken {
-    #[error("nothing has moved for too long")]
-    Idle,
-    #[error("the token has expired or was revoked")]
-    Over,
-    #[error("the service is stopping")]
-    Stopping,
-}
-
 /// What is done when a body has been read to its end.
-type AtEnd = Box<dyn FnOnce() + Send>;
+pub(crate) type AtEnd = Box<dyn FnOnce() + Send>;
 
 /// What a body keeps until it is over.
-type Held = Box<dyn Any + Send>;
+pub(crate) type Held = Box<dyn Any + Send>;
 
-/// A body on its way.
-pub(crate) struct Flow {
+/// What a body is made of, until it is broken off.
+struct Source {
     inner: Incoming,
-    direction: Direction,
-    pulse: Arc<Pulse>,
-    idle: Duration,
-    timer: Pin<Box<Sleep>>,
-    count: Arc<dyn PortCount>,
-    over: Pin<Box<WaitForCancellationFutureOwned>>,
-    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
     at_end: Option<AtEnd>,
+    watch: Option<Watch>,
     _held: Option<Held>,
 }
 
-/// What the flows of one request share.
-#[derive(Clone)]
-pub(crate) struct Course {
-    pub(crate) pulse: Arc<Pulse>,
-    pub(crate) idle: Duration,
-    pub(crate) count: Arc<dyn PortCount>,
-    pub(crate) over: CancellationToken,
-    pub(crate) stopping: CancellationToken,
-}
-
-impl Course {
-    /// Sends a body on its way. `at_end` runs when it was read to its end; `held` is dropped when it is over, however it ends.
-    pub(crate) fn flow(
-        &self,
-        inner: Incoming,
-        direction: Direction,
-        at_end: Option<AtEnd>,
-        held: Option<Held>,
-    ) -> EdgeBody {
-        let mut flow = Flow {
-            inner,
-            direction,
-            pulse: Arc::clone(&self.pulse),
-            idle: self.idle,
-            timer: Box::pin(tokio::time::sleep_until(self.pulse.end_of(self.idle))),
-            count: Arc::clone(&self.count),
-            over: Box::pin(self.over.clone().cancelled_owned()),
-            stopping: Box::pin(self.stopping.clone().cancelled_owned()),
-            at_end,
-            _held: held,
-        };
-        if flow.inner.is_end_stream() {
-            flow.finish();
-        }
-        flow.boxed_unsync()
-    }
-}
-
-impl Flow {
+impl Source {
     fn finish(&mut self) {
         if let Some(at_end) = self.at_end.take() {
             at_end();
         }
     }
+}
 
-    /// Ends with an error when it must not go on.
-    fn poll_broken(&mut self, context: &mut Context<'_>) -> Poll<Broken> {
-        if self.over.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Broken::Over);
-        }
-        if self.stopping.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Broken::Stopping);
-        }
-        loop {
-            ready!(self.timer.as_mut().poll(context));
-            // The other direction may have moved since.
-            let end = self.pulse.end_of(self.idle);
-            if Instant::now() >= end {
-                return Poll::Ready(Broken::Idle);
+enum State {
+    /// On its way, and who waits for its next frame.
+    Going(Source, Option<Waker>),
+    Broken(Broken),
+}
+
+/// A body on its way.
+pub(crate) struct Flow {
+    direction: Direction,
+    course: Course,
+    state: Arc<Mutex<State>>,
+}
+
+/// A body on its way, as it is seen from outside. It does not keep the body.
+#[derive(Clone)]
+pub(crate) struct Passing(Weak<Mutex<State>>);
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Passing {
+    /// Ends the body with an error, and drops what it is made of at once, though nobody reads it.
+    pub(crate) fn break_off(&self, why: Broken) {
+        let Some(state) = self.0.upgrade() else { return };
+        let before = std::mem::replace(&mut *lock(&state), State::Broken(why));
+        if let State::Going(source, waker) = before {
+            // It may be the last owner of connections, whose ends ask for more than this.
+            drop(source);
+            if let Some(waker) = waker {
+                waker.wake();
             }
-            self.timer.as_mut().reset(end);
         }
+    }
+
+    /// Keeps the watch as long as the body is on its way.
+    pub(crate) fn watched_by(&self, watch: Watch) {
+        let Some(state) = self.0.upgrade() else { return };
+        if let State::Going(source, _) = &mut *lock(&state) {
+            source.watch = Some(watch);
+        }
+    }
+}
+
+impl Flow {
+    /// Begins a body.
+    pub(crate) fn begin(
+        course: Course,
+        inner: Incoming,
+        direction: Direction,
+        at_end: Option<AtEnd>,
+        held: Option<Held>,
+    ) -> (EdgeBody, Passing) {
+        let mut source = Source { inner, at_end, watch: None, _held: held };
+        if source.inner.is_end_stream() {
+            source.finish();
+        }
+        let state = Arc::new(Mutex::new(State::Going(source, None)));
+        let passing = Passing(Arc::downgrade(&state));
+        (Flow { direction, course, state }.boxed_unsync(), passing)
     }
 }
 
@@ -176,49 +126,58 @@ impl Body for Flow {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let flow = self.get_mut();
-        if flow.over.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Some(Err(Broken::Over.into())));
-        }
-        match Pin::new(&mut flow.inner).poll_frame(context) {
+        let Flow { direction, course, state } = self.get_mut();
+        let mut state = lock(state);
+        let (source, waker) = match &mut *state {
+            State::Going(..) if course.over.is_cancelled() => return Poll::Ready(Some(Err(Broken::Over.into()))),
+            State::Going(source, waker) => (source, waker),
+            State::Broken(why) => return Poll::Ready(Some(Err((*why).into()))),
+        };
+        match Pin::new(&mut source.inner).poll_frame(context) {
             Poll::Ready(Some(Ok(mut frame))) => {
-                flow.pulse.beat();
+                course.pulse.beat();
                 if let Some(data) = frame.data_ref() {
                     let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
-                    match flow.direction {
-                        Direction::FromClient => flow.count.bytes(bytes, 0),
-                        Direction::ToClient => flow.count.bytes(0, bytes),
+                    match direction {
+                        Direction::FromClient => course.count.bytes(bytes, 0),
+                        Direction::ToClient => course.count.bytes(0, bytes),
                     }
                 } else if let Some(trailers) = frame.trailers_mut() {
                     headers::clean_trailers(trailers);
                 }
-                if flow.inner.is_end_stream() {
-                    flow.finish();
+                if source.inner.is_end_stream() {
+                    source.finish();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                if flow.direction == Direction::ToClient {
-                    flow.count.failed("server_broke_off");
+                if *direction == Direction::ToClient {
+                    course.count.failed("server_broke_off");
                 }
                 Poll::Ready(Some(Err(error.into())))
             }
             Poll::Ready(None) => {
-                flow.finish();
+                source.finish();
                 Poll::Ready(None)
             }
-            Poll::Pending => match flow.poll_broken(context) {
-                Poll::Ready(broken) => Poll::Ready(Some(Err(broken.into()))),
-                Poll::Pending => Poll::Pending,
-            },
+            Poll::Pending => {
+                *waker = Some(context.waker().clone());
+                Poll::Pending
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match &*lock(&self.state) {
+            State::Going(source, _) => source.inner.is_end_stream(),
+            State::Broken(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match &*lock(&self.state) {
+            State::Going(source, _) => source.inner.size_hint(),
+            State::Broken(_) => SizeHint::default(),
+        }
     }
 }

@@ -27,6 +27,9 @@ pub(crate) struct Admitted {
 pub(crate) trait Gate: Send + Sync + 'static {
     /// As [`Ports::enter`].
     async fn enter(&self, knock: Knock) -> Result<Admitted>;
+
+    /// As [`Ports::has_ended`].
+    async fn has_ended(&self, sandbox: &str) -> Result<bool>;
 }
 
 /// The service's decision.
@@ -46,5 +49,9 @@ impl Gate for OfService {
     async fn enter(&self, knock: Knock) -> Result<Admitted> {
         let Entered { sandbox, host, token_secs, over, count } = self.0.enter(knock).await?;
         Ok(Admitted { sandbox: Arc::new(Live(sandbox)), host, token_secs, over, count })
+    }
+
+    async fn has_ended(&self, sandbox: &str) -> Result<bool> {
+        self.0.has_ended(sandbox).await
     }
 }

@@ -40,6 +40,13 @@ const FROM_OUTSIDE: [&str; 9] = [
     "x-real-ip",
 ];
 
+/// The start of the names of headers that only clients and the edge say to each other. No guest says them, and none is told them.
+const OF_EDGE: &str = "x-nullspace-";
+
+/// Headers that have a meaning in a head alone.
+const HEAD_ALONE: [&str; 8] =
+    ["authorization", "content-length", "content-type", "content-encoding", "cookie", "host", "location", "set-cookie"];
+
 /// What a request for a server in a sandbox is made with.
 pub(crate) struct Outside<'a> {
     pub(crate) client: IpAddr,
@@ -69,6 +76,16 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes headers by their name in the spelling with dashes: servers that turn headers into variables read `x_forwarded_for` and
+/// `x-forwarded-for` alike.
+fn remove_where(headers: &mut HeaderMap, goes: impl Fn(&str) -> bool) {
+    let names: Vec<HeaderName> =
+        headers.keys().filter(|name| goes(&name.as_str().replace('_', "-"))).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
 /// Prepares the headers of a request.
 pub(crate) fn to_server(headers: &mut HeaderMap, outside: &Outside<'_>) {
     let wants_trailers = headers
@@ -77,16 +94,7 @@ pub(crate) fn to_server(headers: &mut HeaderMap, outside: &Outside<'_>) {
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")));
     remove_hop_by_hop(headers);
-    // Servers that turn headers into variables read x_forwarded_for and x-forwarded-for alike.
-    let forged: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| FROM_OUTSIDE.contains(&name.as_str().replace('_', "-").as_str()))
-        .cloned()
-        .collect();
-    for name in forged {
-        headers.remove(name);
-    }
-    headers.remove(token::HEADER);
+    remove_where(headers, |name| FROM_OUTSIDE.contains(&name) || name.starts_with(OF_EDGE));
     // The edge asks for the body itself, when the server is reached.
     headers.remove(header::EXPECT);
     let keys = headers.get_all(header::AUTHORIZATION).iter().any(is_key);
@@ -116,6 +124,14 @@ pub(crate) fn to_server(headers: &mut HeaderMap, outside: &Outside<'_>) {
     }
 }
 
+/// Says of a request over HTTP/1.1 that a body follows, where its length does not. The HTTP library assumes that methods such as GET have
+/// none, and would not send it.
+pub(crate) fn body_follows(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::CONTENT_LENGTH) {
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
 /// Whether an `Authorization` header has a key of this service.
 fn is_key(value: &HeaderValue) -> bool {
     let Ok(value) = value.to_str() else { return false };
@@ -126,6 +142,7 @@ fn is_key(value: &HeaderValue) -> bool {
 /// Prepares the headers of a response.
 pub(crate) fn to_client(headers: &mut HeaderMap, outside: &Outside<'_>) {
     remove_hop_by_hop(headers);
+    remove_where(headers, |name| name.starts_with(OF_EDGE));
     // Another address for the whole origin is not the sandbox's to name.
     headers.remove(header::ALT_SVC);
     if outside.target.way != Way::Host {
@@ -193,7 +210,9 @@ fn own_cookie(cookie: &HeaderValue, prefix: &str) -> Option<HeaderValue> {
     let Ok(text) = std::str::from_utf8(cookie.as_bytes()) else { return None };
     let mut parts = text.split(';');
     let pair = parts.next()?.trim();
-    if pair.starts_with(token::COOKIE_PREFIX) {
+    // Of a cookie without a name, browsers send the value alone: it could be read as another cookie, the edge's too.
+    let (name, _) = pair.split_once('=')?;
+    if name.trim().is_empty() || name.starts_with(token::COOKIE_PREFIX) {
         return None;
     }
     let mut kept = pair.to_owned();
@@ -224,18 +243,12 @@ fn own_cookie(cookie: &HeaderValue, prefix: &str) -> Option<HeaderValue> {
 
 /// Removes from trailers what must stand in a head.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
-    for name in HOP_BY_HOP.iter().chain(&FROM_OUTSIDE).chain(&[
-        "authorization",
-        "content-length",
-        "content-type",
-        "content-encoding",
-        "cookie",
-        "host",
-        "location",
-        "set-cookie",
-    ]) {
-        trailers.remove(*name);
-    }
+    remove_where(trailers, |name| {
+        HOP_BY_HOP.contains(&name)
+            || FROM_OUTSIDE.contains(&name)
+            || HEAD_ALONE.contains(&name)
+            || name.starts_with(OF_EDGE)
+    });
 }
 
 #[cfg(test)]
@@ -277,6 +290,7 @@ mod tests {
             ("expect", "100-continue"),
             ("authorization", "bearer ns_live_secret"),
             ("x-nullspace-traffic-access-token", "secret"),
+            ("x_nullspace_traffic_access_token", "secret"),
             ("cookie", "a=1; ns_edge_80_sb_x=secret; b=2"),
             ("host", "outer.example:3000"),
             ("x-app", "stays"),
@@ -295,6 +309,20 @@ mod tests {
             ("x-app", "stays"),
         ]);
         assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn trailers_say_nothing_that_a_head_must_say() {
+        let mut trailers = map(&[
+            ("x-nullspace-edge-error", "not_found"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x_forwarded_for", "1.2.3.4"),
+            ("set-cookie", "a=1"),
+            ("transfer-encoding", "chunked"),
+            ("grpc-status", "0"),
+        ]);
+        clean_trailers(&mut trailers);
+        assert_eq!(trailers, map(&[("grpc-status", "0")]));
     }
 
     #[test]
@@ -337,7 +365,17 @@ mod tests {
         assert_eq!(seen(&format!("a=1; path={prefix}/x"), &prefix).unwrap(), "a=1; Path=P/x");
         assert_eq!(seen("a=1; path=evil", &prefix).unwrap(), "a=1; Path=P/");
         assert_eq!(seen("a=1", &prefix).unwrap(), "a=1");
-        assert_eq!(seen("ns_edge_80_sb_x=1; Path=/", &prefix), None);
+        for edges in [
+            "ns_edge_80_sb_x=1",
+            " ns_edge_80_sb_x =1",
+            "=ns_edge_80_sb_x=1",
+            "\t=\tns_edge_80_sb_x=1",
+            "ns_edge_80_sb_x",
+            "=",
+            "",
+        ] {
+            assert_eq!(seen(&format!("{edges}; Path=/"), &prefix), None, "{edges:?}");
+        }
         let plain = own_cookie(&"a=1; DOMAIN=x; Path=/".parse().unwrap(), "").unwrap();
         assert_eq!(plain, "a=1; Path=/");
     }
@@ -348,6 +386,8 @@ mod tests {
             ("alt-svc", "h2=evil"),
             ("strict-transport-security", "x"),
             ("service-worker-allowed", "/"),
+            ("x-nullspace-edge-error", "not_found"),
+            ("x_nullspace_edge_error", "not_found"),
             ("x-app", "1"),
         ];
         let mut headers = map(&all);

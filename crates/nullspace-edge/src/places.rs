@@ -30,6 +30,12 @@ impl Places {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether nobody has a place.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     fn take(self: &Arc<Self>, counted: Counted, most: usize) -> Option<Place> {
         let mut counts = self.lock();
         let count = counts.get(&counted).copied().unwrap_or(0);
@@ -90,7 +96,7 @@ mod tests {
         let mapped = places.client("::ffff:10.0.0.1".parse().unwrap(), 1).unwrap();
         assert!(places.client("10.0.0.1".parse().unwrap(), 1).is_none());
         drop((one, two, mapped));
-        assert!(places.lock().is_empty());
+        assert!(places.is_empty());
         let sandbox = SandboxId::new();
         let held = (places.sandbox(sandbox, 1), places.socket(sandbox, 1));
         assert!(held.0.is_some() && held.1.is_some());

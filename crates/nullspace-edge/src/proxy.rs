@@ -1,7 +1,7 @@
 //! A request's way to a port of a sandbox and back.
 //!
 //! ```text
-//!   request ──> check ──> target ──> place of the client ──> token ──> Ports::enter ──> place of the sandbox
+//!   request ──> check ──> target ──> place of the client ──> token, origin ──> Ports::enter ──> place of the sandbox
 //!                                                                              │
 //!   response <── headers <── body, as it comes <── server in the sandbox <── connection (pool)
 //! ```
@@ -25,10 +25,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::address::{self, ByPath, Target, Way};
 use crate::answer::{self, Problem};
-use crate::body::{Course, Direction, EdgeBody, Pulse, empty};
+use crate::body::{AtEnd, EdgeBody, Passing, empty};
 use crate::check::{self, Checked};
+use crate::course::{Course, Pulse};
 use crate::gate::{Admitted, Gate, OfService};
 use crate::headers::{self, Outside};
+use crate::origin::{self, Origin};
 use crate::places::{Place, Places};
 use crate::pool::{NoLine, Pool};
 use crate::settings::EdgeSettings;
@@ -45,10 +47,14 @@ pub type Hold = Box<dyn Any + Send + Sync>;
 pub struct Visit {
     /// Address of the peer: the client, or the operator's proxy.
     pub peer: IpAddr,
-    /// Called once, when the request was let in: what it returns is dropped when the request or WebSocket is over.
-    pub hold: Box<dyn FnOnce() -> Hold + Send>,
+    /// Called once, when the request was let in: what it returns is dropped when the request or WebSocket is over. `None`: ports have as
+    /// many connections as they may, and the request is refused with 503.
+    pub hold: Box<dyn FnOnce() -> Option<Hold> + Send>,
     /// Cancelled when the service stops.
     pub stopping: CancellationToken,
+    /// Cancelled by the edge when the connection must be closed, though its client takes nothing that is sent. `None` for connections
+    /// with other requests on them.
+    pub cut: Option<CancellationToken>,
 }
 
 /// Requests to ports of sandboxes.
@@ -75,16 +81,8 @@ struct Journey {
     course: Course,
     entered: Admitted,
     held: Held,
-}
-
-/// What a request without a token shows of a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Shows {
-    /// It is open to everybody.
-    Open,
-    /// It is not there, or not open to everybody.
-    Closed,
-    Nothing,
+    /// The body of the request, on its way.
+    upload: Option<Passing>,
 }
 
 /// What a request keeps until it is over.
@@ -123,12 +121,32 @@ impl Edge {
         &self.settings
     }
 
+    /// Whether an address is one of the operator's proxies, behind which there are many clients.
+    pub fn is_proxy(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.settings.proxies.iter().any(|network| network.contains(&address))
+    }
+
+    /// Whether a sandbox has ended for good. False when that cannot be found out.
+    pub(crate) async fn has_ended(&self, sandbox: SandboxId) -> bool {
+        self.gate.has_ended(&sandbox.to_string()).await.unwrap_or_else(|error| {
+            tracing::debug!(%sandbox, %error, "whether a sandbox has ended is not known");
+            false
+        })
+    }
+
     /// Whether a request on the API's listener is the edge's, and none of the API's: its host is below the domain, or its path below
     /// `/p`. Every name of a host in the request counts, however it is written.
     pub fn claims<B>(&self, request: &Request<B>) -> bool {
         let below = |domain: &String| check::hosts(request).any(|host| address::is_below(domain, host));
         self.settings.domain.as_ref().is_some_and(below)
             || (self.settings.paths && address::is_path_of_port(request.uri().path()))
+    }
+
+    /// Whether no request and no WebSocket has a place.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.places.is_empty()
     }
 
     /// Answers a request that [`claims`](Self::claims) is true of.
@@ -138,33 +156,36 @@ impl Edge {
         answered.unwrap_or_else(|problem| problem.into_response(browser))
     }
 
-    /// Answers a request on the local listener of a port, and says what it shows of the port.
+    /// Answers a request on the local listener of a port.
     pub(crate) async fn answer_local(
         self: &Arc<Self>,
         request: Request<Incoming>,
         sandbox: SandboxId,
         port: u16,
         visit: Visit,
-    ) -> (Response<EdgeBody>, Shows) {
+    ) -> Response<EdgeBody> {
         let browser = answer::shows_pages(request.headers());
-        let target = Target { sandbox, port, way: Way::Local };
-        let checked = check::check(&request, &self.settings.limits).and_then(|checked| {
-            // A page of elsewhere, whose name was made to resolve to the loopback, must not read what runs here.
-            if address::is_loopback(&checked.host) { Ok(checked) } else { Err(Problem::not_found()) }
-        });
-        let checked = match checked {
-            Ok(checked) => checked,
-            Err(problem) => return (problem.into_response(browser), Shows::Nothing),
-        };
-        let tokenless = matches!(token::shown(request.uri().query(), request.headers(), &target), Ok(None));
-        let path = path_and_query(request.uri());
-        match self.enter(request, checked, target, path, visit).await {
-            Ok(response) => (response, if tokenless { Shows::Open } else { Shows::Nothing }),
-            Err(problem) => {
-                let gone = tokenless && problem.status == StatusCode::NOT_FOUND;
-                (problem.into_response(browser), if gone { Shows::Closed } else { Shows::Nothing })
-            }
+        let answered = self.local(request, Target { sandbox, port, way: Way::Local }, visit).await;
+        answered.unwrap_or_else(|problem| problem.into_response(browser))
+    }
+
+    async fn local(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        target: Target,
+        visit: Visit,
+    ) -> Result<Response<EdgeBody>, Problem> {
+        let checked = check::check(&request, &self.settings.limits)?;
+        // A page of elsewhere, whose name was made to resolve to the loopback, must not read what runs here.
+        if !address::is_loopback(&checked.host) {
+            return Err(Problem::not_found());
         }
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD) && !checked.websocket;
+        if !reads && origin::of(request.headers(), &checked.host, false) != Origin::Own {
+            return Err(origin::foreign());
+        }
+        let path = path_and_query(request.uri());
+        self.enter(request, checked, target, path, visit).await
     }
 
     /// Finds out which port is meant.
@@ -206,14 +227,27 @@ impl Edge {
     ) -> Result<Response<EdgeBody>, Problem> {
         let limits = &self.settings.limits;
         let (client, https) = self.client(visit.peer, request.headers());
-        let place = self.places.client(client, limits.per_client).ok_or_else(|| {
-            let message =
-                "Too many requests and WebSockets from this address at a time. Close some, or ask again in a moment.";
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message).retry_after(1)
-        })?;
-        let mut places = vec![place];
+        let mut places = Vec::new();
+        // All clients of local listeners have one address. Those of one listener are limited by its connections.
+        if target.way != Way::Local {
+            places.push(self.places.client(client, limits.per_client).ok_or_else(|| {
+                let message =
+                    "Too many requests and WebSockets from this address at a time. Close some, or ask again in a moment.";
+                Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message).retry_after(1)
+            })?);
+        }
         let shown =
             token::shown(request.uri().query(), request.headers(), &target).map_err(|_| Problem::not_found())?;
+        // Browsers send cookies with requests that any page makes: those of other pages show no token.
+        let shown = shown.filter(|shown| {
+            let by_page = || origin::of(request.headers(), &checked.host, https);
+            shown.source != Source::Cookie
+                || match by_page() {
+                    Origin::Own => true,
+                    Origin::Link => matches!(*request.method(), Method::GET | Method::HEAD) && !checked.websocket,
+                    Origin::Foreign => false,
+                }
+        });
         let source = shown.as_ref().map(|shown| shown.source);
         let knock = Knock {
             sandbox: target.sandbox.to_string(),
@@ -266,10 +300,15 @@ impl Edge {
             count: Arc::clone(&entered.count),
             over: entered.over.clone(),
             stopping: visit.stopping,
+            cut: visit.cut,
         };
-        let held = Held { _places: places, _connection: (visit.hold)() };
+        let connection = (visit.hold)().ok_or_else(|| {
+            let message = "Too many connections to ports of sandboxes are in use. Ask again in a moment.";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", message).retry_after(1)
+        })?;
+        let held = Held { _places: places, _connection: connection };
         let inner_host = entered.host.clone().unwrap_or_else(|| checked.host.clone());
-        let journey = Journey { target, checked, client, https, inner_host, course, entered, held };
+        let journey = Journey { target, checked, client, https, inner_host, course, entered, held, upload: None };
         let upgrade = journey.checked.websocket.then(|| hyper::upgrade::on(&mut request));
         let mut response = self.pass(request, path, journey, upgrade).await?;
         response.headers_mut().extend(cookie.map(|cookie| (header::SET_COOKIE, cookie)));
@@ -281,7 +320,7 @@ impl Edge {
         self: &Arc<Self>,
         request: Request<Incoming>,
         path: String,
-        journey: Journey,
+        mut journey: Journey,
         upgrade: Option<OnUpgrade>,
     ) -> Result<Response<EdgeBody>, Problem> {
         let (mut parts, body) = request.into_parts();
@@ -301,7 +340,14 @@ impl Edge {
         let key = (journey.target.sandbox, journey.target.port);
         let bodyless = body.is_end_stream();
         let mut again = (bodyless && parts.method.is_idempotent()).then(|| parts.clone());
-        let body = if bodyless { empty() } else { journey.course.flow(body, Direction::FromClient, None, None) };
+        let body = if bodyless {
+            empty()
+        } else {
+            headers::body_follows(&mut parts.headers);
+            let (body, passing) = journey.course.request(body);
+            journey.upload = Some(passing);
+            body
+        };
         let mut request = Request::from_parts(parts, body);
         let mut may_be_kept = upgrade.is_none();
         let (response, line) = loop {
@@ -338,7 +384,7 @@ impl Edge {
         let pool = Arc::clone(&self.pool);
         // Until its last byte is read, the connection lives in what is done then.
         let at_end = Box::new(move || pool.keep(key, line));
-        Ok(back(response, journey, Some(at_end)))
+        Ok(back(response, journey, at_end))
     }
 
     /// Passes a request on over HTTP/2.
@@ -346,7 +392,7 @@ impl Edge {
         self: &Arc<Self>,
         mut parts: Parts,
         body: Incoming,
-        journey: Journey,
+        mut journey: Journey,
     ) -> Result<Response<EdgeBody>, Problem> {
         let key = (journey.target.sandbox, journey.target.port);
         let authority: Authority =
@@ -356,7 +402,8 @@ impl Edge {
         parts.uri = Uri::from_parts(uri).map_err(|_| Problem::invalid("The target of the request is not valid."))?;
         parts.version = Version::HTTP_2;
         parts.headers.remove(header::HOST);
-        let body = journey.course.flow(body, Direction::FromClient, None, None);
+        let (body, passing) = journey.course.request(body);
+        journey.upload = Some(passing);
         let trunk = self.pool.trunk(key, &journey.entered.sandbox).await;
         let mut trunk = trunk.map_err(|error| no_line(&journey, &error))?;
         let sent = async {
@@ -367,16 +414,12 @@ impl Edge {
             sent = sent => sent.map_err(|error| broke_off(&journey, &error))?,
             problem = too_late(&journey, self.settings.limits.response_timeout) => return Err(problem),
         };
-        Ok(back(response, journey, Some(Box::new(move || drop(trunk)))))
+        Ok(back(response, journey, Box::new(move || drop(trunk))))
     }
 
     /// The client's address, and whether it speaks HTTPS: as the operator's proxy says, else as it is.
     fn client(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, bool) {
-        let trusted = |address: IpAddr| {
-            let address = address.to_canonical();
-            self.settings.proxies.iter().any(|network| network.contains(&address))
-        };
-        if !trusted(peer) {
+        if !self.is_proxy(peer) {
             return (peer, false);
         }
         let https =
@@ -387,7 +430,7 @@ impl Edge {
         for name in named.into_iter().rev() {
             let Ok(address) = name.trim().parse::<IpAddr>() else { break };
             client = address;
-            if !trusted(address) {
+            if !self.is_proxy(address) {
                 break;
             }
         }
@@ -472,18 +515,14 @@ fn bad_response(port: u16) -> Problem {
 }
 
 /// Sends a response back. `at_end` runs when its body was read to its end.
-fn back(
-    response: Response<Incoming>,
-    journey: Journey,
-    at_end: Option<Box<dyn FnOnce() + Send>>,
-) -> Response<EdgeBody> {
+fn back(response: Response<Incoming>, journey: Journey, at_end: AtEnd) -> Response<EdgeBody> {
     let (mut parts, body) = response.into_parts();
     headers::to_client(&mut parts.headers, &journey.outside());
     parts.extensions.clear();
     parts.version = Version::HTTP_11;
-    let Journey { course, held, .. } = journey;
+    let Journey { course, held, upload, .. } = journey;
     course.pulse.beat();
-    Response::from_parts(parts, course.flow(body, Direction::ToClient, at_end, Some(Box::new(held))))
+    Response::from_parts(parts, course.response(body, upload, at_end, Box::new(held)))
 }
 
 /// Answers that both sides have agreed on a WebSocket, and carries its bytes from then on.
@@ -496,7 +535,17 @@ fn switch(mut response: Response<Incoming>, journey: Journey, client: OnUpgrade)
     let Journey { course, held, entered, .. } = journey;
     tokio::spawn(async move {
         let _held = held;
-        let agreed = tokio::time::timeout(AGREEMENT, async { tokio::try_join!(client, server) }).await;
+        let agreed = tokio::time::timeout(AGREEMENT, async { tokio::try_join!(client, server) });
+        let agreed = tokio::select! {
+            agreed = agreed => agreed,
+            why = course.broken() => {
+                tracing::debug!(%why, "a WebSocket was not begun");
+                if let Some(cut) = &course.cut {
+                    cut.cancel();
+                }
+                return;
+            }
+        };
         match agreed {
             Ok(Ok((client, server))) => tunnel::carry(client, server, course).await,
             Ok(Err(error)) => tracing::debug!(%error, "a WebSocket was not begun"),

@@ -3,13 +3,18 @@
 //!
 //! ```text
 //!   socket ──> Screened: heads and the lengths of bodies ──> hyper
-//!                 └── a line without CR, two lengths, a length and a coding, a folded line ──> a byte that no parser takes: 400
+//!                 └── a line without CR, two lengths, a length and a coding, a folded line, CONNECT ──> a byte that no parser takes: 400
 //! ```
+//! A request that asks for another protocol is screened like any other, and so is what follows it. Only the agreement of the service
+//! (`101`) opens the screen: [`Opener`]. `CONNECT`, after which no HTTP follows either, is refused.
+//!
 //! The parser drops a `Content-Length` beside a `Transfer-Encoding`, takes the same length twice, and takes lines that end with LF alone.
 //! A parsed request shows none of that, so the bytes are looked at before. Only the framing is: everything else is the parser's.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -38,8 +43,6 @@ enum Place {
     ChunkEnd,
     /// In the trailers.
     Trailers,
-    /// After a request that changes the protocol: nothing is looked at any more.
-    Through,
     /// After bytes that were refused.
     Refused,
 }
@@ -50,7 +53,6 @@ struct Head {
     lengths: u8,
     length: u64,
     codings: u8,
-    upgrade: bool,
     empty_lines: u8,
 }
 
@@ -78,7 +80,6 @@ impl Screen {
         let mut at = 0;
         while at < bytes.len() {
             match self.place {
-                Place::Through => return None,
                 Place::Refused => return Some(at),
                 Place::Body(left) | Place::Chunk(left) => {
                     let piece = left.min(u64::try_from(bytes.len() - at).unwrap_or(u64::MAX));
@@ -151,10 +152,7 @@ impl Screen {
                 self.head.empty_lines += 1;
                 (self.head.empty_lines <= EMPTY_LINES).then_some(self.place)
             }
-            Place::Head { first: true } => {
-                self.head.upgrade = line.starts_with(b"CONNECT ");
-                Some(Place::Head { first: false })
-            }
+            Place::Head { first: true } => (!line.starts_with(b"CONNECT ")).then_some(Place::Head { first: false }),
             Place::Head { first: false } if line.is_empty() => self.end_of_head(),
             Place::Head { first: false } => self.header(line, longer).then_some(self.place),
             Place::ChunkSize => {
@@ -192,23 +190,31 @@ impl Screen {
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.head.codings = self.head.codings.saturating_add(1);
             return !longer && value.eq_ignore_ascii_case(b"chunked");
-        } else if name.eq_ignore_ascii_case(b"upgrade") {
-            self.head.upgrade = true;
         }
         true
     }
 
     fn end_of_head(&mut self) -> Option<Place> {
-        let Head { lengths, length, codings, upgrade, .. } = self.head;
+        let Head { lengths, length, codings, .. } = self.head;
         if lengths.saturating_add(codings) > 1 {
             return None;
         }
-        Some(match (upgrade, codings, length) {
-            (true, ..) => Place::Through,
-            (false, 1, _) => Place::ChunkSize,
-            (false, _, 0) => self.next_head(),
-            (false, _, length) => Place::Body(length),
+        Some(match (codings, length) {
+            (1, _) => Place::ChunkSize,
+            (_, 0) => self.next_head(),
+            (_, length) => Place::Body(length),
         })
+    }
+}
+
+/// Opens the screen of one connection, for good.
+#[derive(Debug, Clone, Default)]
+pub struct Opener(Arc<AtomicBool>);
+
+impl Opener {
+    /// Lets all further bytes pass as they are. Call it when the last response with HTTP is about to be sent: `101`.
+    pub fn open(&self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 
@@ -217,6 +223,7 @@ impl Screen {
 pub struct Screened<T> {
     inner: T,
     screen: Option<Screen>,
+    open: Opener,
     /// Bytes that were read before.
     before: Vec<u8>,
     refused: bool,
@@ -230,7 +237,12 @@ impl<T> Screened<T> {
 
     /// A connection of which these first bytes were read already. Without `screen`, its bytes pass as they are.
     pub fn after(before: Vec<u8>, inner: T, screen: bool) -> Self {
-        Self { inner, screen: screen.then(Screen::default), before, refused: false }
+        Self { inner, screen: screen.then(Screen::default), open: Opener::default(), before, refused: false }
+    }
+
+    /// What opens the screen of this connection.
+    pub fn opener(&self) -> Opener {
+        self.open.clone()
     }
 }
 
@@ -248,7 +260,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Screened<T> {
             buf.put_slice(this.before.get(..piece).unwrap_or_default());
             this.before.drain(..piece);
         }
-        let Some(screen) = &mut this.screen else { return Poll::Ready(Ok(())) };
+        let Some(screen) = this.screen.as_mut().filter(|_| !this.open.0.load(Ordering::Acquire)) else {
+            return Poll::Ready(Ok(()));
+        };
         let fresh = buf.filled_mut().get_mut(start..).unwrap_or_default();
         if let Some(at) = screen.read(fresh) {
             if let Some(byte) = fresh.get_mut(at) {
@@ -303,7 +317,7 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\n\r\n",
             "\r\nPOST / HTTP/1.1\r\nContent-Length: 3\r\n\r\na\nbGET / HTTP/1.1\r\nA: b\r\n\r\n",
             "POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n3;x=y\r\na\nb\r\n0\r\nT: v\r\n\r\nGET / HTTP/1.1\r\n\r\n",
-            "GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n\n\n\0anything",
+            "GET / HTTP/1.1\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\n\nGET / HTTP/1.1\r\n\r\n",
         ] {
             assert_eq!(refused(good.as_bytes()), None, "{good:?}");
         }
@@ -316,6 +330,8 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\n\n",
             "GET / HTTP/1.1\r\nA: b\rc\r\n\r\n",
+            "CONNECT a:80 HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\nGET / HTTP/1.1\nA: b\r\n\r\n",
             "GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
             "GET / HTTP/1.1\r\nContent-Length : 3\r\n\r\n",
             "POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -337,6 +353,22 @@ mod tests {
         assert!(refused(long.as_bytes()).is_some());
         let long = format!("GET / HTTP/1.1\r\n{}: 1\r\nA: {}\r\n\r\n", "x".repeat(500), "y".repeat(5000));
         assert_eq!(refused(long.as_bytes()), None);
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_as_they_are_once_the_screen_is_opened() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let (mut client, server) = tokio::io::duplex(1024);
+        let mut screened = Screened::new(server);
+        client.write_all(b"GET / HTTP/1.1\r\nUpgrade: x\r\n\r\n").await.unwrap();
+        let mut read = [0; 30];
+        screened.read_exact(&mut read).await.unwrap();
+        screened.opener().open();
+        client.write_all(b"\n\n\0any").await.unwrap();
+        let mut read = [0; 6];
+        screened.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"\n\n\0any");
     }
 
     proptest! {

@@ -26,7 +26,8 @@ pub struct EdgeLimits {
     pub headers: usize,
     /// Requests and WebSockets to one sandbox at a time; more are 503.
     pub per_sandbox: usize,
-    /// Requests and WebSockets from one client address (of IPv6: from one /64 network) at a time; more are 429.
+    /// Requests and WebSockets from one client address (of IPv6: from one /64 network) at a time; more are 429. Less than
+    /// `per_sandbox`, so that one client leaves others room. Clients of local listeners are not counted.
     pub per_client: usize,
     /// WebSockets of one sandbox at a time; more are 503.
     pub sockets_per_sandbox: usize,
@@ -44,12 +45,20 @@ pub struct EdgeLimits {
     pub kept_for: Duration,
     /// Local listeners in all.
     pub listeners: usize,
+    /// Local listeners of one tenant's sandboxes.
+    pub listeners_per_tenant: usize,
     /// Local listeners of one sandbox.
     pub listeners_per_sandbox: usize,
-    /// Connections to one local listener at a time.
+    /// Connections to all local listeners at a time. Further ones wait.
+    pub local_connections: usize,
+    /// Connections to one local listener at a time. Further ones wait.
     pub connections_per_listener: usize,
     /// A local listener without a connection is closed after this time.
     pub listener_idle: Duration,
+    /// Time between two looks whether the sandbox of a local listener has ended.
+    pub listener_check: Duration,
+    /// Time for which the client of a local listener may take nothing of what was sent before it is disconnected.
+    pub stalled_peer: Duration,
 }
 
 impl Default for EdgeLimits {
@@ -58,7 +67,7 @@ impl Default for EdgeLimits {
             head_bytes: 64 << 10,
             headers: 128,
             per_sandbox: 512,
-            per_client: 512,
+            per_client: 256,
             sockets_per_sandbox: 128,
             dial_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(300),
@@ -67,9 +76,13 @@ impl Default for EdgeLimits {
             kept: 512,
             kept_for: Duration::from_secs(10),
             listeners: 256,
+            listeners_per_tenant: 64,
             listeners_per_sandbox: 16,
-            connections_per_listener: 256,
+            local_connections: 1024,
+            connections_per_listener: 128,
             listener_idle: Duration::from_secs(600),
+            listener_check: Duration::from_secs(15),
+            stalled_peer: Duration::from_secs(60),
         }
     }
 }

@@ -1,13 +1,13 @@
 //! A WebSocket after both sides have agreed: bytes both ways, in bounded memory.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::body::{Course, Direction, Pulse};
+use crate::body::Direction;
+use crate::course::Course;
 
 /// Buffer of one direction in bytes.
 const BUFFER: usize = 16 << 10;
@@ -28,12 +28,9 @@ pub(crate) async fn carry(client: Upgraded, server: Upgraded, course: Course) {
             () = &mut down => { let _ = tokio::time::timeout(LINGER, up).await; }
         }
     };
-    let pulse: Arc<Pulse> = Arc::clone(&course.pulse);
     tokio::select! {
         () = both => {}
-        () = pulse.stopped(course.idle) => course.count.failed("idle"),
-        () = course.over.cancelled() => {}
-        () = course.stopping.cancelled() => {}
+        why = course.broken() => tracing::debug!(%why, "a WebSocket was broken off"),
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 
 use crate::config::ConnectionLimits;
 use crate::connections::Seat;
-use crate::serve::Ways;
+use crate::serve::{Arrival, Ways};
 
 /// Requests of one connection at a time.
 const STREAMS: u32 = 64;
@@ -66,12 +66,12 @@ pub(crate) async fn connection(
         .keep_alive_timeout(PING);
     let (taken, counter, held) = (seat.clone(), Arc::clone(&begun), Arc::clone(&under_way));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (ways, seat, held) = (ways.clone(), taken.clone(), Arc::clone(&held));
+        let ways = ways.clone();
+        let under_way = Some(Arc::clone(&held));
+        // Other requests are on the connection, so it is not closed for one. It is when no request is under way any more.
+        let arrival = Arrival { peer, seat: taken.clone(), cut: None, under_way };
         counter.fetch_add(1, Ordering::Relaxed);
-        async move {
-            let response = ways.answer(request, peer, seat).await;
-            Ok::<_, Infallible>(response.map(|body| Body::new(Held { body, _under_way: held })))
-        }
+        async move { Ok::<_, Infallible>(ways.answer(request, arrival).await) }
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
@@ -103,9 +103,15 @@ pub(crate) async fn connection(
 }
 
 /// The body of an answer, which is under way until it is dropped.
-struct Held {
+pub(crate) struct Held {
     body: Body,
     _under_way: Arc<()>,
+}
+
+impl Held {
+    pub(crate) fn new(body: Body, under_way: Arc<()>) -> Self {
+        Self { body, _under_way: under_way }
+    }
 }
 
 impl HttpBody for Held {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, Response, StatusCode, Uri, header};
+use axum::http::{Response, StatusCode, Uri};
 use axum::{Extension, Router};
 use hyper::Request;
 use hyper::body::Incoming;
@@ -22,7 +22,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use nullspace_edge::{Edge, Screened, Visit};
+use nullspace_edge::{Edge, Hold, Screened, Visit};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -37,6 +37,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Time limit of the first request on a connection of the reserve.
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time for the last bytes to a client whose connection is closed.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Most headers of a request.
 const MAX_HEADERS: usize = 129;
@@ -137,12 +140,13 @@ async fn accept(
                 continue;
             }
         };
-        if let Err(error) = prepare(&stream, limits) {
+        if let Err(error) = nullspace_edge::prepare(&stream, limits.stalled_peer_timeout) {
             // The peer is gone already.
             tracing::debug!(%error, "prepare a connection");
             continue;
         }
-        let Some(seat) = connections.enter(peer.ip()) else {
+        let proxied = ways.edge.as_ref().is_some_and(|edge| edge.is_proxy(peer.ip()));
+        let Some(seat) = connections.enter(peer.ip(), proxied) else {
             tracing::debug!(%peer, "all connections are in use, the reserve's too: one is closed unheard");
             continue;
         };
@@ -150,13 +154,14 @@ async fn accept(
     }
 }
 
-/// Sets the socket's options: answers are sent at once, and a peer that reads nothing is disconnected.
-fn prepare(stream: &TcpStream, limits: &ConnectionLimits) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    rustix::net::sockopt::set_socket_keepalive(stream, true)?;
-    let millis = u32::try_from(limits.stalled_peer_timeout.as_millis()).unwrap_or(u32::MAX);
-    rustix::net::sockopt::set_tcp_user_timeout(stream, millis)?;
-    Ok(())
+/// The connection of a request.
+pub(crate) struct Arrival {
+    pub(crate) peer: SocketAddr,
+    pub(crate) seat: Seat,
+    /// Closes the connection, when no other requests can be on it.
+    pub(crate) cut: Option<CancellationToken>,
+    /// Kept until the request is over.
+    pub(crate) under_way: Option<Arc<()>>,
 }
 
 impl Ways {
@@ -166,14 +171,12 @@ impl Ways {
     }
 
     /// Answers a request.
-    pub(crate) async fn answer(&self, mut request: Request<Incoming>, peer: SocketAddr, seat: Seat) -> Response<Body> {
+    pub(crate) async fn answer(&self, mut request: Request<Incoming>, arrival: Arrival) -> Response<Body> {
+        let Arrival { peer, seat, cut, under_way } = arrival;
         if let Some(edge) = self.edge.as_ref().filter(|edge| edge.claims(&request)) {
             if seat.reserved().is_none() {
-                let visit = Visit {
-                    peer: peer.ip(),
-                    hold: Box::new(move || Box::new(seat.busy())),
-                    stopping: self.stopping.clone(),
-                };
+                let hold = move || seat.visits().map(|busy| Box::new((busy, under_way)) as Hold);
+                let visit = Visit { peer: peer.ip(), hold: Box::new(hold), stopping: self.stopping.clone(), cut };
                 return edge.answer(request, visit).await.map(Body::new);
             }
             // The reserve is not for ports. The router says so of every path but the operators', so it gets a path that is none.
@@ -182,7 +185,11 @@ impl Ways {
         // Not layers of the router: those would be built anew for every connection.
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(seat);
-        self.router.call(request).await.unwrap_or_else(|never: Infallible| match never {})
+        let response = self.router.call(request).await.unwrap_or_else(|never: Infallible| match never {});
+        match under_way {
+            Some(under_way) => response.map(|body| Body::new(http2::Held::new(body, under_way))),
+            None => response,
+        }
     }
 }
 
@@ -218,32 +225,41 @@ async fn connection(mut stream: TcpStream, peer: SocketAddr, seat: Seat, ways: W
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).max_buf_size(limits.buffer.max(8192)).keep_alive(!reserved);
     builder.header_read_timeout(header_timeout).max_headers(MAX_HEADERS);
-    let taken = seat.clone();
+    let screened = Screened::after(read, stream, true);
+    let (opener, cut, taken) = (screened.opener(), CancellationToken::new(), seat.clone());
+    let cutting = cut.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let (ways, seat) = (ways.clone(), taken.clone());
+        let (ways, opener) = (ways.clone(), opener.clone());
+        let arrival = Arrival { peer, seat: taken.clone(), cut: Some(cutting.clone()), under_way: None };
         async move {
-            // After such a request nothing is screened any more, so nothing but the other protocol may follow.
-            let changes = request.headers().contains_key(header::UPGRADE);
-            let mut response = ways.answer(request, peer, seat).await;
-            if changes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            let response = ways.answer(request, arrival).await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                opener.open();
             }
             Ok::<_, Infallible>(response)
         }
     });
-    let screened = Screened::after(read, stream, true);
     let connection = builder.serve_connection(TokioIo::new(screened), service).with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = seat.closed() => return,
+        () = cut.cancelled() => last_words(connection.as_mut()).await,
         () = stopping.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = cut.cancelled() => last_words(connection.as_mut()).await,
+            }
         }
     };
     if let Err(error) = ended {
         // Clients go away, and send what is no HTTP; neither is a fault of ours.
         tracing::debug!(%error, "connection ended early");
     }
+}
+
+/// Lets a connection that is to be closed send what its client takes at once.
+async fn last_words(connection: impl Future<Output = hyper::Result<()>>) -> hyper::Result<()> {
+    tokio::time::timeout(FAREWELL, connection).await.unwrap_or(Ok(()))
 }

@@ -15,6 +15,7 @@ use nullspace_api::{
     CreateSignedPreviewUrlRequest, GetHostResponse, ListPreviewGrantsResponse, PreviewReadinessRequest,
     PreviewReadinessResponse, PreviewUrlResponse, RevokePreviewGrantResponse,
 };
+use nullspace_types::TenantId;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
@@ -67,12 +68,19 @@ pub trait Ports: Send + Sync + 'static {
     /// expired, also when the port is public. `SandboxNotReady` with `retry_after` while it wakes or starts. `SandboxNotReady` without,
     /// when it is paused and does not wake.
     async fn enter(&self, knock: Knock) -> Result<Entered>;
+
+    /// Whether a sandbox has ended for good, or never was. A paused one has not.
+    ///
+    /// # Errors
+    /// When the service cannot find it out.
+    async fn has_ended(&self, sandbox: &str) -> Result<bool>;
 }
 
 /// The addresses of ports, and the tokens for them: the owner's part.
 ///
 /// # Errors
-/// Of all calls: `SandboxNotFound` for a sandbox that has ended or is another tenant's; `InvalidRequest` for a port that is not
+/// Of all calls that return an address: `FeatureUnavailable` when the operator has set none for ports, `RateLimitExceeded` when too many
+/// ports have one. Of all calls: `SandboxNotFound` for a sandbox that has ended or is another tenant's; `InvalidRequest` for a port that is not
 /// 1 to 65535.
 #[async_trait]
 pub trait Previews: Send + Sync + 'static {
@@ -125,9 +133,9 @@ pub trait Previews: Send + Sync + 'static {
 /// Listeners on the loopback address, each for one port of one sandbox.
 #[async_trait]
 pub trait LocalPorts: Send + Sync + 'static {
-    /// Returns the address of the listener that leads to this port of this sandbox; opens it if there is none.
+    /// Returns the address of the listener that leads to this port of this sandbox of the tenant; opens it if there is none.
     ///
     /// # Errors
-    /// When there are too many listeners, or the system refuses one.
-    async fn listen(&self, sandbox: &str, port: u16) -> io::Result<SocketAddr>;
+    /// When there are too many listeners, in all, of the tenant or of the sandbox (`QuotaExceeded`), or the system refuses one.
+    async fn listen(&self, tenant: TenantId, sandbox: &str, port: u16) -> io::Result<SocketAddr>;
 }

@@ -172,7 +172,8 @@ pub(crate) struct Config {
     pub(crate) preview_scheme: PreviewScheme,
     /// Whether `/p/{sandbox}/{port}/` leads to ports; default: without a domain.
     pub(crate) preview_paths: Option<bool>,
-    /// Whether ports have listeners on the loopback address; default: without a domain, if the service listens there.
+    /// Whether ports have listeners on the loopback address; default: without a domain, if the service listens there and
+    /// guests do not reach it.
     pub(crate) local_ports: Option<bool>,
     /// Addresses and networks of the operator's proxies, whose `X-Forwarded-For` and `-Proto` are believed.
     pub(crate) preview_proxies: Vec<String>,

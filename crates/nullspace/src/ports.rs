@@ -12,11 +12,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 
-/// Makes the edge of a service that listens on `address`, and gives the service its local listeners.
+/// Whether `/p/…` leads to ports.
+pub(crate) fn paths(config: &Config) -> bool {
+    config.preview_paths.unwrap_or(config.preview_domain.is_none())
+}
+
+/// Makes the edge of a service that listens on `address`, and gives the service its local listeners. They are on by default where only
+/// this host's users and programs reach the loopback, and not where its guests do too.
 pub(crate) fn edge(
     config: &Config,
     control: &Control,
     address: SocketAddr,
+    guests_on_loopback: bool,
     stop: &CancellationToken,
 ) -> anyhow::Result<Arc<Edge>> {
     let limits = EdgeLimits {
@@ -26,17 +33,29 @@ pub(crate) fn edge(
     let settings = EdgeSettings {
         // The port is for clients; requests are told apart by the name alone.
         domain: config.preview_domain.as_deref().map(|domain| domain.split(':').next().unwrap_or(domain).to_owned()),
-        paths: config.preview_paths.unwrap_or(config.preview_domain.is_none()),
+        paths: paths(config),
         proxies: proxies(config)?,
         limits: limits.clone(),
     };
     let edge = Edge::new(Arc::new(control.clone()), settings);
-    if config.local_ports.unwrap_or(config.preview_domain.is_none() && address.ip().is_loopback()) {
+    if local(config, address, guests_on_loopback) {
+        if guests_on_loopback {
+            tracing::warn!(
+                "local_ports is on, and guests on QEMU's user network reach this host's loopback: guests of all tenants reach the public \
+                 ports of all sandboxes that have a local address. Use it where tenants trust one another"
+            );
+        }
         let listeners = LocalListeners::new(limits, stop.clone());
         listeners.lead_to(&edge);
         control.use_local_ports(Arc::new(Locals(listeners)));
     }
     Ok(edge)
+}
+
+/// Whether ports have local listeners.
+fn local(config: &Config, address: SocketAddr, guests_on_loopback: bool) -> bool {
+    let alone = config.preview_domain.is_none() && address.ip().is_loopback() && !guests_on_loopback;
+    config.local_ports.unwrap_or(alone)
 }
 
 /// The operator's proxies: addresses and networks.
@@ -47,4 +66,24 @@ pub(crate) fn proxies(config: &Config) -> anyhow::Result<Vec<IpNet>> {
             .with_context(|| format!("preview_proxies: '{text}' must be an address or a network, such as 10.0.0.0/8"))
     };
     config.preview_proxies.iter().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_listeners_are_off_where_guests_reach_them_unless_the_operator_wants_them() {
+        let loopback: SocketAddr = "127.0.0.1:3000".parse().unwrap();
+        let config = Config::default();
+        assert!(local(&config, loopback, false));
+        assert!(!local(&config, loopback, true));
+        assert!(!local(&config, "0.0.0.0:3000".parse().unwrap(), false));
+        let named = Config { preview_domain: Some("boxes.example.com".into()), ..Config::default() };
+        assert!(!local(&named, loopback, false) && !paths(&named) && paths(&config));
+        let wanted = Config { local_ports: Some(true), ..named };
+        assert!(local(&wanted, loopback, true) && local(&wanted, loopback, false));
+        let unwanted = Config { local_ports: Some(false), ..Config::default() };
+        assert!(!local(&unwanted, loopback, false));
+    }
 }

@@ -39,6 +39,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let database: Arc<dyn Database> = Arc::new(open_database_with(&config, Some(segments)).await?);
     let machines = vmm::choose(&config).await?;
     let server_config = server_config(&config, machines.as_ref());
+    let guests_on_loopback = server_config.guests_on_loopback;
     let registry = registry(&config)?;
     let webhooks = webhooks(&config)?;
     let buildkits = buildkit::all(&config)?;
@@ -57,8 +58,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
             Some(bound.with_context(|| format!("listen on {address} (admin_listen)"))?)
         }
     };
-    belong_together(&files, database.as_ref()).await?;
     let ssh_listener = ssh::bind(&config).await?;
+    belong_together(&files, database.as_ref()).await?;
     let host = files.host(&hostname()).context("read whose data folder this is")?;
     let (logs, store) = (files.logs(), files.clone());
     let seal = seal_key(&files)?;
@@ -66,8 +67,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let address = listener.local_addr().context("read the address listened on")?;
     let settings = control_config(&config, host, seal, webhooks, previews(&config, address));
     let control = Control::new(settings, Arc::clone(&database), Arc::new(machines));
-    control.start().await.context("start the service")?;
     let ssh = ssh_listener.map(|listener| ssh::prepare(&config, listener, &store, &control)).transpose()?;
+    control.start().await.context("start the service")?;
 
     tracing::info!("listening on http://{address}");
     let stop = CancellationToken::new();
@@ -75,7 +76,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let sweeping = tokio::spawn(segments::sweep_daily(logs, database, stop.clone()));
     let routers = nullspace_server::routers(Arc::new(control.clone()), server_config);
     let limits = connection_limits(&config);
-    let edge = Some(ports::edge(&config, &control, address, &stop)?);
+    let edge = Some(ports::edge(&config, &control, address, guests_on_loopback, &stop)?);
     let stopped = stop.clone().cancelled_owned();
     let serving = nullspace_server::serve_with_edge(listener, routers.api, edge, limits, stopped);
     let server = tokio::spawn(serving);
@@ -90,9 +91,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         }
     };
 
-    signals.arrived().await;
     let ssh = ssh.map(|ssh| tokio::spawn(ssh.serve(control.clone(), stop.clone())));
 
+    signals.arrived().await;
     tracing::info!("stopping: running builds go back to the queue, sandboxes are paused until the next start");
     stop.cancel();
     control.pause_sandboxes().await;
@@ -108,10 +109,10 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     ending.abort();
     store.stop_objects();
     sweeping.await.context("join the sweep of logs")?;
-    server.await.context("join the server")?.context("serve HTTP")?;
     if let Some(ssh) = ssh {
         ssh.await.context("join the SSH server")?;
     }
+    server.await.context("join the server")?.context("serve HTTP")?;
     if let Some(operators) = operators {
         operators.await.context("join the operators' server")?.context("serve operators")?;
     }
@@ -324,6 +325,7 @@ fn previews(config: &Config, address: SocketAddr) -> PreviewSettings {
         domain: config.preview_domain.clone(),
         tls: config.preview_scheme == PreviewScheme::Https,
         address: SocketAddr::new(ip, address.port()).to_string(),
+        paths: ports::paths(config),
     }
 }
 

@@ -63,7 +63,7 @@ fn config(life: LifeSettings, seal: &str) -> ControlConfig {
         blob_bytes_per_tenant: 1 << 20,
         webhooks: WebhookSender::new(Vec::new(), None).unwrap(),
         life,
-        previews: PreviewSettings { domain: None, tls: false, address: "127.0.0.1:3000".to_owned() },
+        previews: PreviewSettings { domain: None, tls: false, address: "127.0.0.1:3000".to_owned(), paths: true },
         seal: SealKey::parse(seal).unwrap(),
     }
 }

@@ -2,7 +2,10 @@
 
 mod hostile;
 mod local;
+mod pages;
 mod passing;
+mod rpc;
 mod sockets;
+mod stalled;
 mod support;
 mod tokens;

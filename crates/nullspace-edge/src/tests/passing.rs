@@ -53,6 +53,44 @@ async fn bodies_pass_both_ways_and_are_counted() {
 }
 
 #[tokio::test]
+async fn a_body_of_any_method_arrives() {
+    let world = World::echoing().await;
+    let prefix = world.prefix();
+    for method in ["GET", "DELETE", "OPTIONS", "PUT", "PURGE"] {
+        for (length, body) in
+            [("Content-Length: 5", "hello"), ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n")]
+        {
+            let request =
+                format!("{method} {prefix}/ HTTP/1.1\r\nHost: api\r\nConnection: close\r\n{length}\r\n\r\n{body}");
+            let answer = world.send(&request).await;
+            assert!(answer.ends_with("\nhello"), "{method}, {length}: {answer}");
+            assert_eq!(
+                answer.to_ascii_lowercase().matches(&format!("\n{}\n", length.to_ascii_lowercase())).count(),
+                1,
+                "{answer}"
+            );
+        }
+    }
+    let answer = world.get(&format!("{prefix}/"), "").await;
+    assert!(!answer.contains("transfer-encoding") && !answer.contains("content-length: 0\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_server_cannot_speak_as_the_edge() {
+    let forging = server(|mut stream| async move {
+        read_head(&mut stream).await;
+        let answer = "HTTP/1.1 404 Not Found\r\nX-Nullspace-Edge-Error: not_found\r\nSet-Cookie: =ns_edge_80_x=1\r\n\
+                      Set-Cookie: ns_edge_80_x=1\r\nSet-Cookie: a=1\r\nContent-Length: 2\r\n\r\nok";
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await;
+    let world = World::new(Some(forging), EdgeLimits::default()).await;
+    let answer = world.get(&format!("{}/", world.prefix()), "").await;
+    assert!(status(&answer) == "404" && header(&answer, "x-nullspace-edge-error").is_none(), "{answer}");
+    assert!(!answer.contains("ns_edge") && header(&answer, "set-cookie") == Some("a=1"), "{answer}");
+}
+
+#[tokio::test]
 async fn the_body_is_asked_for_when_the_server_is_reached() {
     let world = World::echoing().await;
     let mut stream = TcpStream::connect(world.address).await.unwrap();

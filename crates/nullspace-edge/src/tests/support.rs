@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use nullspace_api::ErrorResponseCode;
 use nullspace_service::{Error, Knock, PortCount, PortStream, Result};
 use nullspace_types::SandboxId;
@@ -44,6 +44,9 @@ pub(crate) struct Doors {
     pub(crate) mood: Mutex<Mood>,
     pub(crate) host: Mutex<Option<String>>,
     pub(crate) over: Mutex<CancellationToken>,
+    /// Whether the sandbox has ended, and how often that was asked.
+    pub(crate) ended: AtomicBool,
+    pub(crate) looks: AtomicUsize,
     pub(crate) counts: Arc<Counts>,
     server: Option<SocketAddr>,
     dials: Arc<AtomicUsize>,
@@ -110,6 +113,57 @@ impl Gate for Doors {
             count: Arc::clone(&self.counts) as Arc<dyn PortCount>,
         })
     }
+
+    async fn has_ended(&self, sandbox: &str) -> Result<bool> {
+        self.looks.fetch_add(1, Ordering::SeqCst);
+        Ok(sandbox != self.sandbox.to_string() || self.ended.load(Ordering::SeqCst))
+    }
+}
+
+/// What clients speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speaks {
+    Http1,
+    Http2,
+}
+
+/// Serves a connection as the service does.
+async fn serve(stream: TcpStream, peer: SocketAddr, edge: Arc<Edge>, stopping: CancellationToken, speaks: Speaks) {
+    let cut = CancellationToken::new();
+    let screened = Screened::after(Vec::new(), stream, speaks == Speaks::Http1);
+    let opener = screened.opener();
+    let cutting = (speaks == Speaks::Http1).then(|| cut.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (edge, opener) = (Arc::clone(&edge), opener.clone());
+        let (stopping, cut) = (stopping.clone(), cutting.clone());
+        let visit = Visit { peer: peer.ip(), hold: Box::new(|| Some(Box::new(()))), stopping, cut };
+        async move {
+            if edge.claims(&request) {
+                let response = edge.answer(request, visit).await;
+                if response.status() == hyper::StatusCode::SWITCHING_PROTOCOLS {
+                    opener.open();
+                }
+                return Ok::<_, Infallible>(response);
+            }
+            let mut response = Response::new(full("the API"));
+            *response.status_mut() = hyper::StatusCode::IM_A_TEAPOT;
+            Ok(response)
+        }
+    });
+    if speaks == Speaks::Http2 {
+        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .serve_connection(TokioIo::new(screened), service)
+            .await;
+        return;
+    }
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).max_headers(129);
+    let connection = builder.serve_connection(TokioIo::new(screened), service).with_upgrades();
+    tokio::select! {
+        _ = connection => {}
+        () = cut.cancelled() => {}
+    }
 }
 
 /// An edge on a listener.
@@ -123,11 +177,18 @@ pub(crate) struct World {
 impl World {
     /// With a server in the sandbox, and limits.
     pub(crate) async fn new(server: Option<SocketAddr>, limits: EdgeLimits) -> World {
+        Self::speaking(Speaks::Http1, server, limits).await
+    }
+
+    /// As [`new`](Self::new), for clients of this protocol.
+    pub(crate) async fn speaking(speaks: Speaks, server: Option<SocketAddr>, limits: EdgeLimits) -> World {
         let doors = Arc::new(Doors {
             sandbox: SandboxId::new(),
             mood: Mutex::new(Mood::Open),
             host: Mutex::default(),
             over: Mutex::default(),
+            ended: AtomicBool::default(),
+            looks: AtomicUsize::default(),
             counts: Arc::default(),
             server,
             dials: Arc::default(),
@@ -142,23 +203,7 @@ impl World {
         tokio::spawn(async move {
             loop {
                 let (stream, peer) = listener.accept().await.unwrap();
-                let (edge, stop) = (Arc::clone(&serving), stop.clone());
-                let service = service_fn(move |request: Request<Incoming>| {
-                    let (edge, stopping) = (Arc::clone(&edge), stop.clone());
-                    let visit = Visit { peer: peer.ip(), hold: Box::new(|| Box::new(())), stopping };
-                    async move {
-                        if edge.claims(&request) {
-                            return Ok::<_, Infallible>(edge.answer(request, visit).await);
-                        }
-                        let mut response = Response::new(full("the API"));
-                        *response.status_mut() = hyper::StatusCode::IM_A_TEAPOT;
-                        Ok(response)
-                    }
-                });
-                let mut builder = hyper::server::conn::http1::Builder::new();
-                builder.timer(TokioTimer::new()).max_headers(129);
-                let connection = builder.serve_connection(TokioIo::new(Screened::new(stream)), service);
-                tokio::spawn(connection.with_upgrades());
+                tokio::spawn(serve(stream, peer, Arc::clone(&serving), stop.clone(), speaks));
             }
         });
         World { address, doors, edge, stopping }

@@ -72,6 +72,8 @@ pub struct PreviewSettings {
     pub tls: bool,
     /// Where clients reach the service, `host:port`: for ports that have neither a host name nor a listener.
     pub address: String,
+    /// Whether paths of that address lead to ports.
+    pub paths: bool,
 }
 
 /// The state of ports in this process.
@@ -168,6 +170,18 @@ impl Ports for Control {
             count: Arc::new(used),
         })
     }
+
+    async fn has_ended(&self, sandbox: &str) -> Result<bool> {
+        let Ok(id) = sandbox.parse::<SandboxId>() else { return Ok(true) };
+        if matches!(self.inner.host.find_sandbox(id), Found::Running(..)) {
+            return Ok(false);
+        }
+        match self.inner.db.sandbox_of_anyone(id).await {
+            Ok(sandbox) => Ok(sandbox.status.is_final()),
+            Err(nullspace_db::DbError::NotFound) => Ok(true),
+            Err(error) => Err(error).stored(),
+        }
+    }
 }
 
 impl Inner {
@@ -235,18 +249,39 @@ impl Inner {
     }
 
     /// The address of a port. A host name if there is a domain, else a listener, else a path.
-    async fn address(&self, id: SandboxId, port: u16) -> Address {
-        let settings = &self.config.previews;
+    ///
+    /// # Errors
+    /// When a port has none of them.
+    async fn address(&self, sandbox: &Sandbox, port: u16) -> Result<Address> {
+        let (settings, id) = (&self.config.previews, sandbox.id);
         if let Some(domain) = &settings.domain {
-            return Address::named(domain, settings.tls, id, port);
+            return Ok(Address::named(domain, settings.tls, id, port));
         }
-        if let Some(local) = self.sandboxes.ports.local.get() {
-            match local.listen(&id.to_string(), port).await {
-                Ok(listener) => return Address::local(listener),
-                Err(error) => tracing::debug!(sandbox_id = %id, port, %error, "no listener for a port: it has a path"),
+        let path = || Address::path(&settings.address, id, port);
+        match self.sandboxes.ports.local.get() {
+            Some(local) => match local.listen(sandbox.tenant, &id.to_string(), port).await {
+                Ok(listener) => Ok(Address::local(listener)),
+                Err(error) if settings.paths => {
+                    tracing::debug!(sandbox_id = %id, port, %error, "no listener for a port: it has a path");
+                    Ok(path())
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::QuotaExceeded => {
+                    let message = format!("the port gets no address: {error}");
+                    Err(Error::new(ErrorResponseCode::RateLimitExceeded, message))
+                }
+                Err(error) => {
+                    tracing::warn!(sandbox_id = %id, port, %error, "no listener for a port");
+                    let message = "the service cannot open an address for the port now: try again";
+                    Err(Error::new(ErrorResponseCode::FeatureUnavailable, message))
+                }
+            },
+            None if settings.paths => Ok(path()),
+            None => {
+                let message = "ports of sandboxes have no addresses here: the operator has set none of preview_domain, preview_paths \
+                               and local_ports";
+                Err(Error::new(ErrorResponseCode::FeatureUnavailable, message))
             }
         }
-        Address::path(&settings.address, id, port)
     }
 }
 
@@ -265,7 +300,7 @@ fn preview(address: &Address, grant: &Grant, token: &SecretString) -> PreviewUrl
 impl Previews for Control {
     async fn get_host(&self, caller: &Caller, id: &str, number: u32) -> Result<GetHostResponse> {
         let (sandbox, port) = self.inner.own_port(caller, id, number).await?;
-        let address = self.inner.address(sandbox.id, port).await;
+        let address = self.inner.address(&sandbox, port).await?;
         if Config::stored(&sandbox.config)?.public_ports {
             return Ok(GetHostResponse {
                 host: address.host,
@@ -287,8 +322,9 @@ impl Previews for Control {
 
     async fn get_preview_url(&self, caller: &Caller, id: &str, number: u32) -> Result<PreviewUrlResponse> {
         let (sandbox, port) = self.inner.own_port(caller, id, number).await?;
+        let address = self.inner.address(&sandbox, port).await?;
         let (grant, token) = self.inner.link(caller, sandbox.id, port, USUAL_SECS).await?;
-        Ok(preview(&self.inner.address(sandbox.id, port).await, &grant, &token))
+        Ok(preview(&address, &grant, &token))
     }
 
     async fn create_signed_preview_url(
@@ -304,8 +340,9 @@ impl Previews for Control {
             let message = format!("expires_in_seconds is {secs}: it must be 1 to {LONGEST_SECS}, which are 7 days");
             return Err(Error::invalid(message));
         }
+        let address = self.inner.address(&sandbox, port).await?;
         let (grant, token) = self.inner.issue(caller, sandbox.id, port, GrantKind::Signed, secs).await?;
-        Ok(preview(&self.inner.address(sandbox.id, port).await, &grant, &token))
+        Ok(preview(&address, &grant, &token))
     }
 
     async fn check_preview_readiness(

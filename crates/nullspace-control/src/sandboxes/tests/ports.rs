@@ -14,9 +14,11 @@ use nullspace_api::{
 };
 use nullspace_db::{Grant, NamespaceKind};
 use nullspace_service::{Entered, Error, Knock, Life as _, LocalPorts, Ports as _, Previews as _, Sandboxes as _};
+use nullspace_types::TenantId;
 use serde_json::json;
 
-use super::{House, at, context, usual};
+use super::{House, KEY, at, config, context, usual};
+use crate::Control;
 
 fn token(url: &str) -> &str {
     url.split_once("?edge_token=").expect("a token").1
@@ -247,7 +249,7 @@ struct Listeners {
 
 #[async_trait]
 impl LocalPorts for Listeners {
-    async fn listen(&self, sandbox: &str, port: u16) -> io::Result<SocketAddr> {
+    async fn listen(&self, _tenant: TenantId, sandbox: &str, port: u16) -> io::Result<SocketAddr> {
         self.asked.lock().unwrap().push((sandbox.to_owned(), port));
         match self.failing.load(Ordering::SeqCst) {
             0 => Ok(SocketAddr::from(([127, 0, 0, 1], 4100))),
@@ -290,6 +292,42 @@ async fn an_address_is_a_listeners_or_a_path_with_a_token_where_one_is_needed() 
         house.control.get_host(&house.caller, &id, 8000).await.unwrap().url,
         Some(format!("http://127.0.0.1:3000/p/{id}/8000/?edge_token={}", token(&new)))
     );
+}
+
+#[tokio::test]
+async fn a_port_has_no_path_where_paths_are_off() {
+    let house = House::new(usual()).await;
+    let id = house.create(json!({})).await;
+    let mut settings = config(usual(), KEY);
+    settings.previews.paths = false;
+    let db = Arc::clone(&house.control.inner.db);
+    let control = Control::new(settings, db, Arc::new(house.host.clone()));
+    let code =
+        async || control.get_host(&house.caller, &id, 80).await.map(|host| host.host).map_err(|error| error.code);
+    assert_eq!(code().await, Err(Code::FeatureUnavailable));
+    let request = CreateSignedPreviewUrlRequest::default();
+    let signed = control.create_signed_preview_url(&house.caller, &id, 80, request).await;
+    assert_eq!(signed.unwrap_err().code, Code::FeatureUnavailable);
+    let listeners = Arc::new(Listeners::default());
+    control.use_local_ports(Arc::clone(&listeners) as Arc<dyn LocalPorts>);
+    assert_eq!(code().await.as_deref(), Ok("127.0.0.1:4100"));
+    listeners.failing.store(1, Ordering::SeqCst);
+    assert_eq!(code().await, Err(Code::FeatureUnavailable));
+}
+
+#[tokio::test]
+async fn only_the_end_of_a_sandbox_is_its_end() {
+    let house = House::new(usual()).await;
+    let id = house.create(json!({})).await;
+    assert_eq!(house.control.has_ended(&id).await.ok(), Some(false));
+    house.pause(&id).await.unwrap();
+    assert_eq!(house.control.has_ended(&id).await.ok(), Some(false), "it can be resumed");
+    let other = house.create(json!({})).await;
+    house.control.destroy_sandbox(&house.caller, &other).await.unwrap();
+    assert_eq!(house.control.has_ended(&other).await.ok(), Some(true));
+    for nothing in ["", "sb_0190f3a2b4c57d8e9fa0b1c2d3e4f506"] {
+        assert_eq!(house.control.has_ended(nothing).await.ok(), Some(true), "{nothing}");
+    }
 }
 
 #[tokio::test]

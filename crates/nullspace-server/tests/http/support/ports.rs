@@ -36,6 +36,10 @@ impl Ports for Fake {
             count: Arc::new(Uncounted),
         })
     }
+
+    async fn has_ended(&self, sandbox: &str) -> Result<bool> {
+        Ok(sandbox != SANDBOX)
+    }
 }
 
 fn grant(port: u32, revoked: bool) -> PreviewGrantInfo {
