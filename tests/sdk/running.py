@@ -185,6 +185,8 @@ class Service:
             "LISTEN": "127.0.0.1:0",
             # Registries of tests are on loopback, each on a port of its own.
             "PRIVATE_REGISTRIES": "127.0.0.1",
+            # The published client's tests reach ports at a host of their own. Guests of these tests reach the loopback, so it must be said.
+            "LOCAL_PORTS": "true",
         }
         env = {key: value for key, value in os.environ.items() if not key.startswith("NULLSPACE_")}
         env.update(self.more)

@@ -102,7 +102,8 @@ async fn template(api: &crate::fixture::Api, registry: &Registry) {
 async fn a_server_in_a_sandbox_is_reached_by_path_and_by_local_listener() {
     let registry = Registry::start();
     registry.push("python", "3", &debian::image()).await;
-    let mut service = Service::start().await;
+    // Guests of these tests reach the loopback, so listeners must be asked for.
+    let mut service = Service::with([("NULLSPACE_LOCAL_PORTS", "true".to_owned())]).await;
     let api = service.api();
     template(&api, &registry).await;
     let sandbox = api.sandbox("web").await;
@@ -167,12 +168,7 @@ async fn a_server_in_a_sandbox_is_reached_by_path_and_by_local_listener() {
     let ended = async { while let Some(Ok(_)) = socket.next().await {} };
     tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the socket ends with its sandbox");
     until("the listener closes with its sandbox", Duration::from_secs(30), async || {
-        let Ok(mut stream) = TcpStream::connect(&host).await else { return true };
-        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-        let mut answer = String::new();
-        let _ = stream.write_all(request.as_bytes()).await;
-        let _ = stream.read_to_string(&mut answer).await;
-        answer.is_empty() || answer.starts_with("HTTP/1.1 404")
+        TcpStream::connect(&host).await.is_err()
     })
     .await;
     service.stop().await;
