@@ -197,6 +197,10 @@ async fn what_breaks_off_is_told_to_the_other_side() {
     let (mut dialled, mut server) = connected(&agent).await;
     fill(&agent, &mut dialled).await;
     drop(dialled);
+    // The server reads nothing before the agent has heard of it: it would make room for all that waits.
+    for _ in 0..10 {
+        connected(&agent).await;
+    }
     let read = tokio::time::timeout(SOON, server.read_to_end(&mut rest)).await.unwrap();
     assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
 
