@@ -417,7 +417,7 @@ async fn what_a_cut_off_extraction_has_left_goes_with_its_upload() {
         fs::write(left.join("closed/below/half"), "x").unwrap();
         // Without permissions not even its owner removes what is in it.
         for name in ["closed/below", "closed"] {
-            fs::set_permissions(left.join(name), fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(left.join(name), fs::Permissions::from_mode(0o000)).unwrap();
         }
         left
     };
