@@ -154,6 +154,10 @@ impl Control {
         if !taken.is_empty() {
             tracing::info!(builds = ?taken, "builds of an earlier run that was killed are back in the queue");
         }
+        let unsent = inner.db.take_over_deliveries(host, now).await?;
+        if unsent > 0 {
+            tracing::info!(deliveries = unsent, "deliveries to webhooks of an earlier run that was killed are due again");
+        }
         inner.host.start(Arc::new(sandboxes::Ends(Arc::downgrade(inner)))).await;
         for _ in 0..inner.config.build_concurrency {
             inner.tasks.spawn(builds::worker::work(Arc::clone(inner)));

@@ -222,14 +222,20 @@ pub trait Events: Send + Sync + 'static {
     ) -> Result<(Delivery, Event, Vec<Attempt>)>;
 
     /// Takes at most `limit` deliveries that are due, and those in progress whose lease is over. They are in progress until
-    /// `lease_until`. A webhook has at most `each` in progress. Webhooks take turns: those with fewer in progress come first.
+    /// `lease_until`, as `owner`'s. A webhook has at most `each` in progress. Webhooks take turns: those with fewer in progress come
+    /// first.
     async fn take_deliveries(
         &self,
+        owner: &str,
         now: Timestamp,
         lease_until: Timestamp,
         limit: u32,
         each: u32,
     ) -> Result<Vec<TakenDelivery>>;
+
+    /// Makes the deliveries that `owner` has in progress due at once, and returns their number: for an owner that has just started,
+    /// so that nobody sends them any more.
+    async fn take_over_deliveries(&self, owner: &str, now: Timestamp) -> Result<u64>;
 
     /// Records an attempt of a delivery that was taken: `next` is the time of the next one; `None` after a success, and when it is
     /// given up. An attempt without error is a success. Its number is one more than the delivery's attempts when it was taken:

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   due ── take, leased for 60 s ──> sent (16 at once, 4 to one webhook) ──2xx──────────────> succeeded
-//!    ^                                  │     └── killed: the lease ends, it is due again
+//!    ^                                  │     └── killed: due again when its host starts, or when the lease ends
 //!    └── after 1 s, 2 s, 4 s … 5 min <──┴──else; the tenth time ──> dead letter
 //! ```
 //! A delivery arrives at least once, and deliveries to one webhook arrive in no order: the event has its time and an id that
@@ -57,6 +57,8 @@ const PACE: Pace = Pace {
 #[derive(Clone)]
 pub(super) struct Deliverer {
     pub(super) db: Arc<dyn Database>,
+    /// The host that sends.
+    pub(super) host: String,
     pub(super) seal: SealKey,
     pub(super) sender: WebhookSender,
     pub(super) counts: Counts,
@@ -67,6 +69,7 @@ pub(super) struct Deliverer {
 pub(crate) async fn deliver(inner: Arc<Inner>) {
     let deliverer = Deliverer {
         db: Arc::clone(&inner.db),
+        host: inner.config.host.clone(),
         seal: inner.config.seal.clone(),
         sender: inner.config.webhooks.clone(),
         counts: inner.lifecycle.counts().clone(),
@@ -109,7 +112,7 @@ impl Deliverer {
             if due > now {
                 return Ok(Duration::try_from(due.duration_since(now)).unwrap_or(IDLE).min(IDLE));
             }
-            let taken = self.db.take_deliveries(now, now + self.pace.lease, places, EACH).await?;
+            let taken = self.db.take_deliveries(&self.host, now, now + self.pace.lease, places, EACH).await?;
             if taken.is_empty() {
                 return Ok(BLOCKED);
             }

@@ -161,6 +161,7 @@ const DUE: &str = "
 
 pub(super) async fn take(
     store: &SqliteStore,
+    owner: &str,
     now: Timestamp,
     lease_until: Timestamp,
     limit: u32,
@@ -188,9 +189,10 @@ pub(super) async fn take(
         .await?;
     let mut taken = Vec::new();
     for id in due {
-        sqlx::query("UPDATE deliveries SET delivery_status = ?, due_at = ? WHERE id = ?")
+        sqlx::query("UPDATE deliveries SET delivery_status = ?, due_at = ?, taken_by = ? WHERE id = ?")
             .bind(IN_PROGRESS)
             .bind(lease_until.as_microsecond())
+            .bind(owner)
             .bind(&id)
             .execute(&mut *tx)
             .await?;
@@ -203,6 +205,21 @@ pub(super) async fn take(
     }
     tx.commit().await?;
     Ok(taken)
+}
+
+pub(super) async fn take_over(store: &SqliteStore, owner: &str, now: Timestamp) -> Result<u64> {
+    let mut tx = store.write().await?;
+    let taken = sqlx::query(
+        "UPDATE deliveries SET delivery_status = ?, due_at = ?, taken_by = NULL WHERE delivery_status = ? AND taken_by = ?",
+    )
+    .bind(QUEUED)
+    .bind(now.as_microsecond())
+    .bind(IN_PROGRESS)
+    .bind(owner)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(taken.rows_affected())
 }
 
 pub(super) async fn done(store: &SqliteStore, id: Uuid, attempt: Attempt, next: Option<Timestamp>) -> Result<()> {
@@ -245,7 +262,7 @@ pub(super) async fn done(store: &SqliteStore, id: Uuid, attempt: Attempt, next: 
     .await?;
     sqlx::query(
         "UPDATE deliveries SET delivery_status = ?, due_at = ?, attempts = ?, last_attempt_at = ?,
-             last_response_status = ?, last_error = ?
+             last_response_status = ?, last_error = ?, taken_by = NULL
          WHERE id = ?",
     )
     .bind(status)

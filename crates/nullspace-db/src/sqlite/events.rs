@@ -65,12 +65,17 @@ impl Events for SqliteStore {
 
     async fn take_deliveries(
         &self,
+        owner: &str,
         now: Timestamp,
         lease_until: Timestamp,
         limit: u32,
         each: u32,
     ) -> Result<Vec<TakenDelivery>> {
-        deliveries::take(self, now, lease_until, limit, each).await
+        deliveries::take(self, owner, now, lease_until, limit, each).await
+    }
+
+    async fn take_over_deliveries(&self, owner: &str, now: Timestamp) -> Result<u64> {
+        deliveries::take_over(self, owner, now).await
     }
 
     async fn delivery_done(&self, delivery: Uuid, attempt: Attempt, next: Option<Timestamp>) -> Result<()> {

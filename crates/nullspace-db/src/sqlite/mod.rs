@@ -182,6 +182,7 @@ fn migrator() -> Migrator {
         migration!(9, "keys", "0009_keys.sql"),
         migration!(10, "evictions and makers", "0010_evictions_and_makers.sql"),
         migration!(11, "ssh accesses", "0011_ssh_accesses.sql"),
+        migration!(13, "owners of deliveries", "0013_delivery_owners.sql"),
     ])
 }
 

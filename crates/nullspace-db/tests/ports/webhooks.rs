@@ -33,7 +33,7 @@ async fn recorded(f: &Fixture, caller: &Caller, operation: &str, now: i64) -> Ne
 
 /// Takes everything that is due, under a lease of 30 s.
 async fn take(f: &Fixture, now: i64) -> Vec<TakenDelivery> {
-    f.store.take_deliveries(at(now), at(now + 30), 100, 100).await.unwrap()
+    f.store.take_deliveries("host", at(now), at(now + 30), 100, 100).await.unwrap()
 }
 
 fn success(number: u32, now: i64) -> Attempt {
@@ -207,8 +207,8 @@ async fn two_workers_never_take_the_same_delivery() {
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..5 {
         let (a, b) = tokio::join!(
-            f.store.take_deliveries(at(11), at(40), 2, 100),
-            other.take_deliveries(at(11), at(40), 2, 100)
+            f.store.take_deliveries("host", at(11), at(40), 2, 100),
+            other.take_deliveries("host", at(11), at(40), 2, 100)
         );
         for taken in a.unwrap().into_iter().chain(b.unwrap()) {
             assert!(seen.insert(taken.delivery.id), "taken twice");
@@ -233,7 +233,7 @@ async fn webhooks_take_turns_and_one_has_so_many_in_progress_at_most() {
         let of = |id| taken.iter().filter(|one| one.webhook.id == id).count();
         (of(busy.id), of(quiet.id))
     };
-    let take = |limit, each| f.store.take_deliveries(at(20), at(50), limit, each);
+    let take = |limit, each| f.store.take_deliveries("host", at(20), at(50), limit, each);
     let first = take(3, 4).await.unwrap();
     assert_eq!(hooks(&first), (2, 1), "the quiet one does not wait for the busy one");
     let oldest = deliveries(&f, &caller, busy.id).await.into_iter().map(|delivery| delivery.id).min();
@@ -254,7 +254,7 @@ async fn a_webhook_that_is_deleted_while_its_delivery_is_taken_is_gone() {
     for _ in 0..5 {
         recorded(&f, &caller, "create", 10).await;
     }
-    let taken = f.store.take_deliveries(at(10), at(40), 2, 2).await.unwrap();
+    let taken = f.store.take_deliveries("host", at(10), at(40), 2, 2).await.unwrap();
     f.store.delete_webhook(&caller, hook.id).await.unwrap();
     for one in &taken {
         assert!(is_not_found(&f.store.delivery_done(one.delivery.id, success(1, 11), None).await));
@@ -284,7 +284,7 @@ async fn a_disabled_webhook_has_nothing_queued_and_gets_no_further_attempt() {
     for _ in 0..4 {
         recorded(&f, &caller, "create", 10).await;
     }
-    let taken = f.store.take_deliveries(at(10), at(40), 3, 3).await.unwrap();
+    let taken = f.store.take_deliveries("host", at(10), at(40), 3, 3).await.unwrap();
     f.store.delivery_done(taken[0].delivery.id, failure(1, 11), Some(at(12))).await.unwrap();
     let enable = |enabled| WebhookChange { enabled: Some(enabled), ..WebhookChange::default() };
     let off = f.store.update_webhook(&caller, hook.id, enable(false), at(13)).await.unwrap();
@@ -342,7 +342,7 @@ async fn the_queue_of_a_webhook_has_an_end() {
     assert!(newest.last_error.as_ref().unwrap().contains("2000"), "{newest:?}");
     assert_eq!(deliveries(&f, &caller, other.id).await[0].delivery_status, "queued", "the others get theirs");
     let began = std::time::Instant::now();
-    let taken = f.store.take_deliveries(at(11), at(40), 16, 4).await.unwrap();
+    let taken = f.store.take_deliveries("host", at(11), at(40), 16, 4).await.unwrap();
     assert_eq!(taken.len(), 5);
     assert!(began.elapsed() < std::time::Duration::from_secs(2), "{:?}", began.elapsed());
     // One of the queue is over: there is a place.
@@ -371,4 +371,20 @@ async fn deliveries_are_listed_newest_first_in_pages() {
     assert_eq!(listed(6, 3).await, events[6..]);
     assert!(listed(7, 3).await.is_empty() && listed(u64::MAX, 3).await.is_empty());
     assert_eq!(f.store.next_delivery().await.unwrap(), Some(at(10)));
+}
+
+#[tokio::test]
+async fn what_a_killed_service_was_sending_is_due_at_its_hosts_next_start_and_others_go_on() {
+    let f = Fixture::new().await;
+    let caller = f.tenant("acme").await;
+    hooked(&f, &caller, &["fork"]).await;
+    recorded(&f, &caller, "fork", 1).await;
+    recorded(&f, &caller, "fork", 2).await;
+    let ours = f.store.take_deliveries("ours", at(10), at(70), 1, 4).await.unwrap();
+    let theirs = f.store.take_deliveries("theirs", at(10), at(70), 1, 4).await.unwrap();
+    assert_eq!((ours.len(), theirs.len()), (1, 1));
+    assert_eq!(f.store.take_over_deliveries("ours", at(11)).await.unwrap(), 1);
+    let again = f.store.take_deliveries("ours", at(11), at(71), 4, 4).await.unwrap();
+    assert_eq!(again.iter().map(|taken| taken.delivery.id).collect::<Vec<_>>(), [ours[0].delivery.id]);
+    assert_eq!(f.store.take_over_deliveries("nobody", at(12)).await.unwrap(), 0);
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use nullspace_api::{SandboxStatus, TemplateBuildLogKind as Kind, TemplateBuildStatus as Status};
+use nullspace_api::{LifecycleEventListResponse, SandboxStatus, TemplateBuildLogKind as Kind, TemplateBuildStatus as Status};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -74,6 +74,16 @@ async fn a_machine_that_fails_ends_its_sandbox_or_repeats_its_build_and_gives_it
     let killed = api.sandbox("app").await;
     kill(service.machines().first().expect("the sandbox's machine"));
     ends_as_error(&killed).await;
+    for (sandbox, said) in [(&halted, "answer"), (&killed, "killed")] {
+        let path = format!("/v1/sandboxes/{}/lifecycle?operation=reconcile", sandbox.id);
+        let mut events = Vec::new();
+        until("the end is an event", Duration::from_secs(10), async || {
+            events = api.get(&path).await.ok::<LifecycleEventListResponse>(200).events;
+            !events.is_empty()
+        })
+        .await;
+        assert!(events.len() == 1 && events[0].reason.as_ref().is_some_and(|reason| reason.contains(said)), "{events:?}");
+    }
     service.settles().await;
 
     for reason in ["guest_not_answering", "machine_killed"] {
