@@ -156,7 +156,10 @@ impl Control {
         }
         let unsent = inner.db.take_over_deliveries(host, now).await?;
         if unsent > 0 {
-            tracing::info!(deliveries = unsent, "deliveries to webhooks of an earlier run that was killed are due again");
+            tracing::info!(
+                deliveries = unsent,
+                "deliveries to webhooks of an earlier run that was killed are due again"
+            );
         }
         inner.host.start(Arc::new(sandboxes::Ends(Arc::downgrade(inner)))).await;
         for _ in 0..inner.config.build_concurrency {

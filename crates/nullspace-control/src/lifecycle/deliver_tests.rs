@@ -259,7 +259,8 @@ async fn a_delivery_of_a_sender_that_died_is_sent_when_its_lease_is_over() {
     let side = Side::new(format!("http://127.0.0.1:{port}/"), &["127.0.0.1"]).await;
     side.fork().await;
     let now = Timestamp::now();
-    let taken = side.store.db.take_deliveries("other", now, now + SignedDuration::from_millis(700), 16, 4).await.unwrap();
+    let taken =
+        side.store.db.take_deliveries("other", now, now + SignedDuration::from_millis(700), 16, 4).await.unwrap();
     assert_eq!(taken.len(), 1);
     side.run();
     let (delivery, attempts) = side.delivery("succeeded").await;

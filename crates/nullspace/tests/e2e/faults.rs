@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use nullspace_api::{LifecycleEventListResponse, SandboxStatus, TemplateBuildLogKind as Kind, TemplateBuildStatus as Status};
+use nullspace_api::{
+    LifecycleEventListResponse, SandboxStatus, TemplateBuildLogKind as Kind, TemplateBuildStatus as Status,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -82,7 +84,10 @@ async fn a_machine_that_fails_ends_its_sandbox_or_repeats_its_build_and_gives_it
             !events.is_empty()
         })
         .await;
-        assert!(events.len() == 1 && events[0].reason.as_ref().is_some_and(|reason| reason.contains(said)), "{events:?}");
+        assert!(
+            events.len() == 1 && events[0].reason.as_ref().is_some_and(|reason| reason.contains(said)),
+            "{events:?}"
+        );
     }
     service.settles().await;
 

@@ -126,7 +126,11 @@ const WITHIN: [(&str, &str); 9] = [
 /// The least value of this schema that is looked at at all: an object with what it requires. `name` is the field it is for.
 fn least(document: &Value, schema: &Value, name: &str) -> Value {
     if let Some(reference) = schema["$ref"].as_str() {
-        return least(document, &document["components"]["schemas"][reference.rsplit('/').next().expect("a name")], name);
+        return least(
+            document,
+            &document["components"]["schemas"][reference.rsplit('/').next().expect("a name")],
+            name,
+        );
     }
     if let Some(first) = schema["enum"].as_array().and_then(|values| values.first()) {
         return first.clone();
