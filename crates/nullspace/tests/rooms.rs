@@ -22,7 +22,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("nullspace-reach", &[]),
     ("nullspace-oci", &["nullspace-image-ref", "nullspace-reach"]),
     ("nullspace-rootfs", &["nullspace-ext4", "nullspace-oci"]),
-    ("nullspace-vmm", &["nullspace-guest"]),
+    ("nullspace-vmm", &["nullspace-guest", "nullspace-types"]),
     ("nullspace-init", &["nullspace-guest"]),
     ("nullspace-client", &["nullspace-api"]),
     ("nullspace-service", &["nullspace-api", "nullspace-types"]),
