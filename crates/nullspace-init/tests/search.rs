@@ -215,6 +215,8 @@ async fn a_link_that_is_swapped_in_leads_nowhere_that_the_user_may_not_go() {
     }
     // `spot` is by turns the user's folder and a link to root's.
     let (real, secret, spot) = (desk.path("real"), desk.path("secret"), desk.path("spot"));
+    // From the beginning: a write makes directories that are missing.
+    symlink(&real, &spot).unwrap();
     let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let swapping = {
         let (over, folder) = (over.clone(), desk.folder.path().to_owned());
