@@ -212,7 +212,7 @@ fn own_cookie(cookie: &HeaderValue, prefix: &str) -> Option<HeaderValue> {
     let pair = parts.next()?.trim();
     // Of a cookie without a name, browsers send the value alone: it could be read as another cookie, the edge's too.
     let (name, _) = pair.split_once('=')?;
-    if name.trim().is_empty() || name.starts_with(token::COOKIE_PREFIX) {
+    if name.trim().is_empty() || token::is_cookie_of_edge(name) {
         return None;
     }
     let mut kept = pair.to_owned();
@@ -367,6 +367,7 @@ mod tests {
         assert_eq!(seen("a=1", &prefix).unwrap(), "a=1");
         for edges in [
             "ns_edge_80_sb_x=1",
+            "__Host-ns_edge_80_sb_x=1",
             " ns_edge_80_sb_x =1",
             "=ns_edge_80_sb_x=1",
             "\t=\tns_edge_80_sb_x=1",

@@ -19,8 +19,10 @@ use hyper::http::request::Parts;
 use hyper::http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
-use nullspace_service::{Knock, Ports};
+use nullspace_api::ErrorResponseCode;
+use nullspace_service::{Error, Knock, Ports};
 use nullspace_types::SandboxId;
+use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
 use crate::address::{self, ByPath, Target, Way};
@@ -34,7 +36,7 @@ use crate::origin::{self, Origin};
 use crate::places::{Place, Places};
 use crate::pool::{NoLine, Pool};
 use crate::settings::EdgeSettings;
-use crate::token::{self, Source};
+use crate::token::{self, Shown, Source};
 use crate::tunnel;
 
 /// Time for both connections to change to a WebSocket after the agreement.
@@ -248,40 +250,25 @@ impl Edge {
                     Origin::Foreign => false,
                 }
         });
-        let source = shown.as_ref().map(|shown| shown.source);
-        let knock = Knock {
-            sandbox: target.sandbox.to_string(),
-            port: target.port,
-            token: shown.as_ref().map(|shown| shown.token.clone()),
-            websocket: checked.websocket,
-        };
-        let mut cookie = None;
-        let entered = match self.gate.enter(knock.clone()).await {
-            // A cookie of a token that is over must not close a port that is open to everybody.
-            Err(error)
-                if source == Some(Source::Cookie)
-                    && error.code == nullspace_api::ErrorResponseCode::SandboxNotFound =>
-            {
-                cookie = token::end_cookie(&target);
-                self.gate.enter(Knock { token: None, ..knock }).await
-            }
-            entered => entered,
-        };
+        let (entered, is_stale) = self.knock(&target, checked.websocket, shown.as_ref()).await;
+        let mut cookies = if is_stale { token::end_cookies(&target, https) } else { Vec::new() };
         let entered = entered.map_err(|error| answer::of_service(&error, target.port))?;
         let (path, query) = path.split_once('?').map_or((path.as_str(), None), |(path, query)| (path, Some(query)));
         let path = match query.and_then(token::without_token) {
             Some(query) => format!("{path}?{query}"),
             None => path.to_owned(),
         };
-        if let Some(shown) = shown.as_ref().filter(|shown| shown.source == Source::Query) {
-            cookie = token::set_cookie(&target, &shown.token, entered.token_secs, https);
+        let of_query =
+            shown.filter(|shown| shown.source == Source::Query).and_then(|shown| shown.tokens.into_iter().next());
+        if let Some(token) = of_query {
+            cookies.extend(token::set_cookie(&target, &token, entered.token_secs, https));
             let reads = matches!(*request.method(), Method::GET | Method::HEAD);
             // The token leaves the address bar and the history. Other clients may have no cookies, and are answered at once. A path
             // that begins with two slashes would lead to another host.
             let page = reads && !checked.websocket && answer::shows_pages(request.headers());
-            if page && cookie.is_some() && !(target.prefix().is_empty() && path.starts_with("//")) {
+            if page && !cookies.is_empty() && !(target.prefix().is_empty() && path.starts_with("//")) {
                 let mut response = redirect(StatusCode::TEMPORARY_REDIRECT, &format!("{}{path}", target.prefix()))?;
-                response.headers_mut().extend(cookie.map(|cookie| (header::SET_COOKIE, cookie)));
+                response.headers_mut().extend(cookies.into_iter().map(|cookie| (header::SET_COOKIE, cookie)));
                 return Ok(response);
             }
         }
@@ -311,8 +298,27 @@ impl Edge {
         let journey = Journey { target, checked, client, https, inner_host, course, entered, held, upload: None };
         let upgrade = journey.checked.websocket.then(|| hyper::upgrade::on(&mut request));
         let mut response = self.pass(request, path, journey, upgrade).await?;
-        response.headers_mut().extend(cookie.map(|cookie| (header::SET_COOKIE, cookie)));
+        response.headers_mut().extend(cookies.into_iter().map(|cookie| (header::SET_COOKIE, cookie)));
         Ok(response)
+    }
+
+    /// Asks whether a request may enter, with one of its tokens after the other until one is good. Returns also whether its cookies are
+    /// of no use: then it is asked for without a token, as one that is over must not close a port that is open to everybody.
+    async fn knock(&self, target: &Target, websocket: bool, shown: Option<&Shown>) -> (Result<Admitted, Error>, bool) {
+        let knock = |token: Option<&SecretString>| {
+            let (sandbox, token) = (target.sandbox.to_string(), token.cloned());
+            self.gate.enter(Knock { sandbox, port: target.port, token, websocket })
+        };
+        for token in shown.iter().flat_map(|shown| &shown.tokens) {
+            match knock(Some(token)).await {
+                Err(error) if error.code == ErrorResponseCode::SandboxNotFound => {}
+                entered => return (entered, false),
+            }
+        }
+        match shown.map(|shown| shown.source) {
+            Some(Source::Query | Source::Header) => (Err(Error::sandbox_not_found(&target.sandbox.to_string())), false),
+            source => (knock(None).await, source.is_some()),
+        }
     }
 
     /// Passes a request on, and its response back.

@@ -5,13 +5,17 @@
 //!   later requests ──> cookie ──> let in
 //! ```
 //! None of them reaches the server in the sandbox.
+//!
+//! A page of another sandbox can set cookies of any name for the domain above both. So where a port has a host name and its clients speak
+//! HTTPS, the cookie's name begins with `__Host-`, which browsers take from the host itself alone. Elsewhere every cookie of the name is
+//! tried, not the first one alone.
 
 use hyper::HeaderMap;
 use hyper::header::{self, HeaderValue};
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::address::Target;
+use crate::address::{Target, Way};
 
 /// The parameter of a query that has a token.
 const PARAMETER: &str = "edge_token";
@@ -20,10 +24,16 @@ const PARAMETER: &str = "edge_token";
 pub(crate) const HEADER: &str = "x-nullspace-traffic-access-token";
 
 /// The start of the names of the edge's cookies.
-pub(crate) const COOKIE_PREFIX: &str = "ns_edge_";
+const COOKIE_PREFIX: &str = "ns_edge_";
+
+/// The start of names that browsers take from the host itself alone: with `Secure`, `Path=/`, and no `Domain`.
+const HOST_ALONE: &str = "__Host-";
 
 /// Longest token in bytes.
 const MAX: usize = 1024;
+
+/// Most tokens of cookies that are tried for one request. Paths and domains make more than one cookie of a name possible.
+const MOST_COOKIES: usize = 16;
 
 /// Where a token was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,11 +43,18 @@ pub(crate) enum Source {
     Cookie,
 }
 
-/// A request's token and where it was.
+/// A request's tokens and where they were.
 #[derive(Debug)]
 pub(crate) struct Shown {
-    pub(crate) token: SecretString,
+    /// One token of a query or header; of cookies up to 16, in the order in which they are tried.
+    pub(crate) tokens: Vec<SecretString>,
     pub(crate) source: Source,
+}
+
+impl Shown {
+    fn one(token: SecretString, source: Source) -> Shown {
+        Shown { tokens: vec![token], source }
+    }
 }
 
 /// A token that cannot be one.
@@ -49,22 +66,47 @@ fn cookie_name(target: &Target) -> String {
     format!("{COOKIE_PREFIX}{}_{}", target.port, target.sandbox)
 }
 
-/// Returns the token of a request: of the query, else the header, else the cookie.
+/// What stands before the name of a port's cookie.
+fn before_name(target: &Target, https: bool) -> &'static str {
+    if https && target.way == Way::Host { HOST_ALONE } else { "" }
+}
+
+/// Whether a cookie has a name of the edge's cookies.
+pub(crate) fn is_cookie_of_edge(name: &str) -> bool {
+    name.strip_prefix(HOST_ALONE).unwrap_or(name).starts_with(COOKIE_PREFIX)
+}
+
+/// Returns the token of a request: of the query, else the header, else the cookies.
 pub(crate) fn shown(query: Option<&str>, headers: &HeaderMap, target: &Target) -> Result<Option<Shown>, Malformed> {
     if let Some(value) = query.and_then(in_query) {
         let token = percent_decode_str(value).decode_utf8().map_err(|_| Malformed)?;
-        return Ok(Some(Shown { token: sane(&token)?, source: Source::Query }));
+        return Ok(Some(Shown::one(sane(&token)?, Source::Query)));
     }
     if let Some(value) = headers.get(HEADER) {
-        return Ok(Some(Shown { token: sane(value.to_str().map_err(|_| Malformed)?)?, source: Source::Header }));
+        return Ok(Some(Shown::one(sane(value.to_str().map_err(|_| Malformed)?)?, Source::Header)));
     }
+    let tokens = in_cookies(headers, target);
+    Ok((!tokens.is_empty()).then_some(Shown { tokens, source: Source::Cookie }))
+}
+
+/// The tokens of a port's cookies: first that of the cookie which no other host can have set. What cannot be a token is another page's.
+fn in_cookies(headers: &HeaderMap, target: &Target) -> Vec<SecretString> {
     let name = cookie_name(target);
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    match pairs.find(|(given, _)| *given == name) {
-        Some((_, value)) => Ok(Some(Shown { token: sane(value)?, source: Source::Cookie })),
-        None => Ok(None),
+    let pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let (mut of_host, mut others) = (Vec::new(), Vec::new());
+    for (given, value) in pairs {
+        let Ok(token) = sane(value) else { continue };
+        if given == name {
+            others.push(token);
+        } else if given.strip_prefix(HOST_ALONE) == Some(&name) {
+            of_host.push(token);
+        }
     }
+    // Browsers send cookies of longer paths first: that of the whole port is among the last.
+    of_host.extend(others.into_iter().rev());
+    of_host.truncate(MOST_COOKIES);
+    of_host
 }
 
 fn sane(token: &str) -> Result<SecretString, Malformed> {
@@ -96,7 +138,7 @@ pub(crate) fn without_token(query: &str) -> Option<String> {
 
 /// Removes the edge's cookies from a request.
 pub(crate) fn remove_cookies(headers: &mut HeaderMap) {
-    let ours = |pair: &str| pair.trim_start().starts_with(COOKIE_PREFIX);
+    let ours = |pair: &str| is_cookie_of_edge(pair.trim_start());
     let has = |value: &HeaderValue| {
         value.as_bytes().windows(COOKIE_PREFIX.len()).any(|part| part == COOKIE_PREFIX.as_bytes())
     };
@@ -126,17 +168,23 @@ pub(crate) fn set_cookie(target: &Target, token: &SecretString, secs: Option<u64
     }
     let age = secs.map(|secs| format!("; Max-Age={secs}")).unwrap_or_default();
     let secure = if https { "; Secure" } else { "" };
-    let (name, prefix) = (cookie_name(target), target.prefix());
-    let cookie = format!("{name}={token}; Path={prefix}/; HttpOnly; SameSite=Lax{age}{secure}");
+    let (before, name, prefix) = (before_name(target, https), cookie_name(target), target.prefix());
+    let cookie = format!("{before}{name}={token}; Path={prefix}/; HttpOnly; SameSite=Lax{age}{secure}");
     let mut value = HeaderValue::from_str(&cookie).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
 
-/// The cookie that ends the one that keeps a token.
-pub(crate) fn end_cookie(target: &Target) -> Option<HeaderValue> {
-    let cookie = format!("{}=; Path={}/; HttpOnly; SameSite=Lax; Max-Age=0", cookie_name(target), target.prefix());
-    HeaderValue::from_str(&cookie).ok()
+/// The cookies that end those that keep a token.
+pub(crate) fn end_cookies(target: &Target, https: bool) -> Vec<HeaderValue> {
+    let (name, prefix) = (cookie_name(target), target.prefix());
+    let end = |before: &str, secure: &str| {
+        let cookie = format!("{before}{name}=; Path={prefix}/; HttpOnly; SameSite=Lax; Max-Age=0{secure}");
+        HeaderValue::from_str(&cookie).ok()
+    };
+    // One without the prefix can be of a time when HTTPS was not known of.
+    let of_host = Some(before_name(target, https)).filter(|before| !before.is_empty());
+    of_host.and_then(|before| end(before, "; Secure")).into_iter().chain(end("", "")).collect()
 }
 
 #[cfg(test)]
@@ -153,7 +201,24 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, value.parse().unwrap());
         }
-        Ok(shown(query, &map, &target())?.map(|shown| shown.token.expose_secret().to_owned()))
+        Ok(shown(query, &map, &target())?.map(|shown| {
+            let tokens: Vec<_> = shown.tokens.iter().map(|token| token.expose_secret()).collect();
+            tokens.join(" ")
+        }))
+    }
+
+    #[test]
+    fn every_cookie_of_the_name_is_a_token_that_is_tried() {
+        let name = "ns_edge_80_sb_0190f3a2b4c57d8e9fa0b1c2d3e4f506";
+        let cookies = |text: &str| token(None, &[("cookie", &text.replace('N', name))]).unwrap();
+        assert_eq!(cookies("N=deeper; N=sibling; x=1; N=own").unwrap(), "own sibling deeper");
+        assert_eq!(cookies("N=sibling; __Host-N=own; N=old").unwrap(), "own old sibling");
+        // What cannot be a token neither lets in nor hides one that can be.
+        assert_eq!(cookies("N=; N=own; N=a b").unwrap(), "own");
+        assert_eq!(cookies("N=; __host-N=a; __Host-x=b; xN=c"), None);
+        let many = (0..40).map(|at| format!("N={at}")).collect::<Vec<_>>().join("; ");
+        assert_eq!(cookies(&many).unwrap().split(' ').count(), 16);
+        assert!(cookies(&many).unwrap().starts_with("39 38 "));
     }
 
     #[test]
@@ -178,7 +243,7 @@ mod tests {
         assert_eq!(without_token("a&&b").unwrap(), "a&&b");
         let mut headers = HeaderMap::new();
         headers.append("cookie", "ns_edge_80_sb=1".parse().unwrap());
-        headers.append("cookie", "a=ns_edge_;ns_edge_1=2".parse().unwrap());
+        headers.append("cookie", "a=ns_edge_;ns_edge_1=2; __Host-ns_edge_1=2".parse().unwrap());
         remove_cookies(&mut headers);
         let left: Vec<_> = headers.get_all("cookie").iter().collect();
         assert_eq!(left, ["a=ns_edge_"]);
@@ -189,12 +254,17 @@ mod tests {
         let cookie = set_cookie(&target(), &"a.b-c".into(), Some(60), true).unwrap();
         assert_eq!(
             cookie,
-            "ns_edge_80_sb_0190f3a2b4c57d8e9fa0b1c2d3e4f506=a.b-c; Path=/; HttpOnly; SameSite=Lax; Max-Age=60; Secure"
+            "__Host-ns_edge_80_sb_0190f3a2b4c57d8e9fa0b1c2d3e4f506=a.b-c; Path=/; HttpOnly; SameSite=Lax; Max-Age=60; Secure"
         );
         let by_path = Target { way: Way::Path, ..target() };
         let cookie = set_cookie(&by_path, &"a".into(), None, false).unwrap();
         let path = "; Path=/p/sb_0190f3a2b4c57d8e9fa0b1c2d3e4f506/80/; HttpOnly; SameSite=Lax";
         assert!(cookie.to_str().unwrap().ends_with(path), "{cookie:?}");
         assert_eq!(set_cookie(&target(), &"a;b".into(), None, false), None);
+        // The path of a port is no name of its own: the prefix would forbid it.
+        let https = set_cookie(&by_path, &"a".into(), None, true).unwrap();
+        assert!(https.to_str().unwrap().starts_with("ns_edge_80_") && https.to_str().unwrap().ends_with("; Secure"));
+        let ends = |target: &Target, https| end_cookies(target, https).len();
+        assert_eq!((ends(&target(), true), ends(&target(), false), ends(&by_path, true)), (2, 1, 1));
     }
 }

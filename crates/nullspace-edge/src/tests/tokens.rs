@@ -52,6 +52,63 @@ async fn an_old_cookie_does_not_close_an_open_port() {
 }
 
 #[tokio::test]
+async fn cookies_of_a_sibling_page_lock_nobody_out() {
+    let world = World::echoing().await;
+    *world.doors.mood.lock().unwrap() = Mood::Token("secret");
+    let id = world.doors.sandbox;
+    let (host, name) = (format!("8000-{id}.{DOMAIN}"), format!("ns_edge_8000_{id}"));
+    let ask = async |cookies: &str| {
+        let cookies = cookies.replace('N', &name);
+        world.send(&format!("GET /a HTTP/1.1\r\nHost: {host}\r\nCookie: {cookies}\r\nConnection: close\r\n\r\n")).await
+    };
+    for cookies in [
+        "N=deeper; N=sibling; N=secret; N=newer; app=1",
+        "N=; app=1; N=secret",
+        "N=a b; N=secret; app=1",
+        "app=1; N=sibling; __Host-N=secret",
+    ] {
+        let answer = ask(cookies).await;
+        assert_eq!(status(&answer), "200", "{cookies}: {answer}");
+        assert!(answer.contains("\ncookie: app=1\n") && header(&answer, "set-cookie").is_none(), "{cookies}: {answer}");
+    }
+    for cookies in ["N=sibling; N=other", "__Host-N=sibling", "N=", "__host-N=secret"] {
+        assert_eq!(status(&ask(cookies).await), "404", "{cookies}");
+    }
+    // The port opens to everybody, and what is of no use is ended.
+    *world.doors.mood.lock().unwrap() = Mood::Open;
+    let answer = ask("N=sibling; N=other").await;
+    let ended = format!("{name}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0");
+    assert_eq!((status(&answer), header(&answer, "set-cookie")), ("200", Some(ended.as_str())));
+}
+
+#[tokio::test]
+async fn with_https_and_a_host_name_browsers_take_the_cookie_from_the_host_alone() {
+    let world = World::echoing().await;
+    let id = world.doors.sandbox;
+    let by_proxy = async |request: String| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let mut stream = socket.connect(world.address).await.unwrap();
+        let request = format!("{request}X-Forwarded-Proto: https\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let host = format!("Host: 8000-{id}.{DOMAIN}\r\n");
+    let answer = by_proxy(format!("GET /?edge_token=good HTTP/1.1\r\n{host}")).await;
+    let expected = format!("__Host-ns_edge_8000_{id}=good; Path=/; HttpOnly; SameSite=Lax; Max-Age=60; Secure");
+    assert_eq!(header(&answer, "set-cookie"), Some(expected.as_str()), "{answer}");
+    let answer = by_proxy(format!("GET / HTTP/1.1\r\n{host}Cookie: __Host-ns_edge_8000_{id}=old\r\n")).await;
+    let ended: Vec<_> = answer.lines().filter(|line| line.contains("Max-Age=0")).collect();
+    let end = format!("ns_edge_8000_{id}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0");
+    assert_eq!(ended, [format!("set-cookie: __Host-{end}; Secure"), format!("set-cookie: {end}")], "{answer}");
+    // A path has no host of its own.
+    let answer = by_proxy(format!("GET {}/?edge_token=good HTTP/1.1\r\nHost: api\r\n", world.prefix())).await;
+    assert!(header(&answer, "set-cookie").unwrap().starts_with("ns_edge_"), "{answer}");
+}
+
+#[tokio::test]
 async fn what_a_revoked_token_let_in_ends() {
     let endless = server(|mut stream| async move {
         read_head(&mut stream).await;
