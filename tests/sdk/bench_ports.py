@@ -94,17 +94,17 @@ class Bench:
         return made
 
 
-def namespaces(folder):
-    """The process of the machine that has a network namespace of its own, if there is one."""
+def namespaces(service):
+    """The process of the service's machine that has a network namespace of its own, if there is one. A machine is a child of the service,
+    and has no path of it in its command or its root."""
     own = os.readlink("/proc/self/ns/net")
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
-            if (b"qemu-system" in command or b"firecracker" in command) and os.readlink(process / "ns/net") != own:
-                # Of this service: its files are open in it, or its jail is below its folder.
-                text = command.decode(errors="replace")
-                if folder in text or folder in os.readlink(process / "root") or folder in os.readlink(process / "cwd"):
-                    return process.name
+            parent = int(re.search(r"^PPid:\s*(\d+)", (process / "status").read_text(), re.M)[1])
+            is_machine = b"qemu-system" in command or b"firecracker" in command
+            if is_machine and parent == service.process.pid and os.readlink(process / "ns/net") != own:
+                return process.name
         except OSError:
             continue
     return None
@@ -118,7 +118,7 @@ def answers(command):
 def plain(service, folder):
     """A socat before the server: how programs are run beside it, the processes, and where the server is."""
     listen = f"TCP-LISTEN:{PLAIN},bind=127.0.0.1,reuseaddr,fork,nodelay,backlog=512"
-    machine = namespaces(service.folder.name) if os.geteuid() == 0 else None
+    machine = namespaces(service) if os.geteuid() == 0 else None
     if machine:
         inside = ["nsenter", f"--net=/proc/{machine}/ns/net"]
         subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=False)
