@@ -19,6 +19,8 @@ fn main() -> std::io::Result<()> {
         ("vmm_firecracker", vmm_firecracker()),
         ("chunks_manifest", nullspace_chunks::fuzzing::manifest_seeds()),
         ("chunks_pack", nullspace_chunks::fuzzing::pack_seeds()),
+        ("edge_address", nullspace_edge::fuzzing::address_seeds()),
+        ("edge_framing", nullspace_edge::fuzzing::framing_seeds()),
         ("oci_manifest", oci_manifest()),
         ("oci_config", oci_config()),
         ("dockerfile_outline", dockerfiles()?),

@@ -20,6 +20,8 @@ mod answer;
 mod body;
 mod check;
 mod course;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gate;
 mod headers;
 mod local;
