@@ -15,13 +15,12 @@ import re
 import subprocess
 import sys
 import tarfile
-import threading
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import contract_fuzz
 import images
-from running import ROOT, TARGET, Docker, Registry, Service, venv
+from running import ROOT, TARGET, Docker, Memory, Registry, Service, venv
 
 VERSION = "0.1.9"
 SHA256 = "43b8bf3aec064108ea315c592646879a327cfbf70cf17f9ccb5304b2cef35b64"
@@ -45,6 +44,8 @@ UPLOAD_BYTES = "NULLSPACE_FIRECRACKER_SOAK_UPLOAD_BYTES"
 FILES = ["tests/test_firecracker_filesystem_parity.py"]
 # Ours, through the client: what its own tests leave out.
 COMMANDS = str(Path(__file__).with_name("live_commands.py"))
+# `nullspace ssh`.
+SSH = str(Path(__file__).with_name("live_ssh.py"))
 OFFLINE = ["tests/test_template.py", "tests/test_template_builder_surface.py", "tests/test_commands.py"]
 NOT_YET = Path(__file__).with_name("not-yet.txt")
 
@@ -78,32 +79,6 @@ def outcomes(report):
     return found
 
 
-class Memory:
-    """The most memory that a process holds meanwhile, in bytes: its resident set, looked at four times a second."""
-
-    def __init__(self, pid):
-        self.pid, self.most, self.over = pid, 0, threading.Event()
-
-    def watch(self):
-        while True:
-            try:
-                pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
-            except OSError:
-                return
-            self.most = max(self.most, int(pages) * os.sysconf("SC_PAGE_SIZE"))
-            if self.over.wait(0.25):
-                return
-
-    def __enter__(self):
-        self.thread = threading.Thread(target=self.watch)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.over.set()
-        self.thread.join()
-
-
 def client_venv(client):
     """The Python that has the client and what its tests need."""
     return venv("client/venv", str(client), "pytest==9.0.2", "pytest-asyncio==1.3.0", "pytest-httpx==0.36.0",
@@ -131,7 +106,7 @@ def main():
     only = sys.argv[1:]
     with Registry() as hub:
         images.push_all(hub)
-        with Docker(hub) as docker, Service(hub, buildkit=f"docker://{docker.socket}") as service:
+        with Docker(hub) as docker, Service(hub, buildkit=f"docker://{docker.socket}", ssh_listen="127.0.0.1:0") as service:
             live = {
                 **env,
                 "NULLSPACE_INTEGRATION": "1",
@@ -151,11 +126,15 @@ def main():
                 "quickstart": QUICKSTART,
                 "terminals": TERMINALS,
                 "commands": [COMMANDS],
+                "ssh": [SSH],
                 "files": FILES,
                 "uploads": UPLOADS,
             }
             uploads = {SOAK: "1", UPLOAD_BYTES: os.environ.get(UPLOAD_BYTES, str((2 << 30) if soak else 200 << 20))}
             for name, tests in groups.items():
+                # Builds do not need the built-in template. In a whole run it is there when they are over.
+                if name == "sandboxes":
+                    service.wait_for_base(live["NULLSPACE_API_KEY"])
                 report = FOLDER / f"{name}.xml"
                 report.unlink(missing_ok=True)
                 with Memory(service.process.pid) as memory:

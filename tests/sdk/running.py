@@ -49,6 +49,32 @@ def end(process, seconds=60):
         return process.wait()
 
 
+class Memory:
+    """The most memory that a process holds meanwhile, in bytes: its resident set, looked at four times a second."""
+
+    def __init__(self, pid):
+        self.pid, self.most, self.over = pid, 0, threading.Event()
+
+    def watch(self):
+        while True:
+            try:
+                pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+            except OSError:
+                return
+            self.most = max(self.most, int(pages) * os.sysconf("SC_PAGE_SIZE"))
+            if self.over.wait(0.25):
+                return
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+
 class Registry:
     """docker-registry on a loopback port, with images pushed by its HTTP API."""
 
@@ -231,6 +257,18 @@ class Service:
                 return answer.status, json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"null")
+
+    def wait_for_base(self, key, seconds=600):
+        """Waits until sandboxes start from the built-in template, which is built when the service first starts."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status, answer = self.request(key, "POST", "/v1/sandboxes", {"template": "base"})
+            if status == 201:
+                self.request(key, "DELETE", f"/v1/sandboxes/{answer['id']}")
+                return
+            if status != 503 or time.monotonic() > deadline:
+                raise SystemExit(f"the built-in template is not there after {seconds} s: {status} {answer}")
+            time.sleep(1)
 
     def __exit__(self, *_):
         code = end(self.process)
