@@ -1,6 +1,13 @@
 //! The table of hostile requests.
 
-use super::support::{DOMAIN, World, send, status};
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper::{Method, Request, Uri};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+use super::support::{DOMAIN, SOON, Speaks, World, echo, send, status};
+use crate::EdgeLimits;
 
 /// The bytes that a line of the table stands for.
 fn bytes(line: &str) -> Vec<u8> {
@@ -85,5 +92,47 @@ async fn the_second_request_of_a_connection_is_looked_at_like_the_first() {
         let statuses: Vec<_> = answer.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
         assert_eq!(statuses, ["200", "400"], "{answer}");
         assert!(answer.contains("hello"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_hosts_of_http2_requests_are_read_as_strictly() {
+    let world = World::speaking(Speaks::Http2, Some(echo().await), EdgeLimits::default()).await;
+    let stream = TcpStream::connect(world.address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let id = world.doors.sandbox;
+    let ours = format!("8000-{id}.{DOMAIN}");
+    let other = format!("8000-sb_0190f3a2b4c57d8e9fa0b1c2d3e4f506.{DOMAIN}");
+    let (api, path) = ("api".to_owned(), format!("/p/{id}/8000/"));
+    for (authority, host, path, expected) in [
+        (&ours, vec![], "/", 200),
+        (&ours, vec![&ours], "/", 200),
+        (&ours, vec![&api], "/v1/sandboxes", 400),
+        (&api, vec![&ours], "/v1/sandboxes", 400),
+        (&ours, vec![&other], "/", 400),
+        (&ours, vec![&ours, &ours], "/", 400),
+        (&format!("u@{ours}"), vec![], "/", 400),
+        (&other, vec![], "/", 404),
+        (&format!("0-{id}.{DOMAIN}"), vec![], "/", 404),
+        (&format!("65536-{id}.{DOMAIN}"), vec![], "/", 404),
+        (&format!("8000-{id}.PORTS.example.com"), vec![], "/v1/sandboxes", 404),
+        (&format!("api.{DOMAIN}"), vec![], "/v1/sandboxes", 404),
+        (&api, vec![], path.as_str(), 200),
+        (&api, vec![], "/p/../v1/sandboxes", 404),
+        (&api, vec![], "/v1/sandboxes", 418),
+    ] {
+        let uri: Uri = format!("http://{authority}{path}").parse().unwrap();
+        let mut request = Request::builder().method(Method::GET).uri(uri);
+        for host in &host {
+            request = request.header("host", host.as_str());
+        }
+        let asked = format!("{authority} {host:?} {path}");
+        let answer = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap());
+        let answer = tokio::time::timeout(SOON, answer).await.expect("an answer in time");
+        // A request that the HTTP/2 library itself refuses has no answer.
+        let answered = answer.map_or(400, |response| response.status().as_u16());
+        assert_eq!(answered, expected, "{asked}");
     }
 }
