@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use nullspace_service::{Entered, Knock, LiveSandbox, PortCount, PortStream, Ports, Result};
+use nullspace_types::TenantId;
 use tokio_util::sync::CancellationToken;
 
 /// Connections to the ports of one running sandbox.
@@ -16,6 +17,7 @@ pub(crate) trait Dial: Send + Sync + 'static {
 /// A request that was let in: [`Entered`], of which the edge uses nothing of the sandbox but its ports.
 pub(crate) struct Admitted {
     pub(crate) sandbox: Arc<dyn Dial>,
+    pub(crate) tenant: TenantId,
     pub(crate) host: Option<String>,
     pub(crate) token_secs: Option<u64>,
     pub(crate) over: CancellationToken,
@@ -47,8 +49,8 @@ impl Dial for Live {
 #[async_trait]
 impl Gate for OfService {
     async fn enter(&self, knock: Knock) -> Result<Admitted> {
-        let Entered { sandbox, host, token_secs, over, count } = self.0.enter(knock).await?;
-        Ok(Admitted { sandbox: Arc::new(Live(sandbox)), host, token_secs, over, count })
+        let Entered { sandbox, tenant, host, token_secs, over, count } = self.0.enter(knock).await?;
+        Ok(Admitted { sandbox: Arc::new(Live(sandbox)), tenant, host, token_secs, over, count })
     }
 
     async fn has_ended(&self, sandbox: &str) -> Result<bool> {

@@ -57,10 +57,12 @@ pub struct LocalListeners {
 }
 
 /// An open listener.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Open {
     tenant: TenantId,
     address: SocketAddr,
+    /// Places of connections to the tenant's listeners: all of them have the same.
+    places: Arc<Semaphore>,
 }
 
 impl LocalListeners {
@@ -106,6 +108,8 @@ struct Listed {
     listeners: Arc<LocalListeners>,
     key: Key,
     address: SocketAddr,
+    /// Of the tenant.
+    places: Arc<Semaphore>,
 }
 
 impl Drop for Listed {
@@ -138,6 +142,7 @@ impl LocalPorts for Locals {
         }
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
+        let places;
         {
             let mut open = listeners.lock();
             // Another call may have been quicker.
@@ -145,9 +150,12 @@ impl LocalPorts for Locals {
                 return Ok(open.address);
             }
             listeners.has_room(&open, tenant, sandbox)?;
-            open.insert(key, Open { tenant, address });
+            let of_tenant = open.values().find(|other| other.tenant == tenant).map(|other| Arc::clone(&other.places));
+            places =
+                of_tenant.unwrap_or_else(|| Arc::new(Semaphore::new(listeners.limits.local_connections_per_tenant)));
+            open.insert(key, Open { tenant, address, places: Arc::clone(&places) });
         }
-        let listed = Listed { listeners: Arc::clone(listeners), key, address };
+        let listed = Listed { listeners: Arc::clone(listeners), key, address, places };
         tokio::spawn(serve(listener, listed, edge));
         Ok(address)
     }
@@ -215,9 +223,11 @@ async fn accept(
         if prepare(&stream, limits.stalled_peer).is_err() {
             continue;
         }
+        // The tenant's first: whoever waits for that keeps none of the places of all.
+        let Ok(place_of_tenant) = Arc::clone(&listed.places).acquire_owned().await else { return };
         let Ok(place_of_all) = Arc::clone(&listed.listeners.connections).acquire_owned().await else { return };
         open.fetch_add(1, Ordering::AcqRel);
-        let hold = Arc::new(Connected { open: Arc::clone(&open), _places: [place, place_of_all] });
+        let hold = Arc::new(Connected { open: Arc::clone(&open), _places: [place, place_of_tenant, place_of_all] });
         let visitor = Visitor {
             peer,
             key: listed.key,
@@ -233,7 +243,7 @@ async fn accept(
 /// The places of a connection, which its WebSocket keeps after it.
 struct Connected {
     open: Arc<AtomicUsize>,
-    _places: [OwnedSemaphorePermit; 2],
+    _places: [OwnedSemaphorePermit; 3],
 }
 
 impl Drop for Connected {

@@ -1,15 +1,16 @@
-//! Concurrency limits: requests and WebSockets of one client address and of one sandbox.
+//! Concurrency limits: requests and WebSockets of one client address, of one sandbox, and to all sandboxes of one tenant.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nullspace_types::SandboxId;
+use nullspace_types::{SandboxId, TenantId};
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Counted {
     Client(IpAddr),
+    Tenant(TenantId),
     Sandbox(SandboxId),
     Sockets(SandboxId),
 }
@@ -49,6 +50,11 @@ impl Places {
     /// Takes a place of a client's address; `None` when it has as many as it may.
     pub(crate) fn client(self: &Arc<Self>, address: IpAddr, most: usize) -> Option<Place> {
         self.take(Counted::Client(network(address)), most)
+    }
+
+    /// Takes a place of a tenant's sandboxes.
+    pub(crate) fn tenant(self: &Arc<Self>, tenant: TenantId, most: usize) -> Option<Place> {
+        self.take(Counted::Tenant(tenant), most)
     }
 
     /// Takes a place of a sandbox.
@@ -101,5 +107,8 @@ mod tests {
         let held = (places.sandbox(sandbox, 1), places.socket(sandbox, 1));
         assert!(held.0.is_some() && held.1.is_some());
         assert!(places.sandbox(sandbox, 1).is_none() && places.sandbox(SandboxId::new(), 1).is_some());
+        let tenant = TenantId::new();
+        let _of_tenant = places.tenant(tenant, 1).unwrap();
+        assert!(places.tenant(tenant, 1).is_none() && places.tenant(TenantId::new(), 1).is_some());
     }
 }

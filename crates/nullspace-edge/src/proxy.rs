@@ -1,7 +1,7 @@
 //! A request's way to a port of a sandbox and back.
 //!
 //! ```text
-//!   request ──> check ──> target ──> place of the client ──> token, origin ──> Ports::enter ──> place of the sandbox
+//!   request ──> check ──> target ──> place of the client ──> token, origin ──> Ports::enter ──> places of tenant, sandbox
 //!                                                                              │
 //!   response <── headers <── body, as it comes <── server in the sandbox <── connection (pool)
 //! ```
@@ -277,6 +277,11 @@ impl Edge {
                 "The sandbox has too many requests or WebSockets at a time. Close some, or ask again in a moment.";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", message).retry_after(1)
         };
+        places.push(self.places.tenant(entered.tenant, limits.per_tenant).ok_or_else(|| {
+            let message =
+                "The sandboxes of this tenant have too many requests and WebSockets at a time. Close some, or ask again in a moment.";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", message).retry_after(1)
+        })?);
         places.push(self.places.sandbox(target.sandbox, limits.per_sandbox).ok_or_else(busy)?);
         if checked.websocket {
             places.push(self.places.socket(target.sandbox, limits.sockets_per_sandbox).ok_or_else(busy)?);

@@ -26,6 +26,8 @@ pub struct EdgeLimits {
     pub headers: usize,
     /// Requests and WebSockets to one sandbox at a time; more are 503.
     pub per_sandbox: usize,
+    /// Requests and WebSockets to all sandboxes of one tenant at a time; more are 503.
+    pub per_tenant: usize,
     /// Requests and WebSockets from one client address (of IPv6: from one /64 network) at a time; more are 429. Less than
     /// `per_sandbox`, so that one client leaves others room. Clients of local listeners are not counted.
     pub per_client: usize,
@@ -51,6 +53,8 @@ pub struct EdgeLimits {
     pub listeners_per_sandbox: usize,
     /// Connections to all local listeners at a time. Further ones wait.
     pub local_connections: usize,
+    /// Connections to the local listeners of one tenant's sandboxes at a time. Further ones wait.
+    pub local_connections_per_tenant: usize,
     /// Connections to one local listener at a time. Further ones wait.
     pub connections_per_listener: usize,
     /// A local listener without a connection is closed after this time.
@@ -67,6 +71,7 @@ impl Default for EdgeLimits {
             head_bytes: 64 << 10,
             headers: 128,
             per_sandbox: 512,
+            per_tenant: 1024,
             per_client: 256,
             sockets_per_sandbox: 128,
             dial_timeout: Duration::from_secs(10),
@@ -79,6 +84,7 @@ impl Default for EdgeLimits {
             listeners_per_tenant: 64,
             listeners_per_sandbox: 16,
             local_connections: 1024,
+            local_connections_per_tenant: 512,
             connections_per_listener: 128,
             listener_idle: Duration::from_secs(600),
             listener_check: Duration::from_secs(15),

@@ -38,6 +38,8 @@ pub struct Knock {
 pub struct Entered {
     /// The sandbox. It runs.
     pub sandbox: Arc<dyn LiveSandbox>,
+    /// Whose sandbox it is.
+    pub tenant: TenantId,
     /// The `Host` header that the server in the sandbox gets, instead of the one of the request.
     pub host: Option<String>,
     /// Seconds for which the token holds; `None`: the request needed none, or has one that holds as long as the sandbox.

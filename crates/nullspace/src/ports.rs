@@ -27,6 +27,7 @@ pub(crate) fn edge(
     stop: &CancellationToken,
 ) -> anyhow::Result<Arc<Edge>> {
     let limits = EdgeLimits {
+        per_tenant: per_tenant(config.max_connections),
         response_timeout: Duration::from_secs(config.preview_response_timeout_secs),
         ..EdgeLimits::default()
     };
@@ -52,6 +53,11 @@ pub(crate) fn edge(
     Ok(edge)
 }
 
+/// Requests and WebSockets to one tenant's sandboxes at a time: a third of the connections that may be in use for ports.
+fn per_tenant(max_connections: usize) -> usize {
+    (max_connections / 4).max(1)
+}
+
 /// Whether ports have local listeners.
 fn local(config: &Config, address: SocketAddr, guests_on_loopback: bool) -> bool {
     let alone = config.preview_domain.is_none() && address.ip().is_loopback() && !guests_on_loopback;
@@ -71,6 +77,12 @@ pub(crate) fn proxies(config: &Config) -> anyhow::Result<Vec<IpNet>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_tenants_visitors_take_a_third_of_the_places_at_most() {
+        assert_eq!(per_tenant(Config::default().max_connections), EdgeLimits::default().per_tenant);
+        assert_eq!((per_tenant(100), per_tenant(1)), (25, 1));
+    }
 
     #[test]
     fn local_listeners_are_off_where_guests_reach_them_unless_the_operator_wants_them() {

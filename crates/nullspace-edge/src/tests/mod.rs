@@ -8,4 +8,5 @@ mod rpc;
 mod sockets;
 mod stalled;
 mod support;
+mod tenants;
 mod tokens;

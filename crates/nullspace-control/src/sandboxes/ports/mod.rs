@@ -149,6 +149,7 @@ impl Ports for Control {
             let sandbox = inner.behind(&door, id).await?;
             return Ok(Entered {
                 sandbox,
+                tenant: door.tenant,
                 host: door.host(knock.port),
                 token_secs: None,
                 over: CancellationToken::new(),
@@ -164,6 +165,7 @@ impl Ports for Control {
         let left = grant.expires_at.duration_since(Timestamp::now()).as_secs();
         Ok(Entered {
             sandbox,
+            tenant: door.tenant,
             host: door.host(knock.port),
             token_secs: Some(u64::try_from(left).unwrap_or(0)),
             over: used.over(),

@@ -7,7 +7,7 @@ use nullspace_api::*;
 use nullspace_service::{Caller, Entered, Error, Knock, PortCount, Ports, Previews, Result, Sandboxes};
 
 use super::live::Live;
-use super::{Fake, SANDBOX, letter};
+use super::{Fake, SANDBOX, letter, tenant};
 
 pub(crate) const GRANT: &str = "pvg_1";
 const TOKEN: &str = "nse_canary";
@@ -30,6 +30,7 @@ impl Ports for Fake {
         let fake = self.this.upgrade().expect("it is called");
         Ok(Entered {
             sandbox: Arc::new(Live { fake, id: knock.sandbox }),
+            tenant: tenant('a'),
             host: None,
             token_secs: None,
             over: Default::default(),
