@@ -1,19 +1,16 @@
 //! One connection with HTTP/2, within limits.
 //!
-//! A connection without a request under way is closed after the same time as one with HTTP/1.1.
+//! A connection without a request under way is closed after the same time as one with HTTP/1.1. An answer that its client does not take
+//! is given up ([`held`](crate::held)), and is then not under way any more.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
-use bytes::Bytes;
 use hyper::Request;
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -22,14 +19,14 @@ use tokio::net::TcpStream;
 
 use crate::config::ConnectionLimits;
 use crate::connections::Seat;
-use crate::serve::{Arrival, Ways};
+use crate::serve::{Arrival, UnderWay, Ways};
 
 /// Requests of one connection at a time.
 const STREAMS: u32 = 64;
 
 /// What a client may send of one request, and of all of a connection, before it is read: bytes in memory.
-const STREAM_WINDOW: u32 = 128 << 10;
-const CONNECTION_WINDOW: u32 = 512 << 10;
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
 
 /// What of one response may wait for its client, bytes.
 const SEND_BUFFER: usize = 64 << 10;
@@ -37,11 +34,17 @@ const SEND_BUFFER: usize = 64 << 10;
 /// Largest head in bytes.
 const HEAD: u32 = 64 << 10;
 
-/// Requests that a client may take back before they were looked at.
+/// Requests that a client may take back before they were looked at. One more ends the connection.
 const RESETS: usize = 32;
+
+/// Requests of one connection that end by a breach of the protocol. One more ends the connection.
+const BREACHES: usize = 256;
 
 /// Time between pings, and for their answer.
 const PING: Duration = Duration::from_secs(20);
+
+/// Time for the goodbye on a connection without a request.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Serves a connection that has begun with HTTP/2.
 pub(crate) async fn connection(
@@ -62,12 +65,13 @@ pub(crate) async fn connection(
         .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(HEAD)
         .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(BREACHES)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);
     let (taken, counter, held) = (seat.clone(), Arc::clone(&begun), Arc::clone(&under_way));
     let service = service_fn(move |request: Request<Incoming>| {
         let ways = ways.clone();
-        let under_way = Some(Arc::clone(&held));
+        let under_way = Some(UnderWay { count: Arc::clone(&held), patience: limits.stalled_peer_timeout });
         // Other requests are on the connection, so it is not closed for one. It is when no request is under way any more.
         let arrival = Arrival { peer, seat: taken.clone(), cut: None, under_way };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -90,7 +94,7 @@ pub(crate) async fn connection(
                 if now == before && Arc::strong_count(&under_way) <= 2 {
                     connection.as_mut().graceful_shutdown();
                     // With no request there is nothing to wait for but the goodbye.
-                    let _ = tokio::time::timeout(PING, connection).await;
+                    let _ = tokio::time::timeout(GOODBYE, connection).await;
                     return;
                 }
                 before = now;
@@ -99,37 +103,5 @@ pub(crate) async fn connection(
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "HTTP/2 connection ended early");
-    }
-}
-
-/// The body of an answer, which is under way until it is dropped.
-pub(crate) struct Held {
-    body: Body,
-    _under_way: Arc<()>,
-}
-
-impl Held {
-    pub(crate) fn new(body: Body, under_way: Arc<()>) -> Self {
-        Self { body, _under_way: under_way }
-    }
-}
-
-impl HttpBody for Held {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -26,6 +26,7 @@ mod error;
 mod extract;
 mod fields;
 mod form;
+mod held;
 mod http2;
 mod limits;
 mod long;

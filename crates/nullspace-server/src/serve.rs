@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::ConnectionLimits;
 use crate::connections::{Connections, Seat};
+use crate::held::Held;
 use crate::http2;
 
 /// Pause after the kernel failed to accept a connection (for example without file descriptors).
@@ -160,8 +161,16 @@ pub(crate) struct Arrival {
     pub(crate) seat: Seat,
     /// Closes the connection, when no other requests can be on it.
     pub(crate) cut: Option<CancellationToken>,
-    /// Kept until the request is over.
-    pub(crate) under_way: Option<Arc<()>>,
+    /// With HTTP/2: kept until the request is over.
+    pub(crate) under_way: Option<UnderWay>,
+}
+
+/// A request among others on its connection.
+pub(crate) struct UnderWay {
+    /// Its clones are counted.
+    pub(crate) count: Arc<()>,
+    /// Time for which the client may take nothing of the answer.
+    pub(crate) patience: Duration,
 }
 
 impl Ways {
@@ -175,6 +184,8 @@ impl Ways {
         let Arrival { peer, seat, cut, under_way } = arrival;
         if let Some(edge) = self.edge.as_ref().filter(|edge| edge.claims(&request)) {
             if seat.reserved().is_none() {
+                // The edge watches its answers itself.
+                let under_way = under_way.map(|under_way| under_way.count);
                 let hold = move || seat.visits().map(|busy| Box::new((busy, under_way)) as Hold);
                 let visit = Visit { peer: peer.ip(), hold: Box::new(hold), stopping: self.stopping.clone(), cut };
                 return edge.answer(request, visit).await.map(Body::new);
@@ -187,7 +198,7 @@ impl Ways {
         request.extensions_mut().insert(seat);
         let response = self.router.call(request).await.unwrap_or_else(|never: Infallible| match never {});
         match under_way {
-            Some(under_way) => response.map(|body| Body::new(http2::Held::new(body, under_way))),
+            Some(UnderWay { count, patience }) => response.map(|body| Body::new(Held::new(body, count, patience))),
             None => response,
         }
     }

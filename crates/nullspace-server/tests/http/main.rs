@@ -6,6 +6,7 @@ mod connections;
 mod files;
 mod floods;
 mod git;
+mod http2;
 mod keys;
 mod life;
 mod lifecycle;
