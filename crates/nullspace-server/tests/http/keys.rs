@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use nullspace_api::TemplateBuildLogKind;
 use nullspace_server::{ConnectionLimits, ServerConfig};
 use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::connections::{client, start_with};
+use crate::connections::{client, rest, start_with};
+use crate::sockets::Socket;
 use crate::support::KEY;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -70,4 +73,97 @@ async fn sockets_followers_and_commands_end_with_their_key() {
         }
         assert!(Instant::now() < until, "it goes on looking for nobody");
     }
+}
+
+/// Asks for the end of something that lasts, from a task of its own.
+fn ends(what: &'static str, mut socket: Socket) -> JoinHandle<&'static str> {
+    tokio::spawn(async move {
+        loop {
+            match socket.next().await {
+                Ok(_) => {}
+                Err(code) => {
+                    assert_eq!(code, Some(CloseCode::Policy), "{what}");
+                    return what;
+                }
+            }
+        }
+    })
+}
+
+#[tokio::test]
+async fn terminals_watches_events_downloads_and_uploads_end_with_their_key() {
+    let config = ServerConfig { key_check: Duration::from_millis(100), ..ServerConfig::default() };
+    let server = start_with(config, ConnectionLimits::default()).await;
+    server.fake.push(TemplateBuildLogKind::Start, "x");
+    let of_sandbox = "/v1/sandboxes/sb_1/ws?channel=";
+
+    let mut terminal = server.open(&format!("{of_sandbox}pty"), KEY).await.unwrap();
+    terminal.say(json!({"type": "pty_start", "id": "a"})).await;
+    assert_eq!(terminal.heard(2).await[0]["type"], "pty_started");
+    let mut typing = server.open(&format!("{of_sandbox}pty"), KEY).await.unwrap();
+    typing.say(json!({"type": "pty_connect", "id": "a", "session_id": "pty_1"})).await;
+    typing.heard(2).await;
+    // Input that nobody reads holds the socket's orders up.
+    typing.say(json!({"type": "pty_input", "id": "a", "data": "hang"})).await;
+    let mut watch = server.open(&format!("{of_sandbox}files"), KEY).await.unwrap();
+    watch.say(json!({"type": "file_watch", "id": "w", "path": "/quiet", "recursive": true})).await;
+    assert_eq!(watch.next().await.unwrap()["type"], "file_watch_started");
+    let mut sockets = vec![("a terminal", terminal), ("a terminal with stuck input", typing), ("a watch", watch)];
+    for (what, path) in [("all events", "/v1/lifecycle/ws"), ("a sandbox's events", "/v1/sandboxes/sb_1/lifecycle/ws")]
+    {
+        let mut events = server.open(path, KEY).await.unwrap();
+        events.say(json!({"type": "subscribe"})).await;
+        assert_eq!(events.next().await.unwrap()["type"], "subscribed");
+        sockets.push((what, events));
+        sockets.push((what, server.open(path, KEY).await.unwrap()));
+    }
+    for channel in ["exec", "pty", "files"] {
+        sockets.push(("a silent socket", server.open(&format!("{of_sandbox}{channel}"), KEY).await.unwrap()));
+    }
+    // One body that does not end, and one that is not even begun.
+    let mut bodies = Vec::new();
+    for (method, path, begun) in [
+        ("PUT", "/v1/sandboxes/sb_1/file?path=/w/a", "1\r\nx\r\n"),
+        ("POST", "/v1/templates/builds", ""),
+        ("POST", "/v1/sandboxes/sb_1/exec", "1\r\n{\r\n"),
+    ] {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n\
+             transfer-encoding: chunked\r\nconnection: close\r\n\r\n{begun}"
+        );
+        bodies.push((path, server.raw(&head).await));
+    }
+    let log = format!(
+        "GET /v1/templates/builds/tb_1/logs?follow=true HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n\r\n"
+    );
+    let mut log = server.raw(&log).await;
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("id: 0\n") {
+        assert!(log.read_buf(&mut seen).await.unwrap() > 0);
+    }
+
+    let sockets: Vec<_> = sockets.into_iter().map(|(what, socket)| ends(what, socket)).collect();
+    // All of them are known to be under way before the key ends.
+    let until = Instant::now() + SOON;
+    while server.fake.looks.load(Ordering::SeqCst) < 2 {
+        assert!(Instant::now() < until, "nobody looks whether the key is in force");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(sockets.iter().all(|socket| !socket.is_finished()));
+    server.fake.revoked.store(true, Ordering::SeqCst);
+    let end = async {
+        for socket in sockets {
+            socket.await.unwrap();
+        }
+        for (path, stream) in bodies {
+            let answer = rest(stream).await;
+            assert!(answer.starts_with("HTTP/1.1 401 "), "{path}: {answer}");
+        }
+        while log.read_buf(&mut seen).await.is_ok_and(|count| count > 0) {}
+        while server.fake.events.followers() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(SOON, end).await.expect("something goes on with a revoked key");
+    assert!(!String::from_utf8_lossy(&seen).ends_with("0\r\n\r\n"), "the log was cut off, and does not look complete");
 }
