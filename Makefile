@@ -82,7 +82,7 @@ test-attack: setup-build-run-guest-base-test
 test-long: setup-build-run-guest-base-test
 	$(MAKE) deny
 	NULLSPACE_FUZZ_SECONDS=30 scripts/parts.py fuzz
-	scripts/parts.py soak firecracker-long s3 client-soak
+	scripts/parts.py soak firecracker-long s3 client-soak files-soak
 	$(MAKE) test-attack
 
 ## hostile bytes for every parser that reads some, two targets at a time

@@ -86,6 +86,8 @@ PARTS = {
     "client": Part("tests/sdk/published.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1, limit=2700),
     "client-soak": Part("tests/sdk/published.py -k Soak", needs=("guest", "base", "fetch", "fetch-client"), cores=1,
                         env={"NULLSPACE_FIRECRACKER_SOAK": "1"}),
+    # Two gigabytes into a sandbox and out of it by each way; the service's memory as a figure.
+    "files-soak": Part("tests/sdk/soak_files.py", needs=("guest", "base"), cores=1, limit=7200),
     # Not in `make test`: its counters need every dependency compiled once more, ten minutes of a processor.
     "fuzz-build": Part("scripts/fuzz.sh --build", limit=2400),
     "fuzz": Part("scripts/fuzz.sh", needs=("fuzz-build",), cores=1, limit=4000),
