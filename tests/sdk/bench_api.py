@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from running import TARGET, Registry, Service
+from running import PROGRAM, Registry, Service
 
 CLIENTS = os.environ.get("BENCH_CLIENTS", "200")
 BUILDS = os.environ.get("BENCH_BUILDS", "20")
@@ -40,7 +40,7 @@ def main():
         hub.push("box", "1", busybox(folder), Cmd=["/bin/sh"])
         with Service(hub, requests_per_second=100000, build_concurrency=2) as service:
             env = {**os.environ, "NULLSPACE_API_KEY": service.key("bench")}
-            program = TARGET / "release" / "examples" / "bench_api"
+            program = PROGRAM.parent / "examples" / "bench_api"
             return subprocess.run([program, service.url, f"{hub.address}/box:1", CLIENTS, BUILDS], env=env, check=False).returncode
 
 
