@@ -155,4 +155,61 @@ mod tests {
             assert!(is_public(open.parse().unwrap()), "{open}");
         }
     }
+
+    /// The blocks of IANA's special-purpose address registries (RFC 6890), and whether an address of one counts as public here. Blocks
+    /// that carry an IPv4 address are judged by it: the tests above have those (`::ffff:0:0/96`, `64:ff9b::/96`, `2002::/16`).
+    const REGISTERED: [(&str, &str, bool); 42] = [
+        ("0.0.0.0/8", "this network", false),
+        ("10.0.0.0/8", "private use", false),
+        ("100.64.0.0/10", "shared address space", false),
+        ("127.0.0.0/8", "loopback", false),
+        ("169.254.0.0/16", "link local", false),
+        ("172.16.0.0/12", "private use", false),
+        ("192.0.0.0/24", "IETF protocol assignments", false),
+        ("192.0.0.0/29", "IPv4 service continuity", false),
+        ("192.0.0.8/32", "dummy address", false),
+        ("192.0.0.9/32", "Port Control Protocol anycast: the network's own gateway answers", false),
+        ("192.0.0.10/32", "TURN anycast: the network's own relay answers", false),
+        ("192.0.0.170/31", "NAT64 discovery", false),
+        ("192.0.2.0/24", "documentation", false),
+        ("192.31.196.0/24", "AS112", true),
+        ("192.52.193.0/24", "AMT", true),
+        ("192.88.99.0/24", "6to4 relay anycast, deprecated", false),
+        ("192.88.99.2/32", "6a44 relay anycast", false),
+        ("192.168.0.0/16", "private use", false),
+        ("192.175.48.0/24", "AS112", true),
+        ("198.18.0.0/15", "benchmarking", false),
+        ("198.51.100.0/24", "documentation", false),
+        ("203.0.113.0/24", "documentation", false),
+        ("240.0.0.0/4", "reserved", false),
+        ("255.255.255.255/32", "limited broadcast", false),
+        ("::1/128", "loopback", false),
+        ("::/128", "unspecified", false),
+        ("64:ff9b:1::/48", "NAT64 of a network's own", false),
+        ("100::/64", "discard only", false),
+        ("100:0:0:1::/64", "dummy prefix", false),
+        ("2001::/23", "IETF protocol assignments", false),
+        ("2001::/32", "Teredo", false),
+        ("2001:1::1/128", "Port Control Protocol anycast", false),
+        ("2001:2::/48", "benchmarking", false),
+        ("2001:4:112::/48", "AS112", false),
+        ("2001:20::/28", "ORCHIDv2", false),
+        ("2001:30::/28", "drone remote ids", false),
+        ("2001:db8::/32", "documentation", false),
+        ("2620:4f:8000::/48", "AS112", true),
+        ("3fff::/20", "documentation", false),
+        ("5f00::/16", "segment routing ids", false),
+        ("fc00::/7", "unique local", false),
+        ("fe80::/10", "link local", false),
+    ];
+
+    #[test]
+    fn special_purpose_blocks_are_closed_unless_they_belong_to_the_internet() {
+        for (block, name, expected) in REGISTERED {
+            let net: ipnet::IpNet = block.parse().unwrap();
+            for address in [net.network(), net.broadcast()] {
+                assert_eq!(is_public(address), expected, "{address} of {block}, {name}");
+            }
+        }
+    }
 }

@@ -13,7 +13,7 @@ const UPLINK: &str = "up0";
 /// address from which a cloud's host agent gives a machine its certificates and settings (Azure: "What is IP address
 /// 168.63.129.16?"). As a name server it stays open on port 53, where the host has it for one.
 const CLOSED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 172.16.0.0/12, \
-192.0.0.0/24, 192.0.2.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3";
+192.0.0.0/24, 192.0.2.0/24, 192.88.99.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3";
 
 /// The host's whole table, replacing the one before in the same transaction.
 ///
@@ -194,7 +194,7 @@ mod tests {
         let table = host_table(&NetConfig::default(), &[azure], false);
         let egress = &table[table.find("chain egress").unwrap()..];
         let closed = egress.lines().find(|line| line.contains("reject") && line.contains("ip daddr {")).unwrap();
-        for address in ["168.63.129.16", "169.254.0.0/16", "100.64.0.0/10", "192.0.0.0/24"] {
+        for address in ["168.63.129.16", "169.254.0.0/16", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24"] {
             assert!(closed.contains(address), "{address}: {closed}");
         }
         // The name server alone, and before the rest is closed.
