@@ -149,6 +149,30 @@ async fn a_server_in_a_sandbox_is_reached_by_path_and_by_local_listener() {
         assert_eq!(socket.next().await.expect("a message").expect("a message"), Message::text(text));
     }
 
+    // One that came with a preview URL ends when that is revoked, and the other goes on.
+    let made: Value = api
+        .post(
+            &format!("/v1/sandboxes/{}/ports/8000/signed-preview-url", sandbox.id),
+            json!({"expires_in_seconds": 600}),
+        )
+        .await
+        .ok(200);
+    let token = made["url"].as_str().and_then(|url| url.split("edge_token=").nth(1)).expect("a token");
+    let stream = TcpStream::connect(&address).await.expect("connect");
+    let request = format!("ws://{address}{prefix}/socket?edge_token={token}").into_client_request().expect("a request");
+    let (mut signed, _) = tokio_tungstenite::client_async(request, stream).await.expect("a WebSocket");
+    signed.send(Message::text("three")).await.expect("send");
+    assert_eq!(signed.next().await.expect("a message").expect("a message"), Message::text("three"));
+    let grant = made["grant"]["id"].as_str().expect("a grant");
+    let revoked = api.delete(&format!("/v1/sandboxes/{}/preview-urls/{grant}", sandbox.id)).await;
+    assert_eq!(revoked.status, 200, "{}", revoked.text());
+    let ended = async { while let Some(Ok(_)) = signed.next().await {} };
+    tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the socket ends with its preview URL");
+    let answer = raw(&address, "service", &format!("{prefix}/?edge_token={token}")).await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    socket.send(Message::text("four")).await.expect("send");
+    assert_eq!(socket.next().await.expect("a message").expect("a message"), Message::text("four"));
+
     // Nothing listens, no such sandbox, and the sandbox of the request alone.
     let answer = raw(&address, "service", &format!("/p/{}/8001/", sandbox.id)).await;
     assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("port_not_listening"), "{answer}");
