@@ -10,6 +10,7 @@
 //!
 //! Each key also gives one for signatures, derived with a label of its own: a signature tells nothing about what is sealed.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -137,19 +138,31 @@ impl SealKey {
         self.0.signers.iter().find(|signer| signer.id == id)
     }
 
+    /// Whether a key with this number is in the file.
+    pub fn has(&self, id: u8) -> bool {
+        self.0.keys.iter().any(|(known, _)| *known == id)
+    }
+
     /// Makes the contents of a new file: one random key under a random number.
     ///
     /// # Errors
     /// [`NoRandom`].
     pub fn generate() -> Result<String, NoRandom> {
+        SealKey::generate_beside(&BTreeSet::new())
+    }
+
+    /// Makes the contents of a new file as [`SealKey::generate`] does, under none of these numbers, as far as one is left.
+    ///
+    /// # Errors
+    /// [`NoRandom`].
+    pub fn generate_beside(taken: &BTreeSet<u8>) -> Result<String, NoRandom> {
         let mut bytes = [0_u8; KEY_LEN + 1];
         SystemRandom::new().fill(&mut bytes).map_err(|_| NoRandom)?;
-        let (id, key) = bytes.split_at(1);
+        let [first, key @ ..] = bytes;
+        let id = (0..=u8::MAX).map(|step| first.wrapping_add(step)).find(|id| !taken.contains(id)).unwrap_or(first);
         let mut text = String::with_capacity(4 + 2 * KEY_LEN);
-        for id in id {
-            // Writing to a text cannot fail.
-            let _ = write!(text, "{id} ");
-        }
+        // Writing to a text cannot fail.
+        let _ = write!(text, "{id} ");
         text.push_str(&hex::encode(key));
         text.push('\n');
         Ok(text)
@@ -231,6 +244,16 @@ mod tests {
         assert_eq!(new.open("sb_1", &sealed), Err(Unopened::NoKey(1)));
         let other = SealKey::parse(&NEW.replacen('2', "1", 1)).unwrap();
         assert_eq!(other.open("sb_1", &sealed), Err(Unopened::Refused));
+    }
+
+    #[test]
+    fn a_new_key_has_no_number_of_an_earlier_one() {
+        for free in [0, 7, 255] {
+            let taken = (0..=u8::MAX).filter(|id| *id != free).collect();
+            let key = SealKey::parse(&SealKey::generate_beside(&taken).unwrap()).unwrap();
+            assert!(key.has(free) && !key.has(free.wrapping_add(1)));
+        }
+        SealKey::parse(&SealKey::generate_beside(&(0..=u8::MAX).collect()).unwrap()).unwrap();
     }
 
     #[test]

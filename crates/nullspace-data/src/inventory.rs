@@ -18,7 +18,7 @@ use crate::{
     ArtifactStore, DataError, Result,
     artifacts::is_stored,
     folders::{io_error, read_dir, remove, sync_dir},
-    names::{ARTIFACTS, BLOBS, CHUNKS, ROOTFS, artifact_of},
+    names::{ARTIFACTS, BLOBS, CHUNKS, LOGS, ROOTFS, artifact_of},
 };
 
 /// Names of everything durable in a data folder.
@@ -43,6 +43,8 @@ impl Inventory {
     pub const CHUNKS: &'static str = CHUNKS;
     /// Folder of uploaded files within the data folder.
     pub const BLOBS: &'static str = BLOBS;
+    /// Folder of the parts of builds' logs within the data folder.
+    pub const LOGS: &'static str = LOGS;
 
     /// Whether a root image is stored: as this raw file, or as the chunks of this manifest.
     pub fn has_rootfs(&self, file: &str, manifest: Option<&str>) -> bool {
@@ -110,7 +112,9 @@ fn names(dir: &Path) -> Result<BTreeSet<String>> {
 /// [`DataError::Io`] when a folder that is there cannot be read.
 pub fn stored_without_database(data_dir: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
-    for folder in [ARTIFACTS.to_owned(), format!("{CHUNKS}/packs"), ROOTFS.to_owned(), BLOBS.to_owned()] {
+    for folder in
+        [ARTIFACTS.to_owned(), format!("{CHUNKS}/packs"), ROOTFS.to_owned(), BLOBS.to_owned(), LOGS.to_owned()]
+    {
         let path = data_dir.join(&folder);
         let count = match fs::read_dir(&path) {
             Ok(entries) => entries.count(),

@@ -1,6 +1,6 @@
 //! Required and collectable data of the data folder.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -44,6 +44,25 @@ pub trait Collection: Send + Sync + 'static {
     /// Marks lost data as unusable: those artifacts, those snapshots of sandboxes, and the artifacts and snapshots on lost root
     /// images. A sandbox that is paused in a lost snapshot ends as `error`. A lost root image is made again when it is needed. The service never calls this itself: only an operator can know that data will not come back.
     async fn forget_lost(&self, lost: &KnownFiles, now: Timestamp) -> Result<()>;
+
+    /// Removes the rows of lost log segments, by what they keep: their entries are missing from the logs of their builds from
+    /// then on. For an operator's command, as [`Collection::forget_lost`] is.
+    async fn forget_segments(&self, kept: &[Vec<u8>]) -> Result<()>;
+
+    /// Returns what the secrets of rows that are not over were sealed with: the number of each key, which is a sealed secret's
+    /// first byte, with the rows that need it.
+    async fn sealed(&self) -> Result<BTreeMap<u8, SealedRows>>;
+}
+
+/// Numbers of rows with secrets that one key has sealed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SealedRows {
+    /// Sandboxes that have not ended, with variables or a token for their ports.
+    pub sandboxes: u64,
+    /// Snapshots of sandboxes with variables.
+    pub snapshots: u64,
+    /// Webhooks with a signing secret.
+    pub webhooks: u64,
 }
 
 /// A collectable artifact.

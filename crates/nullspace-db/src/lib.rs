@@ -60,7 +60,7 @@ pub use builds::{
 };
 pub use catalog::{Alias, Artifact, Catalog, Resolved, Standing, TagTarget, Template, Visibility};
 pub use claim::{ClaimHash, ClaimToken, NewClaim};
-pub use collection::{Collection, UnusedArtifact};
+pub use collection::{Collection, SealedRows, UnusedArtifact};
 pub use error::{DbError, Result};
 pub use events::{Attempt, Delivery, Event, EventFilter, Events, NewEvent, TakenDelivery, Webhook, WebhookChange};
 pub use grants::{Grant, GrantKind, GrantUse, Grants, NewGrant, OVER_PER_SANDBOX};

@@ -21,6 +21,7 @@ mod objects;
 mod ports;
 mod remote;
 mod sandbox;
+mod sealing;
 mod segments;
 mod serve;
 mod shell;

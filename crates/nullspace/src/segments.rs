@@ -40,7 +40,7 @@ impl StoredSegments {
 impl SegmentBytes for StoredSegments {
     async fn put(&self, bytes: Vec<u8>) -> Result<Vec<u8>, DbError> {
         let name = within(LONGEST_PUT, self.0.put(bytes)).await?;
-        Ok(format!("{MARK}{name}").into_bytes())
+        Ok(kept(name))
     }
 
     async fn get(&self, kept: Vec<u8>) -> Result<Vec<u8>, DbError> {
@@ -60,6 +60,11 @@ impl SegmentBytes for StoredSegments {
     fn outside(&self) -> bool {
         true
     }
+}
+
+/// What a row keeps of this name.
+pub(crate) fn kept(name: SegmentName) -> Vec<u8> {
+    format!("{MARK}{name}").into_bytes()
 }
 
 /// The name that a row keeps.

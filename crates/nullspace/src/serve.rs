@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use nullspace_control::{Control, ControlConfig, LifeSettings, PreviewSettings, Retention, SealKey, WebhookSender};
-use nullspace_data::{ArtifactStore, KeyFile, ObjectSettings, OpenSettings};
+use nullspace_data::{ArtifactStore, ObjectSettings, OpenSettings};
 use nullspace_db::{Database, QueueLimits, SqliteStore};
 use nullspace_host::{HostConfig, LocalHost, TenantQuota};
 use nullspace_host_interface::Capacity;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, PreviewScheme};
 use crate::objects::{self, Use};
+use crate::sealing::{self, Sealing};
 use crate::segments::{self, StoredSegments};
 use crate::survey::survey;
 use crate::{buildkit, guest, identity, object_identity, ports, ssh, vmm};
@@ -59,10 +60,10 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         }
     };
     let ssh_listener = ssh::bind(&config).await?;
-    belong_together(&files, database.as_ref()).await?;
+    let sealing = belong_together(&files, database.as_ref()).await?;
     let host = files.host(&hostname()).context("read whose data folder this is")?;
     let (logs, store) = (files.logs(), files.clone());
-    let seal = seal_key(&files)?;
+    let seal = sealing::key(&files, &sealing)?;
     let machines = LocalHost::new(host_config(&config, &host)?, files, machines, registry, buildkits);
     let address = listener.local_addr().context("read the address listened on")?;
     let settings = control_config(&config, host, seal, webhooks, previews(&config, address));
@@ -272,8 +273,9 @@ fn raise_descriptor_limit(config: &Config) {
     }
 }
 
-/// Refuses a database and a data folder that do not belong together; nothing was changed then.
-async fn belong_together(files: &ArtifactStore, database: &dyn Database) -> anyhow::Result<()> {
+/// Refuses a database and a data folder that do not belong together; nothing was changed then. Returns what it found of the
+/// seal key.
+async fn belong_together(files: &ArtifactStore, database: &dyn Database) -> anyhow::Result<Sealing> {
     let found = survey(files, database).await.context("compare database and data folder")?;
     if let Some(refusal) = found.refusal() {
         bail!("{refusal}");
@@ -282,31 +284,16 @@ async fn belong_together(files: &ArtifactStore, database: &dyn Database) -> anyh
         identity::settle(files, database, &found.identity, &found.objects, Timestamp::now()).await?;
     } else {
         object_identity::attach(files, &found.objects)?;
-        let (lost, blobs) = (&found.lost, &found.lost_blobs);
+        let (lost, blobs, log_parts) = (&found.lost, &found.lost_blobs, found.lost_segments.len());
         tracing::error!(
             ?lost,
             ?blobs,
+            log_parts,
             "files of the store are missing: what needs them fails until they are back, or until `nullspace store \
              repair` gives them up"
         );
     }
-    Ok(())
-}
-
-/// The keys that seal secrets in the database, from the data folder; made there if there are none.
-fn seal_key(files: &ArtifactStore) -> anyhow::Result<SealKey> {
-    let text = match files.key_file(KeyFile::Seal).context("read seal.key")? {
-        Some(text) => text,
-        None => {
-            let text = SealKey::generate().context("make a seal key")?;
-            files.put_key_file(KeyFile::Seal, &text).context("store seal.key")?;
-            tracing::info!(
-                "made seal.key in the data folder: variables of sandboxes are encrypted with it; keep a copy of it"
-            );
-            text
-        }
-    };
-    SealKey::parse(&text).context("seal.key of the data folder")
+    Ok(found.sealing)
 }
 
 /// An address that clients on this host reach a listener at: of one on every address, the loopback's.

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::growth;
 use crate::identity;
 use crate::objects::{self, Use};
+use crate::sealing;
 use crate::segments;
 use crate::serve;
 use crate::survey::{Survey, survey};
@@ -169,7 +170,7 @@ pub(crate) async fn repair(config: &Config, yes: bool) -> anyhow::Result<ExitCod
     let metadata = serve::open_existing_database(config).await?;
     let files = open_files(config, objects::settings(config)?).await?;
     let found = survey(&files, &metadata).await.context("compare database and folders")?;
-    let Survey { lost, lost_blobs, foreign, .. } = &found;
+    let Survey { lost, lost_blobs, lost_segments, sealing, foreign, .. } = &found;
     let faults: Vec<String> = found.identity.fault().into_iter().chain(found.objects.fault()).collect();
     for fault in &faults {
         println!("differ   {fault}");
@@ -196,6 +197,16 @@ pub(crate) async fn repair(config: &Config, yes: bool) -> anyhow::Result<ExitCod
     for blob in lost_blobs {
         println!("lost     the uploaded file blobs/{}/{}", blob.tenant, blob.id.sha256());
     }
+    for name in lost_segments {
+        println!("lost     the part {name} of a build's log: the log goes on without its lines");
+    }
+    if sealing.fault().is_some() {
+        println!(
+            "lost     seal.key, which decrypts {}. Without it, those sandboxes and snapshots cannot be resumed, port tokens \
+             and signed URLs that were given out are refused, and those webhooks need a new signing_secret",
+            sealing.cost()
+        );
+    }
     for name in foreign {
         println!("foreign  {name}: no build or tenant of this database made it");
     }
@@ -207,12 +218,17 @@ pub(crate) async fn repair(config: &Config, yes: bool) -> anyhow::Result<ExitCod
         for blob in lost_blobs {
             metadata.purge_blob(blob, Timestamp::MAX).await.context("forget a lost file")?;
         }
+        let kept: Vec<Vec<u8>> = lost_segments.iter().map(|name| segments::kept(*name)).collect();
+        metadata.forget_segments(&kept).await.context("forget lost parts of logs")?;
         files.remove_foreign(foreign).await.context("remove what another database named")?;
+        sealing::give_up(&files, sealing)?;
         // Last: after a crash before it, the two are still told apart.
         identity::unite(&files, &metadata, &found.identity, &found.objects, now).await?;
         println!("given up");
     } else {
-        println!("Nothing was changed. With --yes, lost files are given up and foreign files are removed.");
+        println!(
+            "Nothing was changed. With --yes, lost files are given up, foreign files are removed, and a lost seal.key is replaced by a new one."
+        );
         if !faults.is_empty() {
             println!("Store ids that differ are made one: the database's, or the folder's when the database has none.");
         }

@@ -6,19 +6,21 @@
 //!   the disk has it, no build ever was to make it  foreign   the database is another one, or an older copy
 //!   the disk has it, a build was to make it        left over by a crash: the sweep removes it
 //! ```
-//! What cannot be seen may come back. So a service does not start when the ids differ, when everything of one kind is lost or
-//! anything is foreign. It forgets nothing by itself, and removes nothing of a database that it cannot see. With
+//! What cannot be seen may come back. So a service does not start when the ids differ, when everything of one kind is lost,
+//! anything is foreign, or the file is missing whose keys decrypt the database's secrets (see `sealing`). It forgets nothing by itself, and removes nothing of a database that it cannot see. With
 //! `nullspace store repair` an operator says that something will not come back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use anyhow::Context;
-use nullspace_data::{ArtifactStore, Inventory, artifact_of};
+use nullspace_data::{ArtifactStore, Inventory, SegmentName, artifact_of};
 use nullspace_db::Database;
 use nullspace_types::{ArtifactId, Blob, KnownFiles, TenantId};
 
 use crate::identity::{self, Identity};
 use crate::object_identity::{self, ObjectIdentity};
+use crate::sealing::{self, Sealing};
+use crate::segments;
 
 /// The database's half of the comparison.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +28,10 @@ struct Named {
     files: KnownFiles,
     blobs: BTreeSet<Blob>,
     tenants: BTreeSet<TenantId>,
+    /// Number of parts of logs whose bytes are not in the database.
+    segments: usize,
+    /// Those of them that are nowhere.
+    lost_segments: HashSet<SegmentName>,
     /// Artifacts that the folder has and `files` has not, and that a build was to make.
     allotted: BTreeSet<ArtifactId>,
 }
@@ -41,6 +47,10 @@ pub(crate) struct Survey {
     pub(crate) lost: KnownFiles,
     /// The same, of uploaded files.
     pub(crate) lost_blobs: BTreeSet<Blob>,
+    /// The same, of parts of builds' logs.
+    pub(crate) lost_segments: HashSet<SegmentName>,
+    /// Secrets of the database that do not decrypt.
+    pub(crate) sealing: Sealing,
     /// Names, relative to the data directory, of what this database has nothing to do with.
     pub(crate) foreign: BTreeSet<String>,
     /// Sentences on kinds of which all that is named is lost.
@@ -51,6 +61,7 @@ impl Survey {
     /// Why the service must not start; `None` when it may.
     pub(crate) fn refusal(&self) -> Option<String> {
         let ids = self.identity.fault().into_iter().chain(self.objects.fault()).chain(self.stranded());
+        let ids = ids.chain(self.sealing.fault());
         let mut faults: Vec<String> = ids.chain(self.all_lost.iter().cloned()).collect();
         if let Some(first) = self.foreign.first() {
             faults.push(format!(
@@ -70,15 +81,16 @@ impl Survey {
 
     /// The sentence on lost files while the object store changes: what is missing is then in the other place.
     fn stranded(&self) -> Option<String> {
-        let lost = self.lost.artifacts.len() + self.lost.rootfs.len() + self.lost_blobs.len();
+        let files = self.lost.artifacts.len() + self.lost.rootfs.len();
+        let lost = files + self.lost_blobs.len() + self.lost_segments.len();
         match &self.objects {
             ObjectIdentity::Detached(location) if lost > 0 => Some(format!(
-                "{lost} of the snapshots, root images and uploaded files that the database names are only in the object store in \
+                "{lost} of the snapshots, root images, uploaded files and parts of logs that the database names are only in the object store in \
                  which this data folder has kept them ({location}), and s3_bucket is not set: set the s3_… settings again, or \
                  bring everything into the data folder with them and `nullspace store fetch`"
             )),
             ObjectIdentity::New(location) if lost > 0 => Some(format!(
-                "{lost} of the snapshots, root images and uploaded files that the database names are missing, and the object store \
+                "{lost} of the snapshots, root images, uploaded files and parts of logs that the database names are missing, and the object store \
                  ({location}) is new and has none of them: is s3_prefix the right one?"
             )),
             _ => None,
@@ -87,11 +99,13 @@ impl Survey {
 
     /// Whether nothing at all is lost or foreign, and all are one store or may become one.
     pub(crate) fn is_clean(&self) -> bool {
-        let Survey { identity, objects, lost, lost_blobs, foreign, all_lost } = self;
+        let Survey { identity, objects, lost, lost_blobs, lost_segments, sealing, foreign, all_lost } = self;
         identity.fault().is_none()
             && objects.fault().is_none()
             && *lost == KnownFiles::default()
             && lost_blobs.is_empty()
+            && lost_segments.is_empty()
+            && sealing.fault().is_none()
             && foreign.is_empty()
             && all_lost.is_empty()
     }
@@ -106,8 +120,11 @@ pub(crate) async fn survey(files: &ArtifactStore, database: &dyn Database) -> an
         files: database.known_files().await.context("list what is known")?,
         blobs: database.known_blobs().await.context("list uploaded files")?,
         tenants: database.list_tenants().await.context("list tenants")?.into_iter().map(|tenant| tenant.id).collect(),
+        segments: database.segments_elsewhere().await.context("list the parts of logs")?.len(),
+        lost_segments: segments::missing(&files.logs(), database).await?,
         allotted: BTreeSet::new(),
     };
+    let sealing = sealing::look(files, database).await?;
     let identity = identity::look(files, database).await?;
     let objects = object_identity::look(files, identity.id()).await?;
     let mut there = files.inventory().await.context("look at the data folder")?;
@@ -122,7 +139,7 @@ pub(crate) async fn survey(files: &ArtifactStore, database: &dyn Database) -> an
     let unnamed = unnamed.filter_map(|name| artifact_of(name)).collect();
     named.allotted = database.allotted(&unnamed).await.context("ask which builds made them")?;
     let location = files.objects().map(|objects| objects.location().to_owned());
-    Ok(Survey { identity, objects, ..compare(&there, &named, location.as_deref()) })
+    Ok(Survey { identity, objects, sealing, ..compare(&there, &named, location.as_deref()) })
 }
 
 /// `location` is the object store's.
@@ -143,6 +160,7 @@ fn compare(there: &Inventory, named: &Named, location: Option<&str>) -> Survey {
     let lost = named.files.rootfs.iter().filter(|(file, manifest)| !there.has_rootfs(file, manifest.as_deref()));
     survey.lost.rootfs = lost.map(|(file, manifest)| (file.clone(), manifest.clone())).collect();
     survey.lost_blobs = named.blobs.iter().filter(|blob| !there.has_blob(blob)).cloned().collect();
+    survey.lost_segments.clone_from(&named.lost_segments);
 
     let of_chunks = named.files.artifacts.values().any(Option::is_some);
     let snapshots = if of_chunks { Inventory::CHUNKS } else { Inventory::ARTIFACTS };
@@ -158,6 +176,7 @@ fn compare(there: &Inventory, named: &Named, location: Option<&str>) -> Survey {
     say("snapshots", snapshots, named.files.artifacts.len(), survey.lost.artifacts.len());
     say("root images", Inventory::CHUNKS, named.files.rootfs.len(), survey.lost.rootfs.len());
     say("uploaded files", Inventory::BLOBS, named.blobs.len(), survey.lost_blobs.len());
+    say("parts of logs", Inventory::LOGS, named.segments, named.lost_segments.len());
     survey
 }
 
@@ -226,6 +245,20 @@ mod tests {
             fs::rename(&elsewhere, &mounted).unwrap();
             assert!(compared(&files, &named).await.is_clean(), "mounted again, all is well");
         }
+    }
+
+    #[tokio::test]
+    async fn logs_that_are_not_mounted_stop_the_start_and_one_lost_part_does_not() {
+        let dir = TempDir::new().unwrap();
+        let files = ArtifactStore::open(dir.path()).unwrap();
+        let lost: SegmentName = "0123456789abcdef0123456789abcdef".parse().unwrap();
+        let named = Named { segments: 1, lost_segments: [lost].into(), ..stored(&files) };
+        let refusal = compared(&files, &named).await.refusal().unwrap();
+        assert!(refusal.contains("names 1 parts of logs, and none of them is in"), "{refusal}");
+        assert!(refusal.contains(&dir.path().join("logs").display().to_string()), "{refusal}");
+        let found = compared(&files, &Named { segments: 2, ..named }).await;
+        assert_eq!((found.refusal(), found.is_clean()), (None, false));
+        assert_eq!(found.lost_segments, [lost].into());
     }
 
     #[test]

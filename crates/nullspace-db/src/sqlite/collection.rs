@@ -3,14 +3,14 @@
 //! Collection is by reference. Each rule is a query, repeated inside the transaction that releases the data. Files are
 //! removed only after that transaction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     SqliteStore, Tx,
     rows::{self, Reader},
     snapshots,
 };
-use crate::{Collection, Result, UnusedArtifact};
+use crate::{Collection, DbError, Result, SealedRows, UnusedArtifact};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_types::{ArtifactId, KnownFiles, Rootfs, Streams};
@@ -53,6 +53,46 @@ impl Collection for SqliteStore {
     async fn forget_lost(&self, lost: &KnownFiles, now: Timestamp) -> Result<()> {
         forget_lost(self, lost, now).await
     }
+
+    async fn forget_segments(&self, kept: &[Vec<u8>]) -> Result<()> {
+        let mut tx = self.write().await?;
+        for kept in kept {
+            sqlx::query("DELETE FROM build_log_segments WHERE kept = ?").bind(kept).execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn sealed(&self) -> Result<BTreeMap<u8, SealedRows>> {
+        sealed(self).await
+    }
+}
+
+async fn sealed(store: &SqliteStore) -> Result<BTreeMap<u8, SealedRows>> {
+    // A row with two secrets counts once.
+    let rows = sqlx::query(
+        "SELECT kind, key, count(*) AS count FROM (
+             SELECT 'sandbox' AS kind, id, substr(sealed_envs, 1, 1) AS key FROM sandboxes WHERE ended_at IS NULL
+             UNION SELECT 'sandbox', id, substr(sealed_traffic_token, 1, 1) FROM sandboxes WHERE ended_at IS NULL
+             UNION SELECT 'snapshot', id, substr(sealed_envs, 1, 1) FROM snapshots WHERE ended_at IS NULL
+             UNION SELECT 'webhook', id, substr(sealed_secret, 1, 1) FROM webhooks WHERE deleted_at IS NULL)
+         WHERE length(key) = 1 GROUP BY kind, key",
+    )
+    .fetch_all(&store.readers)
+    .await?;
+    let mut found: BTreeMap<u8, SealedRows> = BTreeMap::new();
+    for row in &rows {
+        let row = Reader(row);
+        let key = row.bytes("key")?;
+        let rows = found.entry(*key.first().ok_or_else(|| DbError::corrupt("a sealed secret"))?).or_default();
+        let count = row.integer("count")?;
+        match row.text("kind")?.as_str() {
+            "sandbox" => rows.sandboxes = count,
+            "snapshot" => rows.snapshots = count,
+            _ => rows.webhooks = count,
+        }
+    }
+    Ok(found)
 }
 
 pub(super) async fn set_rootfs_manifest(store: &SqliteStore, file: &str, manifest: &str) -> Result<bool> {

@@ -11,8 +11,8 @@ use std::{
 
 use async_trait::async_trait;
 use nullspace_db::{
-    Build, Builds as _, CompactedLog, Database, DbError, Expiring, LogEntry, NewLogEntry, Result, Retention as _,
-    SegmentBytes, SqliteStore,
+    Build, Builds as _, Collection as _, CompactedLog, Database, DbError, Expiring, LogEntry, NewLogEntry, Result,
+    Retention as _, SegmentBytes, SqliteStore,
 };
 use nullspace_types::{BuildId, Caller};
 use serde_json::json;
@@ -333,6 +333,26 @@ async fn the_bytes_of_segments_may_be_elsewhere() {
         assert!(is_not_found(&f.store.get_build(&caller, gone).await));
     }
     assert!(elsewhere.stored.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_log_goes_on_without_the_parts_that_an_operator_gave_up() {
+    let f = Fixture::new().await;
+    let caller = f.tenant("acme").await;
+    let build = failed(&f, &caller, entries(100)).await;
+    let elsewhere = Arc::new(Elsewhere::default());
+    let store = SqliteStore::open_with(&f.path(), elsewhere.clone()).await.unwrap();
+    let whole = followed(&store, &caller, build.id, 16).await;
+    compact_all(&store).await;
+    let second = elsewhere.stored.lock().unwrap().keys().nth(1).unwrap().to_be_bytes().to_vec();
+    let bounds = f.query("SELECT first || ' ' || last FROM build_log_segments ORDER BY first").await;
+    assert!(bounds.len() > 2, "{bounds:?}");
+    let (first, last) = bounds[1].split_once(' ').unwrap();
+    let (first, last): (u64, u64) = (first.parse().unwrap(), last.parse().unwrap());
+    store.forget_segments(&[second, b"another".to_vec()]).await.unwrap();
+    let left: Vec<LogEntry> = whole.into_iter().filter(|entry| !(first..=last).contains(&entry.offset)).collect();
+    assert_eq!(followed(&store, &caller, build.id, 16).await, left);
+    assert_eq!(followed(&store, &caller, build.id, 1000).await, left);
 }
 
 /// A database whose segments were rows goes on with another place for the next ones.

@@ -1,11 +1,16 @@
 //! Webhooks and deliveries: queued with their event, sent by one worker at a time, and ended by a success or by giving up.
 
-use nullspace_db::{Attempt, DbError, Delivery, EventFilter, NewEvent, TakenDelivery, Webhook, WebhookChange};
+use std::collections::BTreeMap;
+
+use nullspace_db::{
+    Attempt, DbError, Delivery, EventFilter, NewEvent, NewSandbox, SandboxStatus, SealedRows, SnapshotKind,
+    TakenDelivery, Webhook, WebhookChange,
+};
 use nullspace_types::Caller;
 use uuid::Uuid;
 
 use crate::events::event;
-use crate::fixture::{Fixture, at, is_conflict, is_not_found};
+use crate::fixture::{Fixture, at, is_conflict, is_not_found, new_sandbox, new_snapshot};
 
 fn webhook(caller: &Caller, operations: &[&str]) -> Webhook {
     Webhook {
@@ -387,4 +392,33 @@ async fn what_a_killed_service_was_sending_is_due_at_its_hosts_next_start_and_ot
     let again = f.store.take_deliveries("ours", at(11), at(71), 4, 4).await.unwrap();
     assert_eq!(again.iter().map(|taken| taken.delivery.id).collect::<Vec<_>>(), [ours[0].delivery.id]);
     assert_eq!(f.store.take_over_deliveries("nobody", at(12)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_secrets_were_sealed_with_is_counted_while_their_rows_are_not_over() {
+    let f = Fixture::new().await;
+    let caller = f.tenant("acme").await;
+    assert_eq!(f.store.sealed().await.unwrap(), BTreeMap::new());
+    let artifact = f.ready(&caller, "web", &["default"], at(1)).await.artifact_id;
+    let mut sandboxes = Vec::new();
+    for (envs, token) in [(None, None), (Some(1), None), (None, Some(1)), (Some(1), Some(1)), (Some(1), Some(2))] {
+        let sealed = |key: Option<u8>| key.map(|key| vec![key, 9, 9]);
+        let asked =
+            NewSandbox { sealed_envs: sealed(envs), sealed_traffic_token: sealed(token), ..new_sandbox(artifact) };
+        sandboxes.push(asked.id);
+        f.store.insert_sandbox(&caller, asked, at(2)).await.unwrap();
+    }
+    f.store.set_sandbox_status(sandboxes[4], SandboxStatus::Running, None, at(3)).await.unwrap();
+    f.store.record_snapshot(new_snapshot(sandboxes[4], SnapshotKind::Kept), None, at(4)).await.unwrap();
+    let new = Webhook { sealed_secret: vec![7, 1], ..webhook(&caller, &[]) };
+    let hook = f.store.insert_webhook(new, 20).await.unwrap();
+    let rows = |sandboxes, snapshots, webhooks| SealedRows { sandboxes, snapshots, webhooks };
+    let all = BTreeMap::from([(1, rows(4, 1, 0)), (2, rows(1, 0, 0)), (7, rows(0, 0, 1))]);
+    assert_eq!(f.store.sealed().await.unwrap(), all);
+
+    f.store.delete_webhook(&caller, hook.id).await.unwrap();
+    for sandbox in sandboxes {
+        f.store.set_sandbox_status(sandbox, SandboxStatus::Destroyed, None, at(5)).await.unwrap();
+    }
+    assert_eq!(f.store.sealed().await.unwrap(), BTreeMap::from([(1, rows(0, 1, 0))]));
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nullspace_api::{LifecycleEventListResponse, SandboxInfo, SandboxStatus, SnapshotInfo};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fixture::{Api, Image, Registry, Sandbox, Service, is_long, until};
 
@@ -117,5 +117,44 @@ async fn a_killed_service_loses_what_ran_and_nothing_that_was_stored() {
     assert!(process == pid && now >= counted, "{counted} by {pid}, {now} by {process}");
     resumed.delete().await;
     from_snapshot.delete().await;
+    service.stop().await;
+}
+
+/// Secrets of the database need the data folder's key: it is not made anew without an operator's command.
+#[tokio::test]
+async fn a_start_without_the_key_of_stored_secrets_is_refused_and_only_an_operator_gives_them_up() {
+    let mut service = Service::stopped();
+    service.restart().await;
+    let hook = json!({"url": "https://example.com/", "operations": ["create"], "signing_secret": "a-secret-of-a-hook"});
+    let _: Value = service.api().post("/v1/lifecycle/webhooks", hook).await.ok(201);
+    service.stop().await;
+
+    let (file, elsewhere) = (service.data().join("seal.key"), service.data().join("elsewhere"));
+    std::fs::rename(&file, &elsewhere).unwrap();
+    let said = "seal.key is missing, and the database has secrets that only it decrypts";
+    for command in [&["serve", "--listen", "127.0.0.1:0"][..], &["store", "gc"]] {
+        let output = service.command(command).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && text.contains(said), "{command:?}: {text}");
+        assert!(text.contains("secrets of 1 webhooks") && text.contains("store repair"), "{text}");
+    }
+    let asked = service.command(&["store", "repair"]).output().unwrap();
+    let text = String::from_utf8(asked.stdout).unwrap();
+    assert!(asked.status.code() == Some(1) && text.contains("lost     seal.key"), "{text}");
+    assert!(!file.exists(), "nothing made it");
+    std::fs::rename(&elsewhere, &file).unwrap();
+    service.restart().await;
+    service.stop().await;
+
+    let before = std::fs::read(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let given_up = service.command(&["store", "repair", "--yes"]).output().unwrap();
+    assert!(given_up.status.success(), "{given_up:?}");
+    assert_ne!(std::fs::read(&file).unwrap(), before);
+    service.restart().await;
+    let said = "seal.key has not all keys";
+    service.log().expect_fault(said);
+    let log = service.log().lines().join("\n");
+    assert!(log.contains(said), "{log}");
     service.stop().await;
 }
