@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The disk under the data folder is filled at twelve points, and room is made again.
+"""The disk under the data folder is filled at sixteen points, and room is made again.
 
 The data folder is on a small tmpfs of its own (needs root). After each point: what was running has ended with the reason
 `host_disk_full` or has gone on, `/readyz` says 200, a new build becomes ready, and a sandbox from before that did not
@@ -245,6 +245,49 @@ class Attack:
         check(code == 202, f"a build is refused: {code} {answer}")
         return self.ends_well(answer["build_id"])
 
+    def storing(self, act):
+        """A sandbox that cannot be stored goes on: with a disk that is full before, and one that fills up meanwhile."""
+        sandbox = self.victim.sandbox("quiet")
+        path, body = f"/v1/sandboxes/{sandbox}/{act}", {}
+        if act == "promote":
+            code, snapshot = self.victim.api("POST", f"/v1/sandboxes/{sandbox}/snapshots", {})
+            check(code == 201, f"no snapshot to promote: {code} {snapshot}")
+            path, body = f"/v1/snapshots/{snapshot['id']}/promote", {"name": "promoted"}
+        # What must be written of its memory.
+        code, said = self.victim.sh(sandbox, "head -c 40000000 /dev/urandom > /dev/shm/filler || head -c 40000000 /dev/urandom > /filler")
+        check(code == 0, f"the sandbox cannot be used: {code} {said}")
+
+        def answers():
+            code, said = self.victim.sh(sandbox, "cat /starts")
+            check((code, said) == (0, "started"), f"after a refused {act} the sandbox says {code} {said}")
+
+        with self.disk.kept_full():
+            self.refused(*self.victim.api("POST", path, body))
+            answers()
+        self.disk.make_room()
+        found = {}
+        asking = threading.Thread(target=lambda: found.update(answer=self.victim.api("POST", path, body)))
+        asking.start()
+        time.sleep(0.05)
+        self.full_for_a_while()
+        self.disk.make_room()
+        asking.join(120)
+        check("answer" in found, f"{act} does not end")
+        code, answer = found["answer"]
+        if code not in (200, 201):
+            self.refused(code, answer)
+            answers()
+        elif act == "snapshots":
+            self.victim.api("DELETE", f"/v1/snapshots/{answer['id']}")
+        elif act == "fork":
+            self.victim.api("DELETE", f"/v1/sandboxes/{answer['id']}")
+        elif act == "promote":
+            self.victim.api("DELETE", "/v1/templates/promoted")
+        if act == "promote":
+            self.victim.api("DELETE", f"/v1/snapshots/{snapshot['id']}")
+        self.victim.api("DELETE", f"/v1/sandboxes/{sandbox}")
+        return "refused, then " + ("done" if code in (200, 201) else "refused")
+
     def points(self):
         return [
             ("idle", self.idle),
@@ -259,6 +302,10 @@ class Attack:
             ("sandboxes are made", self.creating),
             ("from inside a sandbox", self.from_inside),
             ("from inside a step", self.from_a_step),
+            ("a pause", lambda: self.storing("hibernate")),
+            ("a snapshot", lambda: self.storing("snapshots")),
+            ("a fork", lambda: self.storing("fork")),
+            ("a promotion", lambda: self.storing("promote")),
         ]
 
     def afterwards(self, quiet):
