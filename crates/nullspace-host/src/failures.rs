@@ -1,11 +1,15 @@
 //! Errors of machines, guests and the data folder, in the terms of builds and callers.
 
-use nullspace_api::{TemplateFailureDetailCode, TemplateFailurePhase};
+use std::time::Duration;
+
+use nullspace_api::{ErrorResponseCode, TemplateFailureDetail, TemplateFailureDetailCode, TemplateFailurePhase};
 use nullspace_data::DataError;
 use nullspace_guest::host::AgentError;
 use nullspace_host_interface::{BuildFailure, HostError, internal, reason, storage_full, store_away};
 use nullspace_service::{Error, chain};
 use nullspace_vmm::{EndCause, Ended, VmmError};
+
+use crate::machine::MachineError;
 
 /// A machine's failure in `phase`. It is only a warning in the log: the next attempt usually succeeds. Control logs an error
 /// when there is no next attempt.
@@ -44,6 +48,49 @@ pub(crate) fn machine_ended(phase: TemplateFailurePhase, ended: &Ended, what: &s
             reason::MACHINE_FAILED,
             format!("the machine failed on this host while {what} ran"),
         ),
+    }
+}
+
+/// The failure of a build whose machine ended before it was usable. Whatever ended it, the next attempt boots another one.
+pub(crate) fn machine_not_up(phase: TemplateFailurePhase, ended: &Ended) -> BuildFailure {
+    match ended.cause {
+        EndCause::Guest => machine(phase, &VmmError::Exited(ended.how.clone())),
+        EndCause::Signal(_) | EndCause::Vmm => machine_ended(phase, ended, "it was started", ""),
+    }
+}
+
+/// Time after which the start of a sandbox should be tried again whose machine failed.
+const START_AGAIN: Duration = Duration::from_secs(2);
+
+/// The error of a sandbox whose machine did not come up, with the reasons that builds have. An end by its guest is no fault of
+/// the host, and not retryable.
+pub(crate) fn not_started(error: &MachineError) -> Error {
+    tracing::error!(error = %chain(error), "a sandbox's machine did not come up");
+    let (reason, retryable, what) = match error {
+        MachineError::Ended(Ended { cause: EndCause::Signal(signal), .. }) => {
+            (reason::MACHINE_KILLED, true, format!("was killed on this host (signal {signal})"))
+        }
+        MachineError::Ended(Ended { cause: EndCause::Guest, .. }) => {
+            (reason::MACHINE_FAILED, false, "was shut down or crashed by its guest".to_owned())
+        }
+        MachineError::Vmm(VmmError::Timeout { what, limit_ms }) => {
+            (reason::MACHINE_FAILED, true, format!("did not start in time: {what} took over {limit_ms} ms"))
+        }
+        MachineError::Agent(_) => (reason::MACHINE_FAILED, true, "did not answer".to_owned()),
+        _ => (reason::MACHINE_FAILED, true, "failed on this host".to_owned()),
+    };
+    let message = format!("the sandbox could not start: its machine {what}");
+    let advice = if retryable {
+        "Try again; if it persists, tell the operator the request's id."
+    } else {
+        "Check what the template's start command and resume hooks do, and build it again."
+    };
+    let (code, phase) = (TemplateFailureDetailCode::InternalError, TemplateFailurePhase::Interrupted);
+    let detail = TemplateFailureDetail::new(code, phase, retryable, message.clone(), advice.to_owned());
+    Error {
+        retry_after: retryable.then_some(START_AGAIN),
+        detail: Some(Box::new(detail.with_reason(reason))),
+        ..Error::new(ErrorResponseCode::InternalError, message)
     }
 }
 
@@ -146,8 +193,6 @@ pub(crate) fn to_control(error: DataError) -> HostError {
 #[cfg(test)]
 mod tests {
     use std::io::{Error as IoError, ErrorKind};
-
-    use nullspace_api::ErrorResponseCode;
 
     use super::*;
 

@@ -51,6 +51,9 @@ pub(crate) enum MachineError {
     Vmm(#[from] VmmError),
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// The machine ended before it was usable.
+    #[error("the virtual machine ended: {0}")]
+    Ended(Ended),
     /// The guest runs, but its root filesystem cannot be used: a fault of the image.
     #[error("{0}")]
     Root(String),
@@ -217,13 +220,17 @@ async fn greet_restored(vm: &dyn Vm, restored: Restored, limit: Duration) -> Res
     Agent::connect_restored(open, now, limit).await
 }
 
-/// Runs the work, unless the machine ends first.
+/// Runs the work, unless the machine ends first. A failure that an ending machine brings on is told as its end.
 async fn alive<T>(vm: &dyn Vm, work: impl Future<Output = Result<T, MachineError>>) -> Result<T, MachineError> {
-    tokio::select! {
+    let failed = tokio::select! {
         biased;
-        done = work => done,
-        ended = vm.exited() => Err(VmmError::Exited(ended.how).into()),
-    }
+        done = work => match done {
+            Err(failed @ (MachineError::Vmm(_) | MachineError::Agent(AgentError::Closed))) => failed,
+            done => return done,
+        },
+        ended = vm.exited() => return Err(MachineError::Ended(ended)),
+    };
+    Err(ended(vm).await.map_or(failed, MachineError::Ended))
 }
 
 fn identity(hostname: String, vm: &dyn Vm) -> Restored {

@@ -74,6 +74,7 @@ pub(crate) async fn boot(attempt: &Attempt, prepared: &Prepared, permit: Permit)
     let machine: SharedMachine = booted.map_err(|error| match error {
         MachineError::Vmm(error) => failures::machine(Phase::Prepare, &error),
         MachineError::Agent(error) => failures::agent(Phase::Prepare, &error),
+        MachineError::Ended(ended) => failures::machine_not_up(Phase::Prepare, &ended),
         MachineError::Root(why) if why.starts_with(ROOT_FULL) => {
             let mib = prepared.disk_bytes >> 20;
             let message = format!("the image leaves its machine no room on the disk of {mib} MiB: {why}");

@@ -25,7 +25,7 @@ use nullspace_api::TemplateFailurePhase as Phase;
 use nullspace_guest::host::AgentError;
 use nullspace_host_interface::{BuildFailure, reason};
 use nullspace_service::chain;
-use nullspace_vmm::{Network, RestoreSpec, SnapshotSummary, VmmError};
+use nullspace_vmm::{EndCause, Ended, Network, RestoreSpec, SnapshotSummary, VmmError};
 
 use super::boot::machine_id;
 use super::prepare::{Prepared, unreadable};
@@ -124,7 +124,10 @@ fn failed(error: &MachineError) -> BuildFailure {
             format!("the new snapshot cannot be restored on the host that made it: {why}")
         }
         MachineError::Vmm(VmmError::Unavailable(why)) => format!("this host cannot restore the new snapshot: {why}"),
-        MachineError::Vmm(VmmError::Exited(_)) | MachineError::Agent(AgentError::Closed) => {
+        MachineError::Ended(Ended { cause: EndCause::Signal(signal), .. }) => {
+            format!("the machine that was restored from the new snapshot was killed on this host (signal {signal})")
+        }
+        MachineError::Ended(_) | MachineError::Vmm(VmmError::Exited(_)) | MachineError::Agent(AgentError::Closed) => {
             "the machine that was restored from the new snapshot ended by itself".to_owned()
         }
         MachineError::Agent(AgentError::Timeout { limit_ms, .. }) => {
@@ -152,7 +155,10 @@ mod tests {
     fn every_failure_of_a_trial_is_retried_and_says_what_happened() {
         let timeout = || VmmError::Timeout { what: "starting".into(), limit_ms: 60_000 };
         let silent = AgentError::Timeout { what: "restored", limit_ms: 30_000 };
-        let errors: [(MachineError, &str); 6] = [
+        let ended = |cause| MachineError::Ended(Ended { cause, how: String::new() });
+        let errors: [(MachineError, &str); 8] = [
+            (ended(EndCause::Signal(9)), "killed on this host (signal 9)"),
+            (ended(EndCause::Vmm), "ended by itself"),
             (timeout().into(), "starting took over 60000 ms"),
             (VmmError::Exited("signal 9".into()).into(), "ended by itself"),
             (VmmError::Refused { context: "load".into(), message: "x".into() }.into(), "could not be restored"),

@@ -35,7 +35,7 @@ use super::held::Held;
 use super::live::Live;
 use super::measure::Measured;
 use crate::admission::Permit;
-use crate::failures::of_data;
+use crate::failures::{not_started, of_data};
 use crate::machine::{Machine, MachineError};
 
 /// Time after which a start that met another one of its id should be tried again.
@@ -131,7 +131,7 @@ impl AdmittedSandbox for Admitted {
                 tracing::error!(error = %chain(&error), "no room on the disk for a sandbox");
                 Err(storage_full(None))
             }
-            Err(error) => Err(internal("resume a snapshot", &error)),
+            Err(error) => Err(not_started(&error)),
         }
     }
 
@@ -150,6 +150,7 @@ impl AdmittedSandbox for Admitted {
             Err(MachineError::Vmm(VmmError::Incompatible(why))) => {
                 Err(Error::new(ErrorResponseCode::IncompatibleSnapshot, why))
             }
+            Err(error @ MachineError::Ended(_)) => Err(not_started(&error)),
             Err(error) => {
                 tracing::error!(sandbox_id = %spec.id, error = %chain(&error), "a snapshot failed its trial");
                 let message = "the snapshot could not be resumed in trial; try again, or take another snapshot";

@@ -1,9 +1,11 @@
 //! Pauses, snapshots and forks against a driver without machines and an agent in memory.
 
 mod fake;
+mod full_disk;
 mod ports;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +21,7 @@ use nullspace_host_interface::{
 };
 use nullspace_service::{CommandEvent, LiveCommands, Memory};
 use nullspace_types::{ArtifactId, EgressPolicy, EgressReach, KnownFiles, Rootfs, SandboxId, TenantId};
-use nullspace_vmm::Network;
+use nullspace_vmm::{EndCause, Network};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot};
 
@@ -73,7 +75,8 @@ struct Host {
     template: Snapshot,
     tenant: TenantId,
     id: SandboxId,
-    _data: tempfile::TempDir,
+    /// Removed at the end, unless it is the test's.
+    _data: Option<tempfile::TempDir>,
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -81,7 +84,12 @@ const SECOND: Duration = Duration::from_secs(1);
 impl Host {
     async fn start(halts: bool) -> Host {
         let data = tempfile::tempdir().unwrap();
-        let files = ArtifactStore::open(data.path()).unwrap();
+        let host = Host::start_in(data.path(), halts).await;
+        Host { _data: Some(data), ..host }
+    }
+
+    async fn start_in(data: &Path, halts: bool) -> Host {
+        let files = ArtifactStore::open(data).unwrap();
         let script = Script::new(halts);
         let vmm = FakeVmm::new(Arc::clone(&script));
         let template = template(&files, json!(vmm.summary())).await;
@@ -92,7 +100,7 @@ impl Host {
         let reports = Arc::new(Reports::default());
         actors.report_to(Arc::clone(&reports) as _);
         let (tenant, id) = (TenantId::new(), SandboxId::new());
-        let host = Host { actors, script, reports, template, tenant, id, _data: data };
+        let host = Host { actors, script, reports, template, tenant, id, _data: None };
         host.resume(id, host.template.clone()).await;
         assert_eq!(host.script.asked(), ["restore"]);
         host
@@ -203,6 +211,28 @@ async fn a_machine_starts_within_its_egress_policy_and_takes_another() {
     assert_eq!(start(settings(true, limited)).await, Err(ErrorResponseCode::NotImplemented));
     assert!(host.script.asked().is_empty(), "no machine was started");
     start(settings(true, nothing)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_machine_that_ends_while_its_sandbox_starts_is_told_by_its_cause_and_gives_its_room_back() {
+    let host = Host::start(true).await;
+    for (cause, reason, retryable) in [
+        (EndCause::Signal(9), "machine_killed", true),
+        (EndCause::Vmm, "machine_failed", true),
+        (EndCause::Guest, "machine_failed", false),
+    ] {
+        *host.script.ends_at_start.lock().unwrap() = Some(cause);
+        let spec = SandboxSpec { id: SandboxId::new(), tenant: host.tenant, snapshot: host.template.clone() };
+        let admitted = Box::new(start::admit(&host.actors, spec).unwrap());
+        let started = admitted.start(settings(false, EgressPolicy::default()), oneshot::channel().0).await;
+        let Err(error) = started else { panic!("it has started") };
+        assert_eq!(error.code, ErrorResponseCode::InternalError);
+        assert_eq!(error.retry_after.is_some(), retryable, "{error:?}");
+        let detail = json!(error.detail);
+        assert_eq!((&detail["details"]["reason"], &detail["retryable"]), (&json!(reason), &json!(retryable)));
+        assert_eq!(host.memory_in_use(), 64, "the other one's");
+    }
+    assert!(host.live().list_processes().await.is_ok());
 }
 
 #[tokio::test]

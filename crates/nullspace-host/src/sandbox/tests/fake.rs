@@ -1,7 +1,9 @@
 //! A driver without machines, and a guest's agent in memory.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -36,6 +38,11 @@ pub(super) struct Script {
     pub(super) deaf: AtomicBool,
     /// The VMM refuses snapshots and egress policies.
     pub(super) refuses: AtomicBool,
+    /// What the next machines end by, before their agents answer.
+    pub(super) ends_at_start: Mutex<Option<EndCause>>,
+    /// A file that takes all that is left on the disk during the next snapshots: before the machine's files are written, or
+    /// after it.
+    pub(super) fills: Mutex<Option<(PathBuf, bool)>>,
     /// The VMM enforces egress policies.
     pub(super) polices: AtomicBool,
     /// The machine's network.
@@ -56,6 +63,8 @@ impl Script {
             halts,
             deaf: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
+            ends_at_start: Mutex::default(),
+            fills: Mutex::default(),
             polices: AtomicBool::new(true),
             network: Mutex::default(),
             asked: Mutex::default(),
@@ -160,7 +169,8 @@ impl Vmm for FakeVmm {
         assert!(spec.snapshot_dir.join("memory").is_file());
         self.script.note("restore");
         *self.script.network.lock().unwrap() = Some(spec.network.clone());
-        Ok(Box::new(FakeVm { id: spec.id, script: Arc::clone(&self.script), summary: self.summary() }))
+        let ended = *self.script.ends_at_start.lock().unwrap();
+        Ok(Box::new(FakeVm { id: spec.id, script: Arc::clone(&self.script), summary: self.summary(), ended }))
     }
 }
 
@@ -168,6 +178,7 @@ struct FakeVm {
     id: String,
     script: Arc<Script>,
     summary: SnapshotSummary,
+    ended: Option<EndCause>,
 }
 
 #[async_trait]
@@ -182,6 +193,9 @@ impl Vm for FakeVm {
 
     async fn agent(&self) -> Result<Box<dyn AgentStream>, VmmError> {
         let (host, guest) = tokio::io::duplex(64 << 10);
+        if self.ended.is_some() {
+            return Ok(Box::new(host));
+        }
         self.script.connections.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(serve(guest, Arc::clone(&self.script)));
         Ok(Box::new(host))
@@ -207,11 +221,22 @@ impl Vm for FakeVm {
             return Err(VmmError::Refused { context: "snapshot".into(), message: "no".into() });
         }
         let bytes: Vec<u8> = (0..32 << 10).map(|_| rand::random::<u8>()).collect();
-        std::fs::write(dir.join("memory"), bytes).unwrap();
+        let fills = self.script.fills.lock().unwrap().clone();
+        if let Some((ballast, _)) = fills.as_ref().filter(|(_, before)| *before) {
+            fill(ballast);
+        }
+        std::fs::write(dir.join("memory"), bytes)
+            .map_err(|source| VmmError::Io { context: "write a machine's memory".into(), source })?;
+        if let Some((ballast, _)) = fills.as_ref().filter(|(_, before)| !*before) {
+            fill(ballast);
+        }
         Ok(self.summary.clone())
     }
 
     async fn exited(&self) -> Ended {
+        if let Some(cause) = self.ended {
+            return Ended { cause, how: "at its start".to_owned() };
+        }
         let mut ended = self.script.ended.subscribe();
         ended.wait_for(Option::is_some).await.unwrap().clone().unwrap()
     }
@@ -236,6 +261,12 @@ impl Vm for FakeVm {
         self.script.note("kill");
         Ok(())
     }
+}
+
+/// Takes all that is left on a small disk.
+pub(super) fn fill(ballast: &Path) {
+    let mut file = File::options().append(true).create(true).open(ballast).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
 }
 
 fn info(halts: bool) -> AgentInfo {
