@@ -306,6 +306,28 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_larger_than_the_hosts_is_refused_and_one_of_the_hosts_size_is_not() {
+        let data = tempfile::TempDir::new().unwrap();
+        let files = ArtifactStore::open(data.path()).unwrap();
+        let total = files.space().unwrap().total;
+        for reserve in [0, total / 2] {
+            let disk = Disk::new(files.clone(), Some(reserve));
+            let most = u32::try_from((total - reserve) >> 20).unwrap_or(u32::MAX);
+            disk.ensure_possible(1).unwrap();
+            disk.ensure_possible(most).unwrap();
+            // A host with a disk of 4 PiB has room for all that can be asked.
+            if let Some(more) = most.checked_add(1) {
+                let refused = disk.ensure_possible(more).unwrap_err();
+                assert_eq!(refused.code, ErrorResponseCode::CapacityExceeded);
+                let said = format!("disk_mb is {more}: the disk of this host has {most} MiB");
+                assert!(refused.message.contains(&said), "{refused:?}");
+                assert!(refused.retry_after.is_none(), "waiting does not help: {refused:?}");
+            }
+        }
+        assert!(Disk::new(files, Some(u64::MAX)).ensure_possible(1).is_err(), "the reserve is all there is");
+    }
+
+    #[test]
     fn a_folder_is_measured_by_what_it_takes() {
         let dir = tempfile::TempDir::new().unwrap();
         let data = tempfile::TempDir::new().unwrap();
