@@ -51,6 +51,10 @@ impl Stay {
     }
 }
 
+/// Marks the answer to a request with a valid key.
+#[derive(Clone, Copy)]
+pub(crate) struct Known;
+
 /// See the module's documentation. Only `/v1/…` needs a key.
 pub(crate) async fn authenticate(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     if !request.uri().path().starts_with("/v1/") {
@@ -79,7 +83,9 @@ pub(crate) async fn authenticate(State(state): State<AppState>, mut request: Req
         response = next.run(request) => response,
     };
     drop(room);
-    hold(&state, &caller, &method, response, stay)
+    let mut response = hold(&state, &caller, &method, response, stay);
+    response.extensions_mut().insert(Known);
+    response
 }
 
 /// What a request shows of its caller.

@@ -9,6 +9,7 @@
 //! that itself.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,6 +19,20 @@ use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Answers without a valid key that may wait for their client on one connection. They are short, and one whose window is open is sent at
+/// once, so that even many requests with a wrong key leave none waiting.
+const STRANGERS: usize = 8;
+
+/// What the answers of one connection share.
+#[derive(Default)]
+pub(crate) struct Shared {
+    /// Answers without a valid key that are not sent yet.
+    strangers: AtomicUsize,
+    /// Cancelled when there are too many of these: the connection is closed.
+    pub(crate) cut: CancellationToken,
+}
 
 /// See the module's documentation.
 pub(crate) struct Held(Arc<Mutex<State>>);
@@ -33,8 +48,18 @@ struct Going {
     /// Since when a piece waits for the client. `None`: the body itself has nothing to send.
     waits: Option<Instant>,
     /// Dropped with the body.
-    _under_way: Arc<()>,
+    under_way: Arc<Shared>,
+    /// Whether the request had a valid key.
+    known: bool,
     watch: Watch,
+}
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        if !self.known {
+            self.under_way.strangers.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A task that ends with its owner.
@@ -54,9 +79,12 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl Held {
-    /// Holds `under_way` until the body is over. A client may take nothing for `patience`.
-    pub(crate) fn new(body: Body, under_way: Arc<()>, patience: Duration) -> Self {
-        let going = Going { body, waits: Some(Instant::now()), _under_way: under_way, watch: Watch::default() };
+    /// Holds `under_way` until the body is over. A client may take nothing for `patience`. `known`: the request had a valid key.
+    pub(crate) fn new(body: Body, under_way: Arc<Shared>, patience: Duration, known: bool) -> Self {
+        if !known && under_way.strangers.fetch_add(1, Ordering::Relaxed) >= STRANGERS {
+            under_way.cut.cancel();
+        }
+        let going = Going { body, waits: Some(Instant::now()), under_way, known, watch: Watch::default() };
         let state = Arc::new(Mutex::new(State::Going(going)));
         let task = tokio::spawn(watch(Arc::downgrade(&state), patience));
         if let State::Going(going) = &mut *lock(&state) {
@@ -70,20 +98,28 @@ impl Held {
 async fn watch(state: Weak<Mutex<State>>, patience: Duration) {
     loop {
         let Some(held) = state.upgrade() else { return };
-        let now = Instant::now();
-        let until = match &*lock(&held) {
-            State::Going(going) => going.waits.unwrap_or(now) + patience,
-            State::GivenUp => return,
+        let until = match given_up(&mut lock(&held), patience) {
+            Ok(before) => {
+                tracing::debug!("an answer is given up: its client took nothing for too long");
+                // Not under the lock. It has the handle of this task, too, which has no await any more at which it could end.
+                drop(before);
+                return;
+            }
+            Err(until) => until,
         };
-        if now >= until {
-            let before = std::mem::replace(&mut *lock(&held), State::GivenUp);
-            tracing::debug!("an answer is given up: its client took nothing for too long");
-            // It holds this task, too, which has no await any more at which it could end.
-            drop(before);
-            return;
-        }
         drop(held);
         tokio::time::sleep_until(until).await;
+    }
+}
+
+/// What was under way, when it is given up now; else when to look again.
+fn given_up(state: &mut State, patience: Duration) -> Result<State, Instant> {
+    let now = Instant::now();
+    match state {
+        State::Going(going) if going.waits.is_none_or(|since| now < since + patience) => {
+            Err(going.waits.unwrap_or(now) + patience)
+        }
+        _ => Ok(std::mem::replace(state, State::GivenUp)),
     }
 }
 

@@ -3,7 +3,7 @@
 //! A connection without a request under way is closed after the same time as one with HTTP/1.1. An answer that its client does not take
 //! is given up ([`held`](crate::held)), and is then not under way any more.
 
-use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 
 use crate::config::ConnectionLimits;
 use crate::connections::Seat;
+use crate::held::Shared;
 use crate::serve::{Arrival, UnderWay, Ways};
 
 /// Requests of one connection at a time.
@@ -55,7 +56,7 @@ pub(crate) async fn connection(
     limits: ConnectionLimits,
 ) {
     let stopping = ways.stopping().clone();
-    let (under_way, begun) = (Arc::new(()), Arc::new(AtomicU64::new(0)));
+    let (under_way, begun) = (Arc::new(Shared::default()), Arc::new(AtomicU64::new(0)));
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -75,7 +76,13 @@ pub(crate) async fn connection(
         // Other requests are on the connection, so it is not closed for one. It is when no request is under way any more.
         let arrival = Arrival { peer, seat: taken.clone(), cut: None, under_way };
         counter.fetch_add(1, Ordering::Relaxed);
-        async move { Ok::<_, Infallible>(ways.answer(request, arrival).await) }
+        let closed = held.cut.is_cancelled();
+        async move {
+            if closed {
+                return Err(io::Error::from(io::ErrorKind::ConnectionAborted));
+            }
+            Ok(ways.answer(request, arrival).await)
+        }
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
@@ -84,6 +91,10 @@ pub(crate) async fn connection(
         tokio::select! {
             ended = connection.as_mut() => break ended,
             () = seat.closed() => return,
+            () = under_way.cut.cancelled() => {
+                tracing::debug!(%peer, "a connection without a key is closed: it takes no answers");
+                return;
+            }
             () = stopping.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 break connection.await;

@@ -28,9 +28,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::admit::Known;
 use crate::config::ConnectionLimits;
 use crate::connections::{Connections, Seat};
-use crate::held::Held;
+use crate::held::{Held, Shared};
 use crate::http2;
 
 /// Pause after the kernel failed to accept a connection (for example without file descriptors).
@@ -168,7 +169,7 @@ pub(crate) struct Arrival {
 /// A request among others on its connection.
 pub(crate) struct UnderWay {
     /// Its clones are counted.
-    pub(crate) count: Arc<()>,
+    pub(crate) count: Arc<Shared>,
     /// Time for which the client may take nothing of the answer.
     pub(crate) patience: Duration,
 }
@@ -198,7 +199,10 @@ impl Ways {
         request.extensions_mut().insert(seat);
         let response = self.router.call(request).await.unwrap_or_else(|never: Infallible| match never {});
         match under_way {
-            Some(UnderWay { count, patience }) => response.map(|body| Body::new(Held::new(body, count, patience))),
+            Some(UnderWay { count, patience }) => {
+                let known = response.extensions().get::<Known>().is_some();
+                response.map(|body| Body::new(Held::new(body, count, patience, known)))
+            }
             None => response,
         }
     }

@@ -445,3 +445,36 @@ async fn bodies_of_strangers_hold_no_window() {
     client.until(HEADERS, stream).await;
     assert!(client.body(stream).await.contains("tb_1"));
 }
+
+#[tokio::test]
+async fn a_stranger_that_takes_no_answers_is_disconnected_and_one_with_a_wrong_key_is_answered() {
+    let server = start_with(ServerConfig::default(), ConnectionLimits::default()).await;
+    let mut flood = server.http2(&[(INITIAL_WINDOW, 0)]).await;
+    for _ in 0..64 {
+        let bytes = flood.request("GET", "/v1/templates", "ns_live_nobody", None);
+        if flood.stream.write_all(&bytes).await.is_err() {
+            break;
+        }
+    }
+    flood.closed().await;
+    // As many at once from a client that takes its answers.
+    let mut mistaken = server.http2(&[]).await;
+    let mut bytes = Vec::new();
+    for _ in 0..64 {
+        bytes.extend(mistaken.request("GET", "/v1/templates", "ns_live_nobody", None));
+    }
+    mistaken.send(&bytes).await;
+    let mut answered = 0;
+    while answered < 64 {
+        let frame = mistaken.next().await.expect("the connection goes on");
+        answered += usize::from(frame.kind == DATA && frame.flags & END_STREAM != 0);
+    }
+    // And from one whose key is good: its answers may wait.
+    let mut patient = server.http2(&[(INITIAL_WINDOW, 0)]).await;
+    for _ in 0..20 {
+        let stream = patient.get("/v1/templates", KEY).await;
+        patient.until(HEADERS, stream).await;
+    }
+    patient.send(&frame(PING, 0, 0, b"12345678")).await;
+    patient.until(PING, 0).await;
+}
