@@ -254,7 +254,7 @@ class Attack:
             check(code == 201, f"no snapshot to promote: {code} {snapshot}")
             path, body = f"/v1/snapshots/{snapshot['id']}/promote", {"name": "promoted"}
         # What must be written of its memory.
-        code, said = self.victim.sh(sandbox, "head -c 40000000 /dev/urandom > /dev/shm/filler || head -c 40000000 /dev/urandom > /filler")
+        code, said = self.victim.sh(sandbox, "i=0; while [ $i -lt 20 ]; do i=$((i+1)); cat /bin/busybox; done > /filler")
         check(code == 0, f"the sandbox cannot be used: {code} {said}")
 
         def answers():
