@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use nullspace_api::{
-    LifecycleEventListResponse, SandboxStatus, TemplateBuildLogKind as Kind, TemplateBuildStatus as Status,
+    LifecycleEventListResponse, SandboxStatus, TemplateBuildLogKind as Kind, TemplateBuildLogLevel,
+    TemplateBuildStatus as Status,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -58,6 +59,7 @@ async fn a_machine_that_fails_ends_its_sandbox_or_repeats_its_build_and_gives_it
     let retry = built.log.iter().find(|entry| entry.kind == Kind::Retry).expect("a retry");
     let said = &retry.message;
     assert!(said.contains("killed on this host (signal 9)") && said.contains("step 1"), "{said}");
+    assert_eq!((retry.level, retry.attempt), (TemplateBuildLogLevel::Warn, Some(1)), "{retry:?}");
 
     // One sandbox a tenant; another tenant has its own.
     let halted = api.sandbox("app").await;
@@ -90,6 +92,26 @@ async fn a_machine_that_fails_ends_its_sandbox_or_repeats_its_build_and_gives_it
         );
     }
     service.settles().await;
+
+    for said in ["a sandbox's machine did not come up", "the sandbox could not start"] {
+        service.log().expect_fault(said);
+    }
+    // Killed while it starts: told with its reason, and the next start succeeds.
+    let started = tokio::spawn({
+        let api = api.clone();
+        async move { api.post("/v1/sandboxes", json!({"template": "app"})).await }
+    });
+    until("a machine starts", Duration::from_secs(60), async || !service.machines().is_empty()).await;
+    kill(service.machines().first().expect("the machine that starts"));
+    let refused = started.await.unwrap();
+    assert!(refused.headers.contains_key("retry-after"), "{}", refused.text());
+    let refused = refused.refused(500, "internal_error");
+    let detail = serde_json::to_value(&refused.error_detail).unwrap();
+    let reason = detail["details"]["reason"].as_str().unwrap_or_default();
+    // The driver itself tells no signal of a machine that was not handed over yet.
+    assert!(["machine_killed", "machine_failed"].contains(&reason) && detail["retryable"] == true, "{refused:?}");
+    service.settles().await;
+    api.sandbox("app").await.delete().await;
 
     for reason in ["guest_not_answering", "machine_killed"] {
         let counter = format!("nullspace_sandbox_failures_total{{reason=\"{reason}\"}} ");
