@@ -226,6 +226,8 @@ mod tests {
         assert!(stored_without_database(dir.path()).unwrap().is_empty(), "empty folders are nothing");
         fs::create_dir(files.root().join("artifacts/one")).unwrap();
         fs::write(files.root().join("chunks/packs/p"), "x").unwrap();
-        assert_eq!(stored_without_database(dir.path()).unwrap(), ["artifacts/ (1)", "chunks/packs/ (1)"]);
+        fs::create_dir_all(files.root().join("logs/0a")).unwrap();
+        let found = stored_without_database(dir.path()).unwrap();
+        assert_eq!(found, ["artifacts/ (1)", "chunks/packs/ (1)", "logs/ (1)"]);
     }
 }
