@@ -62,11 +62,12 @@ pub(super) struct FakeState {
     pub(super) removed: Mutex<Vec<String>>,
 }
 
-/// A host without machines. Captures wait for a permit of `captures`, and the ends of frozen machines for one of `ends`; there are
-/// plenty unless a test takes them.
+/// A host without machines. Starts wait for a permit of `starting`, captures for one of `captures`, and the ends of frozen machines
+/// for one of `ends`; there are plenty unless a test takes them.
 #[derive(Clone)]
 pub(super) struct FakeHost {
     pub(super) state: Arc<FakeState>,
+    pub(super) starting: Arc<Semaphore>,
     pub(super) captures: Arc<Semaphore>,
     pub(super) ends: Arc<Semaphore>,
     /// Wanted by the last look whether a sandbox idles.
@@ -80,6 +81,7 @@ impl FakeHost {
     pub(super) fn new() -> FakeHost {
         FakeHost {
             state: Arc::default(),
+            starting: Arc::new(Semaphore::new(1000)),
             captures: Arc::new(Semaphore::new(1000)),
             ends: Arc::new(Semaphore::new(1000)),
             looks: Arc::new(Semaphore::new(1000)),
@@ -192,6 +194,7 @@ impl AdmittedSandbox for Admitted {
     ) -> Result<Box<dyn StartedSandbox>> {
         let (host, id) = (self.host, self.spec.id);
         host.state.starts.fetch_add(1, Ordering::SeqCst);
+        drop(host.starting.acquire().await);
         tokio::time::sleep(Duration::from_millis(5)).await;
         if take(&host.state.failing_starts) {
             host.machines().remove(&id);

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `door` | settings of a sandbox's ports, and its own token |
 //! | `tokens` | grants: made, given out again, found by their token, revoked |
+//! | `wakes` | which paused sandboxes are being woken, and which rest after a failure |
 //! | `uses` | what grants are used for: counted, written in batches, ended when the grant is over |
 //! | `address` | host names, listeners on the loopback address, paths |
 //! | `readiness` | whether a server answers on a port |
@@ -25,10 +26,10 @@ pub(super) mod mask;
 mod readiness;
 mod tokens;
 mod uses;
+mod wakes;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -55,10 +56,6 @@ use crate::{Control, Inner};
 
 /// Time after which a request to a sandbox that wakes is to be repeated.
 const WAKING: Duration = Duration::from_secs(5);
-/// Time after a failure to wake a sandbox in which a request does not try it again.
-const REST: Duration = Duration::from_secs(5);
-/// Most such failures that are remembered.
-const FAILURES: usize = 10_000;
 /// Lifetime of a token of a preview URL, in seconds, where none is requested, and the longest.
 const USUAL_SECS: u64 = 3600;
 const LONGEST_SECS: u64 = 7 * 24 * 3600;
@@ -83,8 +80,7 @@ pub(crate) struct State {
     tokens: tokens::Tokens,
     uses: uses::Uses,
     local: OnceLock<Arc<dyn LocalPorts>>,
-    /// When sandboxes could not be woken.
-    failures: Mutex<HashMap<SandboxId, Instant>>,
+    wakes: wakes::Wakes,
 }
 
 impl std::fmt::Debug for State {
@@ -222,20 +218,12 @@ impl Inner {
         if self.sandboxes.continuations.has(id) {
             return;
         }
-        {
-            let mut failures = self.sandboxes.ports.failures.lock().unwrap_or_else(PoisonError::into_inner);
-            failures.retain(|_, at| at.elapsed() < REST);
-            if failures.contains_key(&id) {
-                return;
-            }
-        }
+        let Some(wake) = self.sandboxes.ports.wakes.begin(id) else { return };
         let (inner, caller) = (Arc::clone(self), for_tenant(sandbox.tenant));
         self.tasks.spawn(async move {
-            let Err(error) = inner.continue_shared(&caller, id, Why::Used).await else { return };
-            tracing::warn!(sandbox_id = %id, %error, "a sandbox could not be resumed for a request to one of its ports");
-            let mut failures = inner.sandboxes.ports.failures.lock().unwrap_or_else(PoisonError::into_inner);
-            if failures.len() < FAILURES {
-                failures.insert(id, Instant::now());
+            if let Err(error) = inner.continue_shared(&caller, id, Why::Used).await {
+                tracing::warn!(sandbox_id = %id, %error, "a sandbox could not be resumed for a request to one of its ports");
+                wake.failed();
             }
         });
     }

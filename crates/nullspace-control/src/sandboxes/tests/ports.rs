@@ -202,9 +202,12 @@ async fn a_request_wakes_a_paused_sandbox_once_and_only_where_it_may() {
     let id = house.create(json!({"auto_resume": true})).await;
     house.pause(&id).await.unwrap();
     let before = house.starts();
+    // No start ends before all of them have asked.
+    let held = house.host.starting.acquire_many(1000).await.unwrap();
     for _ in 0..5 {
         assert_eq!(house.refused(&id, 80, None).await, (Code::SandboxNotReady, Some(5)));
     }
+    drop(held);
     house.until_status(&id, Ok(Status::Running)).await;
     while house.knock(&id, 80, None).await.is_err() {
         tokio::time::sleep(Duration::from_millis(10)).await;
