@@ -124,7 +124,8 @@ impl Walls {
     }
 
     /// For one VMM that is given `files`, which it may open again by `/proc/self/fd` as they are open now. One with a
-    /// user network may read the resolver's configuration, and connect to the network.
+    /// user network may read the resolver's configuration, and connect to the network. One without has no network but that of
+    /// the namespace that it is given.
     pub(crate) fn around(&self, files: &[OwnedFd], user_network: bool) -> io::Result<Around> {
         let tree = self.tree.as_ref().filter(|_| !user_network);
         let tree = tree.map(|tree| tree.namespace.try_clone()).transpose()?;
@@ -132,7 +133,8 @@ impl Walls {
             Some(allowed) => allowed.ruleset(files, user_network)?,
             None => None,
         };
-        let namespaces = if self.namespaces { Namespaces::Own { tree } } else { Namespaces::Host };
+        let namespaces =
+            if self.namespaces { Namespaces::Own { tree, offline: !user_network } } else { Namespaces::Host };
         Ok(Around { namespaces, ruleset })
     }
 

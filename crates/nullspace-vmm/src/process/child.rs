@@ -218,11 +218,12 @@ impl Inside<'_> {
                     self.unshare(libc::CLONE_NEWNS);
                     binds.iter().for_each(|bind| self.bind(bind));
                 }
-                Namespaces::Own { tree } => {
+                Namespaces::Own { tree, offline } => {
                     if let Some(tree) = tree {
                         self.must(Step::Namespaces, libc::setns(tree.as_raw_fd(), libc::CLONE_NEWNS));
                     }
-                    self.unshare(libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS);
+                    let empty = if *offline && self.launch.network.is_none() { libc::CLONE_NEWNET } else { 0 };
+                    self.unshare(libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | empty);
                     let (proc, none) = (c"proc".as_ptr(), std::ptr::null());
                     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
                     self.must(Step::Namespaces, libc::mount(proc, c"/proc".as_ptr(), proc, flags, none));

@@ -37,6 +37,8 @@ pub(crate) enum Namespaces {
     Own {
         /// The mount namespace to copy; `None`: the host's.
         tree: Option<OwnedFd>,
+        /// Where [`Launch::network`] names no network namespace: an empty one, instead of the host's.
+        offline: bool,
     },
 }
 

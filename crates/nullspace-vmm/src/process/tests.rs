@@ -236,7 +236,8 @@ async fn as_root_a_child_is_alone_in_namespaces_that_show_it_programs_and_nothin
     for landlock in [false, true] {
         let (mut launch_it, reader) = shell(&script, vec![]);
         let around = walls.around(&[], false).unwrap();
-        let whole = matches!(around.namespaces, Namespaces::Own { tree: Some(_) }) && around.ruleset.is_some();
+        let whole =
+            matches!(around.namespaces, Namespaces::Own { tree: Some(_), offline: true }) && around.ruleset.is_some();
         assert!(whole, "{:?}", walls.missing());
         within(&mut launch_it, if landlock { around } else { Around { ruleset: None, ..around } });
         // Without Landlock it stays root, so that only the tree can refuse it anything.
