@@ -80,10 +80,9 @@ async fn the_users_own_shell_is_run_when_none_is_named() {
 async fn control_keys_reach_the_foreground_job() {
     let agent = Guest::new().connect().await;
     let mut session = agent.open_terminal(terminal(&["/bin/sh"])).await.unwrap();
-    type_in(&agent, &session, "echo be''gins; sleep 1000; echo \"status $?.\"\n").await;
+    // The job itself says that it has begun: a shell puts a job into the foreground before it runs its program.
+    type_in(&agent, &session, "sh -c 'echo be\"\"gins; exec sleep 1000'; echo \"status $?.\"\n").await;
     until(&mut session, "begins\r\n").await;
-    // Behind the shell's own output the job may still be about to start.
-    tokio::time::sleep(Duration::from_millis(200)).await;
     type_in(&agent, &session, "\u{3}").await;
     // An interactive shell drops the rest of the line; the next one shows how the job ended.
     type_in(&agent, &session, "echo \"late''r $?.\"\n").await;
