@@ -2,7 +2,7 @@
 # make test    everything: format, lints, unit and end-to-end tests on real microVMs
 # make test-client         its part with the published client
 # make test-firecracker    its part on a real Firecracker, in a nested host
-# make lint                its part with format, clippy and rustdoc
+# make lint                format and clippy, as in it, and rustdoc
 # make deny      licences, duplicates and sources of the dependencies
 # make test-long           soaks, attacks, and the end-to-end tests on an S3 store: hours
 # make fuzz                fuzz targets, an hour each unless NULLSPACE_FUZZ_SECONDS says otherwise
@@ -82,7 +82,7 @@ test-attack: setup-build-run-guest-base-test
 test-long: setup-build-run-guest-base-test
 	$(MAKE) deny
 	NULLSPACE_FUZZ_SECONDS=30 scripts/parts.py fuzz
-	scripts/parts.py soak firecracker-long s3 client-soak files-soak
+	scripts/parts.py doc soak firecracker-long s3 packages-long client-soak files-soak
 	$(MAKE) test-attack
 
 ## hostile bytes for every parser that reads some, two targets at a time

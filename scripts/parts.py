@@ -30,14 +30,15 @@ LOGS = ROOT / "target" / "parts"
 # One test compile serves nextest, the nested host and the lints' dependencies: one profile, one feature set.
 TESTS = "cargo test --locked --workspace --no-run"
 NEXTEST = "cargo nextest run --locked --workspace"
-# Tests that start machines keep both processors busy. All others share the processors with one other part; so does the one
-# end-to-end test that waits most of its time. The two filters are complements: each test runs in exactly one of the parts, but for
+# Tests that start machines keep both processors busy. All others share the processors with one other part; so do the two
+# end-to-end tests that wait most of their time. The two filters are complements: each test runs in exactly one of the parts, but for
 # what LONG leaves to `make test-long`.
-MACHINES = ("(binary(e2e) & not test(growth::)) | binary(conformance) | binary(qemu_host) | binary(firecracker_host) | "
+MACHINES = ("(binary(e2e) & not (test(growth::) | test(a_finished_builds_log_and))) | binary(conformance) | binary(qemu_host) | binary(firecracker_host) | "
             "(package(nullspace-init) & (binary(qemu) | binary(halt))) | (package(nullspace-rootfs) & kind(test))")
 SOAKS = ("test(machines_come_and_go) | test(however_the_store_fails) | test(however_often_the_service_is_killed) | "
-         "test(a_killed_server_leaves_no_short_object) | test(a_context_of_twenty_thousand_files_is_built) | "
-         "test(every_dockerfile_makes_the_files_that_docker_makes) | (binary(e2e) & (test(pauses::) | test(stop::))) | "
+         "test(a_killed_server_leaves_no_short_object) | test(a_context_of_thousands_of_files_is_built) | "
+         "test(dockerfiles_make_the_files_that_docker_makes) | test(/^readiness::/) | test(the_request_overrides_user_and_folder) | "
+         "test(the_disk_has_the_size_that_was_asked_for) | test(a_step_that_fails_says_which) | (binary(e2e) & (test(pauses::) | test(stop::))) | "
          "(binary(conformance) & test(pauses::))")
 # Only in `make test-long`: four minutes. Steps are compared with Docker by `packages` and by tests of their own.
 LONG = "test(every_step_makes_the_files_that_its_dockerfile_makes)"
@@ -84,6 +85,7 @@ PARTS = {
     "s3": Part(f"{NEXTEST} -E 'binary(e2e)'", needs=("tests", "guest", "base", "fetch"), limit=7200,
                env={**COMPLETE, "NULLSPACE_TEST_STORE": "s3"}),
     "client": Part("tests/sdk/published.py", needs=("guest", "base", "fetch", "fetch-client"), cores=1, limit=2700),
+    "packages-long": Part("tests/sdk/packages.py", needs=("guest", "base", "fetch", "fetch-client"), env={"NULLSPACE_TEST_LONG": "1"}),
     "client-soak": Part("tests/sdk/published.py -k Soak", needs=("guest", "base", "fetch", "fetch-client"), cores=1,
                         env={"NULLSPACE_FIRECRACKER_SOAK": "1"}),
     # Two gigabytes into a sandbox and out of it by each way; the service's memory as a figure.
@@ -105,7 +107,7 @@ TARGETS = {
     "test-client": ("client", "fuzz-api", "packages"),
     "test-firecracker": ("firecracker",),
     "nextest": ("unit", "machines"),
-    "test": ("fmt", "clippy", "doc", "doctests", "firecracker", "client", "fuzz-api", "browser", "packages", "unit", "machines"),
+    "test": ("fmt", "clippy", "doctests", "firecracker", "client", "fuzz-api", "browser", "packages", "unit", "machines"),
 }
 
 

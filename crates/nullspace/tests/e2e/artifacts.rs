@@ -24,7 +24,7 @@ async fn root_images_and_snapshot_disks_are_whole_filesystems_and_stay_as_they_a
     let sandbox = api.sandbox(built.template()).await;
     // The service in it writes all the time, so that a sync takes its time.
     let patient = || json!({"timeout_secs": 120});
-    sandbox.sh_with("head -c 50000000 /dev/zero > /workspace/mine; rm -rf /www; sync", patient()).await;
+    sandbox.sh_with("head -c 10000000 /dev/zero > /workspace/mine; rm -rf /www; sync", patient()).await;
 
     let images = root_images(&service.data());
     let [root_image] = &images[..] else { panic!("{images:?}") };
@@ -36,7 +36,7 @@ async fn root_images_and_snapshot_disks_are_whole_filesystems_and_stay_as_they_a
     assert_clean(&disk);
     // What a sandbox writes reaches neither.
     let before = crate::fixture::image::digest(&std::fs::read(&disk).unwrap());
-    sandbox.sh_with("head -c 50000000 /dev/zero > /workspace/more; sync", patient()).await;
+    sandbox.sh_with("head -c 10000000 /dev/zero > /workspace/more; sync", patient()).await;
     sandbox.delete().await;
     let again = TestDir::new();
     let disk = materialised(snapshot, root_image, &again);

@@ -33,7 +33,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.send(302, [("location", "http://localhost:8000" + self.path[5:])], b"")
         if hashlib.sha256((shown or "").encode()).hexdigest() != sys.argv[1]:
             return self.send(401, [("www-authenticate", "Basic realm=git")], b"")
-        time.sleep(2)
+        time.sleep(1)
         env = dict(os.environ, GIT_PROJECT_ROOT="/srv", GIT_HTTP_EXPORT_ALL="1", PATH_INFO=path, QUERY_STRING=query,
                    REQUEST_METHOD=self.command, CONTENT_TYPE=self.headers.get("content-type", ""), REMOTE_USER="u",
                    CONTENT_LENGTH=str(len(body)), HTTP_CONTENT_ENCODING=self.headers.get("content-encoding", ""))
@@ -50,9 +50,9 @@ http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
 "#;
 
 /// Looks for the password for as long as `/run/look` exists: as root, in the arguments and variables of all processes.
-const LOOK: &str = "while [ -e /run/look ]; do for p in /proc/[0-9]*; do \
-                    if cat $p/cmdline $p/environ 2>/dev/null | tr '\\0' '\\n' | grep -q 'canary-git-[p]ass'; then echo $p >> /run/found; fi; \
-                    done; echo >> /run/looked; sleep 1; done";
+const LOOK: &str = "while [ -e /run/look ]; do \
+                    grep -lsa 'canary-git-[p]ass' /proc/[0-9]*/cmdline /proc/[0-9]*/environ >> /run/found; \
+                    echo >> /run/looked; sleep 0.5; done";
 
 #[tokio::test]
 async fn a_repository_is_cloned_changed_and_pushed_with_a_password_that_stays_nowhere() {
@@ -133,7 +133,7 @@ async fn a_repository_is_cloned_changed_and_pushed_with_a_password_that_stays_no
 
     // The password was in no process's arguments or variables, is in no file, and not in the service's log.
     assert_ne!(sandbox.sh("rm /run/look; wc -l < /run/looked").await, "0");
-    assert_eq!(sandbox.sh("cat /run/found 2>/dev/null || true").await, "");
+    assert_eq!(sandbox.sh("cat /run/found").await, "");
     let files =
         "grep -rlI 'canary-git-[p]ass' --exclude-dir=proc --exclude-dir=sys --exclude-dir=dev / 2>/dev/null || true";
     assert_eq!(sandbox.sh(files).await, "");

@@ -3,7 +3,7 @@
 use nullspace_api::{TemplateFailureDetail, TemplateFailurePhase};
 use serde_json::{Value, json};
 
-use crate::fixture::{Image, Registry, Service};
+use crate::fixture::{Image, Registry, Service, is_long};
 
 fn request(registry: &Registry, start_cmd: Option<&str>, readiness: Value) -> Value {
     json!({
@@ -22,12 +22,10 @@ async fn each_kind_of_readiness_waits_for_what_it_says() {
     let api = service.api();
     let late = "sleep 2; mkdir -p /tmp/site/sub; echo ok > /tmp/site/sub/index.html; touch /tmp/up; \
                 exec httpd -f -p 7000 -h /tmp/site";
-    for (start_cmd, readiness, holds) in [
+    let kinds = [
         (Some(late), json!({"kind": "tcp", "port": 7000}), "test -e /tmp/up"),
-        (Some(late), json!({"kind": "http", "port": 7000, "path": "/sub/"}), "test -e /tmp/up"),
         // A redirect (302 to /sub/) is an answer that counts.
         (Some(late), json!({"kind": "http", "port": 7000, "path": "/sub"}), "test -e /tmp/up"),
-        (Some(late), json!({"kind": "command", "command": "test -e /tmp/up"}), "test -e /tmp/up"),
         (Some(late), json!({"kind": "timeout", "timeout_ms": 4000}), "test -e /tmp/up"),
         // A start command that ends well is no failure, and what it left behind may become ready later.
         (
@@ -35,9 +33,16 @@ async fn each_kind_of_readiness_waits_for_what_it_says() {
             json!({"kind": "command", "command": "test -e /tmp/late"}),
             "test -e /tmp/late",
         ),
+    ];
+    // In `make test-long` only.
+    let more = [
+        (Some(late), json!({"kind": "http", "port": 7000, "path": "/sub/"}), "test -e /tmp/up"),
+        (Some(late), json!({"kind": "command", "command": "test -e /tmp/up"}), "test -e /tmp/up"),
         // Readiness needs no start command.
         (None, json!({"kind": "command", "command": "touch /tmp/asked"}), "test -e /tmp/asked"),
-    ] {
+    ];
+    let more = more.into_iter().take(if is_long() { usize::MAX } else { 0 });
+    for (start_cmd, readiness, holds) in kinds.into_iter().chain(more) {
         let built = api.ready(request(&registry, start_cmd, readiness.clone())).await;
         let sandbox = api.sandbox(built.template()).await;
         let held = sandbox.sh(&format!("{holds} && echo held")).await;
@@ -64,11 +69,13 @@ async fn a_start_command_that_does_not_become_ready_fails_the_build() {
     let never = json!({"kind": "tcp", "port": 7000});
     let exit_code = |detail: &TemplateFailureDetail| detail.details.as_ref().unwrap().get("exit_code").cloned();
 
-    for probe in [
-        json!({"kind": "tcp", "port": 7001}),
+    let probes = [
         json!({"kind": "http", "port": 7000, "path": "/not-there"}),
         json!({"kind": "command", "command": "echo not yet; exit 1"}),
-    ] {
+        json!({"kind": "tcp", "port": 7001}),
+    ];
+    // All three in `make test-long`.
+    for probe in probes.into_iter().take(if is_long() { 3 } else { 1 }) {
         let request = request(&registry, Some("exec httpd -f -p 7000 -h /www"), soon(probe.clone()));
         let detail = api.failed(request, "readiness_timeout").await;
         assert_eq!((detail.phase, detail.retryable), (TemplateFailurePhase::Readiness, false), "{probe}");

@@ -21,7 +21,7 @@ const REFUSED: Duration = Duration::from_secs(90);
 /// How much the service's memory may grow while it uploads and downloads. The store's parts take at most 128 MiB.
 const GROWTH_MIB: u64 = 300;
 /// Most kills of the server while builds are under way; with `NULLSPACE_TEST_LONG` up to [`LONG_KILLS`].
-const MOST_KILLS: u32 = 3;
+const MOST_KILLS: u32 = 2;
 const LONG_KILLS: u32 = 8;
 /// Folders of a data folder that are caches when there is a store.
 const CACHES: [&str; 5] = ["chunks/packs", "snapshots", "rootfs", "layers", "uploads"];
