@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
-"""Floods of connections, bodies, followers, sockets and answers, by strangers and by one tenant, while another tenant works.
+"""Floods of connections, bodies, followers, sockets, answers, visitors of ports, terminals, watches, parts of uploads and webhooks, by
+strangers and by one tenant, while another tenant works.
 
 For each flood: how many were tried and how many the service holds at the flood's end, what the service's memory (RSS) grew by
-at most, and how long /healthz and another tenant's requests took, each on a connection of its own. Exits with 1 when one of
-those fails, or when the memory grows beyond its bound: what the README says that requests may hold, a connection's 64 KiB, and
-what the allocator does not give back at once.
+at most, and how long /healthz, another tenant's requests and a visitor of another tenant's port took, each on a connection of its own.
+Exits with 1 when one of those fails, or when the memory grows beyond its bound: what the README says that requests may hold, a
+connection's 64 KiB, and what the allocator does not give back at once.
+
+    floods.py [TEXT...]      only floods whose name contains one of the texts
 """
 
 import concurrent.futures
 import contextlib
 import os
+import socket
 import sys
 import tempfile
 import threading
@@ -20,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sdk"))
 
 from bench_api import busybox  # noqa: E402
 from running import Registry, Service  # noqa: E402
-from wire import Target, WebSocket, allow_descriptors, connect, drop, head, status  # noqa: E402
+from wire import Target, WebSocket, allow_descriptors, connect, drop, head, http2, status  # noqa: E402
 
 # How long a flood stands once it is there, seconds.
 STANDS = 5
@@ -33,6 +37,12 @@ MIB = 1 << 20
 TENANT = 128
 # A connection's task, its buffers of ordinary size, and what the allocator keeps of both.
 CONNECTION = 48 / 1024
+# A request over HTTP/2 whose answer waits for its client.
+STREAM = 8 / 1024
+# What one connection into a sandbox may have on its way, in both directions.
+WINDOWS = 512 / 1024
+# Output of commands and terminals that a WebSocket may have on its way.
+MIB_OF_A_SOCKET = 1
 SLACK = 48
 
 
@@ -42,15 +52,19 @@ def rss(service):
 
 
 class Others:
-    """Another tenant, a supervisor, and the service's memory, looked at until told to stop."""
+    """Another tenant, a visitor of its port, a supervisor, and the service's memory, looked at until told to stop."""
 
-    def __init__(self, service, key):
+    def __init__(self, service, key, port):
         self.service = service
-        self.took = {"health": [], "tenant": []}
+        self.took = {"health": [], "tenant": [], "visitor": []}
         self.failed = []
         self.most = self.before = rss(service)
         self.stop = threading.Event()
-        asks = [("health", head("GET", "/healthz", connection="close")), ("tenant", head("GET", "/v1/templates", key, connection="close"))]
+        asks = [
+            ("health", head("GET", "/healthz", connection="close")),
+            ("tenant", head("GET", "/v1/templates", key, connection="close")),
+            ("visitor", head("GET", f"{port}/small", connection="close")),
+        ]
         self.threads = [threading.Thread(target=self.ask, args=ask) for ask in asks]
         self.threads.append(threading.Thread(target=self.measure))
 
@@ -117,9 +131,9 @@ def send_much(stream, data, times):
 
 
 class Floods:
-    def __init__(self, service, target):
+    def __init__(self, service, target, port, receiver):
         self.service, self.target, self.key = service, target, target.key
-        self.sandbox = f"/v1/sandboxes/{target.sandbox}"
+        self.sandbox, self.port, self.receiver = f"/v1/sandboxes/{target.sandbox}", port, receiver
 
     def silent(self, number):
         return connect(self.service)
@@ -169,6 +183,60 @@ class Floods:
         ask = head("POST", f"{self.sandbox}/files/read", self.key, content_type="application/json", content_length=len(line))
         return connect(self.service, ask + line)
 
+    def many_answers(self, number):
+        return http2(self.service, 64 * [{":method": "GET", ":path": "/v1/templates"}], 0)
+
+    def many_answers_of_one(self, number):
+        ask = {":method": "GET", ":path": "/v1/templates", "authorization": f"Bearer {self.key}"}
+        return http2(self.service, 64 * [ask], 0)
+
+    def visit(self, number, method, path, **headers):
+        return connect(self.service, head(method, self.port + path, **headers), source=f"127.0.1.{1 + number % 8}")
+
+    def visitors(self, number):
+        return self.visit(number, "GET", "/cgi-bin/wait")
+
+    def slow_visitors(self, number):
+        return self.visit(number, "GET", "/big")
+
+    def visitors_bodies(self, number):
+        return send_much(self.visit(number, "POST", "/cgi-bin/wait", content_length=1 << 30), b"a" * MIB, 8)
+
+    def visitors_sockets(self, number):
+        asks = {"upgrade": "websocket", "connection": "Upgrade", "sec_websocket_version": 13, "sec_websocket_key": "dGhlIHNhbXBsZSBub25jZQ=="}
+        return self.visit(number, "GET", "/cgi-bin/socket", **asks)
+
+    def terminals(self, number):
+        terminal = WebSocket(self.service, self.key, f"{self.sandbox}/ws?channel=pty")
+        if terminal.status == 101:
+            terminal.say({"type": "pty_start", "id": "a", "cols": 80, "rows": 24})
+            terminal.say({"type": "pty_input", "id": "a", "data": "exec busybox yes\n"})
+        return terminal.stream
+
+    def watches(self, number):
+        watch = WebSocket(self.service, self.key, f"{self.sandbox}/ws?channel=files")
+        if watch.status == 101:
+            for at in range(16):
+                watch.say({"type": "file_watch", "id": str(at), "path": "/", "recursive": True})
+        return watch.stream
+
+    def parts(self, number):
+        """Parts of uploads that end in the middle."""
+        asked = {"kind": "file", "source_kind": "restartable_file", "target_path": f"/tmp/part{number}", "content_length": 16 * MIB}
+        asked |= {"conflict": "merge", "checksum_algorithm": "sha256"}
+        code, begun = self.service.request(self.key, "POST", f"{self.sandbox}/uploads", asked)
+        upload = begun["session"]["upload_id"] if code == 200 else "up_none"
+        part = head("PUT", f"{self.sandbox}/uploads/{upload}/parts/0", self.key, content_length=8 * MIB)
+        return send_much(connect(self.service, part), b"a" * MIB, 7)
+
+    def webhooks(self, number):
+        """Events for receivers that never answer."""
+        asked = {"url": f"http://127.0.0.1:{self.receiver}/{number}", "signing_secret": "secret", "operations": ["timeout_updated"]}
+        self.service.request(self.key, "POST", "/v1/lifecycle/webhooks", asked)
+        for _ in range(8):
+            self.service.request(self.key, "POST", f"{self.sandbox}/timeout", {"timeout_ms": 3_600_000})
+        return connect(self.service)
+
     def all(self):
         """Name, how, how many, and what the service's memory may grow by, MiB."""
         heads = 64 / 1024
@@ -184,6 +252,16 @@ class Floods:
             ("WebSockets, one key", self.sockets, 300, 16 * (heads + CONNECTION)),
             ("10 MiB of output, twice each", self.outputs, 48, TENANT + 48 * CONNECTION),
             ("answers that nobody takes", self.slow_readers, 64, TENANT + 64 * CONNECTION),
+            ("HTTP/2, no window, no key", self.many_answers, 200, 200 * (64 * STREAM + CONNECTION)),
+            ("HTTP/2, no window, one key", self.many_answers_of_one, 40, 40 * (64 * STREAM + CONNECTION)),
+            ("visitors of a silent port", self.visitors, 320, 320 * (heads + CONNECTION)),
+            ("visitors that take nothing", self.slow_visitors, 200, 200 * (heads + WINDOWS + CONNECTION)),
+            ("visitors' bodies, not read", self.visitors_bodies, 100, 100 * (heads + WINDOWS + CONNECTION)),
+            ("visitors' WebSockets", self.visitors_sockets, 200, 200 * (heads + CONNECTION)),
+            ("terminals that nobody reads", self.terminals, 40, 16 * (heads + WINDOWS + MIB_OF_A_SOCKET + CONNECTION)),
+            ("watches", self.watches, 40, 16 * (heads + WINDOWS + CONNECTION)),
+            ("parts that do not end", self.parts, 24, 24 * (heads + WINDOWS + CONNECTION)),
+            ("webhooks without an answer", self.webhooks, 24, 24 * CONNECTION + 20),
         ]
 
 
@@ -193,16 +271,25 @@ def main():
     tenants, tried, floods = [], 0, 0
     with tempfile.TemporaryDirectory() as folder, Registry() as hub:
         hub.push("box", "1", busybox(folder), Cmd=["/bin/sh"])
-        with Service(hub, requests_per_second=100_000) as service:
+        receiver = socket.create_server(("127.0.0.1", 0), backlog=1000)
+        settings = {"requests_per_second": 100_000, "private_webhooks": "127.0.0.1", "preview_paths": "true"}
+        with receiver, Service(hub, **settings) as service:
             target = Target(service, hub, "attacker")
-            other = service.key("other")
+            other = Target(service, hub, "other", endless=False)
+            ports = target.serve(), other.serve()
             code, answer = target.exec("busybox yes | busybox head -c 3000000 > /big; busybox wc -c /big")
             if code != 200:
                 raise SystemExit(f"no large file: {answer}")
-            print(f"{'flood':34}{'tried':>6}{'held':>6}{'RSS before':>12}{'grew':>7}{'bound':>7}   healthz max   other's p50    max, ms")
-            for name, make, count, bound in Floods(service, target).all():
+            print(
+                f"{'flood':34}{'tried':>6}{'held':>6}{'RSS before':>12}{'grew':>7}{'bound':>7}   healthz max   other's p50    max"
+                "   its port's p50    max, ms"
+            )
+            wanted = sys.argv[1:]
+            for name, make, count, bound in Floods(service, target, ports[0], receiver.getsockname()[1]).all():
+                if wanted and not any(text in name for text in wanted):
+                    continue
                 bound += SLACK
-                with Others(service, other) as others:
+                with Others(service, other.key, ports[1]) as others:
                     made = many(count, make)
                     time.sleep(STANDS)
                     held = sum(map(is_open, made))
@@ -210,9 +297,11 @@ def main():
                     time.sleep(1)
                 grew = others.most - others.before
                 ms = {who: sorted(1000 * seconds for seconds in took) for who, took in others.took.items()}
-                half = ms["tenant"][len(ms["tenant"]) // 2]
+                half = {who: took[len(took) // 2] for who, took in ms.items()}
                 print(
-                    f"{name:34}{count:6}{held:6}{others.before:12.0f}{grew:7.0f}{bound:7.0f}{ms['health'][-1]:14.0f}{half:14.0f}{ms['tenant'][-1]:11.0f}"
+                    f"{name:34}{count:6}{held:6}{others.before:12.0f}{grew:7.0f}{bound:7.0f}{ms['health'][-1]:14.0f}{half['tenant']:14.0f}"
+                    f"{ms['tenant'][-1]:7.0f}{half['visitor']:17.0f}{ms['visitor'][-1]:7.0f}",
+                    flush=True,
                 )
                 tried, floods = tried + count, floods + 1
                 tenants += ms["tenant"]
@@ -234,6 +323,7 @@ def main():
             if (code, answered[1].get("stdout")) != (200, "alive\n"):
                 faults.append(f"the attacked sandbox answers {code} {answered[1]}")
             target.end()
+            other.end()
     for fault in faults:
         print(f"FAULT: {fault}")
     tenants.sort()

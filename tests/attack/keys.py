@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""A key is revoked while sockets, followers, commands and uploads that it opened are under way: all end within seconds.
+"""A key is revoked while sockets (of commands, terminals, watches and events), followers, commands and uploads that it opened are under
+way: all end within seconds.
 
 Prints a line for each, and `bench: revoked_key_seconds …`, the longest that one of them went on. Exits with 1 when one does
 not end in time, when its command runs on in the sandbox, or when what another key of the tenant has open ends, too.
@@ -72,6 +73,16 @@ def under_way(service, target, key):
     socket.say({"type": "exec_start", "id": "a", "command": "while :; do echo on; sleep 1; done", "shell": True, "timeout_secs": 3000})
     socket.message("exec_started")
     idle = WebSocket(service, key, f"{commands}/ws?channel=exec")
+    terminal = WebSocket(service, key, f"{commands}/ws?channel=pty")
+    terminal.say({"type": "pty_start", "id": "a", "cols": 80, "rows": 24})
+    terminal.message("pty_started")
+    terminal.say({"type": "pty_input", "id": "a", "data": "while :; do echo on; sleep 1; done\n"})
+    watch = WebSocket(service, key, f"{commands}/ws?channel=files")
+    watch.say({"type": "file_watch", "id": "a", "path": "/tmp", "recursive": True})
+    watch.message("file_watch_started")
+    events = WebSocket(service, key, "/v1/lifecycle/ws")
+    events.say({"type": "subscribe"})
+    events.message("subscribed")
     body = b'{"command": "sleep", "args": ["7654"], "timeout_secs": 3000}'
     command = connect(service, head("POST", f"{commands}/exec", key, content_type="application/json", content_length=len(body),
                                    connection="close") + body)
@@ -80,10 +91,13 @@ def under_way(service, target, key):
     return [
         Open("a socket with a command", lambda: socket.closed(3600)),
         Open("a socket without one", lambda: idle.closed(3600)),
+        Open("a terminal", lambda: terminal.closed(3600)),
+        Open("a watch", lambda: watch.closed(3600)),
+        Open("a follower of events", lambda: events.closed(3600)),
         Open("a command that is waited for", lambda: to_the_end(command)),
         Open("a follower of a log", lambda: to_the_end(log)),
         Open("an upload", lambda: trickle(upload)),
-    ], [socket.stream, idle.stream, command, log, upload]
+    ], [socket.stream, idle.stream, terminal.stream, watch.stream, events.stream, command, log, upload]
 
 
 def main():

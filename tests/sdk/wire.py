@@ -49,6 +49,27 @@ def status(stream, timeout=10):
     return int(answer.split(b" ")[1]) if answer.startswith(b"HTTP/1.1 ") else 0
 
 
+def http2(service, requests, window):
+    """A connection with HTTP/2 and requests on it, whose client opens this window for each answer and no more."""
+
+    def frame(kind, flags, stream, payload):
+        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+    def field(name, value):
+        # Without an index and without Huffman's code (RFC 7541, 6.2.2).
+        def text(word):
+            size = bytes([len(word)]) if len(word) < 127 else bytes([127, (len(word) - 127) % 128 | 128, (len(word) - 127) // 128])
+            return size + word.encode()
+
+        return b"\0" + text(name) + text(value)
+
+    data = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, struct.pack(">HI", 4, window)) + frame(4, 1, 0, b"")
+    for number, fields in enumerate(requests):
+        names = {":scheme": "http", ":authority": "x", **fields}
+        data += frame(1, 5, 2 * number + 1, b"".join(field(*one) for one in sorted(names.items())))
+    return connect(service, data)
+
+
 def drop(connections):
     for stream in connections:
         with contextlib.suppress(OSError):
@@ -125,7 +146,7 @@ class WebSocket:
 class Target:
     """A tenant's template, a sandbox of it, and a build that goes on until it is cancelled."""
 
-    def __init__(self, service, hub, tenant):
+    def __init__(self, service, hub, tenant, endless=True):
         self.service = service
         self.tenant = tenant
         self.key = service.key(tenant)
@@ -136,9 +157,11 @@ class Target:
         if code != 201:
             raise SystemExit(f"no sandbox: {made}")
         self.sandbox = made["id"]
-        steps = [{"action": "run", "command": "echo it goes on; sleep 3000"}]
-        self.endless = self.build({"name": "endless", "base_image": image, "steps": steps, "build_config": size})
-        self.until_said(self.endless, "it goes on")
+        self.endless = None
+        if endless:
+            steps = [{"action": "run", "command": "echo it goes on; sleep 3000"}]
+            self.endless = self.build({"name": "endless", "base_image": image, "steps": steps, "build_config": size})
+            self.until_said(self.endless, "it goes on")
 
     def build(self, definition):
         code, build = self.service.request(self.key, "POST", "/v1/templates/builds", definition)
@@ -172,6 +195,25 @@ class Target:
         body = {"command": line, "shell": True, "timeout_secs": 60}
         return self.service.request(key or self.key, "POST", f"/v1/sandboxes/{self.sandbox}/exec", body)
 
+    def serve(self):
+        """A server on port 8000 of the sandbox. What is below `cgi-bin` runs as a program: `wait` does not answer, `socket` agrees on a
+        WebSocket and says nothing. Returns the path of the port."""
+        lines = [
+            "busybox mkdir -p /www/cgi-bin",
+            "echo small > /www/small",
+            "busybox ln -sf /big /www/big",
+            "printf '#!/bin/sh\\nexec busybox sleep 3000\\n' > /www/cgi-bin/wait",
+            "printf '#!/bin/sh\\nprintf \"HTTP/1.1 101 Switching Protocols\\\\r\\\\nUpgrade: websocket\\\\r\\\\nConnection: Upgrade\\\\r\\\\n"
+            "Sec-WebSocket-Accept: x\\\\r\\\\n\\\\r\\\\n\"\\nexec busybox sleep 3000\\n' > /www/cgi-bin/socket",
+            "busybox chmod 755 /www/cgi-bin/wait /www/cgi-bin/socket",
+            "busybox httpd -p 8000 -h /www",
+        ]
+        code, answer = self.exec(" && ".join(lines))
+        if code != 200 or answer["exit_code"] != 0:
+            raise SystemExit(f"no server: {code} {answer}")
+        return f"/p/{self.sandbox}/8000"
+
     def end(self):
-        self.service.request(self.key, "POST", f"/v1/templates/builds/{self.endless}/cancel", {})
+        if self.endless:
+            self.service.request(self.key, "POST", f"/v1/templates/builds/{self.endless}/cancel", {})
         self.service.request(self.key, "DELETE", f"/v1/sandboxes/{self.sandbox}")
