@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use nullspace_api::{SandboxInfo, SandboxStatus};
+use nullspace_api::{LifecycleEventInfo, LifecycleEventListResponse, SandboxInfo, SandboxStatus, SnapshotInfo};
 use serde_json::json;
 
+use crate::fixture::api::Answer;
 use crate::fixture::{Image, Registry, Service, until};
 
 /// More MiB than any disk has.
@@ -49,6 +50,7 @@ impl Mounted {
 
     /// Writes a file until this many MiB are free.
     fn leave(&self, mib: u64) {
+        let _ = std::fs::remove_file(self.0.join("ballast"));
         let free = free_bytes(&self.0);
         let ballast = std::fs::File::create(self.0.join("ballast")).expect("make a file");
         let len = free.saturating_sub(mib << 20);
@@ -73,7 +75,10 @@ impl Drop for Mounted {
 async fn who_fills_the_disk_of_all_is_ended_and_others_go_on() {
     let registry = Registry::start();
     registry.push("box", "1", &Image::busybox()).await;
-    let mut service = Service::through(&["env"], [("NULLSPACE_DISK_RESERVE_MIB", "96".to_owned())]);
+    let mut service = Service::through(
+        &["env"],
+        [("NULLSPACE_DISK_RESERVE_MIB", "96".to_owned()), ("NULLSPACE_STOP_PAUSE_SECS", "50".to_owned())],
+    );
     let small = Mounted::at(&service.data(), 900);
     service.restart().await;
     let api = service.api();
@@ -84,6 +89,39 @@ async fn who_fills_the_disk_of_all_is_ended_and_others_go_on() {
     };
     let built = api.ready(request(json!([]))).await;
     let (quiet, greedy) = tokio::join!(api.sandbox(built.template()), api.sandbox(built.template()));
+
+    let mut larger = request(json!([]));
+    larger["build_config"]["disk_mb"] = json!(1000);
+    let refused = api.post("/v1/templates/builds", larger).await.refused(503, "capacity_exceeded");
+    assert!(refused.error.contains("disk_mb is 1000"), "{refused:?}");
+
+    // Below the reserve nothing is stored, and what runs goes on.
+    let snapshot: SnapshotInfo = api.post(&format!("/v1/sandboxes/{}/snapshots", quiet.id), json!({})).await.ok(201);
+    let refused = |refused: Answer| {
+        let after = refused.headers.get("retry-after").map(|after| after.as_bytes().to_owned());
+        assert_eq!(after.as_deref(), Some(&b"60"[..]), "{}", refused.what);
+        let refused = refused.refused(503, "capacity_exceeded");
+        assert!(refused.error.contains("host's disk"), "{refused:?}");
+    };
+    for act in ["hibernate", "snapshots", "fork"] {
+        // The service makes room, of files that it can do without.
+        small.leave(80);
+        refused(api.post(&format!("/v1/sandboxes/{}/{act}", quiet.id), json!({})).await);
+        assert_eq!(quiet.sh("echo goes on").await, "goes on");
+    }
+    // It needs no more than the reserve: one after room was made succeeds.
+    let promotion = format!("/v1/snapshots/{}/promote", snapshot.id);
+    until("a promotion is refused", Duration::from_secs(60), async || {
+        small.leave(80);
+        let answer = api.post(&promotion, json!({"name": "warm"})).await;
+        let is_refused = answer.status != 201;
+        if is_refused {
+            refused(answer);
+        }
+        is_refused
+    })
+    .await;
+    assert_eq!(quiet.sh("echo goes on").await, "goes on");
 
     // Half of the reserve is the line.
     small.leave(120);
@@ -99,6 +137,21 @@ async fn who_fills_the_disk_of_all_is_ended_and_others_go_on() {
     let detail = api.failed(request(json!([{"action": "run", "command": fills}])), "host_disk_full").await;
     assert!(detail.retryable, "{detail:?}");
     assert_eq!(quiet.sh("echo goes on").await, "goes on");
+
+    // What cannot be stored at a stop ends, and says so; what was stored before is whole.
+    small.leave(80);
+    service.stop().await;
+    small.leave(500);
+    service.verify_store();
+    service.restart().await;
+    let api = service.api();
+    let events = api.get(&format!("/v1/sandboxes/{}/lifecycle", quiet.id)).await;
+    let events = events.ok::<LifecycleEventListResponse>(200).events;
+    let said = |event: &LifecycleEventInfo| {
+        let words = (event.reason.as_deref(), event.error_code.as_deref());
+        words == (Some("service_stopped"), Some("capacity_exceeded"))
+    };
+    assert!(events.iter().any(said), "{events:?}");
     service.stop().await;
     drop(small);
 }
