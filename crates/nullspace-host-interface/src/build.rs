@@ -201,7 +201,8 @@ impl DiskPressure {
     /// Whether a full disk may have caused this failure. For example, a registry's answer about an image is not caused by it.
     pub fn explains(self, failure: &BuildFailure) -> bool {
         use crate::reason;
-        let of_host = [reason::INTERNAL, reason::MACHINE_FAILED, reason::SNAPSHOT_TRIAL_FAILED];
+        // A guest that cannot write the first block of its disk finds its root unusable.
+        let of_host = [reason::INTERNAL, reason::MACHINE_FAILED, reason::SNAPSHOT_TRIAL_FAILED, reason::ROOT_UNUSABLE];
         self.full && (self.had_machine || of_host.contains(&failure.reason))
     }
 }
@@ -270,4 +271,21 @@ pub trait BuildHost: Send + Sync + 'static {
     /// # Errors
     /// [`HostError`] when it cannot be read.
     async fn base(&self) -> Result<Option<BaseRoot>, HostError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use nullspace_api::TemplateFailurePhase as Phase;
+
+    use super::*;
+    use crate::reason;
+
+    #[test]
+    fn a_full_disk_explains_a_root_that_cannot_be_mounted_and_no_registrys_answer() {
+        let failure = |reason| BuildFailure::user(Phase::Prepare, reason, "it failed", "Check it.");
+        let full = DiskPressure { full: true, had_machine: false };
+        assert!(full.explains(&failure(reason::ROOT_UNUSABLE)) && full.explains(&failure(reason::MACHINE_FAILED)));
+        assert!(!full.explains(&failure(reason::DISK_TOO_SMALL)));
+        assert!(!DiskPressure::default().explains(&failure(reason::ROOT_UNUSABLE)));
+    }
 }
