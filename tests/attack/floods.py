@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sdk"))
 
 from bench_api import busybox  # noqa: E402
-from running import Registry, Service  # noqa: E402
+from running import Registry, Service, resident  # noqa: E402
 from wire import Target, WebSocket, allow_descriptors, connect, drop, head, http2, status  # noqa: E402
 
 # How long a flood stands once it is there, seconds.
@@ -47,8 +47,7 @@ SLACK = 48
 
 
 def rss(service):
-    with open(f"/proc/{service.process.pid}/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:")) / 1024
+    return resident(service.process.pid) / MIB
 
 
 class Others:

@@ -49,6 +49,11 @@ def end(process, seconds=60):
         return process.wait()
 
 
+def resident(pid):
+    """The resident set of a process, in bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 class Memory:
     """The most memory that a process holds meanwhile, in bytes: its resident set, looked at four times a second."""
 
@@ -58,10 +63,9 @@ class Memory:
     def watch(self):
         while True:
             try:
-                pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+                self.most = max(self.most, resident(self.pid))
             except OSError:
                 return
-            self.most = max(self.most, int(pages) * os.sysconf("SC_PAGE_SIZE"))
             if self.over.wait(0.25):
                 return
 

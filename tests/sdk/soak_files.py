@@ -11,13 +11,12 @@ What arrives is compared with what was sent. NULLSPACE_SOAK_BYTES is the size of
 import hashlib
 import http.client
 import os
-import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-from running import Memory, Service
+from running import Memory, Service, resident
 
 SIZE = int(os.environ.get("NULLSPACE_SOAK_BYTES", 2 << 30))
 MIB = 1 << 20
@@ -131,12 +130,6 @@ class Soak:
         assert (seen, digest.hexdigest()) == (SIZE, whole), f"{seen} of {SIZE} bytes arrived, or others"
 
 
-def resident(process):
-    """MiB."""
-    with open(f"/proc/{process.pid}/status") as status:
-        return int(re.search(r"VmRSS:\s*(\d+)", status.read())[1]) / 1024
-
-
 def main():
     digest = hashlib.sha256()
     for content in pieces():
@@ -145,7 +138,7 @@ def main():
     figures = []
     with Service(requests_per_second=100000) as service:
         soak = Soak(service)
-        before = resident(service.process)
+        before = resident(service.process.pid) / MIB
 
         def measured(name, work, *more):
             began = time.monotonic()
