@@ -12,6 +12,8 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use uuid::Uuid;
 
@@ -24,6 +26,8 @@ pub(crate) const MAGIC: &[u8; 8] = b"nspack01";
 pub(crate) const ENTRY: usize = 40;
 pub(crate) const TAIL: usize = 56;
 const EXTENSION: &str = "pack";
+/// Bytes of a pack that are written between two flushes, while it grows.
+const FLUSH_AFTER: u64 = 32 << 20;
 
 /// A pack's name, unique for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,12 +72,15 @@ pub(crate) struct Entry {
     pub(crate) plain: u32,
 }
 
-/// A pack that is being written.
+/// A pack that is being written. The disk takes what is there while more is compressed, so that little is left to flush at the end.
 pub(crate) struct PackWriter {
     draft: Draft,
     out: BufWriter<File>,
+    flusher: Option<Flusher>,
     entries: Vec<Entry>,
     end: u64,
+    /// Bytes for which a flush was asked last.
+    asked: u64,
 }
 
 impl PackWriter {
@@ -82,7 +89,7 @@ impl PackWriter {
         let file = draft.file.try_clone().map_err(io_error("open", draft.path()))?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(MAGIC).map_err(io_error("write", draft.path()))?;
-        Ok(PackWriter { draft, out, entries: Vec::new(), end: MAGIC.len() as u64 })
+        Ok(PackWriter { draft, out, flusher: None, entries: Vec::new(), end: MAGIC.len() as u64, asked: 0 })
     }
 
     /// Bytes so far.
@@ -96,6 +103,14 @@ impl PackWriter {
         // A chunk has at most MAX_CHUNK bytes, stored at most plain.
         self.entries.push(Entry { id, offset: self.end, stored: stored.len() as u32, plain });
         self.end += stored.len() as u64;
+        if self.end - self.asked >= FLUSH_AFTER {
+            self.asked = self.end;
+            let flusher = match &mut self.flusher {
+                Some(flusher) => flusher,
+                none => none.insert(Flusher::start(&self.draft.file).map_err(io_error("flush", self.draft.path()))?),
+            };
+            flusher.ask();
+        }
         Ok(())
     }
 
@@ -115,8 +130,38 @@ impl PackWriter {
         index.extend_from_slice(MAGIC);
         let written = self.out.write_all(&index).and_then(|()| self.out.flush());
         written.map_err(io_error("write", self.draft.path()))?;
+        // The system tells an error of the disk once: the flusher may have got it.
+        self.flusher.take().map_or(Ok(()), Flusher::end).map_err(io_error("flush", self.draft.path()))?;
         self.draft.sync()?;
         Ok((self.draft, self.entries, self.end + index.len() as u64))
+    }
+}
+
+/// A thread that flushes a file when it is asked to. It ends when this is dropped.
+struct Flusher {
+    asks: SyncSender<()>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Flusher {
+    fn start(file: &File) -> io::Result<Flusher> {
+        let file = file.try_clone()?;
+        let (asks, asked) = sync_channel(1);
+        let flush = move || asked.iter().try_for_each(|()| file.sync_data());
+        let thread = std::thread::Builder::new().name("flush a pack".to_owned()).spawn(flush)?;
+        Ok(Flusher { asks, thread })
+    }
+
+    /// Asks for a flush. It does not wait: one that was asked for before, and has not begun, takes these bytes, too.
+    fn ask(&self) {
+        // After an error the thread has ended, which `end` tells.
+        let _ = self.asks.try_send(());
+    }
+
+    /// Waits for the flushes that were asked for. Returns the first error.
+    fn end(self) -> io::Result<()> {
+        drop(self.asks);
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that flushes a pack panicked")))
     }
 }
 
@@ -193,6 +238,28 @@ mod tests {
         assert_eq!((&found, length), (&entries, bytes.len() as u64));
         let second = &bytes[entries[1].offset as usize..][..entries[1].stored as usize];
         assert_eq!(second, b"twenty");
+    }
+
+    #[test]
+    fn a_pack_that_is_flushed_on_the_way_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut pack = PackWriter::create(folder.path()).unwrap();
+        let chunk = vec![7; 1 << 20];
+        for number in 0..FLUSH_AFTER >> 19 {
+            pack.push(ChunkId::of(&number.to_le_bytes()), &chunk, 1 << 20).unwrap();
+        }
+        assert!(pack.flusher.is_some());
+        let (draft, entries, length) = pack.finish().unwrap();
+        let (found, found_length) = read_index(&File::open(draft.path()).unwrap()).unwrap();
+        assert_eq!((found, found_length), (entries, length));
+    }
+
+    #[test]
+    fn an_error_of_a_flush_on_the_way_is_told_at_the_end() {
+        // Nothing can be flushed there.
+        let flusher = Flusher::start(&File::options().write(true).open("/dev/full").unwrap()).unwrap();
+        flusher.ask();
+        flusher.end().unwrap_err();
     }
 
     #[test]

@@ -84,6 +84,12 @@ struct Page {
     id: ChunkId,
 }
 
+impl Page {
+    fn end(&self) -> u64 {
+        self.at + u64::from(self.len)
+    }
+}
+
 /// Some new pages, to become one chunk.
 type Frame = Vec<(usize, Page)>;
 
@@ -376,12 +382,18 @@ impl Work<'_> {
             };
             let Some(pages) = self.frames.get(frame) else { return Ok(()) };
             bytes.clear();
-            for (file, page) in pages {
+            for run in pages.chunk_by(|(file, page), (next_file, next)| file == next_file && page.end() == next.at) {
+                let Some((file, first)) = run.first() else { continue };
                 let start = bytes.len();
-                bytes.resize(start + page.len as usize, 0);
-                self.files[*file].read_exact_at(&mut bytes[start..], page.at).map_err(read)?;
-                if ChunkId::of(&bytes[start..]) != page.id {
-                    return Err(read(std::io::Error::other("its bytes changed while it was stored")));
+                bytes.resize(start + run.iter().map(|(_, page)| page.len as usize).sum::<usize>(), 0);
+                self.files[*file].read_exact_at(&mut bytes[start..], first.at).map_err(read)?;
+                let mut rest = &bytes[start..];
+                for (_, page) in run {
+                    let (own, others) = rest.split_at(page.len as usize);
+                    if ChunkId::of(own) != page.id {
+                        return Err(read(std::io::Error::other("its bytes changed while it was stored")));
+                    }
+                    rest = others;
                 }
             }
             let id = ChunkId::of(&bytes);
