@@ -190,6 +190,8 @@ pub(crate) async fn watch(disk: Arc<Disk>, shutdown: CancellationToken) {
 #[derive(Debug, Default)]
 struct Shortage {
     said: bool,
+    /// Free bytes when the disk was last above its reserve.
+    free_before: Option<u64>,
     /// Bytes of each writer when space became short.
     before: HashMap<u64, u64>,
     made_room: Option<Instant>,
@@ -204,7 +206,7 @@ impl Shortage {
             if self.said {
                 tracing::info!(free_mib = free >> 20, "the disk under the data folder has space again");
             }
-            *self = Shortage::default();
+            *self = Shortage { free_before: Some(free), ..Shortage::default() };
             return;
         }
         if !self.said {
@@ -235,6 +237,14 @@ impl Shortage {
             return;
         }
         lock(&disk.state).last_short = Some(Instant::now());
+        if let Some(free_before) = self.free_before.take()
+            && self.before.is_empty()
+            && !may_have_taken(&measured, free_before.saturating_sub(free))
+        {
+            tracing::warn!("the disk is nearly full, and no sandbox or build of this host has filled it");
+            self.before = measured.into_iter().map(|(id, _, bytes)| (id, bytes)).collect();
+            return;
+        }
         let still_ending =
             |(id, at): (u64, Instant)| at.elapsed() < ENDING && measured.iter().any(|found| found.0 == id);
         if self.ended.is_some_and(still_ending) {
@@ -254,6 +264,11 @@ fn worst(before: &HashMap<u64, u64>, now: Vec<(u64, Writer, u64)>) -> Option<(u6
     let growth = |id: &u64, bytes: u64| bytes.saturating_sub(before.get(id).copied().unwrap_or(0));
     let worst = now.into_iter().max_by_key(|(id, _, bytes)| (growth(id, *bytes), *bytes))?;
     (growth(&worst.0, worst.2) >= WRITES_MUCH).then_some(worst)
+}
+
+/// Whether the writers can have taken most of what the disk lost between two looks, in which nobody measured them.
+fn may_have_taken(writers: &[(u64, Writer, u64)], lost: u64) -> bool {
+    writers.iter().map(|(_, _, bytes)| *bytes).fold(0, u64::saturating_add) >= lost / 2
 }
 
 /// Bytes on the disk in each writer's folder and in its files without a name. Blocks.
@@ -303,6 +318,17 @@ mod tests {
         // All within one look: who has most.
         assert_eq!(worst(&HashMap::new(), now([5 * gib, gib, 0])).map(|(id, ..)| id), Some(1));
         assert!(worst(&before, Vec::new()).is_none());
+    }
+
+    #[test]
+    fn a_disk_that_fills_at_once_ends_writers_only_when_they_can_have_filled_it() {
+        let mib = 1u64 << 20;
+        let writers =
+            |sizes: &[u64]| sizes.iter().zip(1..).map(|(bytes, id)| (id, writer(), bytes * mib)).collect::<Vec<_>>();
+        assert!(!may_have_taken(&writers(&[36, 4]), 690 * mib), "somebody else has");
+        assert!(!may_have_taken(&writers(&[]), 690 * mib));
+        assert!(may_have_taken(&writers(&[36, 400]), 690 * mib));
+        assert!(may_have_taken(&writers(&[200, 200]), 690 * mib), "both together");
     }
 
     #[test]
