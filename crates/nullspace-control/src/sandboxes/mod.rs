@@ -108,6 +108,7 @@ pub(crate) struct State {
     /// Ends that the database refused. There are at most as many as machines.
     unrecorded: Mutex<HashMap<SandboxId, (SandboxStatus, Option<String>)>>,
     transitions: Arc<transitions::Transitions>,
+    captures: fork::Captures,
     continuations: resume::Continuations,
     pending: Arc<snapshots::Pending>,
     ports: ports::State,

@@ -2,6 +2,7 @@
 
 mod egress;
 mod evictions;
+mod forks;
 mod keys;
 mod ports;
 mod promote;
