@@ -74,6 +74,8 @@ pub enum Capability {
     CloseStdin,
     /// `Request::Dial`, and EOF frames of the agent on the channels that it opens.
     Dial,
+    /// `Request::DialSocket`.
+    DialSocket,
     /// `Request::File` with searches, replacements, parts of files, files that are handed over, and paths from a user's home.
     FileSearch,
     /// A capability of a newer agent that this build does not know. This build's agent never tells it.
@@ -107,6 +109,7 @@ impl Capability {
         Capability::CloseStdin,
         Capability::Terminals,
         Capability::Dial,
+        Capability::DialSocket,
     ];
 
     /// The capabilities of agents of interface version 6, which do not tell them.
@@ -160,6 +163,7 @@ impl fmt::Display for Capability {
             Capability::Upload => "take an upload in parts",
             Capability::CloseStdin => "close a command's stdin",
             Capability::Dial => "open connections to its ports",
+            Capability::DialSocket => "open connections to its Unix sockets",
             Capability::FileSearch => "search in files, replace in them, or start at a user's home",
             Capability::Unknown => "do that",
         })

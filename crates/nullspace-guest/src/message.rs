@@ -142,6 +142,11 @@ pub enum Request {
         /// Port in the guest.
         port: u16,
     },
+    /// As `Dial`, to a Unix socket of the guest by its path, with the rights of root.
+    DialSocket {
+        /// Absolute path in the guest, at most 107 bytes. An abstract socket has none.
+        path: String,
+    },
     /// Tell changes of files below a directory; see [`watch`](crate::watch). Reply [`Outcome::Watching`], DATA: one JSON
     /// [`WatchEvent`](crate::watch::WatchEvent) a line. Ends with `Failed` when the directory is gone, else with its channel.
     Watch(WatchCall),
@@ -214,6 +219,7 @@ impl Request {
             Request::Shutdown => Capability::Shutdown,
             Request::Usage => Capability::Usage,
             Request::Dial { .. } => Capability::Dial,
+            Request::DialSocket { .. } => Capability::DialSocket,
             Request::Watch(_) => Capability::Watch,
             Request::Upload(_) => Capability::Upload,
             Request::OpenTerminal(_) | Request::Terminals | Request::Resize { .. } | Request::CloseTerminal { .. } => {

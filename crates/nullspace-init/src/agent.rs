@@ -19,6 +19,7 @@ use nullspace_guest::message::{
     Restored,
 };
 
+use crate::dial::Goal;
 use crate::halt::Halting;
 use crate::outbox::Outbox;
 use crate::process::supervise::{Unfinished, Wiring, supervise};
@@ -148,7 +149,8 @@ impl Agent {
         }
         let request = serde_json::from_slice::<Request>(&frame.payload);
         // Without a thread for connections it is refused as an operation is.
-        let place = request.as_ref().ok().filter(|request| matches!(request, Request::Dial { .. }));
+        let dials = |request: &&Request| matches!(request, Request::Dial { .. } | Request::DialSocket { .. });
+        let place = request.as_ref().ok().filter(dials);
         let place = place.and_then(|_| dial::place().ok());
         let Opened::Channel(channel) = session.open(frame.channel, place) else { return };
         let request = match request {
@@ -170,8 +172,10 @@ impl Agent {
             let message = format!("The root filesystem is not mounted: {why}.");
             return channel.end(&failed(FailureKind::Internal, message));
         }
-        if let Request::Dial { port } = request {
-            return dial::begin(port, &channel);
+        match request {
+            Request::Dial { port } => return dial::begin(Goal::Port(port), &channel),
+            Request::DialSocket { path } => return dial::begin(Goal::Socket(path), &channel),
+            _ => {}
         }
         if matches!(request, Request::Configure(_) | Request::Restored(_)) {
             return self.serve(request, &channel);
@@ -243,7 +247,9 @@ impl Agent {
             },
             Request::EndProcesses { drop_caches } => done(leftovers::clear(drop_caches)),
             // `take` gives it to the thread of all connections.
-            Request::Dial { .. } => failed(FailureKind::Internal, "A connection came to a thread that serves none."),
+            Request::Dial { .. } | Request::DialSocket { .. } => {
+                failed(FailureKind::Internal, "A connection came to a thread that serves none.")
+            }
             Request::Watch(call) => watch::serve(&call, channel),
             Request::Upload(call) => self.uploads.serve(call, channel),
             Request::Usage => match usage::measure() {

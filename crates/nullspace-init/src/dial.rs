@@ -1,14 +1,15 @@
-//! Connections of the host to ports of this guest.
+//! Connections of the host to ports and Unix sockets of this guest.
 //!
 //! ```text
 //!   reader thread ── OPEN Dial, STDIN, EOF, WINDOW, RESET ──> channel ── bell ──┐
 //!                                                                               │   one thread for all of them
-//!   127.0.0.1:port, [::1]:port <── sockets that do not block ── epoll ──────────┴── step: what each can do now
+//!   127.0.0.1:port, [::1]:port, path <── sockets that do not block ── epoll ────┴── step: what each can do now
 //! ```
 //! An idle connection costs its socket and some hundred bytes. What is under way in it is bounded by the channel's credit, in both
 //! directions: a peer that does not read, or a host that does not, holds up its own connection alone.
 
 mod connection;
+mod socket;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -43,8 +44,17 @@ struct Relay {
 #[derive(Debug)]
 struct Arrival {
     number: u64,
-    port: u16,
+    goal: Goal,
     channel: Arc<Channel>,
+}
+
+/// What the host asks to be connected to.
+#[derive(Debug)]
+pub(crate) enum Goal {
+    /// A TCP port of the loopback.
+    Port(u16),
+    /// A Unix socket, by its absolute path.
+    Socket(String),
 }
 
 /// Started by the first connection, and kept.
@@ -61,15 +71,19 @@ pub(crate) fn place() -> io::Result<Place> {
 }
 
 /// Connects a channel that was opened with a [`place`]. It is replied to, and ended, by the thread that serves it.
-pub(crate) fn begin(port: u16, channel: &Arc<Channel>) {
+pub(crate) fn begin(goal: Goal, channel: &Arc<Channel>) {
     let refuse = |kind, message: String| channel.end(&Outcome::Failed(Failure { kind, message }));
-    if port == 0 {
-        return refuse(FailureKind::Invalid, "0 is no port.".to_owned());
+    match &goal {
+        Goal::Port(0) => return refuse(FailureKind::Invalid, "0 is no port.".to_owned()),
+        Goal::Socket(path) if !path.starts_with('/') => {
+            return refuse(FailureKind::Invalid, format!("`{path}` is not an absolute path."));
+        }
+        Goal::Port(_) | Goal::Socket(_) => {}
     }
     match (channel.place(), Relay::get()) {
         (Some(place), Ok(relay)) => {
             let number = place.number;
-            lock(&relay.arrived).push(Arrival { number, port, channel: channel.clone() });
+            lock(&relay.arrived).push(Arrival { number, goal, channel: channel.clone() });
             relay.bell.ring(number);
         }
         (_, Err(error)) => refuse(FailureKind::Limit, format!("The agent can start no thread: {error}.")),
@@ -118,9 +132,9 @@ impl Relay {
                 }
             }
             due.extend(self.bell.take());
-            for Arrival { number, port, channel } in std::mem::take(&mut *lock(&self.arrived)) {
+            for Arrival { number, goal, channel } in std::mem::take(&mut *lock(&self.arrived)) {
                 connections
-                    .extend(Connection::dial(port, channel, number, epoll).map(|connection| (number, connection)));
+                    .extend(Connection::dial(goal, channel, number, epoll).map(|connection| (number, connection)));
                 due.insert(number);
             }
             let now = Instant::now();

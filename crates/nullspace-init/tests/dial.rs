@@ -15,7 +15,7 @@ use nullspace_guest::host::{Agent, AgentError, Dialled};
 use nullspace_guest::message::{DIAL_LIMIT_MS, Exec, Failure, FailureKind};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 async fn listener() -> (TcpListener, u16) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -136,6 +136,51 @@ async fn a_port_without_a_server_is_refused_and_one_on_ipv6_is_found() {
         }
         Err(error) => eprintln!("skipped: no IPv6 here: {error}"),
     }
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_reached_by_its_path() {
+    let agent = Guest::new().connect().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("engine.sock");
+    let shown = path.to_str().unwrap();
+    let refusal = async |path: &str| match agent.dial_socket(path).await {
+        Err(AgentError::Failed(failure)) => failure,
+        other => panic!("{other:?}"),
+    };
+    let absent = refusal(shown).await;
+    assert_eq!(absent.kind, FailureKind::ConnectionRefused, "{absent:?}");
+    assert!(absent.message.contains(shown), "{absent:?}");
+    let listener = UnixListener::bind(&path).unwrap();
+    let (dialled, accepted) = tokio::join!(agent.dial_socket(shown), listener.accept());
+    let (mut dialled, (mut server, _)) = (dialled.unwrap(), accepted.unwrap());
+    // More than the credit, both ways; each direction ends on its own.
+    let sent = vec![7; 4 * DIAL_WINDOW as usize];
+    tokio::join!(
+        async {
+            let (mut from, mut to) = server.split();
+            tokio::io::copy(&mut from, &mut to).await.unwrap();
+            to.shutdown().await.unwrap();
+        },
+        async {
+            let (mut from, mut to) = tokio::io::split(&mut dialled);
+            let writing = async {
+                to.write_all(&sent).await.unwrap();
+                to.shutdown().await.unwrap();
+            };
+            let mut came = Vec::new();
+            let ((), read) = tokio::join!(writing, from.read_to_end(&mut came));
+            read.unwrap();
+            assert!(came == sent);
+        }
+    );
+    // A socket that nobody listens on any more, and what is no path of one.
+    drop(listener);
+    assert_eq!(refusal(shown).await.kind, FailureKind::ConnectionRefused);
+    for wrong in ["", "engine.sock", "\0abstract"] {
+        assert_eq!(refusal(wrong).await.kind, FailureKind::Invalid, "{wrong:?}");
+    }
+    assert_eq!(refusal(&format!("/{}", "x".repeat(200))).await.kind, FailureKind::Internal);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Connections to ports of the guest, as byte streams.
+//! Connections to ports and Unix sockets of the guest, as byte streams.
 //!
 //! ```text
 //!   write ──STDIN──> agent ──> 127.0.0.1:port          shutdown: EOF, the server reads its end
@@ -22,7 +22,7 @@ use crate::message::{DIAL_LIMIT_MS, FailureKind, Outcome, Request};
 /// Bound from asking until the connection is open. A snapshot may come between.
 const OPEN: Duration = Duration::from_millis(DIAL_LIMIT_MS).saturating_add(Duration::from_secs(15));
 
-/// A connection to a TCP port of the guest. Each direction ends on its own: [`AsyncWrite::poll_shutdown`] is an end of file for the
+/// A connection to a TCP port or a Unix socket of the guest. Each direction ends on its own: [`AsyncWrite::poll_shutdown`] is an end of file for the
 /// server, and its own end is one for the reader. Dropping it closes the connection. It holds at most
 /// [`DIAL_WINDOW`](crate::frame::DIAL_WINDOW) bytes that were not read.
 ///
@@ -47,7 +47,20 @@ impl Agent {
     /// [`FailureKind::ConnectionTimedOut`] when nothing accepts within [`DIAL_LIMIT_MS`], [`FailureKind::Limit`] when there are
     /// [`MAX_DIALLED`](crate::frame::MAX_DIALLED) connections.
     pub async fn dial(&self, port: u16) -> Result<Dialled, AgentError> {
-        let channel = self.handle.open(&Request::Dial { port })?;
+        self.dialled(&Request::Dial { port }).await
+    }
+
+    /// Connects to a Unix socket of the guest, as root.
+    ///
+    /// # Errors
+    /// As [`Agent::dial`]; [`FailureKind::ConnectionRefused`] also when there is no such path, and [`AgentError::Lacking`] for an
+    /// older agent.
+    pub async fn dial_socket(&self, path: &str) -> Result<Dialled, AgentError> {
+        self.dialled(&Request::DialSocket { path: path.to_owned() }).await
+    }
+
+    async fn dialled(&self, request: &Request) -> Result<Dialled, AgentError> {
+        let channel = self.handle.open(request)?;
         let first = tokio::time::timeout(OPEN, channel.next()).await;
         match first.map_err(|_| AgentError::timeout("dial", OPEN))? {
             Item::Reply(Outcome::Done) => Ok(Dialled {

@@ -6,18 +6,23 @@
 //!      └──> END Failed                         └─ broken off ──> what came before it, then END Failed
 //! ```
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, setsockopt, socket, sockopt,
+};
 use nullspace_guest::frame::Kind;
 use nullspace_guest::message::{DIAL_LIMIT_MS, Failure, FailureKind, Outcome};
 
+use super::Goal;
+use super::socket::Socket;
 use crate::session::Channel;
 
 /// Where servers listen, in the order in which they are tried.
@@ -35,11 +40,11 @@ pub(super) enum Next {
     Over,
 }
 
-/// A connection to a port.
+/// A connection to a port or a Unix socket.
 pub(super) struct Connection {
     number: u64,
     channel: Arc<Channel>,
-    socket: TcpStream,
+    socket: Socket,
     /// Until it is open.
     dialling: Option<Dialling>,
     readable: bool,
@@ -56,9 +61,9 @@ pub(super) struct Connection {
 }
 
 struct Dialling {
-    port: u16,
+    goal: Goal,
     until: Instant,
-    /// How many of the addresses were tried.
+    /// How many of the goal's addresses were tried.
     tried: usize,
     /// Why the first of them failed: most servers are expected there.
     first: Option<io::Error>,
@@ -66,11 +71,10 @@ struct Dialling {
 
 impl Dialling {
     /// Begins the next attempt; `None` when all addresses were tried.
-    fn attempt(&mut self, number: u64, epoll: &Epoll) -> Option<TcpStream> {
-        while let Some(ip) = ADDRESSES.get(self.tried) {
-            self.tried += 1;
+    fn attempt(&mut self, number: u64, epoll: &Epoll) -> Option<Socket> {
+        while let Some(begun) = self.begin() {
             let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-            let begun = begin(SocketAddr::new(*ip, self.port)).and_then(|socket| {
+            let begun = begun.and_then(|socket| {
                 // Once it connects: a socket that does not is ready at once.
                 epoll.add(&socket, EpollEvent::new(interest, number))?;
                 Ok(socket)
@@ -83,32 +87,48 @@ impl Dialling {
         None
     }
 
+    /// Begins to connect to the next address; `None` behind the last.
+    fn begin(&mut self) -> Option<io::Result<Socket>> {
+        let at = self.tried;
+        let begun = match &self.goal {
+            Goal::Port(port) => begin(SocketAddr::new(*ADDRESSES.get(at)?, *port)),
+            Goal::Socket(path) if at == 0 => begin_local(path),
+            Goal::Socket(_) => return None,
+        };
+        self.tried += 1;
+        Some(begun)
+    }
+
     fn failed(&mut self, error: io::Error) {
         self.first.get_or_insert(error);
     }
 
     fn outcome(&self) -> Outcome {
-        let port = self.port;
+        let (on, what) = match &self.goal {
+            Goal::Port(port) => (format!("port {port}"), format!("Port {port}")),
+            Goal::Socket(path) => (format!("`{path}`"), format!("`{path}`")),
+        };
+        let absent = |kind| kind == io::ErrorKind::ConnectionRefused || kind == io::ErrorKind::NotFound;
         let (kind, message) = match &self.first {
-            Some(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                (FailureKind::ConnectionRefused, format!("Nothing listens on port {port} in this guest."))
+            Some(error) if absent(error.kind()) => {
+                (FailureKind::ConnectionRefused, format!("Nothing listens on {on} in this guest."))
             }
             Some(error) if error.kind() == io::ErrorKind::TimedOut => {
                 let limit = DIAL_LIMIT_MS / 1000;
-                (FailureKind::ConnectionTimedOut, format!("Port {port} did not accept a connection within {limit} s."))
+                (FailureKind::ConnectionTimedOut, format!("{what} did not accept a connection within {limit} s."))
             }
             Some(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS)) => {
                 (FailureKind::Limit, format!("The agent can open no further connection: {error}."))
             }
-            Some(error) => (FailureKind::Internal, format!("Port {port} cannot be connected to: {error}.")),
-            None => (FailureKind::Internal, format!("Port {port} cannot be connected to.")),
+            Some(error) => (FailureKind::Internal, format!("{what} cannot be connected to: {error}.")),
+            None => (FailureKind::Internal, format!("{what} cannot be connected to.")),
         };
         Outcome::Failed(Failure { kind, message })
     }
 }
 
 /// Begins to connect.
-fn begin(address: SocketAddr) -> io::Result<TcpStream> {
+fn begin(address: SocketAddr) -> io::Result<Socket> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket: OwnedFd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
@@ -118,14 +138,22 @@ fn begin(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpStream::from(socket);
     // What comes from the host comes in its portions already.
     socket.set_nodelay(true)?;
-    Ok(socket)
+    Ok(Socket::Tcp(socket))
+}
+
+/// Connects to a Unix socket, which is done at once or not at all.
+fn begin_local(path: &str) -> io::Result<Socket> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(Socket::Local(UnixStream::from(socket)))
 }
 
 impl Connection {
     /// Begins to connect; `None` when it has failed at once, and the host was told.
-    pub(super) fn dial(port: u16, channel: Arc<Channel>, number: u64, epoll: &Epoll) -> Option<Connection> {
+    pub(super) fn dial(goal: Goal, channel: Arc<Channel>, number: u64, epoll: &Epoll) -> Option<Connection> {
         let until = Instant::now() + Duration::from_millis(DIAL_LIMIT_MS);
-        let mut dialling = Dialling { port, until, tried: 0, first: None };
+        let mut dialling = Dialling { goal, until, tried: 0, first: None };
         let Some(socket) = dialling.attempt(number, epoll) else {
             channel.end(&dialling.outcome());
             return None;
@@ -182,7 +210,7 @@ impl Connection {
     fn is_open(&mut self, epoll: &Epoll) -> bool {
         let Some(dialling) = &mut self.dialling else { return true };
         let error = match self.socket.take_error() {
-            Ok(None) if self.socket.peer_addr().is_ok() => {
+            Ok(None) if self.socket.is_connected() => {
                 self.dialling = None;
                 self.channel.reply(&Outcome::Done);
                 return true;
@@ -191,7 +219,7 @@ impl Connection {
             Ok(None) => {
                 // There is no time for another address.
                 dialling.first = Some(io::ErrorKind::TimedOut.into());
-                dialling.tried = ADDRESSES.len();
+                dialling.tried = usize::MAX;
                 io::ErrorKind::TimedOut.into()
             }
             Ok(Some(error)) | Err(error) => error,
@@ -217,7 +245,7 @@ impl Connection {
             }
             let room = self.channel.room().min(buffer.len());
             let Some(piece) = buffer.get_mut(..room).filter(|piece| !piece.is_empty()) else { return false };
-            match (&self.socket).read(piece) {
+            match self.socket.read(piece) {
                 Ok(0) => {
                     self.read_over = true;
                     // Once it has broken off, this is no end that the peer has meant.
@@ -247,7 +275,7 @@ impl Connection {
                     Err(_over) => {
                         if !self.write_over {
                             self.write_over = true;
-                            let _ = self.socket.shutdown(Shutdown::Write);
+                            let _ = self.socket.end_writing();
                         }
                         return false;
                     }
@@ -261,7 +289,7 @@ impl Connection {
             if !self.writable {
                 return false;
             }
-            match (&self.socket).write(&self.piece) {
+            match self.socket.write(&self.piece) {
                 Ok(len) => self.piece.advance(len),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,

@@ -121,4 +121,6 @@ async fn an_agent_that_cannot_dial_is_not_asked() {
     let agent = connected.unwrap().0;
     let refused = agent.dial(80).await.unwrap_err();
     assert!(matches!(refused, AgentError::Lacking { capability: Capability::Dial, .. }), "{refused:?}");
+    let refused = agent.dial_socket("/run/x.sock").await.unwrap_err();
+    assert!(matches!(refused, AgentError::Lacking { capability: Capability::DialSocket, .. }), "{refused:?}");
 }
