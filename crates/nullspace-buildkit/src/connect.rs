@@ -6,11 +6,13 @@
 //!   buildkitd       socket or TLS ──> HTTP/2, we ask;  Control.Session carries the other one's bytes
 //! ```
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bollard_buildkit_proto::moby::buildkit::v1::BytesMessage;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use bytes::Bytes;
@@ -28,7 +30,7 @@ use tokio_util::io::ReaderStream;
 use tonic::transport::Channel;
 
 use crate::endpoint::Endpoint;
-use crate::session::{self, Io, MAX_MESSAGE};
+use crate::session::{self, Duplex, Io, MAX_MESSAGE};
 
 /// Time limit to connect.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -87,10 +89,17 @@ impl Tls {
     }
 }
 
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Tls")
     }
+}
+
+/// Opens streams to a BuildKit that this host has no address for.
+#[async_trait]
+pub trait Dial: fmt::Debug + Send + Sync {
+    /// A stream to its socket.
+    async fn dial(&self) -> io::Result<Box<dyn Duplex>>;
 }
 
 /// Opens connections to one endpoint.
@@ -98,11 +107,22 @@ impl std::fmt::Debug for Tls {
 pub(crate) struct Connector {
     pub(crate) endpoint: Endpoint,
     pub(crate) tls: Option<Tls>,
+    /// Opens the streams, instead of this host.
+    pub(crate) through: Option<Arc<dyn Dial>>,
+    /// Time limit to connect.
+    pub(crate) patience: Duration,
 }
 
 impl Connector {
+    pub(crate) fn new(endpoint: Endpoint, tls: Option<Tls>) -> Connector {
+        Connector { endpoint, tls, through: None, patience: CONNECT }
+    }
+
     async fn dial(&self) -> io::Result<Io> {
         let dialled = async {
+            if let Some(through) = &self.through {
+                return through.dial().await;
+            }
             match &self.endpoint {
                 Endpoint::Docker(path) | Endpoint::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?) as Io),
                 Endpoint::Tcp { host, port } => {
@@ -119,7 +139,7 @@ impl Connector {
                 }
             }
         };
-        tokio::time::timeout(CONNECT, dialled).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        tokio::time::timeout(self.patience, dialled).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
     /// A request to a Docker Engine that makes its connection HTTP/2.
@@ -148,7 +168,7 @@ impl Connector {
             let upgraded = hyper::upgrade::on(response).await.map_err(io::Error::other)?;
             Ok(Box::new(TokioIo::new(upgraded)) as Io)
         };
-        tokio::time::timeout(CONNECT, upgraded).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        tokio::time::timeout(self.patience, upgraded).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
     /// The connection on which BuildKit is asked. It is not made anew when it breaks: what was asked on it is lost too.
@@ -163,7 +183,7 @@ impl Connector {
             std::future::ready(io)
         });
         let channel = tonic::transport::Endpoint::from_static("http://buildkit")
-            .connect_timeout(CONNECT)
+            .connect_timeout(self.patience)
             .connect_with_connector(connector)
             .await
             .map_err(io::Error::other)?;
@@ -193,7 +213,7 @@ impl Connector {
             let value = value.parse().map_err(io::Error::other)?;
             request.metadata_mut().append(name, value);
         }
-        let answered = tokio::time::timeout(CONNECT, control.session(request)).await;
+        let answered = tokio::time::timeout(self.patience, control.session(request)).await;
         let answered = answered.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)?;
         let mut incoming = answered.into_inner();
         let moving = async move {

@@ -118,7 +118,7 @@ mod tests {
                 let _ = stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await;
             }
         });
-        Connector { endpoint: Endpoint::Docker(socket), tls: None }
+        Connector::new(Endpoint::Docker(socket), None)
     }
 
     async fn refusal(status: &'static str, body: &'static str) -> Error {

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Two kinds of BuildKit are spoken to: the one inside a Docker Engine, by `POST /grpc` and `POST /session` on its socket,
-//! which become HTTP/2; and `buildkitd`, on a Unix socket or over TCP with mutual TLS. The session is HTTP/2 the other way
-//! round: BuildKit asks, this crate answers.
+//! which become HTTP/2; and `buildkitd`, on a Unix socket or over TCP with mutual TLS. Either may be out of this host's reach: then
+//! the caller opens its streams ([`Dial`]). The session is HTTP/2 the other way round: BuildKit asks, this crate answers.
 //!
 //! Everything is bounded: messages, pending files, the archive. Files of the context are read when BuildKit asks for them,
 //! in pieces. Secrets and registry logins are answered from memory and appear in no error and no `Debug`.
@@ -49,11 +49,12 @@ mod session;
 mod solve;
 mod tree;
 
-pub use connect::{Tls, TlsError};
+pub use connect::{Dial, Tls, TlsError};
 pub use endpoint::{Endpoint, InvalidEndpoint};
 pub use error::Error;
 pub use failure::{Cause, Failure};
 pub use job::{Job, Login, Output};
 pub use progress::{Event, Step};
+pub use session::Duplex;
 pub use solve::{About, Archive, BuildKit};
 pub use tree::{InvalidPath, Source, Tree};

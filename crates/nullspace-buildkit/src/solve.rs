@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use crate::connect::{Connector, Tls};
+use crate::connect::{Connector, Dial, Tls};
 use crate::endpoint::Endpoint;
 use crate::engine::Images;
 use crate::error::Error;
@@ -44,6 +44,8 @@ pub struct BuildKit {
     connector: Connector,
     /// True once it has shown that it cannot send archives.
     no_archives: AtomicBool,
+    /// True where steps with a network have that of BuildKit's host.
+    host_network: bool,
 }
 
 /// A BuildKit's information about itself.
@@ -69,7 +71,14 @@ pub enum Archive {
 impl BuildKit {
     /// A BuildKit without a connection. Without `tls`, the connection to a TCP endpoint is not encrypted.
     pub fn new(endpoint: Endpoint, tls: Option<Tls>) -> BuildKit {
-        BuildKit { connector: Connector { endpoint, tls }, no_archives: AtomicBool::new(false) }
+        BuildKit { connector: Connector::new(endpoint, tls), no_archives: AtomicBool::new(false), host_network: false }
+    }
+
+    /// A BuildKit in a machine of its own. Its streams are opened by `dial`, each within `patience`; `endpoint` says what answers
+    /// there, and names it in errors. Steps that have a network have the machine's: nothing else lives in it.
+    pub fn in_machine(endpoint: Endpoint, dial: Arc<dyn Dial>, patience: Duration) -> BuildKit {
+        let connector = Connector { endpoint, tls: None, through: Some(dial), patience };
+        BuildKit { connector, no_archives: AtomicBool::new(false), host_network: true }
     }
 
     /// Its endpoint.
@@ -93,6 +102,15 @@ impl BuildKit {
             let version = match self.endpoint() {
                 Endpoint::Docker(_) => {
                     let version = Images(&self.connector).version().await.map_err(cannot)?;
+                    // It is not tried in vain.
+                    if version
+                        .split('.')
+                        .next()
+                        .and_then(|major| major.parse().ok())
+                        .is_some_and(|major: u32| major < 23)
+                    {
+                        self.no_archives.store(true, Ordering::Relaxed);
+                    }
                     format!("Docker Engine {version}")
                 }
                 _ => match workers.iter().find_map(|worker| worker.buildkit_version.as_ref()) {
@@ -183,7 +201,7 @@ impl BuildKit {
         let (io, moving) = connected.map_err(cannot)?;
         let serving = session::serve(io, Arc::clone(job), Arc::clone(archives));
 
-        let request = request(job, exporter, &reference, &session);
+        let request = request(job, exporter, &reference, &session, self.host_network);
         let mut asking = control.clone();
         // Its drop ends the call, and BuildKit the build.
         let mut solving = Some(Box::pin(async move { asking.solve(request).await.map(drop) }));
@@ -323,7 +341,13 @@ impl Watching {
     }
 }
 
-fn request(job: &Job, exporter: (&str, &[(&str, &str)]), reference: &str, session: &str) -> SolveRequest {
+fn request(
+    job: &Job,
+    exporter: (&str, &[(&str, &str)]),
+    reference: &str,
+    session: &str,
+    host_network: bool,
+) -> SolveRequest {
     let mut attrs: HashMap<String, String> = HashMap::new();
     for (name, value) in &job.args {
         attrs.insert(format!("build-arg:{name}"), value.clone());
@@ -343,8 +367,12 @@ fn request(job: &Job, exporter: (&str, &[(&str, &str)]), reference: &str, sessio
     if job.no_cache {
         set("no-cache", "");
     }
+    let mut entitlements = Vec::new();
     if !job.network {
         set("force-network-mode", "none");
+    } else if host_network {
+        set("force-network-mode", "host");
+        entitlements.push("network.host".to_owned());
     }
     let (kind, options) = exporter;
     let options: HashMap<String, String> =
@@ -359,6 +387,49 @@ fn request(job: &Job, exporter: (&str, &[(&str, &str)]), reference: &str, sessio
         exporter_attrs_deprecated: options.clone(),
         exporters: vec![Exporter { r#type: kind.to_owned(), attrs: options }],
         cache: Some(CacheOptions::default()),
+        entitlements,
         ..SolveRequest::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn steps_have_the_network_of_a_machine_only_where_nothing_else_lives_in_it() {
+        let mut job = Job {
+            id: "1".into(),
+            context_key: "k".into(),
+            context: Arc::default(),
+            dockerfile: Arc::default(),
+            filename: "Dockerfile".into(),
+            args: BTreeMap::new(),
+            target: None,
+            platform: "linux/amd64".into(),
+            no_cache: false,
+            network: true,
+            cache_namespace: "n".into(),
+            secrets: BTreeMap::new(),
+            logins: BTreeMap::new(),
+            output: Output::Image,
+            archive: PathBuf::new(),
+            archive_limit: 1,
+            repository: "r".into(),
+        };
+        for (network, in_machine, mode, granted) in [
+            (true, true, Some("host"), true),
+            (true, false, None, false),
+            (false, true, Some("none"), false),
+            (false, false, Some("none"), false),
+        ] {
+            job.network = network;
+            let request = request(&job, ("oci", &[]), "reference", "session", in_machine);
+            assert_eq!(request.frontend_attrs.get("force-network-mode").map(String::as_str), mode);
+            assert_eq!(request.entitlements, Vec::from_iter(granted.then_some("network.host")));
+        }
     }
 }

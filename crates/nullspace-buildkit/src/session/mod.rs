@@ -35,7 +35,7 @@ use crate::job::Job;
 pub(crate) use receive::{Archives, Broken};
 
 /// A byte stream to or from a BuildKit.
-pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 pub(crate) type Io = Box<dyn Duplex>;
 
