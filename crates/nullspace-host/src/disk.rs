@@ -32,6 +32,8 @@ const RESERVE: u64 = 512 << 20;
 const SHARE: u64 = 16;
 /// Time between two checks of the disk. A guest can write some hundred MiB meanwhile.
 const LOOK: Duration = Duration::from_millis(250);
+/// Time between two measurements of the writers while nothing is short.
+const MEASURE: Duration = Duration::from_secs(10);
 /// Time between two removals of unused raw root images.
 const MAKE_ROOM: Duration = Duration::from_secs(10);
 /// Time for an ended writer to release its space, before the next one is ended.
@@ -186,14 +188,17 @@ pub(crate) async fn watch(disk: Arc<Disk>, shutdown: CancellationToken) {
     }
 }
 
-/// The state since the disk went below its reserve.
+/// What the checks of the disk remember.
 #[derive(Debug, Default)]
 struct Shortage {
+    /// It is said that the disk is below its reserve.
     said: bool,
     /// Free bytes when the disk was last above its reserve.
     free_before: Option<u64>,
-    /// Bytes of each writer when space became short.
+    /// Bytes of each writer when they were last measured above the line.
     before: HashMap<u64, u64>,
+    /// When they were measured above the reserve.
+    measured: Option<Instant>,
     made_room: Option<Instant>,
     /// The writer that was ended last, and when.
     ended: Option<(u64, Instant)>,
@@ -203,10 +208,14 @@ impl Shortage {
     async fn look(&mut self, disk: &Disk, free: u64) {
         let (reserve, line) = (disk.reserve, disk.line());
         if free >= reserve {
-            if self.said {
+            if std::mem::take(&mut self.said) {
                 tracing::info!(free_mib = free >> 20, "the disk under the data folder has space again");
             }
-            *self = Shortage { free_before: Some(free), ..Shortage::default() };
+            (self.free_before, self.made_room, self.ended) = (Some(free), None, None);
+            if self.measured.is_none_or(|last| last.elapsed() >= MEASURE) {
+                self.measured = Some(Instant::now());
+                self.before = sizes(measured(disk).await);
+            }
             return;
         }
         if !self.said {
@@ -228,8 +237,7 @@ impl Shortage {
                 tracing::warn!(error = %chain(&error), "cached uploaded files cannot be removed");
             }
         }
-        let writers = disk.writers();
-        let measured = tokio::task::spawn_blocking(move || measure(writers)).await.unwrap_or_default();
+        let measured = measured(disk).await;
         if free >= line {
             for (id, _, bytes) in measured {
                 self.before.entry(id).or_insert(bytes);
@@ -238,11 +246,10 @@ impl Shortage {
         }
         lock(&disk.state).last_short = Some(Instant::now());
         if let Some(free_before) = self.free_before.take()
-            && self.before.is_empty()
-            && !may_have_taken(&measured, free_before.saturating_sub(free))
+            && !may_have_taken(&self.before, &measured, free_before.saturating_sub(free))
         {
             tracing::warn!("the disk is nearly full, and no sandbox or build of this host has filled it");
-            self.before = measured.into_iter().map(|(id, _, bytes)| (id, bytes)).collect();
+            self.before = sizes(measured);
             return;
         }
         let still_ending =
@@ -259,16 +266,30 @@ impl Shortage {
     }
 }
 
-/// The writer that has grown most. `None` when none has grown much.
-fn worst(before: &HashMap<u64, u64>, now: Vec<(u64, Writer, u64)>) -> Option<(u64, Writer, u64)> {
-    let growth = |id: &u64, bytes: u64| bytes.saturating_sub(before.get(id).copied().unwrap_or(0));
-    let worst = now.into_iter().max_by_key(|(id, _, bytes)| (growth(id, *bytes), *bytes))?;
-    (growth(&worst.0, worst.2) >= WRITES_MUCH).then_some(worst)
+fn sizes(measured: Vec<(u64, Writer, u64)>) -> HashMap<u64, u64> {
+    measured.into_iter().map(|(id, _, bytes)| (id, bytes)).collect()
 }
 
-/// Whether the writers can have taken most of what the disk lost between two looks, in which nobody measured them.
-fn may_have_taken(writers: &[(u64, Writer, u64)], lost: u64) -> bool {
-    writers.iter().map(|(_, _, bytes)| *bytes).fold(0, u64::saturating_add) >= lost / 2
+/// Bytes that a writer has written since it was measured; all of them when it is new.
+fn growth(before: &HashMap<u64, u64>, id: u64, bytes: u64) -> u64 {
+    bytes.saturating_sub(before.get(&id).copied().unwrap_or(0))
+}
+
+/// The writer that has grown most. `None` when none has grown much.
+fn worst(before: &HashMap<u64, u64>, now: Vec<(u64, Writer, u64)>) -> Option<(u64, Writer, u64)> {
+    let worst = now.into_iter().max_by_key(|(id, _, bytes)| (growth(before, *id, *bytes), *bytes))?;
+    (growth(before, worst.0, worst.2) >= WRITES_MUCH).then_some(worst)
+}
+
+/// Whether the writers together can have taken most of what the disk has lost since it was above its reserve.
+fn may_have_taken(before: &HashMap<u64, u64>, now: &[(u64, Writer, u64)], lost: u64) -> bool {
+    let grown = now.iter().map(|(id, _, bytes)| growth(before, *id, *bytes));
+    grown.fold(0, u64::saturating_add) >= lost / 2
+}
+
+async fn measured(disk: &Disk) -> Vec<(u64, Writer, u64)> {
+    let writers = disk.writers();
+    tokio::task::spawn_blocking(move || measure(writers)).await.unwrap_or_default()
 }
 
 /// Bytes on the disk in each writer's folder and in its files without a name. Blocks.
@@ -325,10 +346,13 @@ mod tests {
         let mib = 1u64 << 20;
         let writers =
             |sizes: &[u64]| sizes.iter().zip(1..).map(|(bytes, id)| (id, writer(), bytes * mib)).collect::<Vec<_>>();
-        assert!(!may_have_taken(&writers(&[36, 4]), 690 * mib), "somebody else has");
-        assert!(!may_have_taken(&writers(&[]), 690 * mib));
-        assert!(may_have_taken(&writers(&[36, 400]), 690 * mib));
-        assert!(may_have_taken(&writers(&[200, 200]), 690 * mib), "both together");
+        let taken = |before: &[u64], now: &[u64]| may_have_taken(&sizes(writers(before)), &writers(now), 690 * mib);
+        assert!(!taken(&[], &[36, 4]), "somebody else has");
+        assert!(!taken(&[], &[]));
+        assert!(taken(&[], &[36, 400]));
+        assert!(taken(&[], &[200, 200]), "both together");
+        assert!(!taken(&[36, 4000], &[36, 4010]), "it had them before");
+        assert!(taken(&[36, 4000], &[36, 4400]));
     }
 
     #[test]

@@ -147,7 +147,7 @@ impl Transition {
 
     /// Captures the machine, which stands still afterwards. After an error it goes on, if it can.
     pub(super) async fn capture(&mut self) -> Result<Files> {
-        let live = Arc::clone(&self.live);
+        let (live, began) = (Arc::clone(&self.live), Instant::now());
         live.gate.close(self.why);
         self.closed = true;
         let prepared = match self.drain().await {
@@ -165,7 +165,15 @@ impl Transition {
         let agent = live.gate.agent();
         let frozen = if self.halts { agent.halt().await } else { agent.freeze().await };
         if let Err(error) = frozen {
-            let refused = agent_failed("freeze a sandbox", &error);
+            // Its last writes have failed.
+            let on_a_full_disk = self.actors.disk.was_full(began) || live.machine.vm.has_lost_writes();
+            let refused = match on_a_full_disk {
+                true => {
+                    tracing::warn!(sandbox_id = %live.id, %error, "not frozen: the guest's writes have failed on a full disk");
+                    storage_full(None)
+                }
+                false => agent_failed("freeze a sandbox", &error),
+            };
             // It may be frozen all the same.
             if let Err(error) = agent.thaw().await {
                 self.frozen = None;
