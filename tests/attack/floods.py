@@ -317,10 +317,15 @@ def main():
                     raise SystemExit(f"{name}: the service has ended")
             # The guest may still end the commands of the last flood.
             until = time.monotonic() + RECOVERS
-            while (code := (answered := target.exec("echo alive"))[0]) != 200 and time.monotonic() < until:
+
+            def alive():
+                code, answer = target.exec("echo alive")
+                return None if (code, answer.get("stdout")) == (200, "alive\n") else f"{code} {answer}"
+
+            while (wrong := alive()) and time.monotonic() < until:
                 time.sleep(1)
-            if (code, answered[1].get("stdout")) != (200, "alive\n"):
-                faults.append(f"the attacked sandbox answers {code} {answered[1]}")
+            if wrong:
+                faults.append(f"the attacked sandbox answers {wrong}")
             target.end()
             other.end()
     for fault in faults:

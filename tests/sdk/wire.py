@@ -159,7 +159,7 @@ class Target:
         self.sandbox = made["id"]
         self.endless = None
         if endless:
-            steps = [{"action": "run", "command": "echo it goes on; sleep 3000"}]
+            steps = [{"action": "run", "command": "echo it goes on; sleep 40"}]
             self.endless = self.build({"name": "endless", "base_image": image, "steps": steps, "build_config": size})
             self.until_said(self.endless, "it goes on")
 
@@ -197,14 +197,15 @@ class Target:
 
     def serve(self):
         """A server on port 8000 of the sandbox. What is below `cgi-bin` runs as a program: `wait` does not answer, `socket` agrees on a
-        WebSocket and says nothing. Returns the path of the port."""
+        WebSocket and says nothing. Both outlive who asked, as programs of busybox's server do, but by 40 s at most: their memory is the
+        sandbox's. Returns the path of the port."""
         lines = [
             "busybox mkdir -p /www/cgi-bin",
             "echo small > /www/small",
             "busybox ln -sf /big /www/big",
-            "printf '#!/bin/sh\\nexec busybox sleep 3000\\n' > /www/cgi-bin/wait",
+            "printf '#!/bin/sh\\nexec busybox sleep 40\\n' > /www/cgi-bin/wait",
             "printf '#!/bin/sh\\nprintf \"HTTP/1.1 101 Switching Protocols\\\\r\\\\nUpgrade: websocket\\\\r\\\\nConnection: Upgrade\\\\r\\\\n"
-            "Sec-WebSocket-Accept: x\\\\r\\\\n\\\\r\\\\n\"\\nexec busybox sleep 3000\\n' > /www/cgi-bin/socket",
+            "Sec-WebSocket-Accept: x\\\\r\\\\n\\\\r\\\\n\"\\nexec busybox sleep 40\\n' > /www/cgi-bin/socket",
             "busybox chmod 755 /www/cgi-bin/wait /www/cgi-bin/socket",
             "busybox httpd -p 8000 -h /www",
         ]
