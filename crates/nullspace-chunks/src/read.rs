@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::FallocateFlags;
 
+use crate::ahead::read_ahead;
 use crate::codec::Decoder;
 use crate::error::io_error;
 use crate::manifest::{Content, Piece, overlay};
@@ -113,6 +114,7 @@ impl Job<'_> {
     fn run(&self, threads: usize) -> Result<u64> {
         let batches = Mutex::new(self.pieces);
         std::thread::scope(|scope| {
+            scope.spawn(|| read_ahead(self.inner, self.pieces.iter().filter_map(Piece::chunk)));
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.thread(&batches))).collect();
             let mut written = 0;
             let mut failed = Ok(());
