@@ -37,7 +37,7 @@ MACHINES = ("(binary(e2e) & not (test(growth::) | test(a_finished_builds_log_and
             "(package(nullspace-init) & (binary(qemu) | binary(halt))) | (package(nullspace-rootfs) & kind(test))")
 SOAKS = ("test(machines_come_and_go) | test(however_the_store_fails) | test(however_often_the_service_is_killed) | "
          "test(a_killed_server_leaves_no_short_object) | test(a_context_of_thousands_of_files_is_built) | "
-         "test(dockerfiles_make_the_files_that_docker_makes) | test(/^readiness::/) | test(the_request_overrides_user_and_folder) | "
+         "test(every_port_does_on_postgresql) | test(dockerfiles_make_the_files_that_docker_makes) | test(/^readiness::/) | test(the_request_overrides_user_and_folder) | "
          "test(the_disk_has_the_size_that_was_asked_for) | test(a_step_that_fails_says_which) | (binary(e2e) & (test(pauses::) | test(stop::))) | "
          "(binary(conformance) & test(pauses::))")
 # Only in `make test-long`: four minutes. Steps are compared with Docker by `packages` and by tests of their own.

@@ -1,5 +1,7 @@
 //! Errors of the database.
 
+use sqlx::{error::DatabaseError, postgres::PgDatabaseError, sqlite::SqliteError};
+
 /// Errors of the database.
 ///
 /// `Display` never repeats its source and never has stored values. A caller of the API may see it, but not the source.
@@ -68,7 +70,7 @@ impl DbError {
         use std::io::ErrorKind;
         match self {
             Self::Io { source, .. } => matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
-            Self::Unavailable(error) | Self::Database(error) => crate::sqlite::is_full(error),
+            Self::Unavailable(error) | Self::Database(error) => is_full(error),
             _ => false,
         }
     }
@@ -79,6 +81,56 @@ impl DbError {
 
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt { what: what.into() }
+    }
+}
+
+/// What a database's refusal of a statement means for the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It is down, busy, or out of space.
+    Unavailable,
+    /// A stored value or a file is damaged.
+    Corrupt(&'static str),
+    /// It cannot store a value of the request.
+    Value,
+    /// A fault of this service.
+    Internal,
+}
+
+fn refusal(error: &dyn DatabaseError) -> Refusal {
+    if let Some(error) = error.try_downcast_ref::<SqliteError>() {
+        crate::sqlite::refusal(error)
+    } else if let Some(error) = error.try_downcast_ref::<PgDatabaseError>() {
+        crate::postgres::refusal(error)
+    } else {
+        Refusal::Internal
+    }
+}
+
+fn is_full(error: &sqlx::Error) -> bool {
+    let Some(error) = error.as_database_error() else { return false };
+    error.try_downcast_ref::<SqliteError>().is_some_and(crate::sqlite::is_full)
+        || error.try_downcast_ref::<PgDatabaseError>().is_some_and(crate::postgres::is_full)
+}
+
+impl From<sqlx::Error> for DbError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::BeginFailed => Self::Unavailable(error),
+            sqlx::Error::ColumnDecode { index, .. } => Self::corrupt(format!("column {index}")),
+            sqlx::Error::Database(refused) => match refusal(refused.as_ref()) {
+                Refusal::Unavailable => Self::Unavailable(error),
+                Refusal::Corrupt(what) => Self::corrupt(what),
+                Refusal::Value => Self::conflict("a text has a character that the database cannot store"),
+                Refusal::Internal => Self::Database(error),
+            },
+            _ => Self::Database(error),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The database of the service: one trait for each domain, and SQLite behind all of them.
+//! The database of the service: one trait for each domain, and SQLite or PostgreSQL behind all of them.
 //!
 //! ```text
 //!   control ── dyn Database ─┬── Tenants      tenants, namespaces
@@ -18,7 +18,7 @@
 //!                            └── Health       settings, counters, the database itself
 //!                                   │
 //!                                   ├── SqliteStore ── nullspace.db
-//!                                   └── PostgreSQL, later
+//!                                   └── PostgresStore ── a schema on a PostgreSQL server
 //! ```
 //!
 //! These rules hold for every method:
@@ -31,17 +31,23 @@
 //!
 //! This crate has no HTTP, no access to the data folder or its chunks, and runs no builds. Definitions, log entries and
 //! configurations are JSON that it stores and returns unread. A root image's manifest is a text.
+//!
+//! The statements are written once, in `sql/`, and compiled for both drivers: `postgres` says how.
+
+#![allow(clippy::duplicate_mod, reason = "sql/ is compiled once for each driver")]
 
 mod blobs;
 mod builds;
 mod catalog;
 mod claim;
 mod collection;
+mod copy;
 mod error;
 mod events;
 mod grants;
 mod health;
 mod keys;
+mod postgres;
 mod queue;
 mod retention;
 mod reuse;
@@ -61,11 +67,13 @@ pub use builds::{
 pub use catalog::{Alias, Artifact, Catalog, Resolved, Standing, TagTarget, Template, Visibility};
 pub use claim::{ClaimHash, ClaimToken, NewClaim};
 pub use collection::{Collection, SealedRows, UnusedArtifact};
+pub use copy::{Copied, copy};
 pub use error::{DbError, Result};
 pub use events::{Attempt, Delivery, Event, EventFilter, Events, NewEvent, TakenDelivery, Webhook, WebhookChange};
 pub use grants::{Grant, GrantKind, GrantUse, Grants, NewGrant, OVER_PER_SANDBOX};
 pub use health::{Counters, Health};
 pub use keys::{ApiKey, KeyHash, KeyLimits, KeyScope, KeySpec, Keys, NewKey, Rotation};
+pub use postgres::{PostgresStore, ServiceLock};
 pub use queue::{
     FinishError, FinishReady, Finished, Heartbeat, Lease, Leased, NewBuild, NewLogEntry, Queue, QueueLimits, Release,
     WantedBlob,

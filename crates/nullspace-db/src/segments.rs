@@ -51,7 +51,7 @@ pub trait SegmentBytes: fmt::Debug + Send + Sync + 'static {
 }
 
 /// How a Zstandard frame begins (RFC 8878).
-const FRAME: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+pub(crate) const FRAME: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// Whether what a row keeps is the segment itself, as an older version or a database without another place stored it. What a
 /// [`SegmentBytes::put`] returns must not be so.

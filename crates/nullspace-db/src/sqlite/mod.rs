@@ -1,37 +1,67 @@
-//! The database on SQLite: one host, one file.
+//! The database on SQLite: one host, one file. The statements are in `sql/`; `postgres` says how they are compiled for both.
 //!
 //! Readers have a pool of their own and never wait (WAL). Writers queue for one connection. Each write is a `BEGIN IMMEDIATE`
 //! transaction: it sees every earlier commit, and cannot fail half-way for lack of the lock. Other processes on the same file
 //! (`nullspace keys` beside a running service) take turns through `busy_timeout`. `synchronous=FULL`: a commit is on the disk
 //! when it returns.
 
-mod blobs;
-mod builds;
-mod catalog;
-mod claims;
-mod collection;
 mod connections;
-mod deliveries;
-mod events;
-mod finish;
-mod grants;
-mod health;
-mod keys;
-mod logs;
-mod names;
-mod one_build;
-mod promotions;
-mod queue;
-mod retention;
-mod reuse;
-mod rows;
-mod sandboxes;
-mod snapshots;
+mod dialect;
 mod space;
+
+#[path = "../sql/blobs.rs"]
+mod blobs;
+#[path = "../sql/builds.rs"]
+mod builds;
+#[path = "../sql/catalog.rs"]
+mod catalog;
+#[path = "../sql/claims.rs"]
+mod claims;
+#[path = "../sql/collection.rs"]
+mod collection;
+#[path = "../sql/deliveries.rs"]
+mod deliveries;
+#[path = "../sql/events.rs"]
+mod events;
+#[path = "../sql/finish.rs"]
+mod finish;
+#[path = "../sql/grants.rs"]
+mod grants;
+#[path = "../sql/health.rs"]
+mod health;
+#[path = "../sql/keys.rs"]
+mod keys;
+#[path = "../sql/logs.rs"]
+mod logs;
+#[path = "../sql/names.rs"]
+mod names;
+#[path = "../sql/one_build.rs"]
+mod one_build;
+#[path = "../sql/promotions.rs"]
+mod promotions;
+#[path = "../sql/queue.rs"]
+mod queue;
+#[path = "../sql/retention.rs"]
+mod retention;
+#[path = "../sql/reuse.rs"]
+mod reuse;
+#[path = "../sql/rows.rs"]
+mod rows;
+#[path = "../sql/sandboxes.rs"]
+mod sandboxes;
+#[path = "../sql/snapshots.rs"]
+mod snapshots;
+#[path = "../sql/ssh.rs"]
 mod ssh;
+#[path = "../sql/templates.rs"]
 mod templates;
+#[path = "../sql/tenants.rs"]
 mod tenants;
+#[path = "../sql/webhooks.rs"]
 mod webhooks;
+
+#[cfg(test)]
+mod plans;
 
 use std::{
     fs::OpenOptions,
@@ -43,13 +73,16 @@ use std::{
 };
 
 use sqlx::{
-    SqlStr, Sqlite, SqlitePool, Transaction,
+    Database, SqlStr, Sqlite, SqlitePool, Transaction,
+    error::DatabaseError,
     migrate::{Migration, MigrationType, Migrator},
-    sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+    query::Query,
+    sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteError, SqliteJournalMode, SqliteRow, SqliteSynchronous},
 };
 
 use crate::{
     DbError, Result,
+    error::Refusal,
     segments::{InRow, SegmentBytes},
 };
 
@@ -57,8 +90,12 @@ use crate::{
 const WAIT: Duration = Duration::from_secs(30);
 const READERS: u32 = 4;
 
-/// A write transaction. Dropping it without a commit rolls it back.
-type Tx = Transaction<'static, Sqlite>;
+/// What the statements in `sql` are compiled for.
+type Db = Sqlite;
+type DbRow = SqliteRow;
+type Store = SqliteStore;
+/// A transaction. Dropping it without a commit rolls it back.
+type Tx = Transaction<'static, Db>;
 
 /// The database file, opened.
 #[derive(Debug, Clone)]
@@ -121,6 +158,21 @@ impl SqliteStore {
     /// transaction may commit after its first row was returned, and its failure would be lost.
     async fn write(&self) -> Result<Tx> {
         Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    /// Begins a write transaction of one leased build, which its first statement, [`one_build::fence`], makes its own.
+    async fn write_build(&self) -> Result<Tx> {
+        self.write().await
+    }
+
+    /// Runs one statement that writes. Returns the number of rows that it changed.
+    async fn run(&self, statement: Query<'_, Db, <Db as Database>::Arguments>) -> Result<u64> {
+        Ok(statement.execute(&self.writer).await?.rows_affected())
+    }
+
+    /// Begins the transaction that a copy reads.
+    pub(crate) async fn begin_copy(&self) -> Result<Tx> {
+        self.read().await
     }
 
     /// Begins a transaction that reads one moment and writes nothing.
@@ -189,34 +241,24 @@ fn migrator() -> Migrator {
 /// `SQLITE_FULL`: the disk under the database, or the database itself, is full.
 const FULL: u32 = 13;
 
-/// SQLite's result code; 0 for an error that is not SQLite's. The low byte is the primary code
-/// (<https://www.sqlite.org/rescode.html>).
-fn primary_code(error: &sqlx::Error) -> u32 {
-    let sqlx::Error::Database(database) = error else { return 0 };
-    database.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or_default() & 0xff
+/// The primary result code of SQLite: the low byte (<https://www.sqlite.org/rescode.html>).
+fn primary_code(error: &SqliteError) -> u32 {
+    DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default() & 0xff
 }
 
 /// Whether the disk under SQLite was full.
-pub(crate) fn is_full(error: &sqlx::Error) -> bool {
+pub(crate) fn is_full(error: &SqliteError) -> bool {
     primary_code(error) == FULL
 }
 
-impl From<sqlx::Error> for DbError {
-    fn from(error: sqlx::Error) -> Self {
-        match &error {
-            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed | sqlx::Error::Io(_) => {
-                Self::Unavailable(error)
-            }
-            sqlx::Error::ColumnDecode { index, .. } => Self::corrupt(format!("column {index}")),
-            sqlx::Error::Database(_) => match primary_code(&error) {
-                // BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN
-                5 | 6 | 7 | 10 | FULL | 14 => Self::Unavailable(error),
-                // CORRUPT, NOTADB
-                11 | 26 => Self::corrupt("the database file"),
-                _ => Self::Database(error),
-            },
-            _ => Self::Database(error),
-        }
+/// What SQLite's refusal of a statement means for the caller.
+pub(crate) fn refusal(error: &SqliteError) -> Refusal {
+    match primary_code(error) {
+        // BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN
+        5 | 6 | 7 | 10 | FULL | 14 => Refusal::Unavailable,
+        // CORRUPT, NOTADB
+        11 | 26 => Refusal::Corrupt("the database file"),
+        _ => Refusal::Internal,
     }
 }
 

@@ -9,12 +9,12 @@ use std::{
 use jiff::Timestamp;
 use nullspace_db::{
     Build, BuildBackend, CancelRequest, Database, DbError, FinishError, FinishReady, Finished, Lease, Leased, LogEntry,
-    NamespaceKind, NewBuild, NewLogEntry, NewSandbox, NewSnapshot, QueueLimits, Resolved, SnapshotKind, SourceType,
-    SqliteStore,
+    NamespaceKind, NewBuild, NewLogEntry, NewSandbox, NewSnapshot, PostgresStore, QueueLimits, Resolved, SegmentBytes,
+    SnapshotKind, SourceType, SqliteStore,
 };
 use nullspace_types::{ArtifactId, BuildId, Caller, Rootfs, SandboxId, SnapshotId, Streams, TemplateRef};
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
+use sqlx::{ConnectOptions, Connection, PgConnection, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 
 pub(crate) const TTL: Duration = Duration::from_secs(30);
@@ -30,60 +30,125 @@ pub(crate) fn entry(text: &str) -> NewLogEntry {
     NewLogEntry { at: at(0), body: json!({ "message": text }) }
 }
 
+/// The variable that has the address of a database on a PostgreSQL server: then every test has a schema of its own there. Unset,
+/// every test has a SQLite file of its own.
+pub(crate) const DATABASE: &str = "NULLSPACE_TEST_DATABASE_URL";
+/// The variable that has the folder of that server's databases.
+pub(crate) const DATABASE_FILES: &str = "NULLSPACE_TEST_DATABASE_FILES";
+
 pub(crate) struct Fixture {
     pub(crate) store: Arc<dyn Database>,
-    dir: TempDir,
+    place: Place,
+}
+
+/// Where the test's database is.
+pub(crate) enum Place {
+    Sqlite(TempDir),
+    Postgres { url: String },
+}
+
+/// Cases of a test that makes up its own, of which each has a database. On PostgreSQL a database takes a hundred times as long to make.
+pub(crate) fn cases(on_sqlite: u32) -> u32 {
+    if std::env::var_os(DATABASE).is_some() { on_sqlite / 6 } else { on_sqlite }
 }
 
 impl Fixture {
     pub(crate) async fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        let store = open(dir.path()).await;
-        Self { store, dir }
+        let place = Place::new().await;
+        let store = place.open(None).await;
+        Self { store, place }
     }
 
     /// A second service on the same database.
     pub(crate) async fn another(&self) -> Arc<dyn Database> {
-        open(self.dir.path()).await
+        self.place.open(None).await
     }
 
-    async fn connection(&self) -> SqliteConnection {
-        SqliteConnectOptions::new().filename(self.dir.path().join("nullspace.db")).connect().await.unwrap()
+    /// A second service on the same database, with another place for log segments.
+    pub(crate) async fn another_with(&self, segments: Arc<dyn SegmentBytes>) -> Arc<dyn Database> {
+        self.place.open(Some(segments)).await
     }
 
     /// The first column of what the database itself answers.
     pub(crate) async fn query(&self, sql: &'static str) -> Vec<String> {
-        sqlx::query_scalar(sql).fetch_all(&mut self.connection().await).await.unwrap()
+        match &self.place {
+            Place::Sqlite(dir) => sqlx::query_scalar(sql).fetch_all(&mut file(dir).await).await.unwrap(),
+            Place::Postgres { url } => {
+                let mut connection = PgConnection::connect(url).await.unwrap();
+                let rows = sqlx::raw_sql(sql).fetch_all(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+                // Answered as text, whatever it is.
+                rows.iter().map(|row| row.try_get_unchecked(0).unwrap()).collect()
+            }
+        }
+    }
+
+    /// Rows that refer to rows that are not there.
+    pub(crate) async fn broken_references(&self) -> Vec<String> {
+        match &self.place {
+            Place::Sqlite(_) => self.query("SELECT \"table\" FROM pragma_foreign_key_check").await,
+            // They cannot be, as long as every reference is enforced.
+            Place::Postgres { .. } => {
+                self.query(
+                    "SELECT conname FROM pg_constraint WHERE contype = 'f' AND NOT convalidated
+                         AND connamespace = CAST(current_schema() AS REGNAMESPACE)",
+                )
+                .await
+            }
+        }
     }
 
     /// What a rule of the database itself forbids from now on, as if the machine failed at that statement.
-    pub(crate) async fn sabotage(&self, trigger: &'static str) {
-        let mut connection = self.connection().await;
-        sqlx::raw_sql(trigger).execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
+    pub(crate) async fn sabotage(&self, statement: &'static str) {
+        match &self.place {
+            Place::Sqlite(dir) => {
+                let mut connection = file(dir).await;
+                sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Place::Postgres { url } => {
+                let mut connection = PgConnection::connect(url).await.unwrap();
+                let statement = sqlx::AssertSqlSafe(for_postgres(statement));
+                sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+        }
     }
 
-    /// The database's file.
-    pub(crate) fn path(&self) -> PathBuf {
-        self.dir.path().join("nullspace.db")
+    /// Where another process finds the database: a path, or a URL.
+    pub(crate) fn address(&self) -> String {
+        match &self.place {
+            Place::Sqlite(dir) => dir.path().join("nullspace.db").to_str().unwrap().to_owned(),
+            Place::Postgres { url } => url.clone(),
+        }
     }
 
     /// Makes the last statement of `finish_ready` fail, whatever came before it.
     pub(crate) async fn make_ready_builds_fail(&self) {
-        let mut connection = self.connection().await;
-        sqlx::raw_sql(
+        self.sabotage(
             "CREATE TRIGGER sabotage BEFORE UPDATE ON builds WHEN new.status = 'ready'
              BEGIN SELECT raise(ABORT, 'sabotaged'); END",
         )
-        .execute(&mut connection)
-        .await
-        .unwrap();
-        connection.close().await.unwrap();
+        .await;
     }
 
     /// Every file the database is made of.
-    pub(crate) fn files(&self) -> Vec<PathBuf> {
-        std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect()
+    pub(crate) async fn files(&self) -> Vec<PathBuf> {
+        match &self.place {
+            Place::Sqlite(dir) => std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect(),
+            Place::Postgres { url } => {
+                let mut connection = PgConnection::connect(url).await.unwrap();
+                sqlx::raw_sql("CHECKPOINT").execute(&mut connection).await.unwrap();
+                // Of tables, indexes and long values.
+                let files = "SELECT pg_relation_filepath(oid) FROM pg_class c WHERE pg_relation_filepath(oid) IS NOT NULL
+                    AND (relnamespace = CAST(current_schema() AS REGNAMESPACE) OR oid IN (
+                        SELECT reltoastrelid FROM pg_class WHERE relnamespace = CAST(current_schema() AS REGNAMESPACE)))";
+                let files: Vec<String> = sqlx::query_scalar(files).fetch_all(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+                let folder = PathBuf::from(std::env::var_os(DATABASE_FILES).unwrap());
+                files.iter().map(|file| folder.join(file)).collect()
+            }
+        }
     }
 
     pub(crate) async fn tenant(&self, name: &str) -> Caller {
@@ -159,8 +224,63 @@ impl Fixture {
     }
 }
 
-async fn open(dir: &Path) -> Arc<dyn Database> {
-    Arc::new(SqliteStore::open(&dir.join("nullspace.db")).await.unwrap())
+impl Place {
+    /// A place without a database.
+    pub(crate) async fn new() -> Self {
+        let Ok(server) = std::env::var(DATABASE) else { return Place::Sqlite(TempDir::new().unwrap()) };
+        let schema = format!("t{}", BuildId::new().uuid().as_simple());
+        let mut connection = PgConnection::connect(&server).await.unwrap();
+        let create = sqlx::AssertSqlSafe(format!("CREATE SCHEMA {schema}"));
+        sqlx::raw_sql(create).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        Place::Postgres { url: format!("{server}?options[search_path]={schema}") }
+    }
+
+    /// Opens the database, made if it is not there.
+    pub(crate) async fn open(&self, segments: Option<Arc<dyn SegmentBytes>>) -> Arc<dyn Database> {
+        match self {
+            Place::Sqlite(dir) => {
+                let path = dir.path().join("nullspace.db");
+                Arc::new(match segments {
+                    None => SqliteStore::open(&path).await.unwrap(),
+                    Some(segments) => SqliteStore::open_with(&path, segments).await.unwrap(),
+                })
+            }
+            Place::Postgres { url } => Arc::new(match segments {
+                None => PostgresStore::open(url).await.unwrap(),
+                Some(segments) => PostgresStore::open_with(url, segments).await.unwrap(),
+            }),
+        }
+    }
+}
+
+/// Opens the database at an address of [`Fixture::address`].
+pub(crate) async fn open(address: &str) -> Arc<dyn Database> {
+    if address.starts_with("postgres://") {
+        Arc::new(PostgresStore::open(address).await.unwrap())
+    } else {
+        Arc::new(SqliteStore::open(Path::new(address)).await.unwrap())
+    }
+}
+
+async fn file(dir: &TempDir) -> SqliteConnection {
+    SqliteConnectOptions::new().filename(dir.path().join("nullspace.db")).connect().await.unwrap()
+}
+
+/// A statement of SQLite for [`Fixture::sabotage`] in PostgreSQL's words: a trigger calls a function there.
+fn for_postgres(statement: &str) -> String {
+    if let Some(name) = statement.strip_prefix("DROP TRIGGER ") {
+        return format!("DROP FUNCTION {name}() CASCADE");
+    }
+    let Some(trigger) = statement.strip_prefix("CREATE TRIGGER ") else { return statement.to_owned() };
+    let (head, body) = trigger.split_once("BEGIN").unwrap();
+    let (name, when) = head.trim().split_once(' ').unwrap();
+    let (event, condition) = when.split_once(" WHEN ").unwrap_or((when, "true"));
+    let action = if body.contains("raise(IGNORE)") { "RETURN NULL" } else { "RAISE EXCEPTION 'sabotaged'" };
+    format!(
+        "CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {action}; END $$;
+         CREATE TRIGGER {name} {event} FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION {name}()"
+    )
 }
 
 pub(crate) fn new_build(name: &str, tags: &[&str]) -> NewBuild {

@@ -3,21 +3,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufRead, BufReader},
-    path::Path,
     process::{Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use nullspace_db::{
-    Build, Builds as _, Collection as _, CompactedLog, Database, DbError, Expiring, LogEntry, NewLogEntry, Result,
-    Retention as _, SegmentBytes, SqliteStore,
-};
+use nullspace_db::{Build, CompactedLog, Database, DbError, Expiring, LogEntry, NewLogEntry, Result, SegmentBytes};
 use nullspace_types::{BuildId, Caller};
 use serde_json::json;
 
-use crate::fixture::{Fixture, at, failure, is_not_found};
+use crate::fixture::{self, Fixture, at, failure, is_not_found};
 
 /// Entries of many lengths, some of them longer than a segment.
 fn entries(count: u64) -> Vec<NewLogEntry> {
@@ -216,10 +212,10 @@ const CHILD: &str = "NULLSPACE_TEST_KILLED_WITH";
 #[tokio::test]
 #[ignore = "is started by the test after it"]
 async fn compresses_until_it_is_killed() {
-    let Some(path) = std::env::var_os(CHILD) else { return };
-    let store = SqliteStore::open(Path::new(&path)).await.unwrap();
+    let Ok(address) = std::env::var(CHILD) else { return };
+    let store = fixture::open(&address).await;
     println!("\nunder way");
-    compact_all(&store).await;
+    compact_all(&*store).await;
 }
 
 #[tokio::test]
@@ -235,7 +231,7 @@ async fn a_service_that_is_killed_leaves_each_entry_as_a_row_or_in_a_segment() {
     for round in 0..8 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "logs::compresses_until_it_is_killed", "--ignored", "--nocapture", "--test-threads", "1"])
-            .env(CHILD, f.path())
+            .env(CHILD, f.address())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -314,16 +310,16 @@ async fn the_bytes_of_segments_may_be_elsewhere() {
     let next = failed(&f, &caller, entries(1)).await;
     let before = answers(&*f.store, &caller, build.id).await;
     let elsewhere = Arc::new(Elsewhere::default());
-    let store = SqliteStore::open_with(&f.path(), elsewhere.clone()).await.unwrap();
+    let store = f.another_with(elsewhere.clone()).await;
     let break_it = |broken| *elsewhere.broken.lock().unwrap() = broken;
     break_it(true);
     let refused = store.compact_log(at(1000)).await;
     assert!(matches!(refused, Err(DbError::Io { .. })), "{refused:?}");
-    assert!(answers(&store, &caller, build.id).await == before);
+    assert!(answers(&*store, &caller, build.id).await == before);
     break_it(false);
-    compact_all(&store).await;
+    compact_all(&*store).await;
     is_whole(&f).await;
-    assert!(answers(&store, &caller, build.id).await == before);
+    assert!(answers(&*store, &caller, build.id).await == before);
     assert!(f.query("SELECT build_id FROM build_log_segments WHERE length(kept) != 8").await.is_empty());
     assert_eq!(store.segments_elsewhere().await.unwrap().len(), elsewhere.stored.lock().unwrap().len());
     // What the rows kept goes with them.
@@ -341,9 +337,9 @@ async fn a_log_goes_on_without_the_parts_that_an_operator_gave_up() {
     let caller = f.tenant("acme").await;
     let build = failed(&f, &caller, entries(100)).await;
     let elsewhere = Arc::new(Elsewhere::default());
-    let store = SqliteStore::open_with(&f.path(), elsewhere.clone()).await.unwrap();
-    let whole = followed(&store, &caller, build.id, 16).await;
-    compact_all(&store).await;
+    let store = f.another_with(elsewhere.clone()).await;
+    let whole = followed(&*store, &caller, build.id, 16).await;
+    compact_all(&*store).await;
     let second = elsewhere.stored.lock().unwrap().keys().nth(1).unwrap().to_be_bytes().to_vec();
     let bounds = f.query("SELECT first || ' ' || last FROM build_log_segments ORDER BY first").await;
     assert!(bounds.len() > 2, "{bounds:?}");
@@ -351,8 +347,8 @@ async fn a_log_goes_on_without_the_parts_that_an_operator_gave_up() {
     let (first, last): (u64, u64) = (first.parse().unwrap(), last.parse().unwrap());
     store.forget_segments(&[second, b"another".to_vec()]).await.unwrap();
     let left: Vec<LogEntry> = whole.into_iter().filter(|entry| !(first..=last).contains(&entry.offset)).collect();
-    assert_eq!(followed(&store, &caller, build.id, 16).await, left);
-    assert_eq!(followed(&store, &caller, build.id, 1000).await, left);
+    assert_eq!(followed(&*store, &caller, build.id, 16).await, left);
+    assert_eq!(followed(&*store, &caller, build.id, 1000).await, left);
 }
 
 /// A database whose segments were rows goes on with another place for the next ones.
@@ -364,14 +360,14 @@ async fn segments_that_are_in_their_rows_are_read_and_removed_beside_those_elsew
     let before = answers(&*f.store, &caller, old.id).await;
     compact_all(&*f.store).await;
     let elsewhere = Arc::new(Elsewhere::default());
-    let store = SqliteStore::open_with(&f.path(), elsewhere.clone()).await.unwrap();
-    assert!(answers(&store, &caller, old.id).await == before);
+    let store = f.another_with(elsewhere.clone()).await;
+    assert!(answers(&*store, &caller, old.id).await == before);
     assert!(store.segments_elsewhere().await.unwrap().is_empty());
     let new = failed(&f, &caller, entries(50)).await;
-    let plain = answers(&store, &caller, new.id).await;
-    compact_all(&store).await;
+    let plain = answers(&*store, &caller, new.id).await;
+    compact_all(&*store).await;
     is_whole(&f).await;
-    assert!(answers(&store, &caller, new.id).await == plain);
+    assert!(answers(&*store, &caller, new.id).await == plain);
     let names: BTreeSet<Vec<u8>> = store.segments_elsewhere().await.unwrap().into_iter().collect();
     let stored: BTreeSet<Vec<u8>> =
         elsewhere.stored.lock().unwrap().keys().map(|name| name.to_be_bytes().to_vec()).collect();

@@ -6,7 +6,7 @@ use nullspace_db::{Build, BuildStatus, DbError, Finished, Lease, Leased, Release
 use nullspace_types::{BuildId, Caller};
 use proptest::prelude::*;
 
-use crate::fixture::{Fixture, TTL, at, cancel, entry, failure, new_build, result};
+use crate::fixture::{Fixture, TTL, at, cancel, cases, entry, failure, new_build, result};
 
 const TENANTS: usize = 3;
 const MAX_ATTEMPTS: u32 = 2;
@@ -260,7 +260,7 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(48), ..ProptestConfig::default() })]
 
     #[test]
     fn the_queue_does_what_its_model_does(ops in prop::collection::vec(op(), 1..80)) {

@@ -172,7 +172,7 @@ async fn a_reserved_name_is_for_its_token_until_it_lapses() {
     f.store.reserve_name(&caller, claim("api", third.hash(), 10), at(6)).await.unwrap();
     assert!(is_conflict(&accept("api", None, 9).await));
     accept("api", None, 10).await.unwrap();
-    assert!(!f.files().iter().any(|file| {
+    assert!(!f.files().await.iter().any(|file| {
         let bytes = std::fs::read(file).unwrap();
         bytes.windows(token.expose().len()).any(|window| window == token.expose().as_bytes())
     }));

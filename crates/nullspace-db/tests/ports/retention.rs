@@ -9,7 +9,7 @@ use nullspace_db::{
 use nullspace_types::{BuildId, Caller, SandboxId, TemplateId};
 use proptest::prelude::*;
 
-use crate::fixture::{Fixture, ROOMY, at, cancel, entry, failure, is_not_found, new_build, new_sandbox, result};
+use crate::fixture::{Fixture, ROOMY, at, cancel, cases, entry, failure, is_not_found, new_build, new_sandbox, result};
 
 /// Retentions of the model, seconds.
 const SANDBOXES: i64 = 50;
@@ -341,7 +341,7 @@ impl Run {
         assert_eq!(ids("SELECT id FROM templates").await, templates);
         let sandboxes = self.model.sandboxes.keys().map(ToString::to_string).collect();
         assert_eq!(ids("SELECT id FROM sandboxes").await, sandboxes);
-        assert!(ids("SELECT \"table\" FROM pragma_foreign_key_check").await.is_empty());
+        assert!(self.f.broken_references().await.is_empty());
         for (id, model) in &self.model.builds {
             let log = self.f.messages(&self.caller, *id).await;
             assert_eq!(log[0], "start");
@@ -359,7 +359,7 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(24), ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_over_goes_and_what_is_referred_to_stays(ops in prop::collection::vec(op(), 1..80)) {

@@ -1,9 +1,11 @@
 //! Tenants.
 
+use std::sync::Arc;
+
 use nullspace_db::{DbError, NamespaceKind};
 use serde_json::json;
 
-use crate::fixture::{Fixture, at, is_conflict, is_not_found};
+use crate::fixture::{Fixture, Place, at, is_conflict, is_not_found};
 
 #[tokio::test]
 async fn a_tenant_is_made_once() {
@@ -34,7 +36,7 @@ async fn the_database_is_readable_by_its_owner_only() {
     use std::os::unix::fs::PermissionsExt;
     let f = Fixture::new().await;
     f.tenant("acme").await;
-    for file in f.files() {
+    for file in f.files().await {
         let mode = std::fs::metadata(&file).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", file.display());
     }
@@ -64,16 +66,13 @@ async fn settings_are_kept() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn services_that_open_a_new_database_at_once_all_succeed() {
-    let dir = tempfile::TempDir::new().unwrap();
-    let path = dir.path().join("nullspace.db");
-    let opened: Vec<_> = (0..6)
-        .map(|_| {
-            let path = path.clone();
-            tokio::spawn(async move { nullspace_db::SqliteStore::open(&path).await })
-        })
-        .collect();
-    for one in opened {
-        one.await.unwrap().unwrap();
+    let place = Arc::new(Place::new().await);
+    let open = |place: &Arc<Place>| {
+        let place = Arc::clone(place);
+        tokio::spawn(async move { place.open(None).await })
+    };
+    for one in (0..6).map(|_| open(&place)).collect::<Vec<_>>() {
+        one.await.unwrap();
     }
 }
 
