@@ -120,8 +120,9 @@ impl BuildKit {
             };
             Ok(About { version, platforms })
         };
-        let limit = |_| self.unavailable(format!("does not answer within {} s", ASK.as_secs()));
-        tokio::time::timeout(ASK, asked).await.map_err(limit)?
+        let ask = ASK.max(self.connector.patience);
+        let limit = |_| self.unavailable(format!("does not answer within {} s", ask.as_secs()));
+        tokio::time::timeout(ask, asked).await.map_err(limit)?
     }
 
     /// Removes images that jobs of this repository left on an engine when their process was killed. Do not call it while a
