@@ -24,7 +24,7 @@ GUEST := target/guest
 # What tests/sdk starts in benchmarks: the optimised program.
 OPTIMISED := NULLSPACE_PROGRAM=target/release/nullspace
 
-.PHONY: build release dist guest base demo deny test test-long test-attack test-firecracker test-client lint fuzz \
+.PHONY: build release dist guest base builder demo deny test test-long test-attack test-firecracker test-client lint fuzz \
 	bench-api bench-rebuild bench-restore bench-import bench-store bench-life bench-ports
 
 setup-%:
@@ -49,6 +49,10 @@ guest: setup-build-guest
 ## the root tree of the built-in template `base`
 base: setup-base
 	scripts/base-image.sh $(GUEST)/base.tar
+
+## the root tree of builder machines, which build Dockerfiles
+builder: setup-base
+	scripts/builder-image.sh $(GUEST)/builder.tar
 
 demo: setup-build-run-guest-base
 	scripts/parts.py --stream demo

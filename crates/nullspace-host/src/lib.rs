@@ -4,6 +4,7 @@
 //! ```text
 //!   control ── Host ──> LocalHost
 //!                         ├─ build/     one attempt of a build: prepare, steps, start, snapshot, publish
+//!                         ├─ builder/   BuildKit in a microVM, one for each tenant, kept between builds
 //!                         ├─ sandbox/   a sandbox from its snapshot to its end
 //!                         ├─ files      files of build contexts      storage   what can go
 //!                         └─ machine · admission · disk              what both kinds of work have in common
@@ -11,6 +12,7 @@
 
 mod admission;
 mod build;
+mod builder;
 mod disk;
 mod failures;
 mod files;
@@ -33,8 +35,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use admission::TenantQuota;
+pub use builder::BuilderConfig;
 
 use self::build::Builder;
+use self::builder::Builders;
 use self::disk::Disk;
 use self::machine::Machines;
 use self::sandbox::Actors;
@@ -57,6 +61,8 @@ pub struct HostConfig {
     pub disk_reserve: Option<u64>,
     /// Tar of the root tree of the built-in base template.
     pub base_tar: Option<PathBuf>,
+    /// Builder machines for Dockerfiles, used instead of other BuildKits.
+    pub builders: Option<BuilderConfig>,
 }
 
 /// The host that runs in this process. Cheap to clone.
@@ -85,11 +91,15 @@ impl LocalHost {
         registry: Registry,
         buildkits: Vec<BuildKit>,
     ) -> LocalHost {
-        let HostConfig { name, step_timeout, extra_ca_pem, capacity, quota, disk_reserve, base_tar } = config;
+        let HostConfig { name, step_timeout, extra_ca_pem, capacity, quota, disk_reserve, base_tar, builders } = config;
         let machines = Machines::new(vmm, capacity, quota);
         let disk = Arc::new(Disk::new(files.clone(), disk_reserve));
+        let builders = builders.map(|config| {
+            let (machines, disk) = (machines.clone(), Arc::clone(&disk));
+            Arc::new(Builders::new(config, extra_ca_pem.clone(), machines, disk, files.clone()))
+        });
         let settings = build::Settings { step_timeout, extra_ca_pem, base_tar };
-        let buildkits = build::buildkit::Pool::new(buildkits, &name, files.root());
+        let buildkits = build::buildkit::Pool::new(buildkits, builders, &name, files.root());
         let builder = Builder::new(settings, machines.clone(), Arc::clone(&disk), files.clone(), registry, buildkits);
         let actors = Actors::new(machines.clone(), Arc::clone(&disk), files.clone());
         LocalHost {

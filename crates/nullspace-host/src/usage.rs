@@ -26,12 +26,20 @@ impl Lifecycle for LocalHost {
         let inner = &self.inner;
         inner.actors.report_to(events);
         inner.builder.buildkits.sweep().await;
+        if let Some(builders) = inner.builder.buildkits.builders.clone() {
+            inner.tasks.spawn(async move { builders.tend().await });
+        }
         inner.tasks.spawn(disk::watch(Arc::clone(&inner.disk), inner.shutdown.clone()));
     }
 
     async fn stop(&self) {
         let inner = &self.inner;
         inner.shutdown.cancel();
+        if let Some(builders) = &inner.builder.buildkits.builders
+            && tokio::time::timeout(ENDING, builders.stop()).await.is_err()
+        {
+            tracing::error!("builder machines have not ended in time");
+        }
         for tasks in [&inner.tasks, &inner.builder.tasks, &inner.actors.tasks] {
             tasks.close();
             if tokio::time::timeout(ENDING, tasks.wait()).await.is_err() {

@@ -1,18 +1,75 @@
-//! BuildKits for Dockerfiles: those of the settings, or those that are found on this host.
+//! BuildKits for Dockerfiles: those of the settings, or those that are found on this host, or one for each tenant in a machine.
+//!
+//! ```text
+//!   buildkit = …      docker, unix://, tcp://  ──> these
+//!                     machine                  ──> builder machines; an error without their root
+//!                     off                      ──> none
+//!   not set           usual sockets that are there ──> these
+//! ```
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nullspace_buildkit::{BuildKit, Endpoint, Tls};
+use nullspace_host::BuilderConfig;
 
 use crate::config::Config;
+use crate::guest;
 
 /// Sockets that are tried when the settings name none.
 const USUAL: [&str; 2] = ["docker", "unix:///run/buildkit/buildkitd.sock"];
 
+/// Virtual CPUs of a builder machine: the engine unpacks with one while a step runs on the other.
+const BUILDER_VCPUS: u32 = 2;
+
+/// The BuildKit of Dockerfiles.
+#[derive(Debug)]
+pub(crate) enum Choice {
+    /// These, which all tenants share, in the order in which they are tried. None: Dockerfiles are refused.
+    Engines(Vec<BuildKit>),
+    /// One for each tenant, in a machine of its own.
+    Machines(BuilderConfig),
+}
+
+/// What the settings say, or the sockets that are there.
+pub(crate) fn choose(config: &Config) -> anyhow::Result<Choice> {
+    let texts = config.buildkit.as_deref();
+    if texts.is_some_and(|texts| texts.iter().any(|text| text == "machine")) {
+        if texts.is_some_and(|texts| texts.len() > 1) {
+            bail!("buildkit: \"machine\" stands alone: builds use builder machines, or the BuildKits of the list");
+        }
+        let Some(machines) = machines(config) else {
+            bail!(
+                "buildkit = [\"machine\"]: the root of builder machines is missing: make builder, or give builder_tar"
+            );
+        };
+        return Ok(Choice::Machines(machines));
+    }
+    all(config).map(Choice::Engines)
+}
+
+/// Builder machines by the settings; `None` without their root.
+fn machines(config: &Config) -> Option<BuilderConfig> {
+    let mirror = config.registry_mirrors.get("docker.io").map(|url| url.trim_end_matches('/'));
+    // The engine refuses to start with one that has a path.
+    let mirror = mirror.filter(|url| url.split_once("://").is_some_and(|(_, rest)| !rest.contains('/')));
+    let mirror = mirror.map(|url| format!("--registry-mirror={url}"));
+    let plain = config.plain_http_registries.iter().map(|registry| format!("--insecure-registry={registry}"));
+    Some(BuilderConfig {
+        tar: guest::builder_tar(config)?,
+        memory_mib: config.builder_memory_mib,
+        vcpus: BUILDER_VCPUS,
+        disk_mib: config.builder_disk_mib,
+        idle: Duration::from_secs(config.builder_idle_secs),
+        most: config.builder_machines,
+        engine_options: mirror.into_iter().chain(plain).collect(),
+    })
+}
+
 /// The BuildKits that builds may use, in the order in which they are tried. Nothing is asked of them yet.
-pub(crate) fn all(config: &Config) -> anyhow::Result<Vec<BuildKit>> {
+fn all(config: &Config) -> anyhow::Result<Vec<BuildKit>> {
     let endpoints = endpoints(config)?;
     let tls = match (&config.buildkit_ca, &config.buildkit_cert, &config.buildkit_key) {
         (None, None, None) => None,
@@ -68,7 +125,30 @@ mod tests {
         for wrong in [with(&["podman"]), with(&["docker", "off"]), with(&["tcp://build.example:1234"])] {
             assert!(all(&wrong).is_err(), "{:?}", wrong.buildkit);
         }
+        assert!(matches!(choose(&with(&["off"])).unwrap(), Choice::Engines(engines) if engines.is_empty()));
         let half = Config { buildkit_ca: Some("/nonexistent".into()), ..with(&["docker"]) };
         assert!(all(&half).unwrap_err().to_string().contains("together"));
+    }
+
+    #[test]
+    fn builder_machines_need_their_root_and_stand_alone() {
+        let tar = tempfile::NamedTempFile::new().unwrap();
+        let there = |config: Config| Config { builder_tar: Some(tar.path().to_owned()), ..config };
+        let mirrors = [("docker.io", "http://10.0.0.1:5000/"), ("ghcr.io", "http://10.0.0.2")];
+        let mirrors = mirrors.map(|(host, url)| (host.to_owned(), url.to_owned())).into();
+        let plain = vec!["10.0.0.3:5000".to_owned()];
+        let config = Config { registry_mirrors: mirrors, plain_http_registries: plain, ..with(&["machine"]) };
+        let Choice::Machines(machines) = choose(&there(config)).unwrap() else { panic!("no machines") };
+        let options = ["--registry-mirror=http://10.0.0.1:5000", "--insecure-registry=10.0.0.3:5000"];
+        assert_eq!(machines.engine_options, options);
+        let pathed = [("docker.io".to_owned(), "http://10.0.0.1/hub".to_owned())].into();
+        let config = Config { registry_mirrors: pathed, ..with(&["machine"]) };
+        let Choice::Machines(machines) = choose(&there(config)).unwrap() else { panic!("no machines") };
+        assert!(machines.engine_options.is_empty());
+
+        assert!(choose(&there(with(&["machine", "docker"]))).unwrap_err().to_string().contains("alone"));
+        assert!(matches!(choose(&there(with(&["off"]))).unwrap(), Choice::Engines(engines) if engines.is_empty()));
+        let missing = Config { builder_tar: Some("/nonexistent".into()), ..with(&["machine"]) };
+        assert!(choose(&missing).unwrap_err().to_string().contains("make builder"));
     }
 }

@@ -82,7 +82,8 @@ pub(crate) struct Config {
     /// PEM file with CA certificates trusted besides the public ones.
     pub(crate) extra_ca_file: Option<PathBuf>,
     /// BuildKits for Dockerfiles, in the order in which they are tried: `docker`, `docker:///path`, `unix:///path`,
-    /// `tcp://host:port`; `off` alone for none. Default: the usual sockets that are there.
+    /// `tcp://host:port`; `machine` alone for one in a machine of each tenant's own, `off` alone for none. Default: the usual
+    /// sockets that are there.
     pub(crate) buildkit: Option<Vec<String>>,
     /// PEM file of the authority that signed the certificates of BuildKits on TCP.
     pub(crate) buildkit_ca: Option<PathBuf>,
@@ -90,6 +91,16 @@ pub(crate) struct Config {
     pub(crate) buildkit_cert: Option<PathBuf>,
     /// PEM file of that certificate's key.
     pub(crate) buildkit_key: Option<PathBuf>,
+    /// Tar of the root tree of builder machines.
+    pub(crate) builder_tar: Option<PathBuf>,
+    /// Memory of a builder machine, MiB.
+    pub(crate) builder_memory_mib: u32,
+    /// Size of the disk of a tenant's builder machine, MiB; it takes only what was written.
+    pub(crate) builder_disk_mib: u64,
+    /// A builder machine without a build ends after so many seconds.
+    pub(crate) builder_idle_secs: u64,
+    /// Builder machines that run at once.
+    pub(crate) builder_machines: usize,
     /// Builds that run at once.
     pub(crate) build_concurrency: usize,
     /// Bound of a whole build, seconds.
@@ -299,6 +310,11 @@ impl Default for Config {
             buildkit_ca: None,
             buildkit_cert: None,
             buildkit_key: None,
+            builder_tar: None,
+            builder_memory_mib: 1536,
+            builder_disk_mib: 16_384,
+            builder_idle_secs: 300,
+            builder_machines: 4,
             build_concurrency: 2,
             build_timeout_secs: 1800,
             step_timeout_secs: 1200,
@@ -407,6 +423,11 @@ const KEYS: &[(&str, Kind)] = &[
     ("buildkit_ca", Kind::Text),
     ("buildkit_cert", Kind::Text),
     ("buildkit_key", Kind::Text),
+    ("builder_tar", Kind::Text),
+    ("builder_memory_mib", Kind::Number),
+    ("builder_disk_mib", Kind::Number),
+    ("builder_idle_secs", Kind::Number),
+    ("builder_machines", Kind::Number),
     ("build_concurrency", Kind::Number),
     ("build_timeout_secs", Kind::Number),
     ("step_timeout_secs", Kind::Number),

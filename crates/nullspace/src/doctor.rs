@@ -96,9 +96,17 @@ async fn object_store(config: &Config) -> Option<Finding> {
 /// Each BuildKit for Dockerfiles.
 async fn buildkits(config: &Config) -> Vec<Finding> {
     const NEED: &str = "BuildKit (Dockerfile builds)";
-    const CURE: &str = "apt-get install docker.io, or buildkit = [\"unix:///path\"] in the settings";
-    let kits = match buildkit::all(config) {
-        Ok(kits) => kits,
+    const CURE: &str =
+        "apt-get install docker.io, or buildkit = [\"unix:///path\"], or make builder and buildkit = [\"machine\"]";
+    let kits = match buildkit::choose(config) {
+        Ok(buildkit::Choice::Engines(kits)) => kits,
+        Ok(buildkit::Choice::Machines(machines)) => {
+            let (tar, memory, disk) = (machines.tar.display(), machines.memory_mib, machines.disk_mib);
+            let found = format!(
+                "builder machines, one for each tenant, from {tar}: {memory} MiB of memory and a disk of up to {disk} MiB each"
+            );
+            return vec![Finding::works(NEED, found)];
+        }
         Err(error) => return vec![Finding::fails(NEED, format!("{error:#}"), "correct the settings")],
     };
     if kits.is_empty() {
@@ -109,7 +117,8 @@ async fn buildkits(config: &Config) -> Vec<Finding> {
         findings.push(match kit.about().await {
             Ok(about) => {
                 let platforms = about.platforms.join(", ");
-                Finding::works(NEED, format!("{}: {}, {platforms}", kit.endpoint(), about.version))
+                let found = format!("{}: {}, {platforms}; shared by all tenants", kit.endpoint(), about.version);
+                Finding::works(NEED, found)
             }
             // Another may do; that none does is said at submission.
             Err(error) => Finding::without(NEED, format!("{error}"), "start it, or take it out of the settings"),

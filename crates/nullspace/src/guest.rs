@@ -1,4 +1,4 @@
-//! Where the guest's kernel, initramfs and base tree are.
+//! Where the guest's kernel, initramfs, base tree and builder tree are.
 
 use std::path::{Path, PathBuf};
 
@@ -38,4 +38,9 @@ pub(crate) fn missing(dir: &Path) -> Vec<PathBuf> {
 /// Tar of the base template's root tree, when there is one.
 pub(crate) fn base_tar(config: &Config) -> Option<PathBuf> {
     config.base_tar.clone().or_else(|| Some(dir(config).join("base.tar")).filter(|path| path.exists()))
+}
+
+/// Tar of the root tree of builder machines, when there is one.
+pub(crate) fn builder_tar(config: &Config) -> Option<PathBuf> {
+    config.builder_tar.clone().or_else(|| Some(dir(config).join("builder.tar"))).filter(|path| path.exists())
 }

@@ -11,8 +11,8 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use nullspace_control::{Control, ControlConfig, LifeSettings, PreviewSettings, Retention, SealKey, WebhookSender};
 use nullspace_data::{ArtifactStore, ObjectSettings, OpenSettings};
-use nullspace_db::{Database, QueueLimits, SqliteStore};
-use nullspace_host::{HostConfig, LocalHost, TenantQuota};
+use nullspace_db::{Database, NamespaceKind, QueueLimits, SqliteStore};
+use nullspace_host::{BuilderConfig, HostConfig, LocalHost, TenantQuota};
 use nullspace_host_interface::Capacity;
 use nullspace_oci::registry::{DockerConfig, Registry, RegistryConfig};
 use nullspace_server::{BufferLimits, ConnectionLimits, RequestRate, ServerConfig};
@@ -43,9 +43,18 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let guests_on_loopback = server_config.guests_on_loopback;
     let registry = registry(&config)?;
     let webhooks = webhooks(&config)?;
-    let buildkits = buildkit::all(&config)?;
+    let (buildkits, builders) = match buildkit::choose(&config)? {
+        buildkit::Choice::Engines(engines) => (engines, None),
+        buildkit::Choice::Machines(machines) => (Vec::new(), Some(machines)),
+    };
     for kit in &buildkits {
         tracing::info!("Dockerfiles are built by BuildKit at {}: their steps run as its containers", kit.endpoint());
+    }
+    if builders.is_some() {
+        tracing::info!("Dockerfiles are built in builder machines, one for each tenant");
+    }
+    if !buildkits.is_empty() && has_several_tenants(database.as_ref()).await? {
+        tracing::warn!("tenants share that BuildKit: one can find images that another pulled (SECURITY.md)");
     }
 
     raise_descriptor_limit(&config);
@@ -64,7 +73,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let host = files.host(&hostname()).context("read whose data folder this is")?;
     let (logs, store) = (files.logs(), files.clone());
     let seal = sealing::key(&files, &sealing)?;
-    let machines = LocalHost::new(host_config(&config, &host)?, files, machines, registry, buildkits);
+    let machines = LocalHost::new(host_config(&config, &host, builders)?, files, machines, registry, buildkits);
     let address = listener.local_addr().context("read the address listened on")?;
     let settings = control_config(&config, host, seal, webhooks, previews(&config, address));
     let control = Control::new(settings, Arc::clone(&database), Arc::new(machines));
@@ -357,7 +366,7 @@ pub(crate) fn retention(config: &Config) -> Retention {
     }
 }
 
-fn host_config(config: &Config, name: &str) -> anyhow::Result<HostConfig> {
+fn host_config(config: &Config, name: &str, builders: Option<BuilderConfig>) -> anyhow::Result<HostConfig> {
     Ok(HostConfig {
         name: name.to_owned(),
         step_timeout: Duration::from_secs(config.step_timeout_secs),
@@ -370,7 +379,14 @@ fn host_config(config: &Config, name: &str) -> anyhow::Result<HostConfig> {
         },
         disk_reserve: config.disk_reserve_mib.map(|mib| mib.saturating_mul(1 << 20)),
         base_tar: guest::base_tar(config),
+        builders,
     })
+}
+
+/// True when there is more than one tenant, besides the owner of the built-in templates.
+async fn has_several_tenants(database: &dyn Database) -> anyhow::Result<bool> {
+    let tenants = database.list_tenants().await.context("list tenants")?;
+    Ok(tenants.iter().filter(|tenant| tenant.namespace.kind == NamespaceKind::User).count() > 1)
 }
 
 fn hostname() -> String {

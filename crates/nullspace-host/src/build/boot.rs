@@ -10,7 +10,7 @@ use nullspace_vmm::{BootSpec, Disk, Network};
 
 use super::prepare::{Prepared, unreadable};
 use super::{Attempt, Error};
-use crate::admission::{Permit, Wanted};
+use crate::admission::{Permit, Refused, Wanted};
 use crate::failures;
 use crate::machine::{Machine, MachineError, SharedMachine};
 
@@ -33,6 +33,11 @@ pub(crate) async fn admit(attempt: &Attempt) -> Result<Permit, Error> {
         if Instant::now() >= deadline {
             let failure = BuildFailure::infrastructure(Phase::Prepare, reason::CAPACITY, full.to_string());
             return Err(failure.into());
+        }
+        // Of a quota, another tenant's builder holds nothing.
+        let own = matches!(full, Refused::Quota { .. }).then_some(job.tenant);
+        if attempt.builder.buildkits.make_room(own).await {
+            continue;
         }
         if !said {
             said = true;

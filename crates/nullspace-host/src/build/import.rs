@@ -205,15 +205,25 @@ impl Lines {
 
 /// Imports a root tree's tar with a known SHA-256.
 pub(crate) async fn tar(path: PathBuf, sha256: String, target: Target) -> Result<Written, BuildFailure> {
-    let cancel = target.cancel.clone();
-    let (sink, writing) = target.begin()?;
-    let merged = blocking(move || {
+    let hashed = path.clone();
+    blocking(move || {
         // Read twice, but hashed first: what was pinned is what is imported.
-        let found = digest_of(&path).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+        let found = digest_of(&hashed).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
         if found != sha256 {
             let message = "the tar of the base template has changed since this build was accepted";
             return Err(BuildFailure::user(Phase::Prepare, reason::INVALID_IMAGE, message, "Restart the service."));
         }
+        Ok(())
+    })
+    .await?;
+    plain_tar(path, target).await
+}
+
+/// Imports a root tree's tar as it is.
+pub(crate) async fn plain_tar(path: PathBuf, target: Target) -> Result<Written, BuildFailure> {
+    let cancel = target.cancel.clone();
+    let (sink, writing) = target.begin()?;
+    let merged = blocking(move || {
         let file = File::open(&path).map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
         let reader = Cancellable { inner: file, cancel };
         let imported = nullspace_oci::import::import_tar(reader, sink, &Default::default());

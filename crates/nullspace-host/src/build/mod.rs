@@ -18,7 +18,7 @@ pub(crate) mod buildkit;
 mod cache;
 mod image;
 mod image_layers;
-mod import;
+pub(crate) mod import;
 mod layers;
 mod log;
 mod output;

@@ -38,6 +38,7 @@ mod watches;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use nullspace_api::ErrorResponseCode;
 use nullspace_data::ArtifactStore;
 use nullspace_host_interface::{
     AdmittedSandbox, Adopted, Capacity, Captured, Found, FrozenSandbox, SandboxHost, SandboxSpec, SandboxUse, Snapshot,
@@ -75,7 +76,22 @@ impl SandboxHost for LocalHost {
     }
 
     async fn admit_sandbox(&self, spec: SandboxSpec) -> Result<Box<dyn AdmittedSandbox>> {
-        start::admit(&self.inner.actors, spec).map(|admitted| Box::new(admitted) as Box<dyn AdmittedSandbox>)
+        let buildkits = &self.inner.builder.buildkits;
+        loop {
+            let refused = match start::admit(&self.inner.actors, spec.clone()) {
+                Ok(admitted) => return Ok(Box::new(admitted)),
+                Err(refused) => refused,
+            };
+            // Idle builder machines make room; of a quota, the tenant's own alone.
+            let made = match refused.code {
+                ErrorResponseCode::CapacityExceeded => buildkits.make_room(None).await,
+                ErrorResponseCode::QuotaExceeded => buildkits.make_room(Some(spec.tenant)).await,
+                _ => false,
+            };
+            if !made {
+                return Err(refused);
+            }
+        }
     }
 
     fn find_sandbox(&self, id: SandboxId) -> Found {

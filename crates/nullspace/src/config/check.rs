@@ -29,6 +29,11 @@ const MIN_LINKS: u32 = 2;
 pub(super) fn numbers(config: &Config) -> Vec<(&'static str, Option<u64>, RangeInclusive<u64>)> {
     let count = |value: usize| Some(value as u64);
     vec![
+        // A Docker Engine and a compiler; the engine's programs take half a gigabyte of the disk.
+        ("builder_memory_mib", Some(config.builder_memory_mib.into()), 512..=1_048_576),
+        ("builder_disk_mib", Some(config.builder_disk_mib), 2048..=MAX_MIB),
+        ("builder_idle_secs", Some(config.builder_idle_secs), 0..=31_536_000),
+        ("builder_machines", count(config.builder_machines), 1..=1024),
         ("build_concurrency", count(config.build_concurrency), 1..=64),
         ("build_timeout_secs", Some(config.build_timeout_secs), 10..=86_400),
         ("step_timeout_secs", Some(config.step_timeout_secs), 1..=86_400),
@@ -116,6 +121,7 @@ fn paths(config: &Config) -> anyhow::Result<()> {
     let optional = [
         ("guest_dir", &config.guest_dir),
         ("base_tar", &config.base_tar),
+        ("builder_tar", &config.builder_tar),
         ("docker_config", &config.docker_config),
         ("extra_ca_file", &config.extra_ca_file),
         ("buildkit_ca", &config.buildkit_ca),

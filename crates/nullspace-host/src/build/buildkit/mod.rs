@@ -1,13 +1,15 @@
 //! Dockerfile builds: BuildKit runs the Dockerfile, and our importer makes a root image from its archive.
 //!
 //! ```text
-//!   plan, blobs, secrets ── Job ──> Pool: one BuildKit after another, until one builds
+//!   plan, blobs, secrets ── Job ──> Pool: one BuildKit after another, until one builds; or the tenant's builder machine,
+//!                                      │        and a new one if that is lost
 //!                                      │ events ──> the build's log (log)     failures ──> the user's terms (answer)
 //!                                      v
 //!                       archive ── diff ids ── key ── root image there? ── no: import, publish ──> Prepared
 //! ```
-//! Steps of a Dockerfile run in BuildKit's containers, not in a microVM: their isolation is the operator's choice of
-//! BuildKit. BuildKit's cache is separated by tenant where its protocol allows it (contexts, cache mounts).
+//! Steps of a Dockerfile run in BuildKit's containers. With builder machines ([`crate::builder`]) these are inside a microVM of
+//! the tenant. Otherwise their isolation is the operator's choice of BuildKit, and its cache is separated by tenant where its
+//! protocol allows it (contexts, cache mounts).
 
 mod answer;
 mod log;
@@ -29,12 +31,13 @@ use nullspace_host_interface::{BuildFailure, reason};
 use nullspace_oci::layout::{Layout, LocalImage};
 use nullspace_oci::platform::Platform;
 use nullspace_service::{Error as ApiError, Result as ApiResult, chain};
-use nullspace_types::Blob;
+use nullspace_types::{Blob, TenantId};
 use tokio::sync::mpsc;
 
 use super::import::{self, RootKey};
 use super::prepare::Prepared;
 use super::{Attempt, Error, image};
+use crate::builder::{Builders, Lease};
 use crate::failures;
 
 /// Time for which a BuildKit that answered counts as reachable.
@@ -49,11 +52,16 @@ const FILES: usize = 8;
 const EVENTS: usize = 256;
 /// The error text on a host without BuildKit.
 const INSTALL: &str = "Dockerfile builds need BuildKit, and this service reaches none: the operator can install Docker \
-    (Debian: apt-get install docker.io) or buildkitd and set `buildkit` to docker, unix:///path or tcp://host:port";
+    (Debian: apt-get install docker.io) or buildkitd and set `buildkit` to docker, unix:///path or tcp://host:port, or to \
+    machine, after make builder";
+/// Tries of a build on builder machines: the second is on a new one.
+const MACHINES: usize = 2;
 
 /// The BuildKits of this service.
 pub(crate) struct Pool {
     kits: Vec<Arc<BuildKit>>,
+    /// Used instead of `kits`.
+    pub(crate) builders: Option<Arc<Builders>>,
     /// Repository of this service's images on a Docker Engine while they are fetched. No other service uses it.
     repository: String,
     /// Time of the last answer.
@@ -62,15 +70,19 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// A pool. `host` and `data` name this service: two services never share both.
-    pub(crate) fn new(kits: Vec<BuildKit>, host: &str, data: &Path) -> Pool {
+    pub(crate) fn new(kits: Vec<BuildKit>, builders: Option<Arc<Builders>>, host: &str, data: &Path) -> Pool {
         let data = data.canonicalize().unwrap_or_else(|_| data.to_owned());
         let who = blake3::hash(format!("{host} {}", data.display()).as_bytes()).to_hex();
         let repository = format!("nullspace-build-{}", who.get(..16).unwrap_or(&who));
-        Pool { kits: kits.into_iter().map(Arc::new).collect(), repository, answered: Mutex::default() }
+        let kits = kits.into_iter().map(Arc::new).collect();
+        Pool { kits, builders, repository, answered: Mutex::default() }
     }
 
     /// Returns an error that says what to install when no BuildKit answers.
     pub(crate) async fn ensure_there(&self) -> ApiResult<()> {
+        if self.builders.is_some() {
+            return Ok(());
+        }
         let answered = *self.answered.lock().unwrap_or_else(PoisonError::into_inner);
         if answered.is_some_and(|at| at.elapsed() < FRESH) {
             return Ok(());
@@ -85,6 +97,14 @@ impl Pool {
             }
         }
         Err(ApiError::new(ErrorResponseCode::FeatureUnavailable, INSTALL))
+    }
+
+    /// Ends an idle builder machine, of this tenant or of any. False when there is none.
+    pub(crate) async fn make_room(&self, of: Option<TenantId>) -> bool {
+        match &self.builders {
+            Some(builders) => builders.make_room(of).await,
+            None => false,
+        }
     }
 
     /// Removes images that builds of a killed process left on Docker Engines.
@@ -215,6 +235,19 @@ impl Attempt {
         Ok(logins)
     }
 
+    /// The tenant's builder machine.
+    async fn builder_machine(&self, builders: &Arc<Builders>) -> Result<Lease, Error> {
+        let tenant = self.job.tenant;
+        if builders.runs(tenant) {
+            return Ok(builders.lease(tenant).await?);
+        }
+        self.log.say("prepare", "Starting the builder machine").await?;
+        let began = Instant::now();
+        let lease = builders.lease(tenant).await?;
+        self.log.say("prepare", format!("Builder machine ready after {} ms", began.elapsed().as_millis())).await?;
+        Ok(lease)
+    }
+
     /// Builds on one of the BuildKits. Returns the archive's file.
     async fn built(
         &self,
@@ -261,39 +294,69 @@ impl Attempt {
                 .map_or(ARCHIVE, |mib| (u64::from(mib) << 20).saturating_mul(2)),
             repository: self.builder.buildkits.repository.clone(),
         };
-        let mut last = None;
-        for (number, kit) in self.builder.buildkits.kits.iter().enumerate() {
+        let mut lost = false;
+        let pool = &self.builder.buildkits;
+        let tries = if pool.builders.is_some() { MACHINES } else { pool.kits.len() };
+        for number in 0..tries {
+            let lease = match &pool.builders {
+                Some(builders) => Some(self.builder_machine(builders).await?),
+                None => None,
+            };
+            let Some(kit) = lease.as_ref().map(Lease::kit).or_else(|| pool.kits.get(number).cloned()) else { break };
             job.id = format!("{}-{}-{number}", self.job.build.uuid().as_simple(), self.job.attempt);
             job.archive = scratch.path().join(format!("image-{number}.tar"));
             self.log.say("prepare", "Building the Dockerfile with BuildKit").await?;
             let (events, seen) = mpsc::channel(EVENTS);
-            // A task of the scope's: when this future is dropped, the scope still waits for BuildKit to let go.
+            // A task of the scope's: when this future is dropped, the scope still waits for BuildKit to let go. It keeps the
+            // builder machine meanwhile.
             let building = self.scope.tasks.spawn({
-                let (kit, job, cancel) = (Arc::clone(kit), Arc::new(job.clone()), self.scope.cancel.clone());
-                async move { kit.build(job, events, &cancel).await }
+                let (job, cancel) = (Arc::new(job.clone()), self.scope.cancel.clone());
+                async move { (kit.build(job, events, &cancel).await, lease) }
             });
             let mut log = log::Writer::new(&self.log, &self.cache, secrets, self.job.definition.skip_cache);
             log.follow(seen).await?;
-            let built = building.await.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
-            match built {
+            let (built, lease) = building.await.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+            let error = match built {
                 Ok(_) => return Ok(job.archive),
-                Err(error @ nullspace_buildkit::Error::Unavailable { .. }) => {
-                    tracing::warn!(error = %chain(&error), "a BuildKit was lost");
-                    let message = "BuildKit is unreachable or closed the connection";
-                    let entry = self.log.message("prepare", TemplateBuildLogLevel::Warn, message);
-                    self.log.append(vec![entry]).await?;
-                    last = Some(error);
-                }
-                Err(error) => return Err(answer::failure(&error, &log).into()),
+                Err(error) => error,
+            };
+            let message = if matches!(error, nullspace_buildkit::Error::Unavailable { .. }) {
+                tracing::warn!(error = %chain(&error), "a BuildKit was lost");
+                lost = true;
+                "BuildKit is unreachable or closed the connection"
+            } else if number + 1 < tries && is_worn_out(lease.as_ref(), &error).await {
+                "The disk of the builder machine is full"
+            } else {
+                return Err(answer::failure(&error, &log).into());
+            };
+            let entry = self.log.message("prepare", TemplateBuildLogLevel::Warn, message);
+            self.log.append(vec![entry]).await?;
+            if let Some(lease) = lease {
+                let entry =
+                    self.log.message("prepare", TemplateBuildLogLevel::Warn, "The builder machine is made anew");
+                self.log.append(vec![entry]).await?;
+                // As above: it is thrown away to its end.
+                let discarding = self.scope.tasks.spawn(lease.discard(message));
+                discarding.await.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
             }
         }
-        let message = match last {
-            Some(_) => "no BuildKit could build the Dockerfile: each was unreachable or closed the connection",
-            None => "this service has no BuildKit",
+        let message = if lost {
+            "no BuildKit could build the Dockerfile: each was unreachable or closed the connection"
+        } else {
+            "this service has no BuildKit"
         };
         let mut failure = BuildFailure::infrastructure(Phase::Prepare, reason::BUILDKIT_UNAVAILABLE, message);
         failure.suggested_action = "Try again; if it persists, tell the operator to look at BuildKit.".to_owned();
         Err(failure.into())
+    }
+}
+
+/// Whether a builder machine has failed a build because images and cache of earlier ones fill its disk.
+async fn is_worn_out(lease: Option<&Lease>, error: &nullspace_buildkit::Error) -> bool {
+    use nullspace_buildkit::Error::{Failed, NotExported};
+    match lease {
+        Some(lease) if matches!(error, Failed(_) | NotExported { .. }) => lease.is_worn_out().await,
+        _ => false,
     }
 }
 
