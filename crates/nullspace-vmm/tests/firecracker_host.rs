@@ -312,8 +312,9 @@ fn a_trial_boot_ends_within_its_limit_and_leaves_nothing() {
         let before = stage.ours();
         let started = Instant::now();
         match driver.try_boot(&stage.work(), Duration::from_secs(3)).await {
-            Ok(took) => assert!(took <= Duration::from_secs(3)),
-            Err(VmmError::Timeout { limit_ms, .. }) => assert_eq!(limit_ms, 3000),
+            Ok(took) => assert!(took <= Duration::from_secs(9)),
+            // Three times as long where the host itself is emulated.
+            Err(VmmError::Timeout { limit_ms, .. }) => assert!([3000, 9000].contains(&limit_ms), "{limit_ms}"),
             Err(VmmError::Exited(_)) => {}
             other => panic!("{other:?}"),
         }

@@ -21,8 +21,8 @@ use nullspace_vmm::{DiskLimits, SideBySide, Vmm};
 use crate::config::{AccelChoice, Config, NetworkChoice, VmmChoice};
 use crate::guest;
 
-/// A guest that takes longer to boot counts as one that never will. Real hardware takes a tenth of a second, an emulated
-/// one several.
+/// A guest that takes longer to boot counts as one that never will. Real hardware takes a tenth of a second. An emulated one takes
+/// some ten, and has three times as long.
 const TRY: Duration = Duration::from_secs(20);
 
 /// Memory of templates that each older QEMU keeps while no machine uses it, bytes: a quarter of the first one's.

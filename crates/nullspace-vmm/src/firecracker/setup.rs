@@ -10,6 +10,7 @@ use super::driver::{Firecracker, blocking, disk_error};
 use super::version::{OLDEST, Version};
 use super::{compatibility, disk, overlay};
 use crate::cgroups::Cgroups;
+use crate::emulation::patient;
 use crate::net::NetPool;
 use crate::uids::{RunAs, Uids};
 use crate::{BootSpec, Disk, DiskLimits, GuestImage, Network, Vmm, VmmError};
@@ -114,8 +115,10 @@ impl Firecracker {
     }
 
     /// Boots a guest without anything on its disk, in the empty folder `work`, and ends it: only this tells whether a KVM
-    /// that opens runs guests too. Answers how long the guest took to listen.
+    /// that opens runs guests too. Answers how long the guest took to listen. `limit` is three times as long in a host whose own
+    /// processor is emulated.
     pub async fn try_boot(&self, work: &Path, limit: Duration) -> Result<Duration, VmmError> {
+        let limit = patient(limit);
         let disk = work.join("probe.raw");
         std::fs::File::create_new(&disk).and_then(|file| file.set_len(1 << 20)).map_err(disk_error(&disk))?;
         let spec = BootSpec {

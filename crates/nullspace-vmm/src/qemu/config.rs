@@ -47,7 +47,8 @@ pub struct QemuConfig {
     /// Time limit for QEMU's start, without the guest's boot, on real hardware. Where machines are emulated it is three times as
     /// long.
     pub start_limit: Duration,
-    /// Time limit for the guest whose boot shows that KVM works. A real boot takes less than a second.
+    /// Time limit for the guest whose boot shows that KVM works. A real boot takes less than a second. Three times as long in a host
+    /// whose own processor is emulated.
     pub probe_limit: Duration,
     /// Folder of the verdict on KVM, which is valid until this host reboots. `None`: each process tries again.
     pub cache_dir: Option<PathBuf>,

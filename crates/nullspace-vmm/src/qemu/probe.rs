@@ -20,6 +20,7 @@ use super::config::{Accelerator, QemuConfig};
 use super::driver::{Driver, Parts};
 use super::host::{boot_id, kvm_device};
 use crate::VmmError;
+use crate::emulation::patient;
 
 /// Software emulation on a busy host may take this long to boot; only `doctor` waits for it.
 const TCG_LIMIT: Duration = Duration::from_secs(60);
@@ -110,7 +111,7 @@ pub(crate) async fn kvm(config: &QemuConfig, parts: &Parts) -> AcceleratorReport
 /// Boots a guest and asks its agent for a sign of life.
 pub(crate) async fn boot(config: &QemuConfig, parts: &Parts, accelerator: Accelerator) -> AcceleratorReport {
     let limit = match accelerator {
-        Accelerator::Kvm => config.probe_limit,
+        Accelerator::Kvm => patient(config.probe_limit),
         Accelerator::Tcg => TCG_LIMIT,
     };
     let start = Instant::now();
