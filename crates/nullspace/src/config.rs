@@ -43,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) request_memory_mib_per_tenant: u32,
     /// Database, artifacts and scratch space. One service at a time uses it.
     pub(crate) data_dir: PathBuf,
+    /// URL of a PostgreSQL database that has the rows instead of a file in the data folder. It may have a password.
+    pub(crate) database: Option<SecretString>,
     /// Folder with `vmlinuz`, `initramfs.cpio` and, for Firecracker, `vmlinux`.
     pub(crate) guest_dir: Option<PathBuf>,
     /// Tar of the root tree of the built-in `base` template.
@@ -287,6 +289,7 @@ impl Default for Config {
             request_memory_mib: 512,
             request_memory_mib_per_tenant: 128,
             data_dir: PathBuf::from("data"),
+            database: None,
             guest_dir: None,
             base_tar: None,
             vmm: VmmChoice::Auto,
@@ -400,6 +403,7 @@ const KEYS: &[(&str, Kind)] = &[
     ("request_memory_mib", Kind::Number),
     ("request_memory_mib_per_tenant", Kind::Number),
     ("data_dir", Kind::Text),
+    ("database", Kind::Text),
     ("guest_dir", Kind::Text),
     ("base_tar", Kind::Text),
     ("vmm", Kind::Text),

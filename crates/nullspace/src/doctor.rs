@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use nullspace_vmm::qemu::Qemu;
 use rustix::fs::Access;
+use secrecy::ExposeSecret as _;
 
 use crate::config::{Config, NetworkChoice, VmmChoice};
 use crate::objects::{self, Use};
@@ -57,6 +58,7 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     findings.extend(network(config));
     findings.extend(buildkits(config).await);
     findings.extend(object_store(config).await);
+    findings.extend(database(config).await);
 
     for finding in &findings {
         let mark = match finding.verdict {
@@ -90,6 +92,19 @@ async fn object_store(config: &Config) -> Option<Finding> {
     Some(match objects::reach(&settings.objects, Use::Write).await {
         Ok(()) => Finding::works(NEED, format!("{}: an object was put, read and deleted", settings.objects.location())),
         Err(error) => Finding::fails(NEED, format!("{error:#}"), CURE),
+    })
+}
+
+/// The PostgreSQL database of the settings, if there is one. Nothing of it is changed.
+async fn database(config: &Config) -> Option<Finding> {
+    const NEED: &str = "PostgreSQL (database)";
+    let url = config.database.as_ref()?;
+    Some(match nullspace_db::PostgresStore::about(url.expose_secret()).await {
+        Ok(about) => Finding::works(NEED, about),
+        Err(error) => {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            Finding::fails(NEED, error, "correct the setting database or the server: docs/postgresql.md")
+        }
     })
 }
 

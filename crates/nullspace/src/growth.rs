@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use jiff::{SignedDuration, Timestamp};
-use nullspace_db::{Due, Expiring, Growth, Retention as _, SqliteStore};
+use nullspace_db::{Due, Expiring, Growth, Retention};
 
 use crate::config::Config;
 use crate::serve;
@@ -12,7 +12,7 @@ const MIB: f64 = 1_048_576.0;
 const PAGES: u32 = 4096;
 
 /// Prints the sizes of the tables and what is due. Works beside a running service.
-pub(crate) async fn print(database: &SqliteStore, config: &Config) -> anyhow::Result<()> {
+pub(crate) async fn print(database: &(impl Retention + ?Sized), config: &Config) -> anyhow::Result<()> {
     let now = Timestamp::now();
     let growth = database.growth(serve::retention(config).cutoffs(now)).await.context("measure the database")?;
     for line in lines(&growth, config, now) {
@@ -23,7 +23,7 @@ pub(crate) async fn print(database: &SqliteStore, config: &Config) -> anyhow::Re
 
 /// Gives all surplus free space of the database's file back. The service must be stopped: a file of an older version is rewritten.
 /// Returns the bytes that the file is smaller by.
-pub(crate) async fn shrink(database: &SqliteStore) -> anyhow::Result<u64> {
+pub(crate) async fn shrink(database: &(impl Retention + ?Sized)) -> anyhow::Result<u64> {
     let size = async || Ok::<_, anyhow::Error>(database.give_back(0).await.context("measure the database")?.file_bytes);
     let before = size().await?;
     database.allow_give_back(u64::MAX).await.context("rewrite the database so that it can shrink")?;
@@ -64,7 +64,7 @@ fn next(due: &Due, config: &Config, now: Timestamp) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use nullspace_db::{Space, TableSize};
+    use nullspace_db::{Space, SqliteStore, TableSize};
 
     use super::*;
 

@@ -6,19 +6,19 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use comfy_table::Table;
 use jiff::Timestamp;
-use nullspace_db::{Health, KeySpec, Keys, NamespaceKind, NewKey, Tenants};
+use nullspace_db::{KeySpec, NamespaceKind, NewKey};
 
 use crate::config::Config;
-use crate::serve;
+use crate::database;
 
 pub(crate) async fn create(config: &Config, tenant: &str, label: &str) -> anyhow::Result<ExitCode> {
     if tenant.trim().is_empty() || tenant == "nullspace" {
         bail!("--tenant must not be empty, nor nullspace, which owns the built-in templates");
     }
-    if !config.data_dir.exists() {
+    if config.database.is_none() && !config.data_dir.exists() {
         eprintln!("There is no data folder {} yet: it is made for this key.", config.data_dir.display());
     }
-    let store = serve::open_database(config).await?;
+    let store = database::open(config).await?;
     let now = Timestamp::now();
     let tenant = store.ensure_tenant(tenant, NamespaceKind::User, now).await.context("make the tenant")?;
     let key = NewKey::generate();
@@ -31,7 +31,7 @@ pub(crate) async fn create(config: &Config, tenant: &str, label: &str) -> anyhow
 }
 
 pub(crate) async fn list(config: &Config) -> anyhow::Result<ExitCode> {
-    let store = serve::open_existing_database(config).await?;
+    let store = database::open_existing(config).await?;
     let mut table = Table::new();
     table
         .load_style(comfy_table::presets::NOTHING)
@@ -55,7 +55,7 @@ pub(crate) async fn list(config: &Config) -> anyhow::Result<ExitCode> {
 
 pub(crate) async fn revoke(config: &Config, id: &str) -> anyhow::Result<ExitCode> {
     let id = id.parse().with_context(|| format!("'{id}' is not a key's id; `nullspace keys list` shows them"))?;
-    let store = serve::open_existing_database(config).await?;
+    let store = database::open_existing(config).await?;
     store.revoke_key(None, id, Timestamp::now()).await.context("revoke the key")?;
     store.close().await;
     eprintln!("Key {id} opens nothing from now on.");

@@ -5,12 +5,14 @@
 //!                      database ──────────────────> Control ──────┴─> HTTP   (serve.rs wires it, one screen)
 //!   keys     writes a key's hash into the store
 //!   store    says what the data folder holds, checks it, removes what is unused
+//!   db       makes the tables of a PostgreSQL database, and moves the rows of the data folder to it
 //!   doctor   says what this host lacks and what cures it
 //!   template, sandbox, snapshot    talk to a running service over HTTP, as any client does
 //! ```
 
 mod buildkit;
 mod config;
+mod database;
 mod doctor;
 mod growth;
 mod guest;
@@ -59,6 +61,9 @@ enum Command {
     /// Inspect, verify and collect the stored data in the data folder and its object store.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Make the tables of a PostgreSQL database, and move a service to one (setting `database`).
+    #[command(subcommand)]
+    Db(DbCommand),
     /// Check this host: what works, what does not, and how to fix it.
     Doctor(Settings),
     /// Build, list and delete templates on a running service.
@@ -130,6 +135,21 @@ enum StoreCommand {
     },
     /// Read everything and report what is missing or damaged (the service may be running). Exits with 1 if anything is.
     Verify {
+        #[command(flatten)]
+        settings: Settings,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum DbCommand {
+    /// Make the tables of the PostgreSQL database, or migrate them to this version, as the service does when it starts.
+    Migrate {
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Copy all rows of the data folder's SQLite database to the PostgreSQL database, which must be empty, and rename the file. Stop
+    /// the service before this command.
+    Copy {
         #[command(flatten)]
         settings: Settings,
     },
@@ -217,6 +237,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 StoreCommand::Repair { yes, settings } => store::repair(&settings.load()?, yes).await,
                 StoreCommand::Fetch { settings } => store::fetch(&settings.load()?).await,
                 StoreCommand::Verify { settings } => store::verify(&settings.load()?).await,
+            }
+        }),
+        Command::Db(command) => runtime.block_on(async {
+            match command {
+                DbCommand::Migrate { settings } => database::migrate(&settings.load()?).await,
+                DbCommand::Copy { settings } => database::copy(&settings.load()?).await,
             }
         }),
         Command::Doctor(settings) => runtime.block_on(doctor::run(&settings.load()?)),

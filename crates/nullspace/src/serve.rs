@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use nullspace_control::{Control, ControlConfig, LifeSettings, PreviewSettings, Retention, SealKey, WebhookSender};
 use nullspace_data::{ArtifactStore, ObjectSettings, OpenSettings};
-use nullspace_db::{Database, NamespaceKind, QueueLimits, SqliteStore};
+use nullspace_db::{Database, NamespaceKind, QueueLimits};
 use nullspace_host::{BuilderConfig, HostConfig, LocalHost, TenantQuota};
 use nullspace_host_interface::Capacity;
 use nullspace_oci::registry::{DockerConfig, Registry, RegistryConfig};
@@ -25,19 +25,17 @@ use crate::objects::{self, Use};
 use crate::sealing::{self, Sealing};
 use crate::segments::{self, StoredSegments};
 use crate::survey::survey;
-use crate::{buildkit, guest, identity, object_identity, ports, ssh, vmm};
+use crate::{buildkit, database, guest, identity, object_identity, ports, ssh, vmm};
 
 /// Time that calls of the object store have to end after a signal, when the sandboxes are paused.
 const STORE_ENDING: Duration = Duration::from_secs(15);
-/// File name of the database in the data folder.
-const DATABASE: &str = "nullspace.db";
 
 pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     // Before there is anything that an orderly end has to remove; the start is finished before a signal is obeyed.
     let signals = Signals::install()?;
     let files = open_files(&config).await?;
     let segments = StoredSegments::new(files.logs());
-    let database: Arc<dyn Database> = Arc::new(open_database_with(&config, Some(segments)).await?);
+    let (database, service_lock) = database::open_for_service(&config, segments).await?;
     let machines = vmm::choose(&config).await?;
     let server_config = server_config(&config, machines.as_ref());
     let guests_on_loopback = server_config.guests_on_loopback;
@@ -103,7 +101,13 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
 
     let ssh = ssh.map(|ssh| tokio::spawn(ssh.serve(control.clone(), stop.clone())));
 
-    signals.arrived().await;
+    let code = tokio::select! {
+        () = signals.arrived() => ExitCode::SUCCESS,
+        error = database::lost(service_lock) => {
+            tracing::error!(error = %format!("{error:#}"), "this service ends");
+            ExitCode::FAILURE
+        }
+    };
     tracing::info!("stopping: running builds go back to the queue, sandboxes are paused until the next start");
     stop.cancel();
     control.pause_sandboxes().await;
@@ -126,7 +130,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     if let Some(operators) = operators {
         operators.await.context("join the operators' server")?.context("serve operators")?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }
 
 /// SIGTERM and SIGINT, kept from the moment of installing.
@@ -150,57 +154,6 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
-}
-
-/// Opens the database of the data folder, made and migrated if needed. None is made beside files that belonged to another.
-pub(crate) async fn open_database(config: &Config) -> anyhow::Result<SqliteStore> {
-    open_database_with(config, None).await
-}
-
-/// Opens the database as [`open_database`] does. Without the place of log segments, it cannot read logs that are compressed.
-async fn open_database_with(config: &Config, segments: Option<Arc<StoredSegments>>) -> anyhow::Result<SqliteStore> {
-    std::fs::create_dir_all(&config.data_dir)
-        .with_context(|| format!("make the data folder {}", config.data_dir.display()))?;
-    let path = config.data_dir.join(DATABASE);
-    // One that is empty was made by something that died at once, or is what a failed copy left.
-    let is_there = std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > 0);
-    if !is_there {
-        let stored = stored(config)?;
-        if !stored.is_empty() {
-            bail!(
-                "the database {} is missing, and the files that it names are there: {}. Nothing was changed. Restore the \
-                 database (or mount what holds it) and start again; or, to give those files up, move them away",
-                path.display(),
-                stored.join(", ")
-            );
-        }
-    }
-    let opened = match segments {
-        None => SqliteStore::open(&path).await,
-        Some(segments) => SqliteStore::open_with(&path, segments).await,
-    };
-    opened.with_context(|| format!("open the database {}", path.display()))
-}
-
-/// What shows that the data folder belongs to a database: stored files, and the id of a store whose database has it too.
-fn stored(config: &Config) -> anyhow::Result<Vec<String>> {
-    let context = "look at the data folder";
-    let mut stored = nullspace_data::stored_without_database(&config.data_dir).context(context)?;
-    // Volumes of the data folder may not be mounted: then the id is all that is left to see.
-    if let Some(mark) = nullspace_data::store_mark(&config.data_dir).context(context)?.filter(|mark| mark.settled) {
-        stored.push(format!("store ({})", mark.id));
-    }
-    Ok(stored)
-}
-
-/// Opens the database of a data folder that a service has used; makes nothing.
-pub(crate) async fn open_existing_database(config: &Config) -> anyhow::Result<SqliteStore> {
-    let path = config.data_dir.join(DATABASE);
-    // A database that is missing beside its files has an error of its own.
-    if !path.is_file() && stored(config)?.is_empty() {
-        bail!("there is no data folder of a service at {}: give --data-dir", config.data_dir.display());
-    }
-    open_database(config).await
 }
 
 /// Opens the data folder, which no other process may have, with the object store of the settings, which must answer.
@@ -452,7 +405,6 @@ fn docker_config(path: &Path) -> anyhow::Result<DockerConfig> {
 #[cfg(test)]
 mod tests {
     use nullspace_data::StoreMark;
-    use nullspace_db::Health as _;
     use nullspace_types::StoreId;
 
     use super::*;
@@ -465,15 +417,17 @@ mod tests {
         let id = StoreId::new();
         // All volumes of the folder are unmounted: only its id is left.
         files.put_store_mark(StoreMark { id, settled: true }).unwrap();
-        for error in [open_database(&config).await.unwrap_err(), open_existing_database(&config).await.unwrap_err()] {
+        for error in
+            [database::open(&config).await.err().unwrap(), database::open_existing(&config).await.err().unwrap()]
+        {
             let said = format!("{error:#}");
             assert!(said.contains("is missing") && said.contains(&format!("store ({id})")), "{said}");
         }
-        assert!(!dir.path().join(DATABASE).exists());
+        assert!(!dir.path().join("nullspace.db").exists());
         // A first start that was interrupted before its database was made.
         files.put_store_mark(StoreMark { id, settled: false }).unwrap();
-        let database = open_database(&config).await.unwrap();
-        let survey = survey(&files, &database).await.unwrap();
+        let database = database::open(&config).await.unwrap();
+        let survey = survey(&files, database.as_ref()).await.unwrap();
         assert_eq!((survey.refusal(), survey.identity), (None, identity::Identity::Unsettled(Some(id))));
         database.close().await;
     }

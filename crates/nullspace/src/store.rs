@@ -14,10 +14,11 @@ use nullspace_data::{
     ArtifactStore, ChunkStore, DataError, LogSegments, ManifestId, ObjectSettings, RemoteStats, Share, attached_store,
     look_at_chunks,
 };
-use nullspace_db::{Blobs, Collection, Health, SnapshotKind, Snapshots};
+use nullspace_db::SnapshotKind;
 use nullspace_types::{KnownFiles, Streams};
 
 use crate::config::Config;
+use crate::database;
 use crate::growth;
 use crate::identity;
 use crate::objects::{self, Use};
@@ -31,7 +32,8 @@ const MIB: f64 = 1_048_576.0;
 const COSTS: usize = 100;
 
 pub(crate) async fn stats(config: &Config) -> anyhow::Result<ExitCode> {
-    let metadata = serve::open_existing_database(config).await?;
+    let opened = database::open_existing(config).await?;
+    let metadata = opened.as_ref();
     let known = metadata.known_files().await.context("list what is known")?;
     let (store, objects) = look(config).await?;
     let stats = store.stats();
@@ -60,7 +62,7 @@ pub(crate) async fn stats(config: &Config) -> anyhow::Result<ExitCode> {
     }
     let costing = tokio::task::spawn_blocking(move || costs(&store, &known));
     costing.await.context("join the comparison of templates")??;
-    growth::print(&metadata, config).await?;
+    growth::print(metadata, config).await?;
     metadata.close().await;
     Ok(ExitCode::SUCCESS)
 }
@@ -122,7 +124,8 @@ fn costs(store: &ChunkStore, known: &KnownFiles) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
-    let metadata = serve::open_existing_database(config).await?;
+    let opened = database::open_existing(config).await?;
+    let metadata = opened.as_ref();
     // Nobody reads in the object store what is removed here: this process has the data folder for itself.
     let objects = objects::settings(config)?.map(|settings| ObjectSettings { grace: Duration::ZERO, ..settings });
     let files = match serve::open_files_with(config, objects).await {
@@ -132,7 +135,7 @@ pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
         opened => opened?,
     };
     let began = Instant::now();
-    let found = survey(&files, &metadata).await.context("compare database and folders")?;
+    let found = survey(&files, metadata).await.context("compare database and folders")?;
     if let Some(refusal) = found.refusal() {
         bail!("{refusal}");
     }
@@ -146,7 +149,7 @@ pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
         known.map_err(|error| DataError::Conflict { what: error.to_string() })
     };
     let collected = files.collect_images(known).await.context("collect chunks")?;
-    let shrunk = growth::shrink(&metadata).await?;
+    let shrunk = growth::shrink(metadata).await?;
     metadata.close().await;
     println!("the database is {:.1} MiB smaller", shrunk as f64 / MIB);
     println!(
@@ -167,9 +170,10 @@ pub(crate) async fn gc(config: &Config) -> anyhow::Result<ExitCode> {
 
 /// Gives up what will not come back: the only way in which anything is forgotten because it cannot be seen.
 pub(crate) async fn repair(config: &Config, yes: bool) -> anyhow::Result<ExitCode> {
-    let metadata = serve::open_existing_database(config).await?;
+    let opened = database::open_existing(config).await?;
+    let metadata = opened.as_ref();
     let files = open_files(config, objects::settings(config)?).await?;
-    let found = survey(&files, &metadata).await.context("compare database and folders")?;
+    let found = survey(&files, metadata).await.context("compare database and folders")?;
     let Survey { lost, lost_blobs, lost_segments, sealing, foreign, .. } = &found;
     let faults: Vec<String> = found.identity.fault().into_iter().chain(found.objects.fault()).collect();
     for fault in &faults {
@@ -223,7 +227,7 @@ pub(crate) async fn repair(config: &Config, yes: bool) -> anyhow::Result<ExitCod
         files.remove_foreign(foreign).await.context("remove what another database named")?;
         sealing::give_up(&files, sealing)?;
         // Last: after a crash before it, the two are still told apart.
-        identity::unite(&files, &metadata, &found.identity, &found.objects, now).await?;
+        identity::unite(&files, metadata, &found.identity, &found.objects, now).await?;
         println!("given up");
     } else {
         println!(
@@ -244,13 +248,14 @@ pub(crate) async fn repair(config: &Config, yes: bool) -> anyhow::Result<ExitCod
 
 /// Brings everything that only the object store has into the data folder, so that the service can do without it.
 pub(crate) async fn fetch(config: &Config) -> anyhow::Result<ExitCode> {
-    let metadata = serve::open_existing_database(config).await?;
+    let opened = database::open_existing(config).await?;
+    let metadata = opened.as_ref();
     let Some(settings) = objects::settings(config)? else {
         bail!("s3_bucket is not set: there is no object store to fetch from");
     };
     let location = settings.objects.location().to_owned();
     let files = open_files(config, Some(ObjectSettings { cache_bytes: u64::MAX, ..settings })).await?;
-    let found = survey(&files, &metadata).await.context("compare database and folders")?;
+    let found = survey(&files, metadata).await.context("compare database and folders")?;
     metadata.close().await;
     if let Some(refusal) = found.refusal() {
         bail!("{refusal}");
@@ -286,7 +291,8 @@ async fn open_files(config: &Config, objects: Option<ObjectSettings>) -> anyhow:
 }
 
 pub(crate) async fn verify(config: &Config) -> anyhow::Result<ExitCode> {
-    let metadata = serve::open_existing_database(config).await?;
+    let opened = database::open_existing(config).await?;
+    let metadata = opened.as_ref();
     let began = Instant::now();
     let before = metadata.known_files().await.context("list what is known")?;
     let (store, objects) = look(config).await?;
@@ -323,7 +329,7 @@ pub(crate) async fn verify(config: &Config) -> anyhow::Result<ExitCode> {
         faults.extend(still.map(|(parent, name)| format!("{parent}/{name} is missing")));
     }
     let logs = LogSegments::look_at(&config.data_dir, objects.map(|settings| settings.objects));
-    let lost = segments::missing(&logs, &metadata).await?;
+    let lost = segments::missing(&logs, metadata).await?;
     faults.extend(lost.iter().map(|name| format!("part {name} of a build's log is missing")));
     metadata.close().await;
     let verified = tokio::task::spawn_blocking(move || store.verify(wanted, &Default::default()));

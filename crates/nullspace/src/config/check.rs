@@ -105,6 +105,12 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     for registry in &config.plain_http_registries {
         host("plain_http_registries", registry)?;
     }
+    if let Some(url) = &config.database {
+        use secrecy::ExposeSecret as _;
+        // The value is not said: it may have a password.
+        nullspace_db::PostgresStore::check_url(url.expose_secret())
+            .map_err(|error| anyhow::anyhow!("database: {error}"))?;
+    }
     if let Some(token) = &config.metrics_token {
         use secrecy::ExposeSecret as _;
         let token = token.expose_secret();
@@ -294,6 +300,7 @@ mod tests {
             ("ecr_endpoint", vec!["host", "ftp://x", "https://"], "https://x/"),
             ("gcp_token_url", vec!["host", "http:// x"], "http://x/token"),
             ("metrics_token", vec!["a b", "ä"], "token"),
+            ("database", vec!["nullspace.db", "sqlite://x", "postgres://u@h:port/d"], "postgres://u:p@h:5432/d"),
             ("vmm", vec!["xen"], "qemu"),
             ("accel", vec!["hax"], "tcg"),
             ("network", vec!["bridge"], "user"),

@@ -41,6 +41,7 @@ mod network;
 mod parents;
 mod pauses;
 mod ports;
+mod postgresql;
 mod promotions;
 mod queue;
 mod readiness;
