@@ -15,6 +15,7 @@ mod fixture;
 mod artifacts;
 mod bad_input;
 mod base;
+mod builders;
 mod cache;
 mod cancel;
 mod commands;
