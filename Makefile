@@ -1,8 +1,8 @@
 # make demo    one template from nothing to a sandbox, with real output
-# make test    everything: format, lints, unit and end-to-end tests on real microVMs
+# make test    format, unit and end-to-end tests on real microVMs
 # make test-client         its part with the published client
 # make test-firecracker    its part on a real Firecracker, in a nested host
-# make lint                format and clippy, as in it, and rustdoc
+# make lint                format, clippy and rustdoc
 # make deny      licences, duplicates and sources of the dependencies
 # make test-long           soaks, attacks, and the end-to-end tests on an S3 store: hours
 # make fuzz                fuzz targets, an hour each unless NULLSPACE_FUZZ_SECONDS says otherwise

@@ -39,9 +39,12 @@ SOAKS = ("test(machines_come_and_go) | test(however_the_store_fails) | test(howe
          "test(a_killed_server_leaves_no_short_object) | test(a_context_of_thousands_of_files_is_built) | "
          "test(every_port_does_on_postgresql) | test(dockerfiles_make_the_files_that_docker_makes) | test(/^readiness::/) | test(the_request_overrides_user_and_folder) | "
          "test(the_disk_has_the_size_that_was_asked_for) | test(a_step_that_fails_says_which) | (binary(e2e) & (test(pauses::) | test(stop::))) | "
-         "(binary(conformance) & test(pauses::))")
-# Only in `make test-long`: four minutes. Steps are compared with Docker by `packages` and by tests of their own.
-LONG = "test(every_step_makes_the_files_that_its_dockerfile_makes)"
+         "(binary(e2e) & test(builders::)) | (binary(conformance) & test(pauses::))")
+# Only in `make test-long`: some thirteen minutes of a processor. docs/building.md says which tests of `make test` they follow from.
+LONG = ("test(every_step_makes_the_files_that_its_dockerfile_makes) | test(builds_end_and_artifacts_are_whole_however_the_store_fails) | "
+        "test(a_trial_whose_machine_is_killed_is_repeated) | test(a_step_that_fails_says_which) | test(the_disk_has_the_size_that_was_asked_for) | "
+        "test(each_kind_of_readiness_waits) | test(the_request_overrides_user_and_folder) | test(a_context_of_thousands_of_files_is_built) | "
+        "test(no_more_builds_run_than_the_setting_says) | test(names_are_reserved_requests_are_repeated)")
 # Nothing is skipped for a program or a file that is missing.
 COMPLETE = {"NULLSPACE_TEST_COMPLETE": "1"}
 
@@ -80,7 +83,7 @@ PARTS = {
     "firecracker-long": Part("tests/nested/run.sh", needs=("tests", "guest", "nested-image", "fetch"), cores=1, limit=7200,
                              env={"NULLSPACE_TEST_LONG": "1", "NULLSPACE_NESTED_TIMEOUT": "7000"}),
     # What `unit` and `machines` do a few times, done often, and what they do with less, at its full size.
-    "soak": Part(f"{NEXTEST} -E '{SOAKS} | {LONG}'", needs=("tests", "guest", "base", "fetch"), limit=7200,
+    "soak": Part(f"{NEXTEST} -E '{SOAKS} | {LONG}'", needs=("tests", "guest", "base", "builder", "fetch"), limit=7200,
                  env={**COMPLETE, "NULLSPACE_TEST_LONG": "1", "NULLSPACE_TEST_CYCLES": "50"}),
     # Every service of the end-to-end tests on an S3 store of its own; two at a time.
     "s3": Part(f"{NEXTEST} -E 'binary(e2e)'", needs=("tests", "guest", "base", "fetch"), limit=7200,
@@ -108,7 +111,8 @@ TARGETS = {
     "test-client": ("client", "fuzz-api", "packages"),
     "test-firecracker": ("firecracker",),
     "nextest": ("unit", "machines"),
-    "test": ("fmt", "clippy", "doctests", "firecracker", "client", "fuzz-api", "browser", "packages", "unit", "machines"),
+    # Clippy compiles every dependency's metadata, which nothing else needs: five minutes of two processors.
+    "test": ("fmt", "doctests", "firecracker", "client", "fuzz-api", "browser", "packages", "unit", "machines"),
 }
 
 

@@ -3,8 +3,8 @@
 npm_install and bun_install. TLS to them is checked against this machine's own CA bundle, which is the service's extra CA file:
 a company's proxy that signs with a CA of its own is met the same way.
 
-With NULLSPACE_TEST_LONG set (`make test-long`) bun_install is among them, and the files are compared of all cases; else of
-apt_install alone, since an emulated machine reads a whole image for it.
+With NULLSPACE_TEST_LONG set (`make test-long`) npm_install and bun_install are among them, and the files are compared of all cases;
+else of apt_install alone, since an emulated machine reads a whole image for it.
 
     steps ── build ── sandbox ── its files ─────────────┐
       └─ plan ── Dockerfile ── docker build ── its files ─┴─ equal: names, kinds, modes, owners, contents, links
@@ -53,7 +53,7 @@ CASES = {
 LONG = bool(os.environ.get("NULLSPACE_TEST_LONG"))
 COMPARED = set(CASES) if LONG else {"apt"}
 if not LONG:
-    del CASES["bun"]
+    del CASES["npm"], CASES["bun"]
 
 # What is told to programs in `docker build` as the service tells it to those in machines: the bundle, and that nobody answers.
 TOLD = {
