@@ -56,7 +56,8 @@ fn machines(config: &Config) -> Option<BuilderConfig> {
     // The engine refuses to start with one that has a path.
     let mirror = mirror.filter(|url| url.split_once("://").is_some_and(|(_, rest)| !rest.contains('/')));
     let mirror = mirror.map(|url| format!("--registry-mirror={url}"));
-    let plain = config.plain_http_registries.iter().map(|registry| format!("--insecure-registry={registry}"));
+    // With its scheme: without one, the engine's BuildKit asks by HTTPS alone and takes any certificate.
+    let plain = config.plain_http_registries.iter().map(|registry| format!("--insecure-registry=http://{registry}"));
     Some(BuilderConfig {
         tar: guest::builder_tar(config)?,
         memory_mib: config.builder_memory_mib,
@@ -139,7 +140,7 @@ mod tests {
         let plain = vec!["10.0.0.3:5000".to_owned()];
         let config = Config { registry_mirrors: mirrors, plain_http_registries: plain, ..with(&["machine"]) };
         let Choice::Machines(machines) = choose(&there(config)).unwrap() else { panic!("no machines") };
-        let options = ["--registry-mirror=http://10.0.0.1:5000", "--insecure-registry=10.0.0.3:5000"];
+        let options = ["--registry-mirror=http://10.0.0.1:5000", "--insecure-registry=http://10.0.0.3:5000"];
         assert_eq!(machines.engine_options, options);
         let pathed = [("docker.io".to_owned(), "http://10.0.0.1/hub".to_owned())].into();
         let config = Config { registry_mirrors: pathed, ..with(&["machine"]) };
