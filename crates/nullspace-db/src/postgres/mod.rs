@@ -1,4 +1,4 @@
-//! The database on PostgreSQL, version 15 or later. The service does not open it yet.
+//! The database on PostgreSQL, version 15 or later.
 //!
 //! ```text
 //!   sql/*.rs ──compiled in `sqlite` for SQLite──> SqliteStore
