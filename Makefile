@@ -48,11 +48,11 @@ guest: setup-build-guest
 
 ## the root tree of the built-in template `base`
 base: setup-base
-	scripts/base-image.sh $(GUEST)/base.tar
+	scripts/root-image.sh base $(GUEST)/base.tar
 
 ## the root tree of builder machines, which build Dockerfiles
 builder: setup-base
-	scripts/builder-image.sh $(GUEST)/builder.tar
+	scripts/root-image.sh builder $(GUEST)/builder.tar
 
 demo: setup-build-run-guest-base
 	scripts/parts.py --stream demo

@@ -62,8 +62,8 @@ class Part:
 
 PARTS = {
     # What is downloaded or made from packages: the network's time more than the processors'.
-    "base": Part("scripts/base-image.sh target/guest/base.tar", cores=0),
-    "builder": Part("scripts/builder-image.sh target/guest/builder.tar", needs=("base",), cores=0),
+    "base": Part("scripts/root-image.sh base target/guest/base.tar", cores=0),
+    "builder": Part("scripts/root-image.sh builder target/guest/builder.tar", needs=("base",), cores=0),
     "fetch": Part("scripts/fetch-docker.sh && scripts/fetch-firecracker.sh && scripts/seaweedfs.sh", cores=0),
     # The emulated host's tests take longest: its image comes first. Two that unpack Debian at once disturb each other.
     "nested-image": Part("tools/nested_host.py --build-only", needs=("base",), cores=0),
