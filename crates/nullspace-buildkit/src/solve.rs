@@ -37,6 +37,8 @@ const SETTLE: Duration = Duration::from_secs(15);
 const ASK: Duration = Duration::from_secs(10);
 /// Time limit to remove an image from an engine.
 const REMOVE: Duration = Duration::from_secs(60);
+/// First major version of the Docker Engine that sends images as archives.
+const ARCHIVES: u32 = 23;
 
 /// One BuildKit.
 #[derive(Debug)]
@@ -103,12 +105,7 @@ impl BuildKit {
                 Endpoint::Docker(_) => {
                     let version = Images(&self.connector).version().await.map_err(cannot)?;
                     // It is not tried in vain.
-                    if version
-                        .split('.')
-                        .next()
-                        .and_then(|major| major.parse().ok())
-                        .is_some_and(|major: u32| major < 23)
-                    {
+                    if major(&version).is_some_and(|major| major < ARCHIVES) {
                         self.no_archives.store(true, Ordering::Relaxed);
                     }
                     format!("Docker Engine {version}")
@@ -280,6 +277,11 @@ impl BuildKit {
         }
         Error::Failed(Failure::read(text, None))
     }
+}
+
+/// The first number of a version.
+fn major(version: &str) -> Option<u32> {
+    version.split('.').next()?.parse().ok()
 }
 
 fn refusal(status: &Status) -> String {

@@ -171,6 +171,11 @@ pub enum Request {
 }
 
 impl Request {
+    /// True when it opens a connection: its channel has the window and the limit of connections.
+    pub fn dials(&self) -> bool {
+        matches!(self, Request::Dial { .. } | Request::DialSocket { .. })
+    }
+
     /// The capability that an agent needs for this request. A new operation, or a new option of one, has a new capability:
     /// an older agent does not know the operation, and would ignore the option.
     pub fn needs(&self) -> Capability {

@@ -149,8 +149,7 @@ impl Agent {
         }
         let request = serde_json::from_slice::<Request>(&frame.payload);
         // Without a thread for connections it is refused as an operation is.
-        let dials = |request: &&Request| matches!(request, Request::Dial { .. } | Request::DialSocket { .. });
-        let place = request.as_ref().ok().filter(dials);
+        let place = request.as_ref().ok().filter(|request| request.dials());
         let place = place.and_then(|_| dial::place().ok());
         let Opened::Channel(channel) = session.open(frame.channel, place) else { return };
         let request = match request {

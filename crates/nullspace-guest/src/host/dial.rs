@@ -22,9 +22,11 @@ use crate::message::{DIAL_LIMIT_MS, FailureKind, Outcome, Request};
 /// Bound from asking until the connection is open. A snapshot may come between.
 const OPEN: Duration = Duration::from_millis(DIAL_LIMIT_MS).saturating_add(Duration::from_secs(15));
 
-/// A connection to a TCP port or a Unix socket of the guest. Each direction ends on its own: [`AsyncWrite::poll_shutdown`] is an end of file for the
-/// server, and its own end is one for the reader. Dropping it closes the connection. It holds at most
+/// A connection to a TCP port or a Unix socket of the guest. Dropping it closes the connection. It holds at most
 /// [`DIAL_WINDOW`](crate::frame::DIAL_WINDOW) bytes that were not read.
+///
+/// Each direction ends on its own: [`AsyncWrite::poll_shutdown`] is an end of file for the server, and the server's end is one
+/// for the reader.
 ///
 /// Errors: `ConnectionReset` when the server has broken off, `ConnectionAborted` when the session with the agent has ended,
 /// `BrokenPipe` for writes behind either.

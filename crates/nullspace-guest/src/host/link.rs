@@ -288,7 +288,7 @@ impl Handle {
                 format!("Arguments and environment take {} bytes; at most {MAX_MESSAGE} are possible.", message.len());
             return Err(refused(FailureKind::Invalid, text));
         }
-        let dialled = matches!(request, Request::Dial { .. } | Request::DialSocket { .. });
+        let dialled = request.dials();
         let channel = Arc::new(Channel::new(dialled));
         let id = {
             let mut table = lock(&self.link.table);
