@@ -92,6 +92,8 @@ pub(crate) struct Metrics {
     layer_hits: Gauge,
     /// In the order of their registration.
     objects: [Gauge; 8],
+    /// Machines, disks, bytes.
+    builders: [Gauge; 3],
     disk_free: Gauge,
     disk_reserve: Gauge,
 }
@@ -175,6 +177,16 @@ impl Default for Metrics {
             registry.register(name, help, gauge.clone());
             gauge
         });
+        let builders = [
+            ("builder_machines", "Machines that build Dockerfiles"),
+            ("builder_disks", "Disks of such machines, also of those that have ended"),
+            ("builder_disk_bytes", "Size of these disks"),
+        ]
+        .map(|(name, help)| {
+            let gauge: Gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        });
         let disk_free = Gauge::default();
         registry.register("disk_free_bytes", "Free space on the disk under the data folder", disk_free.clone());
         let disk_reserve = Gauge::default();
@@ -208,6 +220,7 @@ impl Default for Metrics {
             layer_bytes,
             layer_hits,
             objects,
+            builders,
             disk_free,
             disk_reserve,
         }
@@ -314,6 +327,10 @@ impl Inner {
         for (metric, value) in
             metrics.objects.iter().zip(moved.into_iter().chain([pack_bytes, missing_bytes, cache_bytes]))
         {
+            metric.set(gauge(value));
+        }
+        let builders = [usage.builder_machines, usage.builder_disks, usage.builder_disk_bytes];
+        for (metric, value) in metrics.builders.iter().zip(builders) {
             metric.set(gauge(value));
         }
         metrics.disk_free.set(gauge(usage.disk_free));

@@ -33,6 +33,12 @@ pub struct HostUsage {
     pub layers: LayerCacheUsage,
     /// The object store; zeros without one.
     pub objects: ObjectStoreUsage,
+    /// Machines that build Dockerfiles, those that start among them.
+    pub builder_machines: u64,
+    /// Disks of such machines, also of those that have ended.
+    pub builder_disks: u64,
+    /// Size of these disks on the host's, bytes, without holes.
+    pub builder_disk_bytes: u64,
     /// Free space on the disk under the data folder, bytes.
     pub disk_free: u64,
     /// Free space below which no new work begins, bytes.

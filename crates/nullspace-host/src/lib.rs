@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use admission::TenantQuota;
-pub use builder::BuilderConfig;
+pub use builder::{BuilderConfig, BuilderDisks, builder_disks};
 
 use self::build::Builder;
 use self::builder::Builders;

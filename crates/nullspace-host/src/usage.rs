@@ -13,7 +13,7 @@ use nullspace_service::chain;
 use nullspace_vmm::VmmKind;
 
 use crate::failures::to_control;
-use crate::{LocalHost, disk};
+use crate::{LocalHost, builder_disks, disk};
 
 /// Time limit of a question whether the object store can be used.
 const STORE: Duration = Duration::from_secs(10);
@@ -69,6 +69,10 @@ impl Lifecycle for LocalHost {
         let (stored, raw) = (self.inner.files.image_stats(), self.inner.files.cache_usage());
         let layers = self.inner.files.image_layer_usage();
         let (disk_free, disk_reserve) = self.inner.disk.free_and_reserve().map_err(to_control)?;
+        let (builder_machines, disks) = match &self.inner.builder.buildkits.builders {
+            Some(builders) => builders.usage().await,
+            None => (0, builder_disks(self.inner.files.root())),
+        };
         Ok(HostUsage {
             images: ImageStoreUsage {
                 chunks: stored.chunks,
@@ -78,6 +82,9 @@ impl Lifecycle for LocalHost {
             raw: RawImageUsage { files: raw.files, bytes: raw.bytes, written_back: raw.written_back },
             layers: LayerCacheUsage { files: layers.files, bytes: layers.bytes, hits: layers.found },
             objects: self.inner.files.object_usage().map(objects).unwrap_or_default(),
+            builder_machines,
+            builder_disks: disks.number,
+            builder_disk_bytes: disks.bytes,
             disk_free,
             disk_reserve,
         })

@@ -15,6 +15,7 @@ use nullspace_data::{
     look_at_chunks,
 };
 use nullspace_db::SnapshotKind;
+use nullspace_host::{BuilderDisks, builder_disks};
 use nullspace_types::{KnownFiles, Streams};
 
 use crate::config::Config;
@@ -52,6 +53,8 @@ pub(crate) async fn stats(config: &Config) -> anyhow::Result<ExitCode> {
     );
     println!("packs             {} of {}, {} unreadable", stats.packs, mib(stats.pack_bytes), stats.unreadable_packs);
     println!("on the disk       {}", mib(disk));
+    let BuilderDisks { number, bytes } = builder_disks(&config.data_dir);
+    println!("builder disks     {number} of {}", mib(bytes));
     if let (Some(settings), Some(there)) = (&objects, store.remote_stats()) {
         let RemoteStats { packs, pack_bytes, manifests, cached_packs, cached_bytes, missing_packs, missing_bytes } =
             there;

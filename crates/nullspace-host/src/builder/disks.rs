@@ -8,7 +8,7 @@
 //! shut down. It is a cache: nothing is lost with it but time.
 
 use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -28,6 +28,34 @@ const FOLDER: &str = "builders";
 const IN_USE: &str = "in-use";
 /// Disks that are kept for later at the most. The longest unused one goes first.
 const KEPT: usize = 16;
+
+/// Disks of builder machines in a data folder.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BuilderDisks {
+    /// How many.
+    pub number: u64,
+    /// Size on the host's disk, bytes, without holes.
+    pub bytes: u64,
+}
+
+/// Measures the disks of builder machines in a data folder. A running service may change them meanwhile.
+#[must_use]
+pub fn builder_disks(data: &Path) -> BuilderDisks {
+    measured(&data.join(FOLDER))
+}
+
+fn measured(folder: &Path) -> BuilderDisks {
+    let mut found = BuilderDisks::default();
+    for (_, folder) in folders(folder) {
+        let files = fs::read_dir(folder).into_iter().flatten().flatten();
+        let disks = files.filter(|file| Path::new(&file.file_name()).extension().is_some_and(|end| end == "ext4"));
+        for metadata in disks.filter_map(|file| file.metadata().ok()) {
+            found.number += 1;
+            found.bytes = found.bytes.saturating_add(metadata.blocks().saturating_mul(512));
+        }
+    }
+    found
+}
 
 /// The disks of this host.
 pub(super) struct Disks {
@@ -149,6 +177,11 @@ impl Disks {
         import::plain_tar(self.tar.clone(), target).await.map(drop)
     }
 
+    pub(super) async fn usage(&self) -> BuilderDisks {
+        let folder = self.folder.clone();
+        tokio::task::spawn_blocking(move || measured(&folder)).await.unwrap_or_default()
+    }
+
     /// Removes disks that no machine has, the longest unused ones first, until so many are left.
     pub(super) async fn trim(&self, most: usize) {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -254,6 +287,9 @@ mod tests {
         for tenant in &tenants {
             open(&disks, *tenant).await.keep();
         }
+        let usage = disks.usage().await;
+        assert_eq!((usage.number, usage), (4, builder_disks(data.path())));
+        assert!(usage.bytes > 0 && usage.bytes < 4 * (64 << 20), "{usage:?}: what was written, not the size");
         let used = open(&disks, tenants[0]).await;
         disks.trim(1).await;
         assert_eq!(folders(&disks.folder).len(), 2);

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -73,6 +74,9 @@ const FULL: u64 = 256 << 20;
 /// A builder that answers.
 pub(super) struct Running {
     pub(super) kit: Arc<BuildKit>,
+    /// Size of the disk, MiB.
+    pub(super) disk_mib: u64,
+    leases: AtomicUsize,
     machine: SharedMachine,
     disk: Kept,
     /// Held until the machine has ended.
@@ -164,6 +168,16 @@ impl Running {
         self.disk.is_fresh()
     }
 
+    /// Counts a build that uses it.
+    pub(super) fn leased(&self) {
+        self.leases.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Builds that have used it so far.
+    pub(super) fn leases(&self) -> usize {
+        self.leases.load(Ordering::Relaxed)
+    }
+
     /// True when there is little room on its disk.
     pub(super) async fn is_full(&self) -> bool {
         let usage = self.machine.agent.usage().await;
@@ -240,7 +254,7 @@ async fn boot(
     let socket = Arc::new(GuestSocket(Arc::clone(&machine)));
     let kit = Arc::new(BuildKit::in_machine(Endpoint::Docker(SOCKET.into()), socket, PATIENCE));
     let held = Mutex::new(Some(Held { _scratch: scratch, _writing: writing, _place: place }));
-    Ok(Running { kit, machine, disk, held })
+    Ok(Running { kit, disk_mib: builders.config.disk_mib, leases: AtomicUsize::new(0), machine, disk, held })
 }
 
 /// Ends the machine when it has written most while the host's disk ran full.

@@ -25,11 +25,13 @@ use std::time::{Duration, Instant};
 use nullspace_api::TemplateFailurePhase as Phase;
 use nullspace_buildkit::BuildKit;
 use nullspace_data::ArtifactStore;
-use nullspace_host_interface::{BuildFailure, reason};
+use nullspace_host_interface::{BuildFailure, Capacity, reason};
 use nullspace_types::TenantId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+pub use self::disks::{BuilderDisks, builder_disks};
 
 use self::disks::Disks;
 use self::machine::Running;
@@ -62,6 +64,21 @@ pub struct BuilderConfig {
     pub most: usize,
     /// Options of the engine besides its own: mirrors, and registries in plain HTTP.
     pub engine_options: Vec<String>,
+}
+
+impl BuilderConfig {
+    /// Says why no builder starts on a host or within a quota whose largest machine is this.
+    fn too_large_for(&self, largest: Capacity) -> Option<String> {
+        let BuilderConfig { memory_mib, vcpus, .. } = *self;
+        let fits = u64::from(memory_mib) <= largest.memory_mib && u64::from(vcpus) <= largest.vcpus;
+        let Capacity { memory_mib: most_mib, vcpus: most_vcpus } = largest;
+        (!fits).then(|| {
+            format!(
+                "a builder machine needs {memory_mib} MiB of memory and {vcpus} vCPUs, and a machine has at most {most_mib} MiB and \
+                 {most_vcpus} here: the operator can lower builder_memory_mib, or raise memory_mib, vcpus or the quota of a tenant"
+            )
+        })
+    }
 }
 
 /// The builder machines of this host.
@@ -126,9 +143,19 @@ impl Lease {
         Arc::clone(&self.running.kit)
     }
 
-    /// True when the builder has room on its disk no more, and has had: a new disk would have some.
-    pub(crate) async fn is_worn_out(&self) -> bool {
-        !self.running.is_fresh() && self.running.is_full().await
+    /// True when there is little room on the builder's disk.
+    pub(crate) async fn is_full(&self) -> bool {
+        self.running.is_full().await
+    }
+
+    /// True when other builds have used the disk, too: a new one would have more room for this build.
+    pub(crate) fn had_others(&self) -> bool {
+        !self.running.is_fresh() || self.running.leases() > 1
+    }
+
+    /// Size of the builder's disk, MiB.
+    pub(crate) fn disk_mib(&self) -> u64 {
+        self.running.disk_mib
     }
 
     /// Ends the builder, and removes its disk. Builds that use it lose their BuildKit.
@@ -156,6 +183,11 @@ impl Builders {
         let places = Arc::new(Semaphore::new(config.most));
         let (slots, stopping, tasks) = (Mutex::default(), CancellationToken::new(), TaskTracker::new());
         Builders { config, extra_ca_pem, machines, disk, files, disks, slots, places, stopping, tasks }
+    }
+
+    /// Says why no builder ever starts here.
+    pub(crate) fn never(&self) -> Option<String> {
+        self.config.too_large_for(self.machines.admission.largest(self.config.vcpus))
     }
 
     fn slots(&self) -> MutexGuard<'_, HashMap<TenantId, Arc<Slot>>> {
@@ -205,7 +237,9 @@ impl Builders {
             }
         });
         let started = starting.await.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
-        Ok(Lease { using, running: started? })
+        let running = started?;
+        running.leased();
+        Ok(Lease { using, running })
     }
 
     async fn lost(&self, tenant: TenantId, running: &Running) {
@@ -303,6 +337,9 @@ impl Builders {
 
     /// Ends idle builders, and removes lost ones, until the service stops.
     pub(crate) async fn tend(&self) {
+        if let Some(why) = self.never() {
+            tracing::warn!(why, "Dockerfile builds are refused");
+        }
         self.disks.sweep().await;
         loop {
             tokio::select! {
@@ -317,6 +354,12 @@ impl Builders {
         }
     }
 
+    /// Machines that run or start, and the disks.
+    pub(crate) async fn usage(&self) -> (u64, BuilderDisks) {
+        let machines = self.config.most.saturating_sub(self.places.available_permits());
+        (u64::try_from(machines).unwrap_or(u64::MAX), self.disks.usage().await)
+    }
+
     /// Ends all builders, and waits until nothing of them is left but their disks.
     pub(crate) async fn stop(&self) {
         self.stopping.cancel();
@@ -328,5 +371,29 @@ impl Builders {
             }
         });
         futures::future::join_all(ending).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_builder_that_fits_nowhere_is_told_of() {
+        let (tar, engine_options) = (PathBuf::new(), Vec::new());
+        let config = BuilderConfig {
+            tar,
+            memory_mib: 1536,
+            vcpus: 2,
+            disk_mib: 4096,
+            idle: Duration::ZERO,
+            most: 1,
+            engine_options,
+        };
+        let within = |memory_mib, vcpus| config.too_large_for(Capacity { memory_mib, vcpus });
+        assert_eq!(within(1536, 2), None);
+        for (memory_mib, vcpus) in [(1535, 2), (1536, 1), (0, 0)] {
+            assert!(within(memory_mib, vcpus).unwrap().contains("builder_memory_mib"), "{memory_mib} {vcpus}");
+        }
     }
 }

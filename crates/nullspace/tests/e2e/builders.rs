@@ -43,13 +43,18 @@ async fn listen(on: IpAddr, target: Option<String>) -> SocketAddr {
 
 /// A service with builder machines, whose machines reach these addresses of this host.
 async fn service(open: &[SocketAddr], idle_secs: u32) -> Service {
+    service_with(open, idle_secs, 4096).await
+}
+
+/// The same, with builders' disks of this size.
+async fn service_with(open: &[SocketAddr], idle_secs: u32, disk_mib: u32) -> Service {
     let listed: Vec<String> = open.iter().map(SocketAddr::to_string).collect();
     let (listed, private) = (listed.join(","), format!("127.0.0.1,{}", address()));
     Service::with([
         ("NULLSPACE_BUILDKIT", "machine".to_owned()),
         ("NULLSPACE_BUILDER_TAR", debian::builder_tar().display().to_string()),
         ("NULLSPACE_BUILDER_MEMORY_MIB", "1024".to_owned()),
-        ("NULLSPACE_BUILDER_DISK_MIB", "4096".to_owned()),
+        ("NULLSPACE_BUILDER_DISK_MIB", disk_mib.to_string()),
         ("NULLSPACE_BUILDER_IDLE_SECS", idle_secs.to_string()),
         ("NULLSPACE_NETWORK_ALLOW", listed.clone()),
         ("NULLSPACE_PLAIN_HTTP_REGISTRIES", listed),
@@ -217,5 +222,47 @@ async fn no_tenant_finds_an_image_that_another_has_pulled() {
     sandbox.delete().await;
     let other = service.api_of("other").build(wanted("true")).await.expect_status(Status::Error);
     assert!(!other.says("private"), "{other:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_builder_that_runs_full_is_made_anew_and_one_that_is_too_small_is_told_of() {
+    if !is_long() {
+        eprintln!("skipped: minutes under emulation; make test-long runs it");
+        return;
+    }
+    // The engine takes some 500 MiB of it.
+    let mut service = service_with(&[], 600, 2048).await;
+    let api = service.api();
+    // A stage whose files nobody copies: they fill the builder, and not the image.
+    let filled = |file: &str, size: &str| {
+        format!(
+            "FROM scratch AS waste\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"fallocate\", \"-l\", \"{size}\", \"/{file}\"]\n\
+             FROM scratch\nCOPY --from=waste /bin /bin\n"
+        )
+    };
+    let first = api.ready(request(&api, &filled("first", "900m")).await).await;
+    assert!(!first.says("made anew"), "{first:?}");
+    let shown = service.command(&["store", "stats"]).output().unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("builder disks     1 of "), "{shown}");
+    let page = api.get("/metrics").await.text();
+    for line in ["nullspace_builder_machines 1", "nullspace_builder_disks 1"] {
+        assert!(page.contains(line), "{page}");
+    }
+
+    // Beside the first one's it does not fit; on a new disk it does.
+    let second = api.ready(request(&api, &filled("second", "900m")).await).await;
+    assert!(second.says("The disk of the builder machine is full") && second.says("made anew"), "{second:?}");
+
+    // No new disk would help.
+    let third = api.failed(request(&api, &filled("third", "3g")).await, "disk_full").await;
+    assert!(third.message.contains("2048 MiB") && third.suggested_action.contains("builder_disk_mib"), "{third:?}");
+    assert_eq!((third.retryable, third.attempt), (false, Some(1)), "{third:?}");
+    let folder = service.data().join("builders");
+    assert_eq!(std::fs::read_dir(&folder).map_or(0, Iterator::count), 0, "the full disk stays");
+    service.settles().await;
+    // The next build has a new one.
+    api.ready(request(&api, &filled("fourth", "1m")).await).await;
     service.stop().await;
 }

@@ -31,6 +31,31 @@ pub(super) fn failure(error: &Error, log: &Writer<'_>) -> BuildFailure {
     }
 }
 
+/// Whether the disk that BuildKit has ran full: by its own words, or by the last lines of the step that failed.
+pub(super) fn ran_full(error: &Error, last: &[String]) -> bool {
+    let says = |text: &str| text.to_ascii_lowercase().contains("no space left on device");
+    match error {
+        Error::Failed(Failure { cause: Cause::Exit(_), .. }) => last.iter().any(|line| says(line)),
+        Error::Failed(_) | Error::NotExported { .. } => says(&error.to_string()),
+        _ => false,
+    }
+}
+
+/// The failure of a build that alone fills the disk of a builder machine.
+pub(super) fn too_large(error: &Error, log: &Writer<'_>, disk_mib: u64) -> BuildFailure {
+    let step = if let Error::Failed(failure) = error { failure.step.as_deref() } else { None };
+    let at = step.map(|step| format!(" at {}", log.masked(&super::log::named(step)))).unwrap_or_default();
+    let message = format!("the Dockerfile's build filled the disk of its builder machine, {disk_mib} MiB{at}");
+    let advice = "Use smaller images and write less in steps, or ask the operator to raise builder_disk_mib.";
+    let failure = BuildFailure::user(Phase::BuildStep, reason::DISK_FULL, message, advice)
+        .with("builder_disk_mib", disk_mib)
+        .with("last_output", json!(log.last_lines()));
+    match step.and_then(|step| step.index) {
+        Some(index) => failure.at_step(index),
+        None => failure,
+    }
+}
+
 fn failed(failure: &Failure, log: &Writer<'_>) -> BuildFailure {
     let said = log.masked(&failure.message);
     let step = failure.step.as_deref();
@@ -112,5 +137,25 @@ fn failed(failure: &Failure, log: &Writer<'_>) -> BuildFailure {
     match step.and_then(|step| step.index) {
         Some(index) => answer.at_step(index),
         None => answer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_known_by_the_words_of_whoever_met_it() {
+        let failed = |message: &str, cause| Error::Failed(Failure { message: message.to_owned(), cause, step: None });
+        let lines = ["cp: error writing '/b': No space left on device".to_owned(), "make: *** [b] Error 1".to_owned()];
+        let exit = || failed("executor failed running [/bin/sh -c make]: exit code: 2", Cause::Exit(2));
+        assert!(ran_full(&exit(), &lines));
+        assert!(!ran_full(&exit(), &lines[1..]));
+        // What a step printed is not why BuildKit itself failed.
+        assert!(!ran_full(&failed("box:1: not found", Cause::ImageNotFound), &lines));
+        assert!(ran_full(&failed("write /var/lib/docker/x: no space left on device", Cause::Other), &[]));
+        let (endpoint, what) = (String::new(), "cannot export it: mkdir x: no space left on device".to_owned());
+        assert!(ran_full(&Error::NotExported { endpoint, what }, &[]));
+        assert!(!ran_full(&Error::Cancelled, &lines));
     }
 }

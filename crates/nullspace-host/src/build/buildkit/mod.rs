@@ -51,9 +51,9 @@ const FILES: usize = 8;
 /// Events that are buffered before the log.
 const EVENTS: usize = 256;
 /// The error text on a host without BuildKit.
-const INSTALL: &str = "Dockerfile builds need BuildKit, and this service reaches none: the operator can install Docker \
-    (Debian: apt-get install docker.io) or buildkitd and set `buildkit` to docker, unix:///path or tcp://host:port, or to \
-    machine, after make builder";
+const INSTALL: &str = "Dockerfile builds need BuildKit, and this service reaches none: the operator can make the root of builder \
+    machines (make builder), or install Docker (Debian: apt-get install docker.io) or buildkitd and set `buildkit` to docker, \
+    unix:///path or tcp://host:port";
 /// Tries of a build on builder machines: the second is on a new one.
 const MACHINES: usize = 2;
 
@@ -78,10 +78,11 @@ impl Pool {
         Pool { kits, builders, repository, answered: Mutex::default() }
     }
 
-    /// Returns an error that says what to install when no BuildKit answers.
+    /// Returns an error that says what to install or to set when no BuildKit answers, or no builder machine fits.
     pub(crate) async fn ensure_there(&self) -> ApiResult<()> {
-        if self.builders.is_some() {
-            return Ok(());
+        if let Some(builders) = &self.builders {
+            let refused = |why| Err(ApiError::new(ErrorResponseCode::FeatureUnavailable, why));
+            return builders.never().map_or(Ok(()), refused);
         }
         let answered = *self.answered.lock().unwrap_or_else(PoisonError::into_inner);
         if answered.is_some_and(|at| at.elapsed() < FRESH) {
@@ -248,6 +249,12 @@ impl Attempt {
         Ok(lease)
     }
 
+    /// Ends a builder machine and removes its disk, also when this future is dropped.
+    async fn discard(&self, lease: Lease, why: &'static str) -> Result<(), BuildFailure> {
+        let discarding = self.scope.tasks.spawn(lease.discard(why));
+        discarding.await.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))
+    }
+
     /// Builds on one of the BuildKits. Returns the archive's file.
     async fn built(
         &self,
@@ -320,12 +327,17 @@ impl Attempt {
                 Ok(_) => return Ok(job.archive),
                 Err(error) => error,
             };
+            let full = answer::ran_full(&error, &log.last_lines());
             let message = if matches!(error, nullspace_buildkit::Error::Unavailable { .. }) {
                 tracing::warn!(error = %chain(&error), "a BuildKit was lost");
                 lost = true;
                 "BuildKit is unreachable or closed the connection"
-            } else if number + 1 < tries && is_worn_out(lease.as_ref(), &error).await {
+            } else if number + 1 < tries && is_worn_out(lease.as_ref(), &error, full).await {
                 "The disk of the builder machine is full"
+            } else if let Some(lease) = lease.filter(|_| full) {
+                let failure = answer::too_large(&error, &log, lease.disk_mib());
+                self.discard(lease, "The disk of the builder machine is full").await?;
+                return Err(failure.into());
             } else {
                 return Err(answer::failure(&error, &log).into());
             };
@@ -335,9 +347,7 @@ impl Attempt {
                 let entry =
                     self.log.message("prepare", TemplateBuildLogLevel::Warn, "The builder machine is made anew");
                 self.log.append(vec![entry]).await?;
-                // As above: it is thrown away to its end.
-                let discarding = self.scope.tasks.spawn(lease.discard(message));
-                discarding.await.map_err(|error| BuildFailure::internal(Phase::Prepare, &error))?;
+                self.discard(lease, message).await?;
             }
         }
         let message = if lost {
@@ -351,11 +361,13 @@ impl Attempt {
     }
 }
 
-/// Whether a builder machine has failed a build because images and cache of earlier ones fill its disk.
-async fn is_worn_out(lease: Option<&Lease>, error: &nullspace_buildkit::Error) -> bool {
+/// Whether a builder machine has failed a build because images and cache of other ones fill its disk. `full`: it ran full.
+async fn is_worn_out(lease: Option<&Lease>, error: &nullspace_buildkit::Error, full: bool) -> bool {
     use nullspace_buildkit::Error::{Failed, NotExported};
     match lease {
-        Some(lease) if matches!(error, Failed(_) | NotExported { .. }) => lease.is_worn_out().await,
+        Some(lease) if matches!(error, Failed(_) | NotExported { .. }) => {
+            lease.had_others() && (full || lease.is_full().await)
+        }
         _ => false,
     }
 }
