@@ -206,6 +206,7 @@ class Service:
             NULLSPACE_NETWORK_POOL=f"100.{98 + pid % 16}.0.0/16",
             NULLSPACE_VMM="qemu",
             NULLSPACE_PRIVATE_REGISTRIES="127.0.0.1",
+            NULLSPACE_BUILDKIT="off",
         )
         self.environment.update({key: os.environ[key] for key in ("NULLSPACE_QEMU", "NULLSPACE_ACCEL") if key in os.environ})
         self.process = self.connection = self.key = None

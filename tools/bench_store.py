@@ -47,7 +47,7 @@ class Service:
     """The service on a folder of its own."""
 
     def __init__(self, data, **settings):
-        self.environment = dict(os.environ, NULLSPACE_DATA_DIR=str(data), **settings)
+        self.environment = dict(os.environ, NULLSPACE_DATA_DIR=str(data), NULLSPACE_BUILDKIT="off", **settings)
         key = self.command("keys", "create", "--tenant", "bench")
         self.key = key.stdout.strip()
         self.log = data.parent / "service.log"

@@ -217,6 +217,8 @@ class Service:
             "PRIVATE_REGISTRIES": "127.0.0.1",
             # The published client's tests reach ports at a host of their own. Guests of these tests reach the loopback, so it must be said.
             "LOCAL_PORTS": "true",
+            # Tests that build Dockerfiles name the BuildKit: whatever is installed beside them, they use no other.
+            "BUILDKIT": "off",
         }
         env = {key: value for key, value in os.environ.items() if not key.startswith("NULLSPACE_")}
         env.update(self.more)

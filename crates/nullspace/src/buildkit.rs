@@ -1,10 +1,11 @@
-//! BuildKits for Dockerfiles: those of the settings, or those that are found on this host, or one for each tenant in a machine.
+//! BuildKits for Dockerfiles: those of the settings, or one for each tenant in a machine, or those that are found on this host.
 //!
 //! ```text
 //!   buildkit = …      docker, unix://, tcp://  ──> these
 //!                     machine                  ──> builder machines; an error without their root
 //!                     off                      ──> none
-//!   not set           usual sockets that are there ──> these
+//!   not set           the root of builder machines is there ──> builder machines
+//!                     else the usual sockets that are there ──> these
 //! ```
 
 use std::net::IpAddr;
@@ -33,11 +34,11 @@ pub(crate) enum Choice {
     Machines(BuilderConfig),
 }
 
-/// What the settings say, or the sockets that are there.
+/// What the settings say, or what is there.
 pub(crate) fn choose(config: &Config) -> anyhow::Result<Choice> {
-    let texts = config.buildkit.as_deref();
-    if texts.is_some_and(|texts| texts.iter().any(|text| text == "machine")) {
-        if texts.is_some_and(|texts| texts.len() > 1) {
+    let Some(texts) = config.buildkit.as_deref() else { return by_default(config) };
+    if texts.iter().any(|text| text == "machine") {
+        if texts.len() > 1 {
             bail!("buildkit: \"machine\" stands alone: builds use builder machines, or the BuildKits of the list");
         }
         let Some(machines) = machines(config) else {
@@ -46,6 +47,18 @@ pub(crate) fn choose(config: &Config) -> anyhow::Result<Choice> {
             );
         };
         return Ok(Choice::Machines(machines));
+    }
+    all(config).map(Choice::Engines)
+}
+
+/// Builder machines if their root is there, else the engines that tenants share. A root that the settings name has to be there:
+/// without it, steps would run with fewer walls than the operator has asked for.
+fn by_default(config: &Config) -> anyhow::Result<Choice> {
+    if let Some(machines) = machines(config) {
+        return Ok(Choice::Machines(machines));
+    }
+    if let Some(tar) = &config.builder_tar {
+        bail!("builder_tar: {} is not there: make builder, or set buildkit", tar.display());
     }
     all(config).map(Choice::Engines)
 }
@@ -129,6 +142,24 @@ mod tests {
         assert!(matches!(choose(&with(&["off"])).unwrap(), Choice::Engines(engines) if engines.is_empty()));
         let half = Config { buildkit_ca: Some("/nonexistent".into()), ..with(&["docker"]) };
         assert!(all(&half).unwrap_err().to_string().contains("together"));
+    }
+
+    #[test]
+    fn builder_machines_are_the_default_where_their_root_is_there() {
+        let guest = tempfile::tempdir().unwrap();
+        let default = |config: Config| Config { guest_dir: Some(guest.path().to_owned()), ..config };
+        // Whichever engines this host has.
+        assert!(matches!(choose(&default(Config::default())).unwrap(), Choice::Engines(_)));
+        std::fs::write(guest.path().join("builder.tar"), "x").unwrap();
+        let Choice::Machines(machines) = choose(&default(Config::default())).unwrap() else { panic!("no machines") };
+        assert_eq!(machines.tar, guest.path().join("builder.tar"));
+        // What the settings say is followed.
+        for texts in [["docker"], ["unix:///run/buildkit/buildkitd.sock"], ["off"]] {
+            assert!(matches!(choose(&default(with(&texts))).unwrap(), Choice::Engines(_)), "{texts:?}");
+        }
+        let elsewhere = Config { builder_tar: Some("/nonexistent".into()), ..Config::default() };
+        assert!(choose(&elsewhere).unwrap_err().to_string().contains("builder_tar"));
+        assert!(choose(&Config { builder_tar: elsewhere.builder_tar, ..with(&["off"]) }).is_ok());
     }
 
     #[test]

@@ -84,8 +84,8 @@ pub(crate) struct Config {
     /// PEM file with CA certificates trusted besides the public ones.
     pub(crate) extra_ca_file: Option<PathBuf>,
     /// BuildKits for Dockerfiles, in the order in which they are tried: `docker`, `docker:///path`, `unix:///path`,
-    /// `tcp://host:port`; `machine` alone for one in a machine of each tenant's own, `off` alone for none. Default: the usual
-    /// sockets that are there.
+    /// `tcp://host:port`; `machine` alone for one in a machine of each tenant's own, `off` alone for none. Default: `machine` if
+    /// the root of builder machines is there, else the usual sockets that are there.
     pub(crate) buildkit: Option<Vec<String>>,
     /// PEM file of the authority that signed the certificates of BuildKits on TCP.
     pub(crate) buildkit_ca: Option<PathBuf>,

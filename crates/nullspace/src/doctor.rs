@@ -3,13 +3,16 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use nullspace_host::BuilderConfig;
 use nullspace_vmm::qemu::Qemu;
 use rustix::fs::Access;
 use secrecy::ExposeSecret as _;
 
-use crate::config::{Config, NetworkChoice, VmmChoice};
+use crate::config::{AccelChoice, Config, NetworkChoice, VmmChoice};
 use crate::objects::{self, Use};
-use crate::{buildkit, guest, vmm};
+use crate::{buildkit, guest, serve, vmm};
+
+const KVM: &str = "KVM (booting a guest)";
 
 /// How much a need matters.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,10 +56,12 @@ pub(crate) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         Verdict::Fails if enough => Finding { verdict: Verdict::Without, ..finding },
         _ => finding,
     }));
+    let kvm = findings.iter().any(|finding| finding.need == KVM && finding.verdict == Verdict::Works);
+    let emulated = !enough && (!kvm || config.accel == AccelChoice::Tcg);
     findings.push(firecracker);
     findings.extend(older(config));
     findings.extend(network(config));
-    findings.extend(buildkits(config).await);
+    findings.extend(buildkits(config, emulated).await);
     findings.extend(object_store(config).await);
     findings.extend(database(config).await);
 
@@ -108,20 +113,15 @@ async fn database(config: &Config) -> Option<Finding> {
     })
 }
 
+const BUILDKIT: &str = "BuildKit (Dockerfile builds)";
+
 /// Each BuildKit for Dockerfiles.
-async fn buildkits(config: &Config) -> Vec<Finding> {
-    const NEED: &str = "BuildKit (Dockerfile builds)";
-    const CURE: &str =
-        "apt-get install docker.io, or buildkit = [\"unix:///path\"], or make builder and buildkit = [\"machine\"]";
+async fn buildkits(config: &Config, emulated: bool) -> Vec<Finding> {
+    const NEED: &str = BUILDKIT;
+    const CURE: &str = "make builder, or apt-get install docker.io, or buildkit = [\"unix:///path\"]";
     let kits = match buildkit::choose(config) {
         Ok(buildkit::Choice::Engines(kits)) => kits,
-        Ok(buildkit::Choice::Machines(machines)) => {
-            let (tar, memory, disk) = (machines.tar.display(), machines.memory_mib, machines.disk_mib);
-            let found = format!(
-                "builder machines, one for each tenant, from {tar}: {memory} MiB of memory and a disk of up to {disk} MiB each"
-            );
-            return vec![Finding::works(NEED, found)];
-        }
+        Ok(buildkit::Choice::Machines(machines)) => return vec![builders(config, &machines, emulated)],
         Err(error) => return vec![Finding::fails(NEED, format!("{error:#}"), "correct the settings")],
     };
     if kits.is_empty() {
@@ -140,6 +140,31 @@ async fn buildkits(config: &Config) -> Vec<Finding> {
         });
     }
     findings
+}
+
+/// Builder machines.
+fn builders(config: &Config, machines: &BuilderConfig, emulated: bool) -> Finding {
+    let (tar, memory, disk) = (machines.tar.display(), machines.memory_mib, machines.disk_mib);
+    let mut found = format!(
+        "builder machines, one for each tenant, from {tar}: {memory} MiB of memory and a disk of up to {disk} MiB each"
+    );
+    let most = match serve::capacity(config) {
+        Ok(capacity) => capacity.memory_mib.min(config.memory_mib_per_tenant.unwrap_or(u64::MAX)),
+        Err(error) => return Finding::fails(BUILDKIT, format!("{error:#}"), "correct the settings"),
+    };
+    // The VMM needs some more.
+    if u64::from(memory) >= most {
+        let found = format!("{found}; machines have {most} MiB here: Dockerfile builds are refused");
+        return Finding::without(
+            BUILDKIT,
+            found,
+            "lower builder_memory_mib, or raise memory_mib or memory_mib_per_tenant",
+        );
+    }
+    if emulated {
+        found.push_str("; slow in software emulation: half a minute and more for the first build");
+    }
+    Finding::works(BUILDKIT, found)
 }
 
 fn data_dir(config: &Config) -> Finding {
@@ -230,7 +255,7 @@ async fn qemu(config: &Config, dir: &Path) -> Vec<Finding> {
     });
     for accelerator in report.accelerators {
         let kvm = accelerator.accelerator == "kvm";
-        let need = if kvm { "KVM (booting a guest)" } else { "software emulation (booting a guest)" };
+        let need = if kvm { KVM } else { "software emulation (booting a guest)" };
         findings.push(match (accelerator.works, kvm) {
             (true, _) => Finding::works(need, accelerator.detail),
             (false, true) => {
@@ -302,5 +327,39 @@ fn version(program: &Path, flag: &str) -> Result<String, String> {
     match text.lines().next().map(str::trim).filter(|line| output.status.success() && !line.is_empty()) {
         Some(line) => Ok(format!("{shown}: {line}")),
         None => Err(format!("{shown} {flag} ended with {}", output.status)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builder_machines_are_judged_by_the_room_for_them() {
+        let tar = tempfile::NamedTempFile::new().unwrap();
+        let config = Config {
+            builder_tar: Some(tar.path().to_owned()),
+            builder_memory_mib: 1024,
+            memory_mib: Some(4096),
+            ..Config::default()
+        };
+        let judged = |config: &Config, emulated| {
+            let Ok(buildkit::Choice::Machines(machines)) = buildkit::choose(config) else { panic!("no machines") };
+            builders(config, &machines, emulated)
+        };
+        let fits = judged(&config, false);
+        assert!(fits.verdict == Verdict::Works && !fits.found.contains("slow"), "{}", fits.found);
+        assert!(judged(&config, true).found.contains("slow in software emulation"));
+        for small in [
+            Config { memory_mib: Some(1024), ..config.clone() },
+            Config { memory_mib_per_tenant: Some(512), ..config.clone() },
+        ] {
+            let judged = judged(&small, false);
+            assert!(
+                judged.verdict == Verdict::Without && judged.cure.contains("builder_memory_mib"),
+                "{}",
+                judged.found
+            );
+        }
     }
 }

@@ -347,7 +347,7 @@ fn hostname() -> String {
     if name.is_empty() { "localhost".to_owned() } else { name }
 }
 
-fn capacity(config: &Config) -> anyhow::Result<Capacity> {
+pub(crate) fn capacity(config: &Config) -> anyhow::Result<Capacity> {
     let memory_mib = match config.memory_mib {
         Some(mib) => mib,
         None => rustix::system::sysinfo().totalram / (1 << 20) * 3 / 4,

@@ -118,7 +118,7 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
         ensure!(visible, "metrics_token must be 1 or more visible ASCII characters, without spaces");
     }
     if config.buildkit.as_ref().is_some_and(Vec::is_empty) {
-        bail!("buildkit is an empty list: leave it out for the usual sockets, or write [\"off\"] for none");
+        bail!("buildkit is an empty list: leave it out for the default, or write [\"off\"] for none");
     }
     Ok(())
 }
