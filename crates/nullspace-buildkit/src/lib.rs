@@ -54,6 +54,7 @@ pub use endpoint::{Endpoint, InvalidEndpoint};
 pub use error::Error;
 pub use failure::{Cause, Failure};
 pub use job::{Job, Login, Output};
+pub use patterns::{InvalidPattern, not_ignored};
 pub use progress::{Event, Step};
 pub use session::Duplex;
 pub use solve::{About, Archive, BuildKit};

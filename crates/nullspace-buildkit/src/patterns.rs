@@ -22,7 +22,7 @@ const MAX_COMPILED: usize = 1 << 20;
 /// A pattern that cannot be matched.
 #[derive(Debug, thiserror::Error)]
 #[error("pattern {pattern:?}: {why}")]
-pub(crate) struct InvalidPattern {
+pub struct InvalidPattern {
     pattern: String,
     why: String,
 }
@@ -88,6 +88,35 @@ impl Filter {
         let keep = |(index, item)| kept.contains(&index).then_some(item);
         walked.into_iter().enumerate().filter_map(keep).collect()
     }
+}
+
+/// The paths of a tree that a `.dockerignore` of this text leaves, with the directories above them. The text is read as moby's
+/// `ignorefile` reads it.
+///
+/// # Errors
+/// When a pattern of it cannot be matched.
+pub fn not_ignored(tree: &Tree, text: &str) -> Result<Vec<String>, InvalidPattern> {
+    let lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines();
+    let patterns: Vec<String> = lines
+        .filter(|line| !line.starts_with('#'))
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(|line| match line.strip_prefix('!') {
+            Some(rest) => format!("!{}", inside(rest.trim())),
+            None => inside(line),
+        })
+        .collect();
+    let filter = Filter::new(&[], &[], &patterns)?;
+    Ok(filter.of(tree).into_iter().map(|(path, _)| path).collect())
+}
+
+/// A pattern of an ignore file, relative to the context.
+fn inside(pattern: &str) -> String {
+    if pattern.is_empty() {
+        return String::new();
+    }
+    let cleaned = clean(pattern);
+    cleaned.strip_prefix('/').filter(|rest| !rest.is_empty()).map_or(cleaned.clone(), str::to_owned)
 }
 
 fn below(path: &str, dir: &str) -> bool {

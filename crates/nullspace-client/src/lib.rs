@@ -12,6 +12,7 @@
 
 #![warn(clippy::cast_possible_truncation)]
 
+mod blobs;
 mod error;
 mod follow;
 mod life;

@@ -12,6 +12,7 @@
 
 mod buildkit;
 mod config;
+mod context;
 mod database;
 mod doctor;
 mod growth;

@@ -1,6 +1,7 @@
 //! `nullspace template …`: templates of a running service.
 
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -11,11 +12,12 @@ use futures::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use nullspace_api::{
     CommandReadinessProbe, CreateTemplateRequest, ErrorResponseCode, HttpReadinessProbe, TcpReadinessProbe,
-    TemplateBuildConfig, TemplateBuildLogEntry, TemplateBuildLogKind, TemplateReadinessProbe, TemplateRuntimeConfig,
-    TimeoutReadinessProbe,
+    TemplateBuildConfig, TemplateBuildContext, TemplateBuildLogEntry, TemplateBuildLogKind, TemplateReadinessProbe,
+    TemplateRuntimeConfig, TimeoutReadinessProbe,
 };
 use nullspace_client::Client;
 
+use crate::context;
 use crate::remote::{Remote, pair, shown};
 
 /// What to do with templates.
@@ -71,8 +73,20 @@ pub(crate) struct Build {
     #[arg(long)]
     name: Option<String>,
     /// What to start from: an image (`ubuntu:22.04`) or a template (`nullspace/base:latest`).
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["dockerfile", "context"])]
     from: Option<String>,
+    /// Dockerfile to build. Default: `Dockerfile` in the folder of `--context`.
+    #[arg(long)]
+    dockerfile: Option<PathBuf>,
+    /// Folder with the files that the Dockerfile copies. What its `.dockerignore` names is not sent. Default: no files.
+    #[arg(long)]
+    context: Option<PathBuf>,
+    /// Stage of the Dockerfile to build. Default: the last.
+    #[arg(long)]
+    target: Option<String>,
+    /// Argument of the Dockerfile, NAME=VALUE; may be repeated.
+    #[arg(long = "build-arg", value_parser = pair)]
+    build_args: Vec<(String, String)>,
     /// Tag to put on the result; may be repeated. Default: `default`.
     #[arg(long = "tag")]
     tags: Vec<String>,
@@ -174,9 +188,16 @@ async fn start(build: Build) -> anyhow::Result<ExitCode> {
         disk_mb: build.disk_mb,
         internet_access: build.no_internet.then_some(false),
     };
+    let (dockerfile, dockerfile_path, build_context) =
+        dockerfile(&client, build.dockerfile, build.context.as_deref()).await?;
     let request = CreateTemplateRequest {
         name: build.name,
         base_image: build.from,
+        dockerfile,
+        dockerfile_path,
+        build_context,
+        build_target: build.target,
+        build_args: (!build.build_args.is_empty()).then(|| build.build_args.into_iter().collect()),
         tags: (!build.tags.is_empty()).then_some(build.tags),
         start_cmd: build.start_cmd,
         resume_cmd: build.resume_cmd,
@@ -186,6 +207,26 @@ async fn start(build: Build) -> anyhow::Result<ExitCode> {
     };
     let accepted = client.start_build(&request).await.context("start the build")?;
     follow(&client, &accepted.build_id).await
+}
+
+/// Reads the Dockerfile, and uploads its context: its text, its path in the context, and the context.
+async fn dockerfile(
+    client: &Client,
+    file: Option<PathBuf>,
+    folder: Option<&Path>,
+) -> anyhow::Result<(Option<String>, Option<String>, Option<TemplateBuildContext>)> {
+    let Some(file) = file.or_else(|| folder.map(|folder| folder.join("Dockerfile"))) else {
+        return Ok((None, None, None));
+    };
+    let text = std::fs::read_to_string(&file).with_context(|| format!("read the Dockerfile {}", file.display()))?;
+    let Some(folder) = folder else { return Ok((Some(text), None, None)) };
+    let whole = |path: &Path| path.canonicalize().with_context(|| format!("read {}", path.display()));
+    let inside = whole(&file)?.strip_prefix(whole(folder)?).ok().and_then(Path::to_str).map(str::to_owned);
+    // One of another folder is named as if it were here, for an ignore file beside it.
+    let name = inside.or_else(|| Some(file.file_name()?.to_str()?.to_owned()));
+    let name = name.with_context(|| format!("{}: its name is not UTF-8", file.display()))?;
+    let context = context::upload(client, folder, &name).await?;
+    Ok((Some(text), Some(name), Some(context)))
 }
 
 /// Shows a build's log until its end. In a terminal, a line below the log says for how long the build has been doing

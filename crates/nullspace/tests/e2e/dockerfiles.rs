@@ -1,6 +1,7 @@
 //! Dockerfiles, built by the BuildKit of a real Docker Engine into templates and sandboxes.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -127,10 +128,29 @@ RUN exit 8
     assert_eq!(sandbox.sh_with("ls /added", json!({"user": "root"})).await, "hostname");
 
     // The second time nothing runs, and the root image is there.
-    let again = api.ready(wanted).await;
+    let again = api.ready(wanted.clone()).await;
     let summary = again.build.cache_summary.as_ref().unwrap();
     assert!(summary.layer_hits > 5 && summary.layer_misses == 0, "{summary:?} {again:?}");
     assert_eq!(again.build.source_digest, build.source_digest);
+
+    // The same from a folder, by the command line: what is ignored is not sent.
+    let folder = tempfile::tempdir().unwrap();
+    let files = wanted["build_context"]["files"].as_array().unwrap();
+    for file in files.iter().filter(|file| file["content_base64"].is_string()) {
+        let path = folder.path().join(file["path"].as_str().unwrap());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, STANDARD.decode(file["content_base64"].as_str().unwrap()).unwrap()).unwrap();
+    }
+    fs::write(folder.path().join("files.tar"), &tar).unwrap();
+    fs::write(folder.path().join("Dockerfile"), text).unwrap();
+    fs::write(folder.path().join("b.txt"), "ignored").unwrap();
+    let mut command = service.command(&["template", "build", "--target", "final", "--build-arg", "WHO=me"]);
+    command.args(["--memory-mib", "192", "--context"]).arg(folder.path());
+    let ran = command.env("NULLSPACE_API_URL", service.url()).env("NULLSPACE_API_KEY", service.key("first")).output();
+    let ran = ran.unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success() && said.contains("Cache hit: [build 2/2] RUN echo"), "{ran:?}");
+    assert!(api.preflight(b"ignored", false).await.1, "an ignored file was sent");
     assert_eq!(images(&docker), "", "images that builds left on the engine");
     service.stop().await;
 }
