@@ -94,15 +94,6 @@ impl Page {
 type Frame = Vec<(usize, Page)>;
 
 impl Store {
-    /// Reads the pages of images that [`Store::put_files`] will be told of as similar, so that it finds them in memory. Images that are
-    /// not stored are left out.
-    pub fn read_similar(&self, similar: &[ManifestId], stop: &Stop) -> Result<()> {
-        for pin in similar.iter().filter_map(|id| self.pin(*id).ok()) {
-            self.inner.page_table(pin.id(), stop)?;
-        }
-        Ok(())
-    }
-
     /// Stores sparse files, with one pack for all. Pages with the content of a page of `similar` images are named and not
     /// stored again; similar images that are not stored are left out.
     ///

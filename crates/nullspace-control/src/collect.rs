@@ -152,13 +152,18 @@ async fn adopt(inner: &Inner) {
             return;
         }
         let adopted = async {
+            // A capture of a paused sandbox is published by itself.
+            if inner.db.snapshot_in_folder(folder).await?.is_some() {
+                return Ok(None);
+            }
             let streams = inner.host.adopt_artifact(folder).await?;
             let named = inner.db.set_artifact_streams(folder, &streams).await?;
             inner.host.artifact_named(folder);
-            Ok::<_, Broken>(named)
+            Ok::<_, Broken>(Some(named))
         };
         match adopted.await {
-            Ok(_) => tracing::info!(folder, "a snapshot of an older version is stored as chunks now"),
+            Ok(None) => {}
+            Ok(Some(_)) => tracing::info!(folder, "a snapshot of an older version is stored as chunks now"),
             Err(error) => {
                 tracing::warn!(folder, error = %chain(&error), "a snapshot of an older version stays a folder")
             }

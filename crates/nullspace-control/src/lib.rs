@@ -27,7 +27,7 @@ mod sandboxes;
 mod sealed;
 mod signed;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -87,6 +87,8 @@ pub struct Control {
 
 /// The parts that all topics use, and the state of each topic.
 pub(crate) struct Inner {
+    /// Itself, for tasks.
+    me: Weak<Inner>,
     config: ControlConfig,
     db: Arc<dyn Database>,
     host: Arc<dyn Host>,
@@ -110,7 +112,8 @@ impl Control {
         let lifecycle = lifecycle::State::default();
         let metrics = metrics::Metrics::with(&lifecycle);
         Control {
-            inner: Arc::new(Inner {
+            inner: Arc::new_cyclic(|me| Inner {
+                me: me.clone(),
                 config,
                 db,
                 host,
@@ -139,6 +142,7 @@ impl Control {
         let now = Timestamp::now();
         let host = &inner.config.host;
         let lost = inner.record_lost(now).await?;
+        let captures = inner.take_up_captures(now).await?;
         let awaited = inner.awaited().await?;
         let removed = inner.host.sweep(inner.db.known_files().await?, inner.db.known_blobs().await?).await?;
         inner.db.forget_removed().await?;
@@ -172,6 +176,7 @@ impl Control {
         inner.tasks.spawn(sandboxes::record_late(Arc::clone(inner)));
         inner.tasks.spawn(sandboxes::keep_ports(Arc::clone(inner)));
         inner.tasks.spawn(sandboxes::continue_all(Arc::clone(inner), awaited));
+        sandboxes::publish_all(inner, captures);
         catalog::base::ensure(inner).await;
         Ok(())
     }
@@ -209,6 +214,15 @@ pub enum StartError {
     /// The host.
     #[error(transparent)]
     Host(#[from] nullspace_host_interface::HostError),
+}
+
+impl From<collect::Broken> for StartError {
+    fn from(error: collect::Broken) -> StartError {
+        match error {
+            collect::Broken::Database(error) => StartError::Database(error),
+            collect::Broken::Host(error) => StartError::Host(error),
+        }
+    }
 }
 
 impl Service for Control {}

@@ -16,7 +16,8 @@
 //! artifact is removed.
 //!
 //! Snapshots of versions before that lie in `artifacts/<folder>/` as files. They are used there until
-//! [`ArtifactStore::adopt_artifact`] has stored them.
+//! [`ArtifactStore::adopt_artifact`] has stored them. Those of paused sandboxes lie in `captures/` first, see
+//! [`captures`](crate::captures).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, DirBuilder, File};
@@ -29,9 +30,11 @@ use nullspace_chunks::{ManifestId, Pin, Stop};
 use nullspace_types::{ArtifactId, KnownFiles, Streams};
 use uuid::Uuid;
 
+use crate::captures;
 use crate::folders::{DIR_MODE, discard, inside_work, io_error, read_dir, remove, stored_bytes};
 use crate::images::{Images, Origin, raw_snapshot};
 use crate::names::{ARTIFACTS, artifact_of, is_stream};
+use crate::store::Scratch;
 use crate::{ArtifactStore, DataError, Result};
 
 /// The result of [`ArtifactStore::publish_artifact`].
@@ -54,11 +57,17 @@ pub struct SnapshotPin {
 #[derive(Debug)]
 struct Held {
     path: PathBuf,
-    /// The store and the path in its cache; `None` for a snapshot of an older version.
+    /// The store and the path in its cache; `None` for a snapshot of an older version, and a capture.
     cached: Option<(ArtifactStore, String)>,
+    /// The links to a capture's files.
+    _links: Option<Scratch>,
 }
 
 impl SnapshotPin {
+    fn new(path: PathBuf, cached: Option<(ArtifactStore, String)>, links: Option<Scratch>) -> SnapshotPin {
+        SnapshotPin { held: Arc::new(Held { path, cached, _links: links }) }
+    }
+
     /// The folder with the files. Read them only.
     pub fn path(&self) -> &Path {
         &self.held.path
@@ -120,25 +129,28 @@ impl ArtifactStore {
         let (from, store) = (dir.to_owned(), self.clone());
         self.blocking(move |root| {
             let from = inside_work(root, &from)?;
-            let images = store.images();
-            let (streams, pins, stored_bytes) = put_folder(images, &from, &similar)?;
-            // Named before it is in the cache: a collection in between would take it out again.
-            store.unnamed().all().insert(folder.clone(), (streams.clone(), pins));
-            enter(images, root, &from, &streams)?;
-            images.trim(root)?;
-            Ok(PublishedArtifact { folder, stored_bytes, streams })
+            store.publish(root, &from, folder, &similar, &Stop::default())
         })
         .await
     }
 
-    /// Reads what [`publish_artifact`](Self::publish_artifact) compares a snapshot with, so that it takes less time afterwards.
-    ///
-    /// # Errors
-    /// The publication would meet the same.
-    pub async fn read_similar(&self, similar: Vec<Streams>) -> Result<()> {
-        let store = self.clone();
-        self.blocking(move |_| Ok(store.images().chunks.read_similar(&similar_images(&similar), &Stop::default())?))
-            .await
+    /// Stores the files in a folder of `work/` under a name, and makes the folder the raw files. Blocks.
+    pub(crate) fn publish(
+        &self,
+        root: &Path,
+        from: &Path,
+        folder: String,
+        similar: &[Streams],
+        stop: &Stop,
+    ) -> Result<PublishedArtifact> {
+        let images = self.images();
+        let (streams, pins, stored_bytes) = put_folder(images, from, similar, stop)?;
+        // Named before it is in the cache: a collection in between would take it out again.
+        let before = self.unnamed().all().insert(folder.clone(), (streams.clone(), pins));
+        drop(before);
+        enter(images, root, from, &streams)?;
+        images.trim(root)?;
+        Ok(PublishedArtifact { folder, stored_bytes, streams })
     }
 
     /// Says that the database names this artifact: its row keeps the snapshot from now on.
@@ -147,14 +159,16 @@ impl ArtifactStore {
         let _named = self.unnamed().all().remove(folder);
     }
 
-    /// Removes an artifact that the database does not name: the files of an older version, and the hold on its chunks, which
+    /// Removes an artifact that the database does not name: the files of an older version, its capture, and the hold on its chunks, which
     /// the next [`collect_images`](Self::collect_images) removes.
     pub async fn remove_artifact(&self, folder: &str) -> Result<()> {
         let path = self.artifact_dir(folder)?;
         self.artifact_named(folder);
+        self.published().forget(folder);
         // Out of the way first: a crash half-way through must not leave a folder that looks whole.
         let bin = self.bin();
-        self.blocking(move |_| discard(&path, &bin)).await
+        self.blocking(move |_| discard(&path, &bin)).await?;
+        self.drop_capture(folder).await
     }
 
     /// Stores the snapshot of an older version, which stays until [`remove_artifact`](Self::remove_artifact). Its row then
@@ -162,7 +176,7 @@ impl ArtifactStore {
     pub async fn adopt_artifact(&self, folder: &str) -> Result<Streams> {
         let (path, store, folder) = (self.artifact_dir(folder)?, self.clone(), folder.to_owned());
         self.blocking(move |_| {
-            let (streams, pins, _) = put_folder(store.images(), &path, &[])?;
+            let (streams, pins, _) = put_folder(store.images(), &path, &[], &Stop::default())?;
             store.unnamed().all().insert(folder, (streams.clone(), pins));
             Ok(streams)
         })
@@ -171,7 +185,9 @@ impl ArtifactStore {
 
     /// Whether a snapshot can be opened, as far as its names tell.
     pub fn has_snapshot(&self, folder: &str, streams: Option<&Streams>) -> Result<bool> {
-        let Some(streams) = streams else { return Ok(self.artifact_dir(folder)?.is_dir()) };
+        let Some(streams) = streams else {
+            return Ok(self.artifact_dir(folder)?.is_dir() || self.capture_dir(folder)?.is_dir());
+        };
         Ok(is_stored(self.images(), streams))
     }
 
@@ -180,13 +196,7 @@ impl ArtifactStore {
     /// # Errors
     /// [`DataError::Damaged`] when it can no longer be made.
     pub async fn open_snapshot(&self, folder: &str, streams: Option<&Streams>) -> Result<SnapshotPin> {
-        let Some(streams) = streams else {
-            let path = self.artifact_dir(folder)?;
-            if !path.is_dir() {
-                return Err(DataError::Damaged { what: format!("the snapshot {folder} is missing") });
-            }
-            return Ok(SnapshotPin { held: Arc::new(Held { path, cached: None }) });
-        };
+        let Some(streams) = streams else { return self.open_files(folder).await };
         let key = raw_snapshot(&cache_name(streams));
         let path = self.root().join(&key);
         if let Some(pin) = self.pin_snapshot(&key, &path) {
@@ -223,7 +233,7 @@ impl ArtifactStore {
                 cache.written_back += 1;
                 cache.pin(&key)
             };
-            let pin = pin.then(|| SnapshotPin { held: Arc::new(Held { path, cached: Some((store.clone(), key)) }) });
+            let pin = pin.then(|| SnapshotPin::new(path, Some((store.clone(), key)), None));
             tracing::info!(bytes, ms = began.elapsed().as_millis(), "snapshot written back");
             images.trim(root)?;
             // Dropped with the answer, should nobody wait for it any more.
@@ -232,13 +242,28 @@ impl ArtifactStore {
         .await
     }
 
+    /// Opens a snapshot that is not stored as chunks: a folder of an older version, or a capture.
+    async fn open_files(&self, folder: &str) -> Result<SnapshotPin> {
+        let path = self.artifact_dir(folder)?;
+        if path.is_dir() {
+            return Ok(SnapshotPin::new(path, None, None));
+        }
+        let (store, name) = (self.clone(), folder.to_owned());
+        if let Some((links, path)) = self.blocking(move |_| store.link_capture(&name)).await? {
+            return Ok(SnapshotPin::new(path, None, Some(links)));
+        }
+        // Since the caller has asked for its row.
+        let streams = self.published().streams_of(folder).ok_or_else(|| captures::missing(folder))?;
+        Box::pin(self.open_snapshot(folder, Some(&streams))).await
+    }
+
     fn pin_snapshot(&self, key: &str, path: &Path) -> Option<SnapshotPin> {
         let mut cache = self.images().cache();
         if !path.is_dir() || !cache.pin(key) {
             return None;
         }
         let cached = Some((self.clone(), key.to_owned()));
-        Some(SnapshotPin { held: Arc::new(Held { path: path.to_owned(), cached }) })
+        Some(SnapshotPin::new(path.to_owned(), cached, None))
     }
 
     /// Names in the cache of these artifacts' snapshots, and of those that are published and not named yet.
@@ -278,7 +303,7 @@ fn similar_images(similar: &[Streams]) -> Vec<ManifestId> {
 }
 
 /// Stores the files of a folder. Returns their streams, pinned, and the growth of the chunk store.
-fn put_folder(images: &Images, from: &Path, similar: &[Streams]) -> Result<(Streams, Vec<Pin>, u64)> {
+fn put_folder(images: &Images, from: &Path, similar: &[Streams], stop: &Stop) -> Result<(Streams, Vec<Pin>, u64)> {
     let mut files = BTreeMap::new();
     for path in read_dir(from)? {
         let name = path.file_name().and_then(|name| name.to_str()).filter(|name| is_stream(name));
@@ -289,7 +314,7 @@ fn put_folder(images: &Images, from: &Path, similar: &[Streams]) -> Result<(Stre
         files.insert(name.to_owned(), File::open(&path).map_err(io_error("open", &path))?);
     }
     let opened: Vec<&File> = files.values().collect();
-    let stored = images.chunks.put_files(&opened, &similar_images(similar), &Stop::default())?;
+    let stored = images.chunks.put_files(&opened, &similar_images(similar), stop)?;
     let stored_bytes = stored.iter().map(|stored| stored.put.stored_bytes).sum();
     let (mut streams, mut pins) = (Streams::default(), Vec::new());
     for (name, stored) in files.into_keys().zip(stored) {

@@ -26,7 +26,7 @@ use crate::names::{CHUNKS, ROOTFS, SNAPSHOTS, WORK};
 use crate::remote::{ObjectSettings, remote_settings};
 
 /// The kernel's id of the current boot.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+pub(crate) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// File with the boot id of the last run.
 const LAST_BOOT: &str = "boot_id";
 

@@ -18,7 +18,7 @@ use crate::{
     ArtifactStore, DataError, Result,
     artifacts::is_stored,
     folders::{io_error, read_dir, remove, sync_dir},
-    names::{ARTIFACTS, BLOBS, CHUNKS, LOGS, ROOTFS, artifact_of},
+    names::{ARTIFACTS, BLOBS, CAPTURES, CHUNKS, LOGS, ROOTFS, artifact_of},
 };
 
 /// Names of everything durable in a data folder.
@@ -28,6 +28,8 @@ pub struct Inventory {
     pub root: PathBuf,
     /// Under `artifacts/`: snapshots of older versions.
     pub artifacts: BTreeSet<String>,
+    /// Under `captures/`: paused sandboxes that are not stored as chunks yet.
+    pub captures: BTreeSet<String>,
     /// Under `rootfs/`: root images as raw files.
     pub raw_files: BTreeSet<String>,
     /// Root images, and files of snapshots, whose chunks are stored.
@@ -39,6 +41,8 @@ pub struct Inventory {
 impl Inventory {
     /// Folder of the snapshots of older versions within the data folder.
     pub const ARTIFACTS: &'static str = ARTIFACTS;
+    /// Folder of captures within the data folder.
+    pub const CAPTURES: &'static str = CAPTURES;
     /// Folder of the chunks of root images and snapshots within the data folder.
     pub const CHUNKS: &'static str = CHUNKS;
     /// Folder of uploaded files within the data folder.
@@ -52,9 +56,11 @@ impl Inventory {
             || manifest.and_then(|id| id.parse().ok()).is_some_and(|id| self.manifests.contains(&id))
     }
 
-    /// Whether an artifact's snapshot is stored: as the chunks of these streams, or as a folder of an older version.
+    /// Whether a snapshot is stored: as the chunks of these streams, as a folder of an older version, or as a capture.
     pub fn has_artifact(&self, folder: &str, streams: Option<&Streams>) -> bool {
-        let Some(streams) = streams else { return self.artifacts.contains(folder) };
+        let Some(streams) = streams else {
+            return self.artifacts.contains(folder) || self.captures.contains(folder);
+        };
         streams.0.values().all(|id| id.parse().is_ok_and(|id| self.manifests.contains(&id)))
     }
 
@@ -91,6 +97,7 @@ impl ArtifactStore {
             Ok(Inventory {
                 root: root.to_owned(),
                 artifacts: names(&root.join(ARTIFACTS))?,
+                captures: names(&root.join(CAPTURES))?,
                 raw_files: names(&root.join(ROOTFS))?,
                 manifests: store.images().manifests().into_iter().collect(),
                 blobs,
@@ -112,10 +119,9 @@ fn names(dir: &Path) -> Result<BTreeSet<String>> {
 /// [`DataError::Io`] when a folder that is there cannot be read.
 pub fn stored_without_database(data_dir: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
-    for folder in
-        [ARTIFACTS.to_owned(), format!("{CHUNKS}/packs"), ROOTFS.to_owned(), BLOBS.to_owned(), LOGS.to_owned()]
-    {
-        let path = data_dir.join(&folder);
+    let packs = format!("{CHUNKS}/packs");
+    for folder in [ARTIFACTS, CAPTURES, &packs, ROOTFS, BLOBS, LOGS] {
+        let path = data_dir.join(folder);
         let count = match fs::read_dir(&path) {
             Ok(entries) => entries.count(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
@@ -129,7 +135,7 @@ pub fn stored_without_database(data_dir: &Path) -> Result<Vec<String>> {
 }
 
 impl ArtifactStore {
-    /// Removes from `artifacts/`, `snapshots/` and `rootfs/` the names that are not in `known`. Call it at the start of the service, before
+    /// Removes from `artifacts/`, `captures/`, `snapshots/` and `rootfs/` the names that are not in `known`. Call it at the start of the service, before
     /// any build runs: published files without a row look like leftovers of a crash. Call it only after a comparison of the
     /// [`inventory`](Self::inventory) with the database: files of another database look the same. A root image or
     /// snapshot without raw files is not missing while its chunks are stored.
@@ -139,22 +145,23 @@ impl ArtifactStore {
             let snapshots = store.snapshot_names(&known);
             let mut report = SweepReport { removed: Vec::new(), missing: known };
             let mut removed = store.images().sweep(root, &mut report.missing.rootfs, &snapshots)?;
-            let dir = root.join(ARTIFACTS);
-            for path in read_dir(&dir)? {
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                // Each name found is struck from the list; what stays on it is missing.
-                if matches!(report.missing.artifacts.get(name), Some(None)) {
-                    report.missing.artifacts.remove(name);
-                    continue;
+            for dir in [root.join(ARTIFACTS), root.join(CAPTURES)] {
+                for path in read_dir(&dir)? {
+                    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                    // Each name found is struck from the list; what stays on it is missing.
+                    if matches!(report.missing.artifacts.get(name), Some(None)) {
+                        report.missing.artifacts.remove(name);
+                        continue;
+                    }
+                    // Also a folder of an older version, or a capture, whose snapshot is stored as chunks by now.
+                    remove(&path)?;
+                    removed.push(path);
                 }
-                // Also the folder of an older version whose snapshot is stored as chunks by now.
-                remove(&path)?;
-                removed.push(path);
+                sync_dir(&dir)?;
             }
             let images = store.images();
             let lost = |streams: &Streams| !is_stored(images, streams);
             report.missing.artifacts.retain(|_, streams| streams.as_ref().is_none_or(lost));
-            sync_dir(&dir)?;
             let shown = |path: &PathBuf| path.strip_prefix(root).unwrap_or(path).display().to_string();
             report.removed = removed.iter().map(shown).collect();
             report.removed.sort();

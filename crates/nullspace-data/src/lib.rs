@@ -1,9 +1,10 @@
 //! The data folder: snapshots, root images and uploaded files, each complete or absent.
 //!
 //! ```text
-//!   ArtifactStore ──── work/<random>/  ──rename──┬──>   artifacts/tmpl_….<nonce>/   snapshot of one build
+//!   ArtifactStore ──── work/<random>/  ──rename──┬──>   chunks/, snapshots/         snapshots of builds and sandboxes
 //!                      written, fsynced          ├──>   chunks/, rootfs/            shared root images
 //!                                                └──>   blobs/tn_…/<sha256>         file of a build context
+//!                      written ──────────rename──────>   captures/<name>/            a paused sandbox, until it is in chunks/
 //! ```
 //!
 //! An artifact becomes visible only when it is complete. Its files are written in `work/`, flushed and renamed, and the
@@ -15,8 +16,8 @@
 //! ([`KnownFiles`](nullspace_types::KnownFiles)).
 //!
 //! ```text
-//!   artifacts   rootfs   blobs   logs   layers   inventory   space   host     methods of ArtifactStore, each with its data
-//!           └──────────────┴───────┼────────┴─────────┴─────────┴──────┘
+//!   artifacts   captures   rootfs   blobs   logs   layers   inventory   space   host     methods of ArtifactStore, each with its data
+//!           └─────────┴───────┴───────┼────────┴────────┴─────────┴─────────┴──────┘
 //!                                store                                lock, scratch, blocking jobs
 //!                             images   promises                       chunks and raw files; promised space
 //!                             folders ── names                        operations on files; their names
@@ -24,6 +25,7 @@
 
 mod artifacts;
 mod blobs;
+mod captures;
 mod error;
 mod folders;
 mod host;
@@ -44,6 +46,7 @@ mod store_id;
 
 pub use artifacts::{PublishedArtifact, SnapshotPin};
 pub use blobs::UploadedFiles;
+pub use captures::CaptureState;
 pub use error::{DataError, Result};
 pub use images::CacheUsage;
 pub use inventory::{Inventory, SweepReport, stored_without_database};

@@ -11,6 +11,8 @@ use nullspace_types::ArtifactId;
 pub(crate) const WORK: &str = "work";
 /// The folder of snapshots of older versions, as files.
 pub(crate) const ARTIFACTS: &str = "artifacts";
+/// The folder of captures that are not stored as chunks yet.
+pub(crate) const CAPTURES: &str = "captures";
 /// The folder of the chunk store.
 pub(crate) const CHUNKS: &str = "chunks";
 /// The folder of root images as raw files.

@@ -11,7 +11,7 @@ use std::io;
 use rustix::fs::statvfs;
 
 use crate::folders::{io_error, stored_bytes};
-use crate::names::{ARTIFACTS, CHUNKS, ROOTFS, SNAPSHOTS, WORK};
+use crate::names::{ARTIFACTS, CAPTURES, CHUNKS, ROOTFS, SNAPSHOTS, WORK};
 use crate::promises::Room;
 use crate::{ArtifactStore, DataError, Result};
 
@@ -33,7 +33,7 @@ pub struct DiskUsage {
     pub chunks: u64,
     /// Size of `rootfs/` and `snapshots/`: the cache of raw root images and snapshots.
     pub rootfs: u64,
-    /// Size of `work/`.
+    /// Size of `work/` and `captures/`: machines and captures that are not stored yet. Links to one file count each.
     pub work: u64,
 }
 
@@ -76,7 +76,7 @@ impl ArtifactStore {
                 artifacts: stored_bytes(&root.join(ARTIFACTS))?,
                 chunks: stored_bytes(&root.join(CHUNKS))?,
                 rootfs: stored_bytes(&root.join(ROOTFS))?.saturating_add(stored_bytes(&root.join(SNAPSHOTS))?),
-                work: stored_bytes(&root.join(WORK))?,
+                work: stored_bytes(&root.join(WORK))?.saturating_add(stored_bytes(&root.join(CAPTURES))?),
             })
         })
         .await

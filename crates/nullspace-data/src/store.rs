@@ -8,6 +8,7 @@
 //!        chunks/                           root images and snapshots, see `rootfs` and `artifacts`
 //!        snapshots/<digest>/               snapshots as raw files: a cache
 //!        artifacts/tmpl_….<nonce>/         snapshots of older versions, as files
+//!        captures/<name>/                  paused sandboxes that are not stored as chunks yet, see `captures`
 //!        rootfs/<key>.<nonce>.ext4         the same as raw files: a cache
 //!        object_store                      where packs, uploads and logs are kept besides, see `object_id`
 //!        blobs/tn_…/<sha256>               files of build contexts, see `blobs`
@@ -33,10 +34,11 @@ use uuid::Uuid;
 
 use crate::artifacts::Unnamed;
 use crate::blobs::StoredBlobs;
+use crate::captures::Published;
 use crate::folders::{DIR_MODE, io_error, make_dir, read_dir, remove, sync_dir};
 use crate::images::Images;
 use crate::layers::Layers;
-use crate::names::{ARTIFACTS, BLOBS, ROOTFS, SNAPSHOTS, WORK};
+use crate::names::{ARTIFACTS, BLOBS, CAPTURES, ROOTFS, SNAPSHOTS, WORK};
 use crate::promises::Promised;
 use crate::remote::ObjectSettings;
 use crate::{DataError, Result};
@@ -75,6 +77,7 @@ struct Inner {
     images: Images,
     layers: Layers,
     unnamed: Unnamed,
+    published: Published,
     /// Bytes that are reserved for work under way, see `space`.
     promised: Arc<Promised>,
     objects: Option<ObjectSettings>,
@@ -144,7 +147,7 @@ impl ArtifactStore {
             }
             Err(errno) => return Err(io_error("lock", &lock_path)(errno.into())),
         }
-        for name in [WORK, ARTIFACTS, SNAPSHOTS, ROOTFS, BLOBS] {
+        for name in [WORK, ARTIFACTS, CAPTURES, SNAPSHOTS, ROOTFS, BLOBS] {
             make_dir(&root.join(name))?;
         }
         for entry in read_dir(&root.join(WORK))? {
@@ -161,6 +164,7 @@ impl ArtifactStore {
                 images,
                 layers,
                 unnamed: Unnamed::default(),
+                published: Published::default(),
                 promised: Arc::default(),
                 objects,
                 blobs,
@@ -215,6 +219,11 @@ impl ArtifactStore {
     /// Published artifacts without a row.
     pub(crate) fn unnamed(&self) -> &Unnamed {
         &self.inner.unnamed
+    }
+
+    /// Captures that are stored as chunks by now.
+    pub(crate) fn published(&self) -> &Published {
+        &self.inner.published
     }
 
     /// The cached image layers.

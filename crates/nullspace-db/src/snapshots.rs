@@ -25,7 +25,7 @@ text_enum! {
     }
 }
 
-/// A snapshot to record. Its files are durable.
+/// A snapshot to record. Its files are durable, but for those of a capture.
 #[derive(Debug, Clone)]
 pub struct NewSnapshot {
     /// Identity.
@@ -38,8 +38,8 @@ pub struct NewSnapshot {
     pub sandbox: SandboxId,
     /// Its name on the host.
     pub folder: String,
-    /// Its files.
-    pub streams: Streams,
+    /// Its files. `None`: a capture, which the host has under this name and has not stored yet ([`Snapshots::set_streams`]).
+    pub streams: Option<Streams>,
     /// Its description, in the host's own format.
     pub summary: Value,
     /// Memory, device state and disk changes before compression, bytes.
@@ -69,8 +69,8 @@ pub struct Snapshot {
     pub artifact: ArtifactId,
     /// Its name on the host.
     pub folder: String,
-    /// Its files.
-    pub streams: Streams,
+    /// Its files. `None`: a capture that is not stored yet.
+    pub streams: Option<Streams>,
     /// Its description, in the host's own format.
     pub summary: Value,
     /// Memory, device state and disk changes before compression, bytes.
@@ -155,6 +155,12 @@ pub trait Snapshots: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Recorded>;
 
+    /// The captures of a host's sandboxes that are not stored yet and not over, oldest first.
+    async fn captures(&self, host: &str) -> Result<Vec<Snapshot>>;
+
+    /// Says that a capture is stored as these files, and how much the store grew by that. `false` when it is over, or has files already.
+    async fn set_streams(&self, snapshot: SnapshotId, streams: &Streams, stored_bytes: u64) -> Result<bool>;
+
     /// Turns the pause of an evicted sandbox into one that its owner wants: it ends at `delete_at`, or stays, and counts as such.
     /// [`DbError::Conflict`] when the sandbox is not stored in this snapshot any more, or the pause is no eviction.
     async fn settle_eviction(&self, snapshot: SnapshotId, delete_at: Option<Timestamp>) -> Result<Snapshot>;
@@ -175,7 +181,7 @@ pub trait Snapshots: Send + Sync + 'static {
     /// request ([`NewBuild::idempotency`]) is answered with the target of the first one.
     ///
     /// `ready` has the files' streams and the root image's key from [`Snapshot::streams`] and the snapshot's artifact; others are a
-    /// [`DbError::Conflict`].
+    /// [`DbError::Conflict`], and so is a capture that is not stored yet.
     async fn promote_snapshot(&self, caller: &Caller, promotion: Promotion, now: Timestamp) -> Result<Resolved>;
 
     /// Returns the target of an earlier promotion with this idempotency key, also when its snapshot is over. Without one, checks that

@@ -31,7 +31,7 @@ pub use sandbox::{
     AdmittedSandbox, Adopted, Captured, Due, Found, FrozenSandbox, HeldFiles, HostEvents, SandboxEnd, SandboxHost,
     SandboxSettings, SandboxSpec, SandboxUse, Snapshot, SnapshotSize, StartedSandbox, TimeLimits, Unfit,
 };
-pub use storage::{Collected, KnownImages, Storage};
+pub use storage::{CaptureLeft, Collected, KnownImages, PublishedCapture, Storage};
 pub use usage::{
     Capacity, HostInfo, HostUsage, ImageStoreUsage, LayerCacheUsage, ObjectStoreState, ObjectStoreUsage, RawImageUsage,
 };

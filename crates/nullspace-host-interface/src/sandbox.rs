@@ -4,7 +4,7 @@
 //!   judge ──> admit ──AdmittedSandbox──> start ──StartedSandbox──> run ──> Found::Running
 //!               └─ dropped: gives back     └─ failed: nothing left   └─ discard: nothing left
 //!
-//!   running ── freeze ──FrozenSandbox──> end       its snapshot is stored, its machine gone
+//!   running ── freeze ──FrozenSandbox──> end       it is captured, its machine gone; its capture is published behind (Storage)
 //!      │                     └─────────> go_on
 //!      ├────── snapshot ──> Captured               it goes on
 //!      ├────── fork ──────> Snapshot { held } ──> admit …
@@ -32,7 +32,7 @@ pub struct Snapshot {
     pub artifact: ArtifactId,
     /// The artifact's name on the host.
     pub folder: String,
-    /// Its files. `None`: an older version stored them under the artifact's name.
+    /// Its files. `None`: a capture that was not published yet, or an older version stored them under the artifact's name.
     pub streams: Option<Streams>,
     /// The root image under its disk.
     pub rootfs: Rootfs,
@@ -121,7 +121,7 @@ pub enum Due {
     Idle,
 }
 
-/// A snapshot of a running sandbox: durable on the host, and not yet named by the database. The host keeps its files from
+/// A snapshot of a running sandbox: on the host, and not yet named by the database. The host keeps its files from
 /// collection until [`Storage::artifact_named`](crate::Storage::artifact_named), once a row names it, or
 /// [`Storage::remove_artifact`](crate::Storage::remove_artifact), when none will. When the outcome of that transaction is
 /// unknown, call neither.
@@ -129,9 +129,12 @@ pub enum Due {
 pub struct Captured {
     /// Its name.
     pub folder: String,
-    /// Its files.
-    pub streams: Streams,
-    /// Growth of the host's store, bytes.
+    /// Its files, which are durable. `None`: it is a capture. It outlives this process, and not a crash of the host, until
+    /// [`Storage::publish_capture`](crate::Storage::publish_capture) has stored it.
+    pub streams: Option<Streams>,
+    /// Files of the snapshot that the sandbox was resumed from, which it is much like.
+    pub resumed_from: Option<Streams>,
+    /// Growth of the host's store, bytes; 0 for a capture.
     pub stored_bytes: u64,
     /// Memory, device state and disk changes before compression, bytes.
     pub size_bytes: u64,
@@ -232,21 +235,17 @@ pub trait SandboxHost: Send + Sync + 'static {
     /// Returns the sandboxes that start or run.
     fn sandboxes(&self) -> Vec<SandboxId>;
 
-    /// Freezes a running sandbox and stores it. Its machine stands still until the caller decides. Operations of it wait or
-    /// end, none is lost half-way. `similar`: snapshots that it is likely to be much like. With `idle_since`, only a sandbox that nothing
-    /// has used since then ([`SandboxHost::idle_since`]): a use that begins meanwhile goes on.
+    /// Freezes a running sandbox and captures it. Its machine stands still until the caller decides. Operations of it wait or
+    /// end, none is lost half-way. With `idle_since`, only a sandbox that nothing has used since then ([`SandboxHost::idle_since`]): a
+    /// use that begins meanwhile goes on.
     ///
     /// # Errors
     /// For the caller. The sandbox goes on then, if its machine still can. `transition_in_progress` while another one is taken, and
     /// when the sandbox does not idle any more.
-    async fn freeze_sandbox(
-        &self,
-        id: SandboxId,
-        similar: Vec<Streams>,
-        idle_since: Option<Timestamp>,
-    ) -> Result<Box<dyn FrozenSandbox>>;
+    async fn freeze_sandbox(&self, id: SandboxId, idle_since: Option<Timestamp>) -> Result<Box<dyn FrozenSandbox>>;
 
-    /// Stores a snapshot of a running sandbox, which goes on as soon as its memory and disk are captured.
+    /// Stores a snapshot of a running sandbox, which goes on as soon as its memory and disk are captured. `similar`: snapshots that it is
+    /// likely to be much like.
     ///
     /// # Errors
     /// As [`SandboxHost::freeze_sandbox`].
@@ -294,7 +293,7 @@ pub trait SandboxHost: Send + Sync + 'static {
     async fn sandbox_use(&self, id: SandboxId) -> Result<Vec<SandboxUse>>;
 }
 
-/// A sandbox whose machine stands still, and whose snapshot is stored. Dropping it lets the machine go on.
+/// A sandbox whose machine stands still, and which is captured. Dropping it lets the machine go on.
 #[async_trait]
 pub trait FrozenSandbox: Send {
     /// The snapshot.
@@ -303,11 +302,11 @@ pub trait FrozenSandbox: Send {
     /// Ends the machine. Returns when its resources are released.
     async fn end(self: Box<Self>);
 
-    /// Lets the machine go on. The snapshot's files are removed, as nothing names them.
+    /// Lets the machine go on. The snapshot's files are removed, unless a row may name them.
     ///
     /// # Errors
     /// For the caller, when the machine cannot go on: the sandbox has ended then.
-    async fn go_on(self: Box<Self>) -> Result<()>;
+    async fn go_on(self: Box<Self>, may_be_named: bool) -> Result<()>;
 }
 
 /// A sandbox with its place, and no machine yet. Dropping it releases the place.

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use std::collections::BTreeSet;
 
 use nullspace_types::{Blob, KnownFiles, Streams};
+use tokio_util::sync::CancellationToken;
 
 use crate::{HostError, RecordError};
 
@@ -29,6 +30,26 @@ pub struct Collected {
     pub lost: Vec<String>,
 }
 
+/// A capture that is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedCapture {
+    /// Its files.
+    pub streams: Streams,
+    /// Growth of the host's store, bytes.
+    pub stored_bytes: u64,
+}
+
+/// What is left of a capture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CaptureLeft {
+    /// It can be resumed and published.
+    Whole,
+    /// The host has crashed since it was made, and it was not flushed before: it may be incomplete.
+    Torn,
+    /// The host does not have it.
+    Missing,
+}
+
 /// A host's stored data. Control removes a row first and then the file: a file without a row is swept later, but a row
 /// without a file would be wrong.
 #[async_trait]
@@ -39,6 +60,25 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Says that the database names an artifact that a build has made. Until then the host keeps its files from collection.
     fn artifact_named(&self, folder: &str);
+
+    /// Stores a capture ([`Captured::folder`](crate::Captured::folder)): durable, as an artifact of a build is, and kept from collection
+    /// until [`artifact_named`](Self::artifact_named). It can be resumed meanwhile and afterwards, and published again. `similar`: snapshots
+    /// that it is likely to be much like. Cancelled, it ends early with an error.
+    async fn publish_capture(
+        &self,
+        folder: &str,
+        similar: Vec<Streams>,
+        cancel: CancellationToken,
+    ) -> Result<PublishedCapture, HostError>;
+
+    /// Says that the database has the files of a capture that was published: its raw ones go, unless a machine uses them.
+    async fn drop_capture(&self, folder: &str) -> Result<(), HostError>;
+
+    /// Makes a capture outlive a crash of the host before it is published.
+    async fn flush_capture(&self, folder: &str) -> Result<(), HostError>;
+
+    /// What is left of a capture.
+    async fn capture_left(&self, folder: &str) -> Result<CaptureLeft, HostError>;
 
     /// Imports a snapshot that an older version stored as a folder of files into the chunk store. Returns its streams. The
     /// folder stays until the next start.

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use nullspace_data::DataError;
-use nullspace_host_interface::{Collected, HostError, KnownImages, Storage};
+use nullspace_data::{CaptureState, ChunkStop, DataError};
+use nullspace_host_interface::{CaptureLeft, Collected, HostError, KnownImages, PublishedCapture, Storage};
 use nullspace_types::{Blob, KnownFiles, Streams};
+use tokio_util::sync::CancellationToken;
 
 use crate::LocalHost;
 use crate::failures::to_control;
@@ -20,6 +21,47 @@ impl Storage for LocalHost {
 
     fn artifact_named(&self, folder: &str) {
         self.inner.files.artifact_named(folder);
+    }
+
+    async fn publish_capture(
+        &self,
+        folder: &str,
+        similar: Vec<Streams>,
+        cancel: CancellationToken,
+    ) -> Result<PublishedCapture, HostError> {
+        let files = &self.inner.files;
+        // Chunks take as much as the raw files at most.
+        let bytes = files.capture_bytes(folder).await.map_err(to_control)?;
+        let _room = self.inner.disk.room(bytes).map_err(to_control)?;
+        let stop = ChunkStop::default();
+        let publish = files.publish_capture(folder, similar, stop.clone());
+        tokio::pin!(publish);
+        let published = tokio::select! {
+            published = &mut publish => published,
+            () = cancel.cancelled() => {
+                stop.stop();
+                publish.await
+            }
+        };
+        let published = published.map_err(to_control)?;
+        Ok(PublishedCapture { streams: published.streams, stored_bytes: published.stored_bytes })
+    }
+
+    async fn drop_capture(&self, folder: &str) -> Result<(), HostError> {
+        self.inner.files.drop_capture(folder).await.map_err(to_control)
+    }
+
+    async fn flush_capture(&self, folder: &str) -> Result<(), HostError> {
+        self.inner.files.flush_capture(folder).await.map_err(to_control)
+    }
+
+    async fn capture_left(&self, folder: &str) -> Result<CaptureLeft, HostError> {
+        let state = self.inner.files.capture_state(folder).await.map_err(to_control)?;
+        Ok(match state {
+            CaptureState::Whole => CaptureLeft::Whole,
+            CaptureState::Torn => CaptureLeft::Torn,
+            CaptureState::Missing => CaptureLeft::Missing,
+        })
     }
 
     async fn adopt_artifact(&self, folder: &str) -> Result<Streams, HostError> {

@@ -28,8 +28,8 @@ pub struct Streams(pub BTreeMap<String, String>);
 /// The files that the database names. The data folder must have them; all other files there are leftovers of a crash.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KnownFiles {
-    /// Artifacts by folder name, with the streams of their snapshots. `None`: an older version stored it, as a folder of
-    /// files under `artifacts/`.
+    /// Artifacts by folder name, with the streams of their snapshots. `None`: it is a folder of files, under `artifacts/` when an older
+    /// version stored it, under `captures/` for a paused sandbox that is not stored as chunks yet.
     pub artifacts: BTreeMap<String, Option<Streams>>,
     /// Files under `rootfs/`, with their manifests in the chunk store.
     pub rootfs: BTreeMap<String, Option<String>>,

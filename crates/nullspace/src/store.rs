@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use nullspace_data::{
-    ArtifactStore, ChunkStore, DataError, LogSegments, ManifestId, ObjectSettings, RemoteStats, Share, attached_store,
-    look_at_chunks,
+    ArtifactStore, ChunkStore, DataError, Inventory, LogSegments, ManifestId, ObjectSettings, RemoteStats, Share,
+    attached_store, look_at_chunks,
 };
 use nullspace_db::SnapshotKind;
 use nullspace_host::{BuilderDisks, builder_disks};
@@ -314,21 +314,28 @@ pub(crate) async fn verify(config: &Config) -> anyhow::Result<ExitCode> {
     for (folder, streams) in &known.artifacts {
         for (name, manifest) in streams.iter().flat_map(|streams| &streams.0) {
             match manifest.parse::<ManifestId>() {
-                Ok(id) if before.artifacts.contains_key(folder) => wanted.push(id),
+                // Nor what a capture has become since.
+                Ok(id) if before.artifacts.get(folder).is_some_and(Option::is_some) => wanted.push(id),
                 Err(error) => drop(faults.insert(format!("snapshot {folder}: manifest of {name}: {error}"))),
                 _ => {}
             }
         }
     }
     let folders = known.artifacts.iter().filter(|(_, streams)| streams.is_none());
-    let folders = folders.map(|(folder, _)| ("artifacts", folder));
+    // Of an older version, or of a paused sandbox that is not stored as chunks yet.
+    let parent = |folder: &String| match config.data_dir.join(Inventory::CAPTURES).join(folder).exists() {
+        true => Inventory::CAPTURES,
+        false => Inventory::ARTIFACTS,
+    };
+    let folders = folders.map(|(folder, _)| (parent(folder), folder));
     let missing = raw.chain(folders).filter(|(parent, name)| !config.data_dir.join(parent).join(name).exists());
     let missing: Vec<(&str, &String)> = missing.collect();
     if !missing.is_empty() {
-        // A service beside us may have removed them, and said so first.
+        // A service beside us may have removed them, or stored them as chunks, and said so first.
         let still = metadata.known_files().await.context("list what is known")?;
-        let still =
-            missing.iter().filter(|(_, name)| still.artifacts.contains_key(*name) || still.rootfs.contains_key(*name));
+        let still = missing.iter().filter(|(_, name)| {
+            still.artifacts.get(*name).is_some_and(Option::is_none) || still.rootfs.contains_key(*name)
+        });
         faults.extend(still.map(|(parent, name)| format!("{parent}/{name} is missing")));
     }
     let logs = LogSegments::look_at(&config.data_dir, objects.map(|settings| settings.objects));

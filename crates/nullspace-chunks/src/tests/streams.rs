@@ -104,18 +104,6 @@ fn repeated_pages_and_odd_ends_cost_nothing() {
 }
 
 #[test]
-fn similar_images_are_read_ahead_and_unknown_ones_left_out() {
-    let dir = tempfile::tempdir().unwrap();
-    let memory: Vec<u8> = (0..20 * BLOCK).map(|n| (n / BLOCK) as u8 + 1).collect();
-    let base = put_files(&open(dir.path()), &[&memory], &[])[0].id();
-    let store = open(dir.path());
-    assert!(store.inner.tables.get(&base).is_none());
-    store.read_similar(&[ManifestId::of(b"nobody"), base], &Stop::default()).unwrap();
-    assert!(store.inner.tables.get(&base).is_some());
-    assert_eq!(put_files(&store, &[&memory[BLOCK..]], &[base])[0].put.new_bytes, 0);
-}
-
-#[test]
 fn a_file_that_changes_meanwhile_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

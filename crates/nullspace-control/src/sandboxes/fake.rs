@@ -3,18 +3,18 @@
 mod live;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_api::{ErrorResponseCode, TemplateFailurePhase};
 use nullspace_host_interface::{
-    AdmittedSandbox, Adopted, BaseRoot, BuildEnd, BuildHost, BuildJob, BuildRecord, Capacity, Captured, Collected,
-    ContextFiles, Found, FrozenSandbox, HeldFiles, Host, HostError, HostEvents, HostInfo, HostUsage, ImageAccess,
-    KnownImages, Lifecycle, ObjectStoreState, ReceivedFile, SandboxHost, SandboxSettings, SandboxSpec, SandboxUse,
-    Snapshot, SnapshotSize, StartedSandbox, Storage, TimeLimits, Unfit,
+    AdmittedSandbox, Adopted, BaseRoot, BuildEnd, BuildHost, BuildJob, BuildRecord, Capacity, CaptureLeft, Captured,
+    Collected, ContextFiles, Found, FrozenSandbox, HeldFiles, Host, HostError, HostEvents, HostInfo, HostUsage,
+    ImageAccess, KnownImages, Lifecycle, ObjectStoreState, PublishedCapture, ReceivedFile, SandboxHost,
+    SandboxSettings, SandboxSpec, SandboxUse, Snapshot, SnapshotSize, StartedSandbox, Storage, TimeLimits, Unfit,
 };
 use nullspace_service::{ByteStream, Error, Result};
 use nullspace_types::{ArtifactId, Blob, BlobId, EgressPolicy, KnownFiles, SandboxId, Streams, TenantId};
@@ -58,18 +58,27 @@ pub(super) struct FakeState {
     /// Captures that were begun.
     pub(super) capturing: AtomicU32,
     captures: AtomicU32,
+    /// Bytes of the next captures; 0: the usual.
+    pub(super) capture_bytes: AtomicU64,
+    /// So many next publications fail.
+    pub(super) failing_publications: AtomicU32,
+    /// What has become of captures, in order: `publish`, `stored`, `stopped`, `failed`, `flush`, `drop`.
+    pub(super) published: Mutex<Vec<&'static str>>,
+    /// Captures that a crash of the host has torn, or that are not seen.
+    pub(super) left: Mutex<HashMap<String, CaptureLeft>>,
     pub(super) named: Mutex<Vec<String>>,
     pub(super) removed: Mutex<Vec<String>>,
 }
 
-/// A host without machines. Starts wait for a permit of `starting`, captures for one of `captures`, and the ends of frozen machines
-/// for one of `ends`; there are plenty unless a test takes them.
+/// A host without machines. Starts wait for a permit of `starting`, captures for one of `captures`, the ends of frozen machines
+/// for one of `ends`, and publications for one of `publications`; there are plenty unless a test takes them.
 #[derive(Clone)]
 pub(super) struct FakeHost {
     pub(super) state: Arc<FakeState>,
     pub(super) starting: Arc<Semaphore>,
     pub(super) captures: Arc<Semaphore>,
     pub(super) ends: Arc<Semaphore>,
+    pub(super) publications: Arc<Semaphore>,
     /// Wanted by the last look whether a sandbox idles.
     pub(super) looks: Arc<Semaphore>,
 }
@@ -84,6 +93,7 @@ impl FakeHost {
             starting: Arc::new(Semaphore::new(1000)),
             captures: Arc::new(Semaphore::new(1000)),
             ends: Arc::new(Semaphore::new(1000)),
+            publications: Arc::new(Semaphore::new(1000)),
             looks: Arc::new(Semaphore::new(1000)),
         }
     }
@@ -110,6 +120,10 @@ impl FakeHost {
         self.machines().clear();
     }
 
+    fn note(&self, what: &'static str) {
+        self.state.published.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+    }
+
     async fn capture(&self, id: SandboxId) -> Result<Captured> {
         if !self.machines().get(&id).is_some_and(|machine| machine.running) {
             return Err(Error::sandbox_not_found(&id.to_string()));
@@ -120,17 +134,27 @@ impl FakeHost {
             return Err(Error::new(ErrorResponseCode::CapacityExceeded, "the disk has no room"));
         }
         let number = self.state.captures.fetch_add(1, Ordering::SeqCst);
-        let stream = |name: &str, digit: &str| (name.to_owned(), digit.repeat(64));
+        let size_bytes = match self.state.capture_bytes.load(Ordering::SeqCst) {
+            0 => 1 << 20,
+            bytes => bytes,
+        };
         Ok(Captured {
             folder: format!("{}.{number:032x}", ArtifactId::new()),
-            streams: Streams([stream("memory", "1"), stream("state", "2")].into()),
-            stored_bytes: 1 << 16,
-            size_bytes: 1 << 20,
+            streams: None,
+            resumed_from: None,
+            stored_bytes: 0,
+            size_bytes,
             disk_bytes: 1 << 29,
             summary: json!({}),
             frozen: Duration::from_millis(20),
         })
     }
+}
+
+/// The files of a snapshot.
+pub(super) fn streams() -> Streams {
+    let stream = |name: &str, digit: &str| (name.to_owned(), digit.repeat(64));
+    Streams([stream("memory", "1"), stream("state", "2")].into())
 }
 
 /// Takes one of a number of failures.
@@ -247,7 +271,10 @@ impl FrozenSandbox for Frozen {
         self.host.machines().remove(&self.id);
     }
 
-    async fn go_on(self: Box<Self>) -> Result<()> {
+    async fn go_on(self: Box<Self>, may_be_named: bool) -> Result<()> {
+        if !may_be_named {
+            self.host.state.removed.lock().unwrap().push(self.captured.folder.clone());
+        }
         self.host.state.gone_on.fetch_add(1, Ordering::SeqCst);
         match self.host.machines().contains_key(&self.id) {
             true => Ok(()),
@@ -306,12 +333,7 @@ impl SandboxHost for FakeHost {
         self.machines().keys().copied().collect()
     }
 
-    async fn freeze_sandbox(
-        &self,
-        id: SandboxId,
-        _: Vec<Streams>,
-        idle_since: Option<Timestamp>,
-    ) -> Result<Box<dyn FrozenSandbox>> {
+    async fn freeze_sandbox(&self, id: SandboxId, idle_since: Option<Timestamp>) -> Result<Box<dyn FrozenSandbox>> {
         if let Some(since) = idle_since {
             drop(self.looks.acquire().await);
             if self.idle_since(id) != Some(since) {
@@ -323,7 +345,8 @@ impl SandboxHost for FakeHost {
     }
 
     async fn snapshot_sandbox(&self, id: SandboxId, _: Vec<Streams>) -> Result<Captured> {
-        self.capture(id).await
+        let captured = self.capture(id).await?;
+        Ok(Captured { streams: Some(streams()), stored_bytes: 1 << 16, ..captured })
     }
 
     async fn fork_sandbox(&self, id: SandboxId) -> Result<Snapshot> {
@@ -390,6 +413,47 @@ impl Storage for FakeHost {
 
     fn artifact_named(&self, folder: &str) {
         self.state.named.lock().unwrap().push(folder.to_owned());
+    }
+
+    async fn publish_capture(
+        &self,
+        _: &str,
+        _: Vec<Streams>,
+        cancel: CancellationToken,
+    ) -> std::result::Result<PublishedCapture, HostError> {
+        self.note("publish");
+        let cancelled = tokio::select! {
+            biased;
+            () = cancel.cancelled() => true,
+            permit = self.publications.acquire() => {
+                drop(permit);
+                false
+            }
+        };
+        if cancelled {
+            self.note("stopped");
+            return Err(HostError::Failed("stopped".into()));
+        }
+        if take(&self.state.failing_publications) {
+            self.note("failed");
+            return Err(HostError::StoreAway("the store is away".into()));
+        }
+        self.note("stored");
+        Ok(PublishedCapture { streams: streams(), stored_bytes: 1 << 16 })
+    }
+
+    async fn drop_capture(&self, _: &str) -> std::result::Result<(), HostError> {
+        self.note("drop");
+        Ok(())
+    }
+
+    async fn flush_capture(&self, _: &str) -> std::result::Result<(), HostError> {
+        self.note("flush");
+        Ok(())
+    }
+
+    async fn capture_left(&self, folder: &str) -> std::result::Result<CaptureLeft, HostError> {
+        Ok(self.state.left.lock().unwrap().get(folder).copied().unwrap_or(CaptureLeft::Whole))
     }
 
     async fn adopt_artifact(&self, _: &str) -> std::result::Result<Streams, HostError> {

@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | `create`, `start` | create | `capacity_exceeded`, `QUOTA_EXCEEDED`, `rebuild_required`, `incompatible_snapshot`: nothing is left |
 //! | `pause` | pause | `transition_in_progress`, `capacity_exceeded`, `QUOTA_EXCEEDED`: it runs on |
+//! | `publications` | paused, captured -> paused, stored | what failed is tried again: it stays paused, and can be resumed |
 //! | `resume` | resume, continue | `incompatible_snapshot`, `rebuild_required`, `capacity_exceeded`: it stays paused |
 //! | `snapshots` | snapshot | as pause: it runs on |
 //! | `promote` | snapshot -> template | `incompatible_snapshot`, a name that clashes: the snapshot stays |
@@ -38,6 +39,7 @@ mod life;
 mod pause;
 mod ports;
 mod promote;
+mod publications;
 mod restart;
 mod resume;
 mod snapshots;
@@ -69,6 +71,7 @@ use self::answers::{info, status_to_store};
 use self::pause::not_ready;
 pub use self::ports::PreviewSettings;
 pub(crate) use self::ports::keep as keep_ports;
+pub(crate) use self::publications::publish_all;
 pub(crate) use self::restart::continue_all;
 use self::resume::Why;
 use self::spec::Config;
@@ -109,6 +112,7 @@ pub(crate) struct State {
     unrecorded: Mutex<HashMap<SandboxId, (SandboxStatus, Option<String>)>>,
     transitions: Arc<transitions::Transitions>,
     captures: fork::Captures,
+    publications: Arc<publications::Publications>,
     continuations: resume::Continuations,
     pending: Arc<snapshots::Pending>,
     ports: ports::State,
@@ -300,6 +304,7 @@ impl Inner {
 
     /// Has the host end a sandbox, and records the end. A second call does nothing.
     async fn end_sandbox(&self, id: SandboxId, status: SandboxStatus, reason: Option<&str>) {
+        self.sandboxes.publications.over(id);
         self.host.end_sandbox(id).await;
         self.set_status(id, status, reason).await;
         self.collect.notify_one();

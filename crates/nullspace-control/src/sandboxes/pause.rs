@@ -1,10 +1,11 @@
 //! Pause: a running sandbox becomes a stored one.
 //!
 //! ```text
-//!   running ──freeze──> its machine stands still, its snapshot is stored
-//!      ^                    ├── one transaction: `paused`, stored in this snapshot ──> the machine ends
-//!      └──── go on ─────────┴── refused
+//!   running ──freeze──> its machine stands still, and is captured
+//!      ^                    ├── one transaction: `paused`, stored in this snapshot ──> the machine ends ──> published, see
+//!      └──── go on ─────────┴── refused                                                                     `publications`
 //! ```
+//! When too many captures wait to be published, the publication comes before the transaction. The machine stands still meanwhile.
 //! A caller that disconnects leaves a paused sandbox. A repetition gets the same snapshot.
 
 use std::time::{Duration, Instant};
@@ -12,11 +13,12 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use nullspace_api::{ErrorResponseCode, LifecycleActorKind, LifecycleOperation};
 use nullspace_db::{DbError, NewSnapshot, Recorded, Sandbox, SandboxStatus, Snapshot, SnapshotKind};
-use nullspace_host_interface::Captured;
+use nullspace_host_interface::{Captured, FrozenSandbox};
 use nullspace_service::chain;
-use nullspace_types::{Caller, SandboxId, SnapshotId, Streams, TenantId};
+use nullspace_types::{ArtifactId, Caller, SandboxId, SnapshotId, Streams, TenantId};
 use serde_json::{Value, json};
 
+use super::publications::Capture;
 use super::snapshots::Limit;
 use super::spec::Config;
 use crate::Inner;
@@ -147,13 +149,26 @@ impl Inner {
             Some(limit) => Some(self.count_new(caller, limit).await?),
         };
         self.touch(id).await;
-        let similar = self.similar(caller, sandbox).await;
         let idle_since = match cause {
             Cause::HostFull { idle_since } => Some(idle_since),
             Cause::Request | Cause::Timeout { .. } | Cause::Stop => None,
         };
-        let frozen = self.host.freeze_sandbox(id, similar, idle_since).await?;
-        let captured = frozen.captured().clone();
+        let frozen = self.host.freeze_sandbox(id, idle_since).await?;
+        let mut captured = frozen.captured().clone();
+        let resumed_from = captured.resumed_from.clone();
+        let place = self.sandboxes.publications.admit(id, captured.size_bytes);
+        if place.is_none() {
+            let similar = resumed_from.iter().cloned().chain(self.template_streams(sandbox.artifact).await).collect();
+            match self.publish_at_once(&captured.folder, similar).await {
+                Ok(published) => {
+                    (captured.streams, captured.stored_bytes) = (Some(published.streams), published.stored_bytes);
+                }
+                Err(error) => {
+                    self.let_go_on(id, frozen, false).await;
+                    return Err(error);
+                }
+            }
+        }
         let delete_at = match cause {
             // An evicted one keeps its timeout.
             Cause::Stop | Cause::HostFull { .. } => None,
@@ -167,19 +182,28 @@ impl Inner {
             Ok(Recorded::New(snapshot) | Recorded::Repeated(snapshot)) => {
                 frozen.end().await;
                 self.collect.notify_one();
+                match place {
+                    Some(place) => self.publish_behind(place, Capture { snapshot: snapshot.clone(), resumed_from }),
+                    None => self.drop_published(&captured.folder).await,
+                }
                 let (ms, frozen_ms) = (began.elapsed().as_millis(), captured.frozen.as_millis());
                 tracing::info!(sandbox_id = %id, snapshot_id = %snapshot.id, ms, frozen_ms, captured.size_bytes,
                     captured.stored_bytes, "sandbox is paused");
                 Ok(snapshot)
             }
             Err(error) => {
-                if let Err(failed) = frozen.go_on().await {
-                    tracing::warn!(sandbox_id = %id, error = %failed, "a sandbox that was not paused cannot go on");
-                    self.end_sandbox(id, SandboxStatus::Error, Some("it could not go on after a pause that failed"))
-                        .await;
-                }
+                // Files that a row may name stay; the next start's sweep knows.
+                self.let_go_on(id, frozen, may_be_recorded(&error)).await;
                 Err(error)
             }
+        }
+    }
+
+    /// Lets a sandbox go on that was not paused, or ends it.
+    async fn let_go_on(&self, id: SandboxId, frozen: Box<dyn FrozenSandbox>, may_be_named: bool) {
+        if let Err(failed) = frozen.go_on(may_be_named).await {
+            tracing::warn!(sandbox_id = %id, error = %failed, "a sandbox that was not paused cannot go on");
+            self.end_sandbox(id, SandboxStatus::Error, Some("it could not go on after a pause that failed")).await;
         }
     }
 
@@ -219,17 +243,20 @@ impl Inner {
         Err(of_store(error))
     }
 
-    /// Stored snapshots that a running sandbox is likely to be much like: its template's, and the one that it was resumed from.
+    /// The files of a template's snapshot, which its sandboxes are likely to be much like.
+    pub(super) async fn template_streams(&self, artifact: ArtifactId) -> Option<Streams> {
+        self.db.get_artifact(artifact).await.ok().and_then(|artifact| artifact.streams)
+    }
+
+    /// Stored snapshots that a running sandbox is likely to be much like: its template's, and the one that it was made from.
     pub(super) async fn similar(&self, caller: &Caller, sandbox: &Sandbox) -> Vec<Streams> {
         let mut similar = Vec::new();
         if let Some(snapshot) = sandbox.snapshot
             && let Ok(snapshot) = self.db.get_snapshot(caller, snapshot).await
         {
-            similar.push(snapshot.streams);
+            similar.extend(snapshot.streams);
         }
-        if let Ok(artifact) = self.db.get_artifact(sandbox.artifact).await {
-            similar.extend(artifact.streams);
-        }
+        similar.extend(self.template_streams(sandbox.artifact).await);
         similar
     }
 
@@ -240,6 +267,11 @@ impl Inner {
             tracing::debug!(sandbox_id = %id, error = %chain(&error), "the time of last use is not recorded");
         }
     }
+}
+
+/// Whether a snapshot may be recorded all the same: the database has not said.
+pub(super) fn may_be_recorded(error: &Error) -> bool {
+    matches!(error.code, ErrorResponseCode::DatabaseError | ErrorResponseCode::InternalError)
 }
 
 /// The row of a captured snapshot.

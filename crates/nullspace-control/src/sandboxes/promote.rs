@@ -76,6 +76,7 @@ impl Inner {
         let trial = SandboxSpec { id: SandboxId::new(), tenant: caller.tenant, snapshot: source };
         // Only for a moment: nothing is paused for it.
         self.host.admit_sandbox(trial).await?.try_out().await?;
+        let snapshot = self.stored_snapshot(caller, snapshot).await?;
         let under = self.db.get_artifact(snapshot.artifact).await.stored()?;
         let machine = MachineSize {
             vcpus: config.vcpus,
@@ -162,7 +163,7 @@ impl Inner {
             first: to_store(&first, now).stored()?,
             ready: FinishReady {
                 folder,
-                streams: Some(snapshot.streams.clone()),
+                streams: snapshot.streams.clone(),
                 rootfs_key: under.rootfs.key,
                 disk_bytes: size.disk_bytes,
                 stored_bytes: snapshot.stored_bytes,

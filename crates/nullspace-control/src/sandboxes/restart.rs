@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   stop    running ──pause──> paused, marked to continue      all side by side, within `stop_pause_secs`
+//!              │                  └── published in the rest of that time, or flushed and published after the next start
 //!              └── not in time, ephemeral, refused ──> ended, with the reason
 //!   start   marked ──continue──> running, same id, rest of its timeout     in the background, oldest first
 //!              └── cannot be resumed ──> paused, not marked
@@ -43,11 +44,12 @@ impl Inner {
     /// Pauses the running sandboxes, to continue at the next start, and ends those that cannot be paused in time.
     pub(crate) async fn stop_sandboxes(self: &Arc<Self>) {
         let bound = self.config.life.stop_pause;
+        let deadline = Instant::now() + bound;
         if bound.is_zero() {
             self.end_all_sandboxes(STOPPED).await;
+            self.stop_publications(deadline).await;
             return;
         }
-        let deadline = Instant::now() + bound;
         // One that is just being continued runs, or stays paused, before it is looked at.
         if tokio::time::timeout_at(deadline, self.sandboxes.continuations.ended()).await.is_err() {
             tracing::warn!("sandboxes that were being resumed are left to the next start");
@@ -69,6 +71,7 @@ impl Inner {
             );
         }
         self.end_all_sandboxes("the service stopped before the sandbox could be paused").await;
+        self.stop_publications(deadline).await;
     }
 
     async fn pause_to_continue(&self, id: SandboxId, deadline: Instant) {

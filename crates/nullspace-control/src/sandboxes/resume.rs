@@ -124,6 +124,7 @@ impl Inner {
         let paused = snapshot.sandbox;
         // Its row says `paused` a moment before the machine has ended. Whoever comes after another resume finds the snapshot over.
         let _turn = self.sandboxes.transitions.begin_within(paused, "resumed", TURN).await?;
+        let _held = self.sandboxes.publications.hold(paused);
         let event =
             resume_requested(caller, &snapshot, id).reason("api").detail("timeout_action", config.at_timeout.word());
         let start = Start {
@@ -141,6 +142,9 @@ impl Inner {
             missing: Error::sandbox_not_found(&paused.to_string()),
         };
         let begun = self.start_sandbox(start).await?;
+        if let Begun::New(_) = begun {
+            self.sandboxes.publications.over(paused);
+        }
         self.collect.notify_one();
         Ok((begun, config))
     }
@@ -175,6 +179,7 @@ impl Inner {
         let began = Instant::now();
         let missing = || Error::sandbox_not_found(&id.to_string());
         let _turn = self.sandboxes.transitions.begin_within(id, "resumed", TURN).await?;
+        let _held = self.sandboxes.publications.hold(id);
         let sandbox = self.sandbox_of(caller, id).await?;
         let snapshot = match (sandbox.status, sandbox.snapshot) {
             (SandboxStatus::Paused, Some(snapshot)) => {
@@ -193,6 +198,7 @@ impl Inner {
         let done = self.continue_from(caller, &sandbox, &snapshot, why).await;
         match &done {
             Ok(()) => {
+                self.sandboxes.publications.over(id);
                 self.lifecycle.record(event.now_succeeded());
                 tracing::info!(sandbox_id = %id, reason, ms = began.elapsed().as_millis(), "sandbox is resumed");
                 self.collect.notify_one();

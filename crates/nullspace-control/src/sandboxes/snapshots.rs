@@ -19,7 +19,7 @@ use nullspace_types::{Caller, SandboxId, SnapshotId, TenantId};
 use serde_json::json;
 
 use super::answers;
-use super::pause::{new_snapshot, not_ready, snapshot_created};
+use super::pause::{may_be_recorded, new_snapshot, not_ready, snapshot_created};
 use super::spec::Config;
 use crate::Inner;
 use crate::collect::Broken;
@@ -157,7 +157,7 @@ impl Inner {
             }
             Err(error) => {
                 // Files that a row may name stay; the next start's sweep knows.
-                if !matches!(error.code, ErrorResponseCode::DatabaseError | ErrorResponseCode::InternalError) {
+                if !may_be_recorded(&error) {
                     self.remove_files(&captured.folder).await;
                 }
                 return Err(error);

@@ -277,7 +277,7 @@ impl Inner {
         Ok(Snapshot {
             artifact: artifact.id,
             folder: snapshot.folder.clone(),
-            streams: Some(snapshot.streams.clone()),
+            streams: snapshot.streams.clone(),
             rootfs: artifact.rootfs,
             summary: snapshot.summary.clone(),
             runtime,

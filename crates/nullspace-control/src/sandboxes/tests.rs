@@ -6,6 +6,7 @@ mod forks;
 mod keys;
 mod ports;
 mod promote;
+mod publications;
 mod ssh;
 
 use std::sync::Arc;

@@ -32,7 +32,11 @@ pub(super) async fn promote(store: &Store, caller: &Caller, promotion: Promotion
     .ok_or(DbError::NotFound)?;
     let row = Reader(&row);
     // From here on the row of the artifact keeps both, whatever becomes of the snapshot.
-    if row.streams()? != ready.streams || row.optional_text("rootfs_key")?.as_ref() != Some(&ready.rootfs_key) {
+    let streams = row.streams()?;
+    if streams.is_none() {
+        return Err(DbError::conflict("the snapshot is not stored yet"));
+    }
+    if streams != ready.streams || row.optional_text("rootfs_key")?.as_ref() != Some(&ready.rootfs_key) {
         return Err(DbError::conflict("the artifact is not this snapshot's"));
     }
     let build = queue::insert(&mut tx, caller, build, first, now).await?;

@@ -49,10 +49,11 @@ impl Reader<'_> {
         text.map(|text| parse_json(text, column)).transpose()
     }
 
-    /// The column `streams` of an artifact.
+    /// The column `streams` of an artifact or a snapshot. A capture has none.
     pub(super) fn streams(&self) -> Result<Option<Streams>> {
-        let streams = self.optional_json("streams")?.map(serde_json::from_value).transpose();
-        streams.map_err(|_| DbError::corrupt("column streams".to_owned()))
+        let streams: Option<Streams> = (self.optional_json("streams")?.map(serde_json::from_value).transpose())
+            .map_err(|_| DbError::corrupt("column streams".to_owned()))?;
+        Ok(streams.filter(|streams| !streams.0.is_empty()))
     }
 
     /// The value of a comparison. Columns that hold one are integers.
@@ -299,7 +300,7 @@ pub(super) fn snapshot(row: &DbRow) -> Result<Snapshot> {
         sandbox: row.parsed("sandbox_id")?,
         artifact: row.parsed("artifact_id")?,
         folder: row.text("folder")?,
-        streams: row.streams()?.ok_or_else(|| DbError::corrupt("column streams"))?,
+        streams: row.streams()?,
         summary: row.json("summary")?,
         size_bytes: row.integer("size_bytes")?,
         stored_bytes: row.integer("stored_bytes")?,

@@ -3,11 +3,12 @@
 //! ```text
 //!   recorded ──> not over ──resumed, deleted, its paused sandbox ended──> over ──files removed──> no row
 //! ```
-//! A snapshot of the kind `pause` is over exactly when no paused sandbox is stored in it: both change in one transaction.
+//! A snapshot of the kind `pause` is over exactly when no paused sandbox is stored in it: both change in one transaction. One that is a
+//! capture has no streams: `{}`.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use nullspace_types::{Caller, SandboxId, SnapshotId};
+use nullspace_types::{Caller, SandboxId, SnapshotId, Streams};
 use serde_json::json;
 use sqlx::QueryBuilder;
 
@@ -32,6 +33,14 @@ impl Snapshots for Store {
         now: Timestamp,
     ) -> Result<Recorded> {
         record(self, snapshot, delete_at, now).await
+    }
+
+    async fn captures(&self, host: &str) -> Result<Vec<Snapshot>> {
+        captures(self, host).await
+    }
+
+    async fn set_streams(&self, snapshot: SnapshotId, streams: &Streams, stored_bytes: u64) -> Result<bool> {
+        set_streams(self, snapshot, streams, stored_bytes).await
     }
 
     async fn settle_eviction(&self, snapshot: SnapshotId, delete_at: Option<Timestamp>) -> Result<Snapshot> {
@@ -152,7 +161,7 @@ async fn record(
     .bind(snapshot.kind.as_str())
     .bind(i64::from(snapshot.evicted))
     .bind(snapshot.folder)
-    .bind(json!(snapshot.streams).to_string())
+    .bind(json!(snapshot.streams.unwrap_or_default()).to_string())
     .bind(snapshot.summary.to_string())
     .bind(rows::integer(snapshot.size_bytes)?)
     .bind(rows::integer(snapshot.stored_bytes)?)
@@ -178,6 +187,27 @@ async fn record(
     }
     tx.commit().await?;
     Ok(Recorded::New(rows::snapshot(&row)?))
+}
+
+async fn captures(store: &Store, host: &str) -> Result<Vec<Snapshot>> {
+    let found = sqlx::query(
+        "SELECT p.* FROM snapshots p JOIN sandboxes s ON s.id = p.sandbox_id
+         WHERE p.streams = '{}' AND p.kind = 'pause' AND p.ended_at IS NULL AND s.host = $1 ORDER BY p.id",
+    )
+    .bind(host)
+    .fetch_all(&store.readers)
+    .await?;
+    found.iter().map(rows::snapshot).collect()
+}
+
+async fn set_streams(store: &Store, snapshot: SnapshotId, streams: &Streams, stored_bytes: u64) -> Result<bool> {
+    let set = sqlx::query(
+        "UPDATE snapshots SET streams = $1, stored_bytes = $2 WHERE id = $3 AND streams = '{}' AND ended_at IS NULL",
+    )
+    .bind(json!(streams).to_string())
+    .bind(rows::integer(stored_bytes)?)
+    .bind(snapshot.to_string());
+    Ok(store.run(set).await? > 0)
 }
 
 async fn settle(store: &Store, snapshot: SnapshotId, delete_at: Option<Timestamp>) -> Result<Snapshot> {

@@ -382,7 +382,7 @@ pub(crate) fn new_snapshot(sandbox: SandboxId, kind: SnapshotKind) -> NewSnapsho
         evicted: false,
         sandbox,
         folder: format!("{}.{}", ArtifactId::new(), id.uuid().as_simple()),
-        streams: streams("d"),
+        streams: Some(streams("d")),
         summary: json!({ "files": ["memory", "state"] }),
         size_bytes: 1 << 28,
         stored_bytes: 1 << 18,

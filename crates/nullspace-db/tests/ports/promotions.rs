@@ -1,8 +1,8 @@
 //! Promotions of snapshots to templates.
 
 use nullspace_db::{
-    Artifact, DbError, FinishReady, Idempotency, NewBuild, Promotion, Recorded, SandboxStatus, Snapshot, SnapshotKind,
-    SourceType,
+    Artifact, DbError, FinishReady, Idempotency, NewBuild, NewSnapshot, Promotion, Recorded, SandboxStatus, Snapshot,
+    SnapshotKind, SourceType,
 };
 use nullspace_types::{ArtifactId, Caller, TemplateRef};
 
@@ -30,7 +30,7 @@ fn promotion(snapshot: &Snapshot, name: &str, tags: &[&str]) -> Promotion {
         snapshot: snapshot.id,
         build: NewBuild { source_type: SourceType::Snapshot, ..new_build(name, tags) },
         first: entry("start"),
-        ready: FinishReady { streams: Some(snapshot.streams.clone()), ..result() },
+        ready: FinishReady { streams: snapshot.streams.clone(), ..result() },
         most: 3,
     }
 }
@@ -49,7 +49,7 @@ async fn the_template_has_the_snapshots_files_and_keeps_them_when_the_snapshot_i
         assert_eq!(made.tags.len(), 2);
         let stored = artifact(&f, &caller, "warm:v1").await;
         assert_eq!(stored, made.artifact);
-        assert_eq!((&stored.streams, stored.source_type), (&Some(snapshot.streams.clone()), SourceType::Snapshot));
+        assert_eq!((&stored.streams, stored.source_type), (&snapshot.streams, SourceType::Snapshot));
         assert_eq!(stored.rootfs.key, ROOTFS_KEY);
         let build = f.store.get_build(&caller, stored.build).await.unwrap();
         assert_eq!((build.status.as_str(), build.finished_at), ("ready", Some(at(20))));
@@ -62,7 +62,7 @@ async fn the_template_has_the_snapshots_files_and_keeps_them_when_the_snapshot_i
         f.store.snapshot_removed(snapshot.id).await.unwrap();
         f.delete(&caller, "web", at(31)).await.unwrap();
         let known = f.store.known_files().await.unwrap();
-        assert_eq!(known.artifacts.get(&stored.folder), Some(&Some(snapshot.streams.clone())));
+        assert_eq!(known.artifacts.get(&stored.folder), Some(&snapshot.streams));
         assert!(!known.artifacts.contains_key(&snapshot.folder));
         assert!(f.store.collectable_rootfs(at(9000), 10).await.unwrap().is_empty(), "its root image is in use");
         let unused = f.store.collectable_artifacts(at(9000), 10).await.unwrap();
@@ -93,6 +93,9 @@ async fn names_that_clash_and_snapshots_that_are_over_or_anothers_are_refused_an
     let mut wrong = promotion(&snapshot, "warm", &["default"]);
     wrong.ready.streams = Some(streams("a"));
     assert!(is_conflict(&f.store.promote_snapshot(&caller, wrong, at(20)).await));
+    let capture = NewSnapshot { streams: None, ..new_snapshot(snapshot.sandbox, SnapshotKind::Kept) };
+    let Recorded::New(capture) = f.store.record_snapshot(capture, None, at(10)).await.unwrap() else { panic!() };
+    assert!(is_conflict(&f.store.promote_snapshot(&caller, promotion(&capture, "warm", &["default"]), at(20)).await));
     let untagged = f.store.promote_snapshot(&caller, promotion(&snapshot, "warm", &[]), at(20)).await;
     assert!(is_conflict(&untagged));
     f.store.delete_snapshot(&caller, snapshot.id, at(30)).await.unwrap();

@@ -7,7 +7,7 @@ use nullspace_db::{
 use nullspace_types::{ArtifactId, Caller, SandboxId, SnapshotId};
 use serde_json::json;
 
-use crate::fixture::{Fixture, at, is_conflict, is_not_found, new_sandbox, new_snapshot};
+use crate::fixture::{Fixture, at, is_conflict, is_not_found, new_sandbox, new_snapshot, streams};
 
 /// A sandbox that runs, with variables.
 async fn running(f: &Fixture, caller: &Caller, artifact: ArtifactId) -> Sandbox {
@@ -99,6 +99,40 @@ async fn a_paused_sandbox_is_stored_and_another_one_runs_in_its_place() {
     let third = starting(&f, &caller, &second).await;
     f.store.resume_paused(second.id, third, None, at(20)).await.unwrap();
     assert_eq!(status(&f, &caller, third).await, SandboxStatus::Running);
+}
+
+#[tokio::test]
+async fn a_capture_has_no_files_until_it_is_stored_or_over() {
+    let (f, caller, sandbox) = one().await;
+    let capture =
+        |sandbox| NewSnapshot { streams: None, stored_bytes: 0, ..new_snapshot(sandbox, SnapshotKind::Pause) };
+    let Recorded::New(first) = f.store.record_snapshot(capture(sandbox.id), None, at(10)).await.unwrap() else {
+        panic!("it is new")
+    };
+    let second = running(&f, &caller, sandbox.artifact).await;
+    let Recorded::New(second) = f.store.record_snapshot(capture(second.id), None, at(11)).await.unwrap() else {
+        panic!("it is new")
+    };
+    let third = running(&f, &caller, sandbox.artifact).await;
+    recorded(&f, third.id, SnapshotKind::Pause).await;
+    assert_eq!((&first.streams, first.stored_bytes), (&None, 0));
+    assert_eq!(f.store.captures("host-1").await.unwrap(), [first.clone(), second.clone()]);
+    assert!(f.store.captures("host-2").await.unwrap().is_empty());
+    let known = || async { f.store.known_files().await.unwrap().artifacts };
+    assert_eq!(known().await.get(&first.folder), Some(&None), "the folder must be there");
+
+    assert!(f.store.set_streams(first.id, &streams("9"), 77).await.unwrap());
+    assert!(!f.store.set_streams(first.id, &streams("8"), 78).await.unwrap(), "it has them");
+    let stored = f.store.get_snapshot(&caller, first.id).await.unwrap();
+    assert_eq!((&stored.streams, stored.stored_bytes), (&Some(streams("9")), 77));
+    assert_eq!(known().await.get(&first.folder), Some(&Some(streams("9"))));
+    assert_eq!(f.store.captures("host-1").await.unwrap(), std::slice::from_ref(&second));
+    // Its sandbox ends meanwhile.
+    f.store.set_sandbox_status(second.sandbox, SandboxStatus::Destroyed, None, at(12)).await.unwrap();
+    assert!(!f.store.set_streams(second.id, &streams("7"), 1).await.unwrap());
+    assert!(!f.store.set_streams(SnapshotId::new(), &streams("7"), 1).await.unwrap());
+    assert!(f.store.captures("host-1").await.unwrap().is_empty());
+    assert_eq!(known().await.get(&second.folder), Some(&None), "its files are there until they are removed");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Pauses, snapshots and forks as wholes. Each runs in a task of its own, to its end, whether or not anybody waits for it.
 //!
 //! ```text
-//!   freeze     capture ── publish ──> Frozen ── end | go_on
+//!   freeze     capture ── keep ──> Frozen ── end | go_on        published later, see `storage`
 //!   snapshot   capture ── goes on ── publish ──> Captured
 //!   fork       admit ── capture ── goes on ──> Snapshot { held }
 //! ```
@@ -21,26 +21,16 @@ use super::gate::Why;
 use super::held::Held;
 use super::transition::{Files, Transition};
 
-/// Freezes a running sandbox and stores it; with `idle_since`, only while nothing has used it since then.
-pub(super) async fn freeze(
-    actors: &Arc<Actors>,
-    id: SandboxId,
-    similar: Vec<Streams>,
-    idle_since: Option<Timestamp>,
-) -> Result<Frozen> {
+/// Freezes a running sandbox and captures it; with `idle_since`, only while nothing has used it since then.
+pub(super) async fn freeze(actors: &Arc<Actors>, id: SandboxId, idle_since: Option<Timestamp>) -> Result<Frozen> {
     let mut transition = Transition::begin(actors, id, Why::Pause)?;
     let freezing = actors.tasks.spawn(async move {
-        // While the machine still runs. It stands still during the publication.
-        transition.read_similar(&similar).await;
         if let Some(since) = idle_since {
             transition.close_if_idle(since)?;
         }
         let files = transition.capture().await?;
-        match transition.publish(files, similar, transition.frozen_for()).await {
-            Ok(captured) => {
-                let captured = Captured { frozen: transition.frozen_for(), ..captured };
-                Ok(Frozen::new(transition, captured))
-            }
+        match transition.keep(files).await {
+            Ok(captured) => Ok(Frozen::new(transition, captured)),
             Err(error) => {
                 transition.go_on().await?;
                 Err(error)

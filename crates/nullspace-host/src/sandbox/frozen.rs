@@ -1,4 +1,4 @@
-//! A sandbox whose machine stands still, and whose snapshot is stored.
+//! A sandbox whose machine stands still, and which is captured.
 
 use async_trait::async_trait;
 use nullspace_host_interface::{Captured, FrozenSandbox};
@@ -28,14 +28,15 @@ impl FrozenSandbox for Frozen {
 
     async fn end(mut self: Box<Self>) {
         let Some(transition) = self.transition.take() else { return };
-        transition.actors.files.artifact_named(&self.captured.folder);
         transition.end().await;
     }
 
-    async fn go_on(mut self: Box<Self>) -> Result<()> {
+    async fn go_on(mut self: Box<Self>, may_be_named: bool) -> Result<()> {
         let Some(mut transition) = self.transition.take() else { return Ok(()) };
         let gone_on = transition.go_on().await;
-        discard(&transition.actors, &self.captured.folder).await;
+        if !may_be_named {
+            discard(&transition.actors, &self.captured.folder).await;
+        }
         gone_on.map(drop)
     }
 }

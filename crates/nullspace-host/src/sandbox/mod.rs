@@ -117,10 +117,9 @@ impl SandboxHost for LocalHost {
     async fn freeze_sandbox(
         &self,
         id: SandboxId,
-        similar: Vec<Streams>,
         idle_since: Option<Timestamp>,
     ) -> Result<Box<dyn FrozenSandbox>> {
-        let frozen = capture::freeze(&self.inner.actors, id, similar, idle_since).await;
+        let frozen = capture::freeze(&self.inner.actors, id, idle_since).await;
         frozen.map(|frozen| Box::new(frozen) as Box<dyn FrozenSandbox>)
     }
 

@@ -295,7 +295,7 @@ async fn a_pause_ends_the_sandbox_and_gives_its_place_back() {
             async move { live.exec(command(), &Enough).await }
         });
         tokio::time::sleep(SECOND / 5).await;
-        let frozen = capture::freeze(&host.actors, host.id, Vec::new(), None).await.unwrap();
+        let frozen = capture::freeze(&host.actors, host.id, None).await.unwrap();
         let interrupted = waiting.await.unwrap().unwrap_err();
         assert_eq!(interrupted.code, ErrorResponseCode::TransitionInProgress, "{interrupted:?}");
         let refused = live.list_processes().await.unwrap_err();
@@ -305,7 +305,7 @@ async fn a_pause_ends_the_sandbox_and_gives_its_place_back() {
         assert!(frozen.captured().frozen > Duration::ZERO);
         let snapshot = Snapshot {
             folder: frozen.captured().folder.clone(),
-            streams: Some(frozen.captured().streams.clone()),
+            streams: frozen.captured().streams.clone(),
             summary: frozen.captured().summary.clone(),
             ..host.template.clone()
         };
@@ -327,7 +327,7 @@ async fn a_pause_ends_the_sandbox_and_gives_its_place_back() {
 async fn a_pause_of_an_idle_sandbox_is_refused_once_it_is_used_and_ends_no_use() {
     let host = Host::start(true).await;
     let live = host.live();
-    let freeze = |since| capture::freeze(&host.actors, host.id, Vec::new(), Some(since));
+    let freeze = |since| capture::freeze(&host.actors, host.id, Some(since));
     let since = live.activity.idle_since().unwrap();
     live.list_processes().await.unwrap();
     let refused = freeze(since).await.map(drop).unwrap_err();
@@ -353,11 +353,11 @@ async fn a_frozen_sandbox_that_is_let_go_runs_on_and_leaves_nothing() {
     for (halts, dropped) in [(true, true), (true, false), (false, true), (false, false)] {
         let host = Host::start(halts).await;
         let before = host.stored().await;
-        let frozen = capture::freeze(&host.actors, host.id, Vec::new(), None).await.unwrap();
+        let frozen = capture::freeze(&host.actors, host.id, None).await.unwrap();
         if dropped {
             drop(frozen);
         } else {
-            Box::new(frozen).go_on().await.unwrap();
+            Box::new(frozen).go_on(false).await.unwrap();
         }
         let answers = async {
             while host.live().list_processes().await.is_err() {
@@ -374,7 +374,7 @@ async fn a_frozen_sandbox_that_is_let_go_runs_on_and_leaves_nothing() {
         };
         tokio::time::timeout(20 * SECOND, removed).await.unwrap();
         // The next transition is not refused.
-        drop(capture::freeze(&host.actors, host.id, Vec::new(), None).await.unwrap());
+        drop(capture::freeze(&host.actors, host.id, None).await.unwrap());
     }
 }
 
@@ -384,7 +384,7 @@ async fn a_snapshot_that_the_vmm_refuses_leaves_a_running_sandbox() {
         let host = Host::start(halts).await;
         host.script.refuses.store(true, Ordering::Relaxed);
         assert!(capture::snapshot(&host.actors, host.id, Vec::new()).await.is_err());
-        assert!(capture::freeze(&host.actors, host.id, Vec::new(), None).await.is_err());
+        assert!(capture::freeze(&host.actors, host.id, None).await.is_err());
         assert!(host.live().list_processes().await.is_ok());
         assert!(host.reports.ends.lock().unwrap().is_empty());
         host.script.refuses.store(false, Ordering::Relaxed);
@@ -396,9 +396,9 @@ async fn a_snapshot_that_the_vmm_refuses_leaves_a_running_sandbox() {
 async fn an_agent_that_does_not_come_back_ends_the_sandbox() {
     for halts in [true, false] {
         let host = Host::start(halts).await;
-        let frozen = capture::freeze(&host.actors, host.id, Vec::new(), None).await.unwrap();
+        let frozen = capture::freeze(&host.actors, host.id, None).await.unwrap();
         host.script.deaf.store(true, Ordering::Relaxed);
-        let error = Box::new(frozen).go_on().await.unwrap_err();
+        let error = Box::new(frozen).go_on(false).await.unwrap_err();
         assert!(error.message.contains("has ended"), "{error:?}");
         let ends = host.reports.ends.lock().unwrap().clone();
         assert!(ends.len() == 1 && ends[0].failed, "{ends:?}");
@@ -410,13 +410,13 @@ async fn an_agent_that_does_not_come_back_ends_the_sandbox() {
 #[tokio::test]
 async fn a_machine_that_ends_while_it_is_frozen_ends_its_sandbox() {
     let host = Host::start(true).await;
-    let frozen = capture::freeze(&host.actors, host.id, Vec::new(), None).await.unwrap();
+    let frozen = capture::freeze(&host.actors, host.id, None).await.unwrap();
     host.script.power_off();
     tokio::time::timeout(20 * SECOND, host.reports.changed.notified()).await.unwrap();
     assert_eq!(host.reports.ends.lock().unwrap()[0].fault, Some("guest_ended"));
-    let error = Box::new(frozen).go_on().await.unwrap_err();
+    let error = Box::new(frozen).go_on(false).await.unwrap_err();
     assert_eq!(error.code, ErrorResponseCode::SandboxNotFound, "{error:?}");
-    let refused = capture::freeze(&host.actors, host.id, Vec::new(), None).await.map(drop).unwrap_err();
+    let refused = capture::freeze(&host.actors, host.id, None).await.map(drop).unwrap_err();
     assert_eq!(refused.code, ErrorResponseCode::SandboxNotFound);
 }
 

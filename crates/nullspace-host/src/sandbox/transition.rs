@@ -6,7 +6,7 @@
 //!      ^   new operations │   freeze, disconnect,     resume, connect,  │
 //!      │   wait; a pause  │   pause the vCPUs,        attach followers, │
 //!      │   refuses them   │   write the files         thaw              │
-//!      │                  │      │      └── publish, frozen ── record ──┴──> ended      pause
+//!      │                  │      │      └── keep, frozen ── record ─────┴──> ended      pause
 //!      └── still in use ──┘      └── any failure: it goes on as above; if it cannot: ended, by a fault
 //! ```
 //! What becomes of the operations of a sandbox:
@@ -25,8 +25,8 @@
 //!
 //! Inside the frozen window are the flush of the guest's filesystem, the capture (raw files of what the machine has changed, over
 //! a copy of the template's that is made before), and for a snapshot the new connection. The files are chunked, compressed and
-//! stored after it, but for a pause: its machine stands still until control has recorded the snapshot, so that nothing happens
-//! that the snapshot lacks. What the publication compares the files with is read before the window.
+//! stored after it. The machine of a pause stands still until control has recorded the capture, so that nothing happens that the
+//! snapshot lacks; its files are neither flushed nor stored by then ([`keep`](Transition::keep)).
 //!
 //! A machine that ends meanwhile ends the sandbox as any other. The guest is trusted with nothing here: an agent that does not
 //! confirm within its time limit ends the machine.
@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nullspace_api::ErrorResponseCode;
-use nullspace_data::{Room, Scratch};
+use nullspace_data::{ArtifactStore, Room, Scratch};
 use nullspace_guest::capability::Capability;
 use nullspace_guest::host::{Agent, AgentError};
 use nullspace_host_interface::{Captured, internal, storage_full};
@@ -370,24 +370,30 @@ impl Transition {
         Error::new(ErrorResponseCode::InternalError, message)
     }
 
-    /// Reads what the publication will compare the files with.
-    pub(super) async fn read_similar(&self, similar: &[Streams]) {
-        let similar = self.all_similar(similar);
-        if let Err(error) = self.actors.files.read_similar(similar).await {
-            tracing::debug!(sandbox_id = %self.live.id, error = %chain(&error), "similar snapshots are not read ahead");
-        }
-    }
-
-    /// First: the one that it was resumed from.
-    fn all_similar(&self, similar: &[Streams]) -> Vec<Streams> {
-        self.live.streams.iter().chain(similar).cloned().collect()
+    /// Keeps the files of a capture for a publication that comes later.
+    pub(super) async fn keep(&self, files: Files) -> Result<Captured> {
+        let Files { dir, scratch, writing, summary, bytes, room } = files;
+        let folder = ArtifactStore::new_artifact_name(ArtifactId::new());
+        self.actors.files.keep_capture(&dir, &folder).await.map_err(of_data)?;
+        drop((writing, room, scratch));
+        Ok(Captured {
+            folder,
+            streams: None,
+            resumed_from: self.live.streams.clone(),
+            stored_bytes: 0,
+            size_bytes: bytes,
+            disk_bytes: summary.disk_bytes,
+            summary: json!(summary),
+            frozen: self.frozen_for(),
+        })
     }
 
     /// Stores the files of a capture. `similar`: snapshots that it is likely to be much like.
     pub(super) async fn publish(&self, files: Files, similar: Vec<Streams>, frozen: Duration) -> Result<Captured> {
         let (live, began) = (&self.live, Instant::now());
         let Files { dir, scratch, writing, summary, bytes, room } = files;
-        let similar = self.all_similar(&similar);
+        // First: the one that it was resumed from.
+        let similar = live.streams.iter().cloned().chain(similar).collect();
         let published = self.actors.files.publish_artifact(&dir, ArtifactId::new(), similar).await.map_err(of_data)?;
         drop((writing, room));
         let _ = tokio::task::spawn_blocking(move || drop(scratch)).await;
@@ -402,7 +408,8 @@ impl Transition {
         );
         Ok(Captured {
             folder: published.folder,
-            streams: published.streams,
+            streams: Some(published.streams),
+            resumed_from: live.streams.clone(),
             stored_bytes: published.stored_bytes,
             size_bytes: bytes,
             disk_bytes: summary.disk_bytes,
@@ -412,11 +419,11 @@ impl Transition {
     }
 
     /// Time for which the machine has stood still by now.
-    pub(super) fn frozen_for(&self) -> Duration {
+    fn frozen_for(&self) -> Duration {
         self.frozen.map(|since| since.elapsed()).unwrap_or_default()
     }
 
-    /// Ends the machine, whose snapshot is stored. Returns when its resources are released.
+    /// Ends the machine, which is captured. Returns when its resources are released.
     pub(super) async fn end(mut self) {
         self.frozen = None;
         self.actors.end_paused(&self.live).await;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nullspace_api::TemplateBuildStatus as Status;
+use nullspace_api::{SandboxInfo, SandboxStatus, SnapshotInfo, TemplateBuildStatus as Status};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -147,6 +147,62 @@ async fn a_template_is_read_back_from_the_store_when_the_folder_has_lost_its_cac
     service.verify_store();
     let told = service.log().lines().into_iter().filter(|line| line.contains(SECRET)).count();
     assert_eq!(told, 0, "the log tells the secret");
+    service.stop().await;
+}
+
+/// A pause is answered, and can be resumed, before it is stored; what is not stored yet outlives a kill of the service.
+#[tokio::test]
+async fn a_pause_is_good_while_the_store_is_away_and_is_stored_when_it_is_back() {
+    let (server, registry) = (S3Server::begin(), Registry::start());
+    registry.push("box", "1", &Image::busybox()).await;
+    server.wait();
+    let mut service = Service::on_folder(server.settings("one"));
+    service.restart().await;
+    let api = service.api();
+    api.ready(request(&registry, "app", "1")).await;
+    let sandbox = api.sandbox("app").await;
+    let started = "cat /kept; pidof sleep";
+    let before = sandbox.sh(&format!("echo kept > /kept; {started}")).await;
+    let captures = service.data().join("captures");
+    assert!(names(&captures).is_empty());
+
+    server.kill();
+    let pause = async |api: &Api, id: &str| -> SnapshotInfo {
+        api.post(&format!("/v1/sandboxes/{id}/hibernate"), json!({})).await.ok(200)
+    };
+    let resume = async |api: &Api, id: &str| {
+        let resumed: Value = api.post(&format!("/v1/sandboxes/{id}/resume"), json!({})).await.ok(200);
+        api.attach(resumed["id"].as_str().expect("an id")).await
+    };
+    let paused = pause(&api, &sandbox.id).await;
+    assert!(paused.size_bytes > 0);
+    assert_eq!(names(&captures).len(), 1, "it cannot be stored");
+    let sandbox = resume(&api, &paused.id).await;
+    assert_eq!(sandbox.sh(started).await, before);
+    // The end of a paused one is final, whatever is not stored.
+    let ended = api.sandbox("app").await;
+    pause(&api, &ended.id).await;
+    ended.delete().await;
+    api.post(&format!("/v1/sandboxes/{}/resume", ended.id), json!({})).await.refused(404, "sandbox_not_found");
+
+    pause(&api, &sandbox.id).await;
+    service.kill().await;
+    server.restart();
+    service.restart().await;
+    let api = service.api();
+    let info: SandboxInfo = api.get(&format!("/v1/sandboxes/{}", sandbox.id)).await.ok(200);
+    assert_eq!(info.status, SandboxStatus::Paused);
+    // Of those that are over the raw files stay for a while.
+    let stored = "a paused sandbox is stored";
+    until("it is stored", Duration::from_secs(120), async || {
+        service.log().lines().iter().any(|line| line.contains(stored) && line.contains(&sandbox.id))
+    })
+    .await;
+    service.verify_store();
+    let sandbox = resume(&api, &sandbox.id).await;
+    assert_eq!(sandbox.sh(started).await, before);
+    sandbox.delete().await;
+    service.settles().await;
     service.stop().await;
 }
 

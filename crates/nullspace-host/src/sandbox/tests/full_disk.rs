@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nullspace_api::ErrorResponseCode;
+use nullspace_data::ChunkStop;
+use nullspace_host_interface::{FrozenSandbox as _, Snapshot};
 use nullspace_service::{Error, LiveCommands};
 
 use super::fake::fill;
@@ -52,7 +54,7 @@ enum How {
 
 async fn stored(host: &Host, how: How) -> Result<(), Error> {
     match how {
-        How::Pause => capture::freeze(&host.actors, host.id, Vec::new(), None).await.map(drop),
+        How::Pause => capture::freeze(&host.actors, host.id, None).await.map(drop),
         How::Snapshot => capture::snapshot(&host.actors, host.id, Vec::new()).await.map(drop),
         How::Fork => capture::fork(&host.actors, host.id).await.map(drop),
     }
@@ -109,4 +111,36 @@ async fn a_full_disk_refuses_to_store_a_sandbox_which_goes_on_and_leaves_nothing
         }
         capture::snapshot(&host.actors, host.id, Vec::new()).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_capture_stays_when_the_disk_is_full_while_it_becomes_chunks() {
+    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+        eprintln!("skipped: to mount a small disk needs root");
+        return;
+    }
+    let small = Small::mount();
+    let host = Host::start_in(small.path(), true).await;
+    let frozen = capture::freeze(&host.actors, host.id, None).await.unwrap();
+    let captured = frozen.captured().clone();
+    Box::new(frozen).end().await;
+    let (files, folder) = (&host.actors.files, captured.folder.as_str());
+    fill(&small.ballast());
+    let full = files.publish_capture(folder, Vec::new(), ChunkStop::default()).await.unwrap_err();
+    assert!(full.is_storage_full(), "{full:?}");
+    // It can be resumed meanwhile.
+    let pin = files.open_snapshot(folder, None).await.unwrap();
+    assert!(pin.path().join("memory").is_file());
+    drop(pin);
+    std::fs::remove_file(small.ballast()).unwrap();
+    let published = files.publish_capture(folder, Vec::new(), ChunkStop::default()).await.unwrap();
+    files.drop_capture(folder).await.unwrap();
+    let snapshot = Snapshot {
+        folder: captured.folder.clone(),
+        streams: Some(published.streams),
+        summary: captured.summary,
+        ..host.template.clone()
+    };
+    host.resume(host.id, snapshot).await;
+    assert!(host.live().list_processes().await.is_ok());
 }

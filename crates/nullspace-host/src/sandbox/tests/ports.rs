@@ -62,13 +62,13 @@ async fn a_pause_closes_connections_at_its_beginning() {
     let mut stream = host.live().dial(80).await.unwrap();
     let reading = tokio::spawn(async move { (broken(&mut stream).await, stream.write_all(b"x").await.is_err()) });
     tokio::time::sleep(SECOND / 10).await;
-    let frozen = capture::freeze(&host.actors, host.id, Vec::new(), None).await.unwrap();
+    let frozen = capture::freeze(&host.actors, host.id, None).await.unwrap();
     assert!(frozen.captured().frozen < SECOND, "nothing was waited for");
     assert_eq!(reading.await.unwrap(), (ErrorKind::ConnectionAborted, true));
     let refused = host.live().dial(80).await.map(drop).unwrap_err();
     assert_eq!(refused.code, ErrorResponseCode::TransitionInProgress, "{refused:?}");
     // A sandbox that goes on all the same takes new ones.
-    Box::new(frozen).go_on().await.unwrap();
+    Box::new(frozen).go_on(false).await.unwrap();
     echo(&mut host.live().dial(80).await.unwrap(), b"anew").await;
 }
 
