@@ -1,4 +1,4 @@
-# make demo    one template from nothing to a sandbox, with real output
+# make demo    one template from nothing to a sandbox, and one from a Dockerfile, with real output
 # make test    format, unit and end-to-end tests on real microVMs
 # make test-client         its part with the published client
 # make test-firecracker    its part on a real Firecracker, in a nested host

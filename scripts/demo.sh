@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# One template from nothing to a sandbox, against a service started here: the README's tour. `make demo` prepares what it needs.
+# One template from nothing to a sandbox, and one from a Dockerfile, against a service started here: the README's tour. `make demo`
+# prepares what it needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=target/debug/nullspace
 data=target/demo
 name=demo-web
+site=demo-site
+files=target/demo-files
 export NULLSPACE_API_URL=http://127.0.0.1:3000
+# Enough for the demo's Dockerfile, also on a small host.
+export NULLSPACE_BUILDER_MEMORY_MIB=${NULLSPACE_BUILDER_MEMORY_MIB:-1024}
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
@@ -58,7 +63,16 @@ $bin sandbox exec "$sandbox" -- sh -c '
     echo "start counter:   $(curl -fsS http://127.0.0.1:8000/starts)   (asked of the web server)"
     [ "$(tr "\0" " " < /proc/$pid/cmdline)" = "python3 -m http.server 8000 " ] && [ "$(cat /workspace/starts)" = 1 ]'
 
+say "Building $site from a Dockerfile of two stages, in a builder machine: no Docker is needed"
+$bin template build --name "$site" --context "$files" --memory-mib 256 --ready tcp:8080
+
+say "A sandbox from it serves what the RUN step has made"
+other=$($bin sandbox create "$site" --timings)
+$bin sandbox exec "$other" -- wget -qO- http://127.0.0.1:8080/
+
 say "Cleaning up"
 $bin sandbox delete "$sandbox"
+$bin sandbox delete "$other"
 $bin template delete "$name"
+$bin template delete "$site"
 echo "done"

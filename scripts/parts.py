@@ -64,6 +64,7 @@ PARTS = {
     # What is downloaded or made from packages: the network's time more than the processors'.
     "base": Part("scripts/root-image.sh base target/guest/base.tar", cores=0),
     "builder": Part("scripts/root-image.sh builder target/guest/builder.tar", needs=("base",), cores=0),
+    "demo-files": Part("scripts/demo-files.sh target/demo-files", cores=0),
     "fetch": Part("scripts/fetch-docker.sh && scripts/fetch-firecracker.sh && scripts/seaweedfs.sh", cores=0),
     # The emulated host's tests take longest: its image comes first. Two that unpack Debian at once disturb each other.
     "nested-image": Part("tools/nested_host.py --build-only", needs=("base",), cores=0),
@@ -106,7 +107,7 @@ PARTS = {
     "machines": Part(f"{NEXTEST} -E '({MACHINES}) & not ({LONG})'", needs=("tests", "guest", "base", "fetch"), limit=3000, env=COMPLETE),
 }
 TARGETS = {
-    "demo": ("base", "guest"),
+    "demo": ("base", "builder", "demo-files", "guest"),
     "lint": ("fmt", "clippy", "doc"),
     "test-client": ("client", "fuzz-api", "packages"),
     "test-firecracker": ("firecracker",),
