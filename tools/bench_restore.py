@@ -5,6 +5,7 @@
                                                |
         ours:  POST /v1/sandboxes, POST .../exec `true`         one keep-alive connection, as a client has
         bare:  qemu-system-x86_64 by itself, same snapshot      taken in turns, each pair in the other order
+        pool:  as ours, from a warm pool of one machine         that is full again before the next turn
 
 The bare side is QEMU with the command line of a sandbox that the service has just made (crates/nullspace-vmm,
 qemu/args.rs), read from /proc so that the two cannot drift apart. What is the same: binary, devices and their order,
@@ -52,7 +53,7 @@ SERVICE = TARGET / "release" / "nullspace"
 BASE_TAR = TARGET / "guest" / "base.tar"
 
 # Bound of the whole run, seconds.
-LIMIT = 350
+LIMIT = 450
 WARM_UP = 3
 # Rest after each measurement, seconds: the machine's remains are removed, a spare namespace is made.
 REST = 0.4
@@ -310,6 +311,33 @@ class Service:
         self.delete(sandbox)
         if answer["exit_code"] != 0:
             raise RuntimeError(f"exec: {answer}")
+        return {"create": created - began, "exec": answered - created, "total": answered - began}
+
+    def pool(self, template):
+        """A warm pool of one machine."""
+        request = {"name": "bench", "template_ref": template, "min_ready": 1, "max_ready": 1, "resources": {"vcpus": 1, "memory_mb": 512}}
+        return self.call("POST", "/v1/template-warm-pools", request)["id"]
+
+    def full(self, pool):
+        deadline = time.monotonic() + 60
+        while self.call("GET", f"/v1/template-warm-pools/{pool}/status")["ready"] < 1:
+            if time.monotonic() > deadline:
+                raise RuntimeError("the warm pool does not become full")
+            time.sleep(0.05)
+
+    def measure_pool(self, template, pool):
+        """As `measure`, from a pool that is full; and returns when it is full again, so that it takes no other side's processor."""
+        self.full(pool)
+        began = time.perf_counter()
+        request = {"template": template, "warm_pool": {"id": pool, "mode": "require"}}
+        sandbox = self.call("POST", "/v1/sandboxes", request)["id"]
+        created = time.perf_counter()
+        answer = self.call("POST", f"/v1/sandboxes/{sandbox}/exec", EXEC)
+        answered = time.perf_counter()
+        self.delete(sandbox)
+        if answer["exit_code"] != 0:
+            raise RuntimeError(f"exec: {answer}")
+        self.full(pool)
         return {"create": created - began, "exec": answered - created, "total": answered - began}
 
     def measure_create(self, template):
@@ -626,8 +654,13 @@ def run(service, arguments):
         service.delete(model)
         for _ in range(WARM_UP):
             in_turns(1, lambda: service.measure(small_id), bare.measure, lambda: service.measure_create(large_id))
-        say(f"{arguments.pairs} pairs of create -> first exec answered")
-        ours, bares = in_turns(arguments.pairs, lambda: service.measure(small_id), bare.measure)
+        say(f"{arguments.pairs} turns of create -> first exec answered")
+        pool = service.pool(small_id)
+        service.measure_pool(small_id, pool)
+        ours, bares, pooled = in_turns(
+            arguments.pairs, lambda: service.measure(small_id), bare.measure, lambda: service.measure_pool(small_id, pool)
+        )
+        service.call("DELETE", f"/v1/template-warm-pools/{pool}")
     finally:
         bare.close()
     say(f"{arguments.creates} pairs of create, from the small and from the large image")
@@ -644,13 +677,14 @@ def run(service, arguments):
     service.stop()
 
     say("\nmedians, ms          create     exec    total")
-    for name, results in (("ours", ours), ("bare", bares)):
+    for name, results in (("ours", ours), ("bare", bares), ("pool", pooled)):
         create, execute, total = (ms(median_of(results, part)) for part in ("create", "exec", "total"))
         say(f"  {name:<16} {create:>8} {execute:>8} {total:>8}")
     say(f"  bare, in detail: QEMU started {ms(median_of(bares, 'started'))}, state loaded {ms(median_of(bares, 'loaded'))}, "
         f"new identity {ms(median_of(bares, 'create'))}, exec answered {ms(median_of(bares, 'total'))}")
     # Of each pair, whose two sides ran in the same second: load that comes and goes does not decide.
     over_bare = statistics.median(one["total"] / other["total"] for one, other in zip(ours, bares))
+    pool_over_bare = statistics.median(one["total"] / other["total"] for one, other in zip(pooled, bares))
     large_over_small = statistics.median(large / small for large, small in zip(large_creates, small_creates))
     of_medians = median_of(ours, "total") / median_of(bares, "total")
     say(f"  the ratio below is the median of the pairs' ratios; that of the medians is {of_medians:.3f}")
@@ -660,7 +694,9 @@ def run(service, arguments):
     figures = [
         ("restore_over_bare", over_bare, ".3f", "ratio"),
         ("create_2g_over_200m", large_over_small, ".3f", "ratio"),
+        ("create_to_exec_over_bare_pool", pool_over_bare, ".3f", "ratio"),
         ("create_to_exec_ms", median_of(ours, "total") * 1000, ".1f", "ms"),
+        ("create_to_exec_pool_ms", median_of(pooled, "total") * 1000, ".1f", "ms"),
         ("snapshot_ms", statistics.median(snapshots), ".0f", "ms"),
         ("idle_rss_mib", resident["VmRSS"] / 1024, ".1f", "MiB"),
     ]

@@ -189,4 +189,6 @@ pub enum ErrorResponseCode {
     VolumeQuotaExceeded,
     VolumeReadOnly,
     VolumeStaleRevision,
+    /// The warm pool has no machine for this create, which takes no other (503).
+    WarmPoolUnavailable,
 }

@@ -53,6 +53,7 @@ mod template;
 mod terminal;
 mod time;
 mod upload;
+mod warm_pool;
 mod watch;
 
 pub use build::*;
@@ -83,6 +84,7 @@ pub use template::*;
 pub use terminal::*;
 pub use time::Time;
 pub use upload::*;
+pub use warm_pool::*;
 pub use watch::*;
 
 /// A JSON object whose keys are not fixed by the contract.

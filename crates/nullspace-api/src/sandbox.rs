@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Envs, JsonObject, Time};
+use crate::{Envs, JsonObject, Time, WarmPoolCheckoutRequest, WarmPoolCheckoutResult};
 
 /// Make a sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -254,59 +254,6 @@ pub enum SandboxTimeoutAction {
     Destroy,
     /// It is kept on disk.
     Hibernate,
-}
-
-/// Ask for a sandbox that is ready.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct WarmPoolCheckoutRequest {
-    /// The pool.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// Behaviour when no warm sandbox is available.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<WarmPoolCheckoutMode>,
-    /// Milliseconds to wait for a warm sandbox.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub wait_ms: Option<u64>,
-}
-
-/// The use of a warm pool.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct WarmPoolCheckoutResult {
-    /// Origin of the sandbox.
-    pub source: WarmPoolCheckoutResultSource,
-    /// True when one was ready.
-    pub hit: bool,
-    /// The pool.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// Requested mode.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<WarmPoolCheckoutMode>,
-}
-
-/// Modes of using a warm pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum WarmPoolCheckoutMode {
-    /// Do not.
-    Bypass,
-    /// If there is one.
-    Prefer,
-    /// Or fail.
-    Require,
-}
-
-/// Origin of a sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum WarmPoolCheckoutResultSource {
-    /// No pool was asked.
-    Bypassed,
-    /// It was made.
-    ColdCreate,
-    /// It was ready.
-    ReadyInstance,
 }
 
 /// A graphical desktop.

@@ -6,6 +6,7 @@
 //!                           ├─ catalog/     templates, tags, aliases, claims, references, visibility
 //!                           ├─ builds/      check, accept, queue, run on a host, follow, retry, promote
 //!                           ├─ sandboxes/   create, pause, resume, snapshot, fork, end; timeouts; stop and start of the service
+//!                           ├─ pools/       warm pools: machines that are resumed ahead, and creates that take them
 //!                           ├─ lifecycle/   events of sandboxes: recorded, listed, followed, delivered to webhooks
 //!                           ├─ files        files of build contexts        collect   removes unreferenced data
 //!                           └─ db           the rows are the truth
@@ -23,6 +24,7 @@ mod health;
 mod keys;
 mod lifecycle;
 mod metrics;
+mod pools;
 mod sandboxes;
 mod sealed;
 mod signed;
@@ -100,6 +102,8 @@ pub(crate) struct Inner {
     /// Lifecycle events; what sandboxes do is told there.
     lifecycle: lifecycle::State,
     metrics: metrics::Metrics,
+    /// Machines that are resumed ahead.
+    pools: pools::State,
     /// Wakes the collector after something was released.
     collect: Notify,
     shutdown: CancellationToken,
@@ -124,6 +128,7 @@ impl Control {
                 health: health::State::default(),
                 lifecycle,
                 metrics,
+                pools: pools::State::default(),
                 collect: Notify::new(),
                 shutdown: CancellationToken::new(),
                 tasks: TaskTracker::new(),
@@ -175,6 +180,7 @@ impl Control {
         inner.tasks.spawn(builds::forget(Arc::clone(inner)));
         inner.tasks.spawn(sandboxes::record_late(Arc::clone(inner)));
         inner.tasks.spawn(sandboxes::keep_ports(Arc::clone(inner)));
+        inner.tasks.spawn(pools::keep(Arc::clone(inner)));
         inner.tasks.spawn(sandboxes::continue_all(Arc::clone(inner), awaited));
         sandboxes::publish_all(inner, captures);
         catalog::base::ensure(inner).await;

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Postgres, QueryBuilder, Row, Sqlite, Transaction, sqli
 use crate::{DbError, PostgresStore, Result, SqliteStore};
 
 /// All tables. None refers to a later one.
-const TABLES: [&str; 26] = [
+const TABLES: [&str; 27] = [
     "settings",
     "tenants",
     "namespaces",
@@ -29,6 +29,7 @@ const TABLES: [&str; 26] = [
     "blobs",
     "blob_holds",
     "removed_artifacts",
+    "warm_pools",
     "sandboxes",
     "snapshots",
     "grants",

@@ -12,6 +12,7 @@
 //!                            ├── Snapshots    snapshots of sandboxes: pauses, and those that are kept
 //!                            ├── Grants       tokens for ports of sandboxes
 //!                            ├── SshAccesses  rights to log in to sandboxes
+//!                            ├── WarmPools    machines that are resumed ahead: what there should be
 //!                            ├── Events       lifecycle events, webhooks and their deliveries
 //!                            ├── Collection   required and collectable data of the data folder
 //!                            ├── Retention    rows that are over, compressed logs, the file's size
@@ -58,6 +59,7 @@ mod sqlite;
 mod ssh;
 mod tenants;
 mod text_enum;
+mod warm_pools;
 
 pub use blobs::{Blobs, HeldBlob};
 pub use builds::{
@@ -89,6 +91,7 @@ pub use sqlite::SqliteStore;
 pub use ssh::{NewSshAccess, SshAccess, SshAccesses};
 pub use tenants::{Namespace, NamespaceKind, Tenant, Tenants};
 pub use text_enum::UnknownWord;
+pub use warm_pools::{WarmPool, WarmPoolLimits, WarmPoolState, WarmPools};
 
 /// The database of the service: the sum of the traits of its domains, used as one `dyn Database`.
 pub trait Database:
@@ -103,6 +106,7 @@ pub trait Database:
     + Snapshots
     + Grants
     + SshAccesses
+    + WarmPools
     + Events
     + Collection
     + Retention
@@ -123,6 +127,7 @@ impl<T> Database for T where
         + Snapshots
         + Grants
         + SshAccesses
+        + WarmPools
         + Events
         + Collection
         + Retention

@@ -9,7 +9,7 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use nullspace_types::{ArtifactId, Caller, SandboxId, SnapshotId, TenantId};
+use nullspace_types::{ArtifactId, Caller, SandboxId, SnapshotId, TenantId, WarmPoolId};
 use serde_json::Value;
 
 #[cfg(doc)]
@@ -120,6 +120,8 @@ pub struct NewSandbox {
     pub from_snapshot: Option<SnapshotId>,
     /// The sandbox it is a clone of. The artifact is then that one's.
     pub forked_from: Option<SandboxId>,
+    /// The warm pool whose machine it takes.
+    pub warm_pool: Option<WarmPoolId>,
     /// The caller's idempotency key and a digest of its request.
     pub idempotency: Option<Idempotency>,
 }

@@ -29,7 +29,7 @@ pub use files::{ContextFiles, ReceivedFile};
 pub use log::{LogIds, Place, entry};
 pub use sandbox::{
     AdmittedSandbox, Adopted, Captured, Due, Found, FrozenSandbox, HeldFiles, HostEvents, SandboxEnd, SandboxHost,
-    SandboxSettings, SandboxSpec, SandboxUse, Snapshot, SnapshotSize, StartedSandbox, TimeLimits, Unfit,
+    SandboxSettings, SandboxSpec, SandboxUse, Snapshot, SnapshotSize, SpareSpec, StartedSandbox, TimeLimits, Unfit,
 };
 pub use storage::{CaptureLeft, Collected, KnownImages, PublishedCapture, Storage};
 pub use usage::{

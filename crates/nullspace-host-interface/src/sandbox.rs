@@ -9,6 +9,9 @@
 //!      ├────── snapshot ──> Captured               it goes on
 //!      ├────── fork ──────> Snapshot { held } ──> admit …
 //!      └────── due ──> control: end, freeze, or new limits
+//!
+//!   prepare_spare ──> a resumed machine without identity ──┬── admit, with its id: the sandbox takes it
+//!                                                          └── end_spare, or the host needs its room
 //! ```
 
 use std::collections::BTreeMap;
@@ -19,7 +22,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_definition::runtime::Runtime;
 use nullspace_service::{LiveSandbox, Result};
-use nullspace_types::{ArtifactId, EgressPolicy, Rootfs, SandboxId, Streams, TenantId};
+use nullspace_types::{ArtifactId, EgressPolicy, Rootfs, SandboxId, SpareId, Streams, TenantId};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -75,6 +78,20 @@ pub struct SandboxSpec {
     /// Its id.
     pub id: SandboxId,
     /// The tenant that owns it.
+    pub tenant: TenantId,
+    /// The snapshot to resume.
+    pub snapshot: Snapshot,
+    /// A spare of the same tenant and artifact, whose machine the sandbox takes.
+    pub spare: Option<SpareId>,
+}
+
+/// A spare to make: a machine that is resumed ahead. No process of its guest runs, and nothing is sent to or by it, before a sandbox
+/// takes it: that gives it random numbers, clock, names and network.
+#[derive(Debug, Clone)]
+pub struct SpareSpec {
+    /// Its id.
+    pub id: SpareId,
+    /// The tenant whose sandboxes may take it, and in whose quota it counts.
     pub tenant: TenantId,
     /// The snapshot to resume.
     pub snapshot: Snapshot,
@@ -219,11 +236,25 @@ pub trait SandboxHost: Send + Sync + 'static {
     /// [`Unfit`].
     fn adopt_snapshot(&self, id: ArtifactId, summary: &Value) -> std::result::Result<Adopted, Unfit>;
 
-    /// Reserves memory, processors and a place for a sandbox, in the host and in its tenant's quota.
+    /// Reserves memory, processors and a place for a sandbox, in the host and in its tenant's quota. One with a spare has the spare's.
+    /// The host may end spares to make room.
     ///
     /// # Errors
-    /// For the caller: `capacity_exceeded` or `quota_exceeded`, with the time after which to retry.
+    /// For the caller: `capacity_exceeded` or `quota_exceeded`, with the time after which to retry; `warm_pool_unavailable` when its
+    /// spare is there no more.
     async fn admit_sandbox(&self, spec: SandboxSpec) -> Result<Box<dyn AdmittedSandbox>>;
+
+    /// Makes a spare, if there is room beside what runs. Returns when its guest answers.
+    ///
+    /// # Errors
+    /// As [`SandboxHost::admit_sandbox`] and [`AdmittedSandbox::start`]; `rebuild_required` when the snapshot's guest image is too old.
+    async fn prepare_spare(&self, spec: SpareSpec) -> Result<()>;
+
+    /// Returns the spares whose machines run. Those that have ended are forgotten.
+    async fn spares(&self) -> Vec<SpareId>;
+
+    /// Ends a spare. Returns when its resources are released. A missing one is no error.
+    async fn end_spare(&self, id: SpareId);
 
     /// Returns the state of a sandbox.
     fn find_sandbox(&self, id: SandboxId) -> Found;
@@ -278,8 +309,8 @@ pub trait SandboxHost: Send + Sync + 'static {
         None
     }
 
-    /// Returns the memory and processors that the host lacks for this sandbox now. `None`: it lacks nothing, or a tenant's quota
-    /// refuses the sandbox anyway.
+    /// Returns the memory and processors that the host lacks for this sandbox now, when all spares would be ended. `None`: it lacks
+    /// nothing, or a tenant's quota refuses the sandbox anyway.
     fn lacks_for(&self, spec: &SandboxSpec) -> Option<Capacity>;
 
     /// Returns the memory and processors that the end of a running sandbox frees at least. `None` when it does not run.

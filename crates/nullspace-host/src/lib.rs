@@ -6,6 +6,7 @@
 //!                         ├─ build/     one attempt of a build: prepare, steps, start, snapshot, publish
 //!                         ├─ builder/   BuildKit in a microVM, one for each tenant, kept between builds
 //!                         ├─ sandbox/   a sandbox from its snapshot to its end
+//!                         ├─ spares     machines that are resumed ahead of their sandboxes
 //!                         ├─ files      files of build contexts      storage   what can go
 //!                         └─ machine · admission · disk              what both kinds of work have in common
 //! ```
@@ -19,6 +20,7 @@ mod files;
 mod lines;
 mod machine;
 mod sandbox;
+mod spares;
 mod storage;
 mod usage;
 
@@ -42,6 +44,7 @@ use self::builder::Builders;
 use self::disk::Disk;
 use self::machine::Machines;
 use self::sandbox::Actors;
+use self::spares::Spares;
 
 /// Settings of a [`LocalHost`].
 #[derive(Debug, Clone)]
@@ -78,6 +81,7 @@ struct Inner {
     files: ArtifactStore,
     builder: Arc<Builder>,
     actors: Arc<Actors>,
+    spares: Arc<Spares>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -100,8 +104,11 @@ impl LocalHost {
         });
         let settings = build::Settings { step_timeout, extra_ca_pem, base_tar };
         let buildkits = build::buildkit::Pool::new(buildkits, builders, &name, files.root());
-        let builder = Builder::new(settings, machines.clone(), Arc::clone(&disk), files.clone(), registry, buildkits);
-        let actors = Actors::new(machines.clone(), Arc::clone(&disk), files.clone());
+        let spares = Arc::new(Spares::default());
+        let mut builder =
+            Builder::new(settings, machines.clone(), Arc::clone(&disk), files.clone(), registry, buildkits);
+        builder.spares = Arc::clone(&spares);
+        let actors = Actors::new(machines.clone(), Arc::clone(&disk), files.clone(), Arc::clone(&spares));
         LocalHost {
             inner: Arc::new(Inner {
                 machines,
@@ -109,6 +116,7 @@ impl LocalHost {
                 files,
                 builder: Arc::new(builder),
                 actors: Arc::new(actors),
+                spares,
                 shutdown: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             }),

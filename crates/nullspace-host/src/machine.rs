@@ -23,6 +23,9 @@ const BOOT: Duration = Duration::from_secs(90);
 /// The same after a restore, on real hardware. Where machines are slow, the guest's first answer takes nearly as long as a boot.
 const RESTORE: Duration = Duration::from_secs(30);
 
+/// Connections to the agent of a spare that are tried again when they close at once.
+const GREETINGS: u32 = 8;
+
 /// Time limit from a machine's last message to the end of its process.
 const ENDING: Duration = Duration::from_secs(5);
 
@@ -110,6 +113,55 @@ impl Machine {
         let restored = Restored { resume, ..identity(hostname, vm.as_ref()) };
         let greeted = alive(vm.as_ref(), greet_restored(vm.as_ref(), restored, limit)).await;
         Machine::joined(vm, greeted, permit).await
+    }
+
+    /// Resumes a halted snapshot ahead of the sandbox that will take it. Returns when its agent answers. The guest has no identity, and
+    /// does nothing, before [`Machine::claim`].
+    pub(crate) async fn restore_spare(
+        vmm: &dyn Vmm,
+        spec: RestoreSpec,
+        permit: Permit,
+    ) -> Result<Machine, MachineError> {
+        let limit = restore_limit(vmm);
+        let vm = vmm.restore(spec).await?;
+        let greeting = async {
+            let mut left = GREETINGS;
+            loop {
+                match Agent::connect(vm.agent().await?, limit).await {
+                    // A vsock's transport is reset after a restore, and takes the first connection along.
+                    Err(AgentError::Closed) if left > 0 => left -= 1,
+                    greeted => return Ok(greeted?),
+                }
+            }
+        };
+        let greeted = alive(vm.as_ref(), greeting).await;
+        Machine::joined(vm, greeted, permit).await
+    }
+
+    /// Gives the guest of a spare its identity, as [`Machine::restore`] does.
+    pub(crate) async fn claim(
+        self,
+        vmm: &dyn Vmm,
+        hostname: String,
+        resume: Option<Exec>,
+    ) -> Result<Machine, MachineError> {
+        let Machine { vm, agent, permit } = self;
+        let restored = Restored { resume, ..identity(hostname, vm.as_ref()) };
+        let claiming = async {
+            match agent.restored(restored.clone()).await {
+                Ok(()) => Ok((agent.clone(), agent.info())),
+                // The connection did not outlive the restore, or the wait: another one is made.
+                Err(AgentError::Closed) => greet_restored(vm.as_ref(), restored, restore_limit(vmm)).await,
+                Err(error) => Err(error.into()),
+            }
+        };
+        let greeted = alive(vm.as_ref(), claiming).await;
+        let permit = permit.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match (greeted, permit) {
+            (Ok((agent, _)), permit) => Ok(Machine { vm, agent, permit: Mutex::new(permit) }),
+            (Err(error), Some(permit)) => Machine::joined(vm, Err(error), permit).await,
+            (Err(error), None) => Err(error),
+        }
     }
 
     /// Resumes a new snapshot in trial. Returns when the guest has an identity of its own and its agent has answered a

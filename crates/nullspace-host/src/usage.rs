@@ -35,6 +35,9 @@ impl Lifecycle for LocalHost {
     async fn stop(&self) {
         let inner = &self.inner;
         inner.shutdown.cancel();
+        if tokio::time::timeout(ENDING, inner.spares.close()).await.is_err() {
+            tracing::error!("spares have not ended in time");
+        }
         if let Some(builders) = &inner.builder.buildkits.builders
             && tokio::time::timeout(ENDING, builders.stop()).await.is_err()
         {

@@ -125,9 +125,11 @@ fn status(error: &Error) -> StatusCode {
         Code::FileError => StatusCode::CONFLICT,
         Code::RateLimitExceeded | Code::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
         Code::NotImplemented => StatusCode::NOT_IMPLEMENTED,
-        Code::FeatureUnavailable | Code::DatabaseError | Code::CapacityExceeded | Code::NoEligibleRuntimeHost => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        Code::FeatureUnavailable
+        | Code::DatabaseError
+        | Code::CapacityExceeded
+        | Code::NoEligibleRuntimeHost
+        | Code::WarmPoolUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::ExecFailed => StatusCode::BAD_GATEWAY,
         Code::ExecTimeout => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,

@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 
 /// Where ours may differ from the contract, and why.
 ///
-/// - Prose of the contract: exec takes a user; `fields=` has a code of its own.
+/// - Prose of the contract: exec takes a user; `fields=` has a code of its own, and so has, in the client's documents, a create
+///   that a warm pool cannot serve.
 /// - Added to an answer where published clients ignore it: a create that differs from what was asked says so.
 /// - Added to an answer, and read by published clients: the token for the ports of a sandbox.
 /// - Added to a request, optional: what a template's sandboxes run when they are resumed; the end of an API key.
@@ -34,7 +35,8 @@ const EXTRA_BODIES: &[&str] = &["create_snapshot", "kill_process"];
 const EXTRA_RESPONSES: &[(&str, &str)] = &[("download_file", "206")];
 /// Operations that the contract lacks: a snapshot becomes a template.
 const EXTRA_OPERATIONS: &[&str] = &["promote_snapshot"];
-const EXTRA_ENUM_VALUES: &[(&str, &str)] = &[("ErrorResponseCode", "invalid_fields")];
+const EXTRA_ENUM_VALUES: &[(&str, &str)] =
+    &[("ErrorResponseCode", "invalid_fields"), ("ErrorResponseCode", "warm_pool_unavailable")];
 /// The contract's generator could not say "event stream"; its prose does.
 const EVENT_STREAMS: &[&str] = &["stream_template_build_logs", "build_template"];
 /// Nor "JSON" here; published clients send it so.

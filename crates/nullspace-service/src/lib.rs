@@ -28,6 +28,7 @@ mod sandboxes;
 mod signed;
 mod ssh;
 mod templates;
+mod warm_pools;
 
 use std::io;
 use std::time::Duration;
@@ -54,6 +55,7 @@ pub use sandboxes::{SandboxQuery, Sandboxes};
 pub use signed::{SignedFile, SignedFiles, Transfer};
 pub use ssh::{SshAccesses, SshCertificate, SshCertificates, SshEntered, SshLogin, SshWanted};
 pub use templates::{Names, Templates};
+pub use warm_pools::{WarmPoolAct, WarmPoolQuery, WarmPools};
 
 /// All operations that the server calls. An implementation has a body for each topic, and says `impl Service for … {}` once.
 pub trait Service:
@@ -74,6 +76,7 @@ pub trait Service:
     + Ports
     + Previews
     + SshAccesses
+    + WarmPools
 {
 }
 

@@ -130,6 +130,14 @@ id!(
     TerminalId, "pty_", "terminal id"
 );
 id!(
+    /// A warm pool of a template: machines that are resumed ahead of their sandboxes.
+    WarmPoolId, "twp_", "warm pool id"
+);
+id!(
+    /// A spare: a resumed machine that is no sandbox yet. Never leaves the service.
+    SpareId, "sp_", "spare id"
+);
+id!(
     /// A store: one database and the data folder that belongs to it. Never leaves the service.
     StoreId, "st_", "store id"
 );

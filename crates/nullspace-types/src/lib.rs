@@ -20,8 +20,8 @@ pub use egress::{
 };
 pub use files::{KnownFiles, Rootfs, Streams};
 pub use id::{
-    ArtifactId, BuildId, GrantId, InvalidId, KeyId, SandboxId, SnapshotId, SshAccessId, StoreId, TemplateId, TenantId,
-    TerminalId,
+    ArtifactId, BuildId, GrantId, InvalidId, KeyId, SandboxId, SnapshotId, SpareId, SshAccessId, StoreId, TemplateId,
+    TenantId, TerminalId, WarmPoolId,
 };
 pub use private_json::PrivateJson;
 pub use reference::{

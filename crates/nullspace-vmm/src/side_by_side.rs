@@ -187,6 +187,7 @@ mod tests {
                 disk_bytes: 0,
                 files: Vec::new(),
                 touched: Vec::new(),
+                halted: false,
             },
             network: Network::Isolated,
             work_dir: PathBuf::new(),

@@ -177,6 +177,9 @@ pub struct SnapshotSummary {
     /// 1024. A hint for whoever reads the memory; empty when nobody has looked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub touched: Vec<(u32, u32)>,
+    /// True when no process of the guest runs on before its agent is told. The owner of the machine knows; a driver says false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub halted: bool,
 }
 
 impl VmmError {

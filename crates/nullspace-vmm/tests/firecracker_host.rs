@@ -468,6 +468,7 @@ impl Stage {
                 disk_bytes: 16 << 20,
                 files: ["state", "memory", "disk.raw", "machine.json"].map(str::to_owned).to_vec(),
                 touched: Vec::new(),
+                halted: false,
             },
             network: Network::Isolated,
             work_dir: self.work(),

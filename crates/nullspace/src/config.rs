@@ -172,6 +172,8 @@ pub(crate) struct Config {
     pub(crate) paused_sandboxes_per_tenant: u32,
     /// Reusable snapshots of one tenant; more are refused with 429.
     pub(crate) snapshots_per_tenant: u32,
+    /// Machines that the warm pools of one tenant keep ready together, at most. 0: there are no warm pools.
+    pub(crate) warm_machines_per_tenant: u32,
     /// A sandbox that finds the host full has the one paused that idles longest.
     pub(crate) pause_when_full: bool,
     /// Least time without use, seconds, of a sandbox that is paused for another.
@@ -352,6 +354,7 @@ impl Default for Config {
             memory_mib_per_tenant: None,
             paused_sandboxes_per_tenant: 100,
             snapshots_per_tenant: 200,
+            warm_machines_per_tenant: 16,
             pause_when_full: false,
             pause_when_full_idle_secs: 60,
             stop_pause_secs: 60,
@@ -466,6 +469,7 @@ const KEYS: &[(&str, Kind)] = &[
     ("memory_mib_per_tenant", Kind::Number),
     ("paused_sandboxes_per_tenant", Kind::Number),
     ("snapshots_per_tenant", Kind::Number),
+    ("warm_machines_per_tenant", Kind::Number),
     ("pause_when_full", Kind::Flag),
     ("pause_when_full_idle_secs", Kind::Number),
     ("stop_pause_secs", Kind::Number),

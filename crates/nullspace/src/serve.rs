@@ -300,6 +300,7 @@ fn control_config(
             stop_pause: Duration::from_secs(config.stop_pause_secs),
             paused_per_tenant: config.paused_sandboxes_per_tenant,
             snapshots_per_tenant: config.snapshots_per_tenant,
+            warm_per_tenant: config.warm_machines_per_tenant,
             pause_when_full: config.pause_when_full.then(|| Duration::from_secs(config.pause_when_full_idle_secs)),
         },
         previews,

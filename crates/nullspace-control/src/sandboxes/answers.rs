@@ -28,7 +28,7 @@ pub(super) fn created(sandbox: &Sandbox, warnings: Vec<String>) -> Result<Create
         timeout_action: info.timeout_action,
         cwd: info.cwd,
         traffic_access_token: None,
-        warm_pool_checkout: None,
+        warm_pool_checkout: info.warm_pool_checkout,
         warnings,
     })
 }
@@ -59,7 +59,7 @@ pub(super) fn info(sandbox: &Sandbox, last_active: Option<Timestamp>) -> Result<
         cwd: Some(config.cwd),
         snapshot_id: sandbox.snapshot.map(|snapshot| snapshot.to_string()),
         traffic_access_token: None,
-        warm_pool_checkout: None,
+        warm_pool_checkout: config.warm_pool,
     })
 }
 

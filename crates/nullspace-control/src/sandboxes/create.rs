@@ -20,6 +20,7 @@ use super::start::{Begun, Origin, Start};
 use crate::catalog::wire::column;
 use crate::error::{Error, Result, Stored, internal, of_store};
 use crate::lifecycle::Event;
+use crate::pools::{Checkout, refuse_for_snapshot};
 use crate::{Control, Inner};
 
 impl Control {
@@ -68,7 +69,9 @@ impl Inner {
         request: &CreateSandboxRequest,
         idempotency: Option<Idempotency>,
     ) -> Result<(Begun, Config)> {
-        let reference = request.template.as_deref().unwrap_or(CreateSandboxRequest::DEFAULT_TEMPLATE);
+        let checkout = self.checkout(caller, request).await?;
+        let of_pool = checkout.as_ref().and_then(Checkout::template);
+        let reference = request.template.as_deref().or(of_pool).unwrap_or(CreateSandboxRequest::DEFAULT_TEMPLATE);
         let artifact = self.resolve(caller, reference).await?.artifact;
         let runtime: Runtime = column("artifacts.runtime", &artifact.runtime.0).stored()?;
         let size = self.host.judge(&artifact.snapshot).map_err(|unfit| match unfit {
@@ -93,10 +96,10 @@ impl Inner {
             public_ports: true,
             egress: EgressPolicy::default(),
             mask_request_host: None,
+            warm_pool: None,
         };
         config.take(request)?;
         fits(request, &config)?;
-        let id = SandboxId::new();
         let snapshot = Snapshot {
             artifact: artifact.id,
             folder: artifact.folder,
@@ -106,21 +109,35 @@ impl Inner {
             runtime,
             held: None,
         };
-        let start = Start {
-            caller,
-            id,
-            snapshot,
-            artifact: artifact.id,
-            template_ref: reference.to_owned(),
-            config: config.clone(),
-            envs: request.envs.clone().unwrap_or_default().0,
-            metadata: json!(request.metadata.clone().unwrap_or_default()),
-            origin: Origin::Template,
-            idempotency,
-            event: created_event(caller, id, &config),
-            missing: Error::template_not_found(reference),
-        };
-        Ok((self.start_sandbox(start).await?, config))
+        loop {
+            let spare = match &checkout {
+                Some(checkout) => self.take_spare(caller, checkout, artifact.id).await?,
+                None => None,
+            };
+            let id = SandboxId::new();
+            config.warm_pool = checkout.as_ref().map(|checkout| checkout.result(spare));
+            let start = Start {
+                caller,
+                id,
+                snapshot: snapshot.clone(),
+                spare,
+                artifact: artifact.id,
+                template_ref: reference.to_owned(),
+                config: config.clone(),
+                envs: request.envs.clone().unwrap_or_default().0,
+                metadata: json!(request.metadata.clone().unwrap_or_default()),
+                origin: Origin::Template,
+                warm_pool: checkout.as_ref().and_then(|checkout| checkout.pool(spare)),
+                idempotency: idempotency.clone(),
+                event: created_event(caller, id, &config),
+                missing: Error::template_not_found(reference),
+            };
+            match self.start_sandbox(start).await {
+                // The host has ended it a moment ago: nothing of the sandbox exists. Another one, or none.
+                Err(error) if spare.is_some() && error.code == ErrorResponseCode::WarmPoolUnavailable => {}
+                begun => return Ok((begun?, config)),
+            }
+        }
     }
 
     /// The sandbox that an earlier request under the same key has made from a snapshot that is over since. For one that is not
@@ -146,6 +163,7 @@ impl Inner {
             sealed_traffic_token: None,
             from_snapshot: Some(snapshot),
             forked_from: None,
+            warm_pool: None,
         };
         match self.db.insert_sandbox(caller, row, Timestamp::now()).await {
             Ok(Inserted::Repeated(sandbox)) => Ok(Some(sandbox)),
@@ -165,7 +183,8 @@ impl Inner {
         request: &CreateSandboxRequest,
         idempotency: Option<Idempotency>,
     ) -> Result<(Begun, Config)> {
-        let mut config = Config::stored(&snapshot.config)?;
+        refuse_for_snapshot(request)?;
+        let mut config = Config { warm_pool: None, ..Config::stored(&snapshot.config)? };
         if request.internet_access.is_some_and(|asked| asked != config.internet_access) {
             return Err(Error::invalid(format!(
                 "internet_access of a sandbox from a snapshot is the snapshot's, {}: leave it out",
@@ -202,6 +221,8 @@ impl Inner {
             envs,
             metadata,
             origin: Origin::Kept(snapshot.id),
+            spare: None,
+            warm_pool: None,
             idempotency,
             event,
             missing: super::snapshots::missing(&snapshot.id.to_string()),
@@ -224,7 +245,6 @@ fn created_event(caller: &Caller, id: SandboxId, config: &Config) -> Event {
 /// Refuses fields of the contract that this version does not implement. They are never ignored.
 fn refuse_unserved(request: &CreateSandboxRequest) -> Result<()> {
     for (field, given) in [
-        ("warm_pool", request.warm_pool.is_some()),
         ("desktop", request.desktop.is_some()),
         ("volumes", request.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty())),
     ] {

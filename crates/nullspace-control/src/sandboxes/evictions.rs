@@ -77,6 +77,7 @@ impl Inner {
         if let Some(least) = self.config.life.pause_when_full
             // A fork has reserved its capacity before the capture.
             && spec.snapshot.held.is_none()
+            && spec.spare.is_none()
             && self.host.lacks_for(&spec).is_some()
             // Until it is admitted, no other start gets what was freed for this one in its turn.
             && let Ok(mut failed) = tokio::time::timeout(TURN, self.sandboxes.evictions.lock()).await

@@ -14,10 +14,10 @@ use nullspace_host_interface::{
     AdmittedSandbox, Adopted, BaseRoot, BuildEnd, BuildHost, BuildJob, BuildRecord, Capacity, CaptureLeft, Captured,
     Collected, ContextFiles, Found, FrozenSandbox, HeldFiles, Host, HostError, HostEvents, HostInfo, HostUsage,
     ImageAccess, KnownImages, Lifecycle, ObjectStoreState, PublishedCapture, ReceivedFile, SandboxHost,
-    SandboxSettings, SandboxSpec, SandboxUse, Snapshot, SnapshotSize, StartedSandbox, Storage, TimeLimits, Unfit,
+    SandboxSettings, SandboxSpec, SandboxUse, Snapshot, SnapshotSize, SpareSpec, StartedSandbox, Storage, TimeLimits, Unfit,
 };
 use nullspace_service::{ByteStream, Error, Result};
-use nullspace_types::{ArtifactId, Blob, BlobId, EgressPolicy, KnownFiles, SandboxId, Streams, TenantId};
+use nullspace_types::{ArtifactId, Blob, BlobId, EgressPolicy, KnownFiles, SandboxId, SpareId, Streams, TenantId};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,11 @@ pub(super) struct FakeState {
     pub(super) events: Mutex<Option<Arc<dyn HostEvents>>>,
     /// So many next starts or captures fail.
     pub(super) failing_starts: AtomicU32,
+    pub(super) failing_spares: AtomicU32,
+    /// Spares, and what they were made for.
+    pub(super) spares: Mutex<HashMap<SpareId, (TenantId, ArtifactId)>>,
+    /// Sandboxes that have taken one.
+    pub(super) taken: Mutex<Vec<(SandboxId, SpareId)>>,
     pub(super) failing_captures: AtomicU32,
     /// So many next changes of an egress policy fail.
     pub(super) failing_egress: AtomicU32,
@@ -112,7 +117,8 @@ impl FakeHost {
 
     fn has_place(&self) -> bool {
         let most = self.state.most.load(Ordering::SeqCst);
-        most == 0 || self.machines().len() + self.state.reserved.load(Ordering::SeqCst) < most
+        let spares = self.state.spares.lock().unwrap().len();
+        most == 0 || self.machines().len() + spares + self.state.reserved.load(Ordering::SeqCst) < most
     }
 
     /// What a killed service leaves.
@@ -300,7 +306,13 @@ impl SandboxHost for FakeHost {
             let any: Arc<dyn std::any::Any + Send + Sync> = Arc::clone(held) as _;
             any.downcast::<Held>().unwrap().take()
         });
-        if !reserved && !self.has_place() {
+        if let Some(spare) = spec.spare {
+            let made_for = self.state.spares.lock().unwrap().remove(&spare);
+            if made_for != Some((tenant, spec.snapshot.artifact)) {
+                return Err(Error::new(ErrorResponseCode::WarmPoolUnavailable, "it has ended"));
+            }
+            self.state.taken.lock().unwrap().push((spec.id, spare));
+        } else if !reserved && !self.has_place() {
             return Err(Error::new(ErrorResponseCode::CapacityExceeded, "the host is full"));
         }
         let machine = Machine {
@@ -315,6 +327,25 @@ impl SandboxHost for FakeHost {
         let before = self.machines().insert(spec.id, machine);
         assert!(before.is_none(), "a second machine of one sandbox");
         Ok(Box::new(Admitted { host: self.clone(), spec }))
+    }
+
+    async fn prepare_spare(&self, spec: SpareSpec) -> Result<()> {
+        if take(&self.state.failing_spares) {
+            return Err(Error::new(ErrorResponseCode::QuotaExceeded, "the quota is used"));
+        }
+        if !self.has_place() {
+            return Err(Error::new(ErrorResponseCode::CapacityExceeded, "the host is full"));
+        }
+        self.state.spares.lock().unwrap().insert(spec.id, (spec.tenant, spec.snapshot.artifact));
+        Ok(())
+    }
+
+    async fn spares(&self) -> Vec<SpareId> {
+        self.state.spares.lock().unwrap().keys().copied().collect()
+    }
+
+    async fn end_spare(&self, id: SpareId) {
+        self.state.spares.lock().unwrap().remove(&id);
     }
 
     fn find_sandbox(&self, id: SandboxId) -> Found {

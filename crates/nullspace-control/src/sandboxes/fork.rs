@@ -85,7 +85,7 @@ impl Inner {
         });
         let captured = capture.await?;
         let sandbox = &captured.sandbox;
-        let config = Config::stored(&sandbox.config)?;
+        let config = Config { warm_pool: None, ..Config::stored(&sandbox.config)? };
         let envs = self.envs_of(sandbox)?;
         let id = SandboxId::new();
         let event = Event::requested(caller.tenant, LifecycleOperation::Fork)
@@ -109,6 +109,8 @@ impl Inner {
             envs,
             metadata: sandbox.metadata.clone(),
             origin: Origin::Fork(source),
+            spare: None,
+            warm_pool: None,
             idempotency,
             event,
             missing: Error::sandbox_not_found(&source.to_string()),

@@ -94,6 +94,8 @@ pub struct LifeSettings {
     pub paused_per_tenant: u32,
     /// Most reusable snapshots of one tenant.
     pub snapshots_per_tenant: u32,
+    /// Most machines that the warm pools of one tenant keep ready. 0: there are no warm pools.
+    pub warm_per_tenant: u32,
     /// A sandbox that finds the host full has others paused that idle for at least so long. `None`: it is refused.
     pub pause_when_full: Option<Duration>,
 }

@@ -73,7 +73,7 @@ impl Inner {
         let snapshot = self.snapshot_of(caller, id).await?;
         let config = Config::stored(&snapshot.config)?;
         let source = self.resumable(&snapshot).await?;
-        let trial = SandboxSpec { id: SandboxId::new(), tenant: caller.tenant, snapshot: source };
+        let trial = SandboxSpec { id: SandboxId::new(), tenant: caller.tenant, snapshot: source, spare: None };
         // Only for a moment: nothing is paused for it.
         self.host.admit_sandbox(trial).await?.try_out().await?;
         let snapshot = self.stored_snapshot(caller, snapshot).await?;

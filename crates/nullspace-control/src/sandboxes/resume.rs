@@ -137,6 +137,8 @@ impl Inner {
             envs,
             metadata,
             origin: Origin::Paused(snapshot.id),
+            spare: None,
+            warm_pool: None,
             idempotency,
             event,
             missing: Error::sandbox_not_found(&paused.to_string()),
@@ -214,7 +216,7 @@ impl Inner {
         let config = Config::stored(&sandbox.config)?;
         self.enforceable(&config)?;
         let envs = self.envs_of(sandbox)?;
-        let spec = SandboxSpec { id, tenant: caller.tenant, snapshot: self.resumable(snapshot).await? };
+        let spec = SandboxSpec { id, tenant: caller.tenant, snapshot: self.resumable(snapshot).await?, spare: None };
         let admitted = match why {
             Why::Used => self.admit(spec).await?,
             // Those that ran before the stop have room, or wait.

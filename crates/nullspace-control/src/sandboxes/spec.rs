@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use nullspace_api::{CreateSandboxRequest, ErrorResponseCode, LifecycleConfigOnTimeout, SandboxTimeoutAction};
+use nullspace_api::{
+    CreateSandboxRequest, ErrorResponseCode, LifecycleConfigOnTimeout, SandboxTimeoutAction, WarmPoolCheckoutResult,
+};
 use nullspace_db::Sandbox;
 use nullspace_definition::egress::requested_egress;
 use nullspace_host_interface::{SandboxSettings, TimeLimits, invalid};
@@ -48,6 +50,9 @@ pub(super) struct Config {
     /// The `Host` header that servers on its ports see.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) mask_request_host: Option<String>,
+    /// The use of a warm pool by its create.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) warm_pool: Option<WarmPoolCheckoutResult>,
 }
 
 fn public() -> bool {

@@ -27,7 +27,7 @@ use nullspace_db::{DbError, Idempotency, Inserted, NewSandbox, Sandbox, SandboxS
 use nullspace_definition::runtime::Runtime;
 use nullspace_host_interface::{SandboxSpec, Snapshot, StartedSandbox, Unfit};
 use nullspace_service::chain;
-use nullspace_types::{ArtifactId, Caller, SandboxId, SnapshotId};
+use nullspace_types::{ArtifactId, Caller, SandboxId, SnapshotId, SpareId, WarmPoolId};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -49,12 +49,16 @@ pub(super) struct Start<'a> {
     pub(super) id: SandboxId,
     /// What it resumes.
     pub(super) snapshot: Snapshot,
+    /// The machine that it takes, which is resumed already.
+    pub(super) spare: Option<SpareId>,
     pub(super) artifact: ArtifactId,
     pub(super) template_ref: String,
     pub(super) config: Config,
     pub(super) envs: BTreeMap<String, String>,
     pub(super) metadata: Value,
     pub(super) origin: Origin,
+    /// The pool that the spare is of.
+    pub(super) warm_pool: Option<WarmPoolId>,
     pub(super) idempotency: Option<Idempotency>,
     /// The event of this start, `requested`.
     pub(super) event: Event,
@@ -110,17 +114,19 @@ impl Inner {
         match &begun {
             Ok(Begun::New(_)) => self.lifecycle.record(event.now_succeeded()),
             Ok(Begun::Repeated(_)) => {}
+            // It is tried again without the spare, or with another one.
+            Err(error) if error.code == ErrorResponseCode::WarmPoolUnavailable => {}
             Err(error) => self.lifecycle.record(event.now_failed(error)),
         }
         begun
     }
 
     async fn start_recorded(&self, start: Start<'_>) -> Result<Begun> {
-        let Start { caller, id, snapshot, config, envs, origin, missing, event, .. } = start;
+        let Start { caller, id, snapshot, spare, config, envs, origin, missing, event, .. } = start;
         self.enforceable(&config)?;
         let sealed_traffic_token = self.new_traffic_token(id, &config)?;
         let sealed_envs = self.seal_envs(id, &envs)?;
-        let admitted = self.admit(SandboxSpec { id, tenant: caller.tenant, snapshot }).await?;
+        let admitted = self.admit(SandboxSpec { id, tenant: caller.tenant, snapshot, spare }).await?;
         let now = Timestamp::now();
         let (from_snapshot, forked_from) = match origin {
             Origin::Template => (None, None),
@@ -140,6 +146,7 @@ impl Inner {
             sealed_traffic_token,
             from_snapshot,
             forked_from,
+            warm_pool: start.warm_pool,
         };
         let repeatable = row.idempotency.is_some();
         let absent = missing.clone();

@@ -4,6 +4,7 @@ mod egress;
 mod evictions;
 mod forks;
 mod keys;
+mod pools;
 mod ports;
 mod promote;
 mod publications;
@@ -75,6 +76,7 @@ fn usual() -> LifeSettings {
         stop_pause: Duration::from_secs(20),
         paused_per_tenant: 100,
         snapshots_per_tenant: 100,
+        warm_per_tenant: 8,
         pause_when_full: None,
     }
 }

@@ -75,6 +75,8 @@ mod ssh;
 mod templates;
 #[path = "../sql/tenants.rs"]
 mod tenants;
+#[path = "../sql/warm_pools.rs"]
+mod warm_pools;
 #[path = "../sql/webhooks.rs"]
 mod webhooks;
 
@@ -232,13 +234,21 @@ async fn check_version(connection: &mut PgConnection) -> Result<()> {
 
 /// The migrations, embedded as SQLite's are. Their numbers are their own.
 fn migrator() -> Migrator {
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "first".into(),
-        MigrationType::Simple,
-        SqlStr::from_static(include_str!("../../migrations/postgres/0001_first.sql")),
-        false,
-    )])
+    macro_rules! migration {
+        ($version:literal, $description:literal, $file:literal) => {
+            Migration::new(
+                $version,
+                $description.into(),
+                MigrationType::Simple,
+                SqlStr::from_static(include_str!(concat!("../../migrations/postgres/", $file))),
+                false,
+            )
+        };
+    }
+    Migrator::with_migrations(vec![
+        migration!(1, "first", "0001_first.sql"),
+        migration!(2, "warm pools", "0002_warm_pools.sql"),
+    ])
 }
 
 /// `disk_full`.

@@ -112,7 +112,10 @@ const UNUSED_ARTIFACT: &str = "a.purged_at IS NULL
              AND NOT EXISTS (SELECT 1 FROM template_tags g WHERE g.build_id = a.build_id)))
     AND NOT EXISTS (SELECT 1 FROM sandboxes s WHERE s.artifact_id = a.id AND s.ended_at IS NULL)
     AND NOT EXISTS (SELECT 1 FROM snapshots p WHERE p.artifact_id = a.id)
-    AND NOT EXISTS (SELECT 1 FROM artifact_holds h WHERE h.artifact_id = a.id)";
+    AND NOT EXISTS (SELECT 1 FROM artifact_holds h WHERE h.artifact_id = a.id)
+    -- Of a template that was deleted, a pool keeps nothing.
+    AND (a.deleted_at IS NOT NULL
+         OR NOT EXISTS (SELECT 1 FROM warm_pools w WHERE w.artifact_id = a.id AND w.deleted_at IS NULL))";
 
 /// `$1` is the time since which it was not used.
 const UNUSED_ROOTFS: &str = "r.last_used_at < $1

@@ -94,8 +94,8 @@ async fn insert(store: &Store, caller: &Caller, sandbox: NewSandbox, now: Timest
     let (key, digest) = sandbox.idempotency.map(|repeat| (repeat.key, repeat.request_digest)).unzip();
     let row = sqlx::query(
         "INSERT INTO sandboxes (id, tenant_id, artifact_id, template_ref, status, config, metadata, created_at, timeout_at,
-             host, sealed_envs, sealed_traffic_token, snapshot_id, idempotency_key, idempotency_digest)
-         VALUES ($1, $2, $3, $4, 'creating', $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING *",
+             host, sealed_envs, sealed_traffic_token, snapshot_id, idempotency_key, idempotency_digest, warm_pool_id)
+         VALUES ($1, $2, $3, $4, 'creating', $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) RETURNING *",
     )
     .bind(sandbox.id.to_string())
     .bind(caller.tenant.to_string())
@@ -111,6 +111,7 @@ async fn insert(store: &Store, caller: &Caller, sandbox: NewSandbox, now: Timest
     .bind(sandbox.from_snapshot.map(|id| id.to_string()))
     .bind(key)
     .bind(digest)
+    .bind(sandbox.warm_pool.map(|id| id.to_string()))
     .fetch_one(&mut *tx)
     .await?;
     tx.commit().await?;

@@ -57,6 +57,8 @@ mod ssh;
 mod templates;
 #[path = "../sql/tenants.rs"]
 mod tenants;
+#[path = "../sql/warm_pools.rs"]
+mod warm_pools;
 #[path = "../sql/webhooks.rs"]
 mod webhooks;
 
@@ -235,6 +237,7 @@ fn migrator() -> Migrator {
         migration!(10, "evictions and makers", "0010_evictions_and_makers.sql"),
         migration!(11, "ssh accesses", "0011_ssh_accesses.sql"),
         migration!(13, "owners of deliveries", "0013_delivery_owners.sql"),
+        migration!(14, "warm pools", "0014_warm_pools.sql"),
     ])
 }
 

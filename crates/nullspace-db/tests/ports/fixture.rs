@@ -369,6 +369,7 @@ pub(crate) fn new_sandbox(artifact: ArtifactId) -> NewSandbox {
         sealed_traffic_token: None,
         from_snapshot: None,
         forked_from: None,
+        warm_pool: None,
         idempotency: None,
     }
 }

@@ -27,4 +27,5 @@ mod ssh;
 mod steps;
 mod templates;
 mod tenants;
+mod warm_pools;
 mod webhooks;

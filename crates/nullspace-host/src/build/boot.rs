@@ -36,7 +36,7 @@ pub(crate) async fn admit(attempt: &Attempt) -> Result<Permit, Error> {
         }
         // Of a quota, another tenant's builder holds nothing.
         let own = matches!(full, Refused::Quota { .. }).then_some(job.tenant);
-        if attempt.builder.buildkits.make_room(own).await {
+        if attempt.builder.buildkits.make_room(own).await || attempt.builder.spares.make_room(own).await {
             continue;
         }
         if !said {

@@ -53,6 +53,7 @@ use self::log::BuildLog;
 use self::scope::Scope;
 use crate::disk::Disk;
 use crate::machine::Machines;
+use crate::spares::Spares;
 use crate::{LocalHost, failures};
 
 /// Time limit of the question to a registry whether it wants credentials.
@@ -78,6 +79,8 @@ pub(crate) struct Builder {
     registry: Registry,
     imports: import::InFlight,
     pub(crate) buildkits: buildkit::Pool,
+    /// Machines that make room for builds.
+    pub(crate) spares: Arc<Spares>,
     /// Background work after a build.
     pub(crate) tasks: TaskTracker,
 }
@@ -92,7 +95,7 @@ impl Builder {
         buildkits: buildkit::Pool,
     ) -> Builder {
         let (imports, tasks) = (import::InFlight::default(), TaskTracker::new());
-        Builder { settings, machines, disk, files, registry, imports, buildkits, tasks }
+        Builder { settings, machines, disk, files, registry, imports, buildkits, spares: Arc::default(), tasks }
     }
 
     /// Makes a root image's raw file ahead of its first use.

@@ -133,13 +133,14 @@ async fn snapshot(attempt: &Attempt, machine: &SharedMachine) -> Result<(PathBuf
     let began = Instant::now();
     let dir = scope.scratch(&builder.files, &builder.disk)?.path().join("snapshot");
     std::fs::create_dir(&dir).map_err(|error| BuildFailure::own(Phase::Snapshot, &error))?;
-    stop(&machine.agent).await.map_err(|error| failures::agent(Phase::Snapshot, &error))?;
+    let halted = stop(&machine.agent).await.map_err(|error| failures::agent(Phase::Snapshot, &error))?;
     let vm = |error| failures::machine(Phase::Snapshot, &error);
     machine.vm.pause().await.map_err(vm)?;
     whole(machine, Phase::Snapshot)?;
     let mut summary = machine.vm.snapshot(&dir).await.map_err(vm)?;
     // The guest image may be older than the service.
     summary.compatibility.agent_abi = machine.agent.info().abi;
+    summary.halted = halted;
     let Some(permit) = scope.end_machine().await else {
         let message = "the build machine could not be ended after its snapshot";
         return Err(BuildFailure::infrastructure(Phase::Snapshot, reason::MACHINE_FAILED, message).into());
@@ -149,18 +150,18 @@ async fn snapshot(attempt: &Attempt, machine: &SharedMachine) -> Result<(PathBuf
 }
 
 /// Stops a guest, and parts with it: it must not remember half a conversation. Processes that stand still go on when the sandbox
-/// has its identity, and the connections to reset are known by then. Where they do not stop, only writers do.
-async fn stop(agent: &Agent) -> Result<(), AgentError> {
+/// has its identity, and the connections to reset are known by then. Where they do not stop, only writers do: false.
+async fn stop(agent: &Agent) -> Result<bool, AgentError> {
     if agent.info().can(Capability::Halt) {
         match agent.halt().await {
-            Ok(()) => return agent.part().await,
+            Ok(()) => return agent.part().await.map(|()| true),
             Err(AgentError::Failed(failure)) => tracing::warn!(%failure, "the processes of a guest do not stop"),
             Err(error) => return Err(error),
         }
     }
     agent.freeze().await?;
     agent.disconnect().await;
-    Ok(())
+    Ok(false)
 }
 
 /// Refuses a machine with lost writes of its guest. Call it after the guest has flushed.

@@ -20,6 +20,7 @@ use super::live::Live;
 use crate::admission::{Permit, Refused, Wanted};
 use crate::disk::Disk;
 use crate::machine::{self, Machines};
+use crate::spares::Spares;
 
 /// Time after which a request that was refused for capacity should be retried.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -41,6 +42,7 @@ pub(crate) struct Actors {
     pub(super) machines: Machines,
     pub(super) disk: Arc<Disk>,
     pub(super) files: ArtifactStore,
+    pub(super) spares: Arc<Spares>,
     places: Mutex<HashMap<SandboxId, Place>>,
     starts: AtomicU64,
     events: OnceLock<Arc<dyn HostEvents>>,
@@ -49,11 +51,12 @@ pub(crate) struct Actors {
 }
 
 impl Actors {
-    pub(crate) fn new(machines: Machines, disk: Arc<Disk>, files: ArtifactStore) -> Actors {
+    pub(crate) fn new(machines: Machines, disk: Arc<Disk>, files: ArtifactStore, spares: Arc<Spares>) -> Actors {
         Actors {
             machines,
             disk,
             files,
+            spares,
             places: Mutex::default(),
             starts: AtomicU64::new(0),
             events: OnceLock::new(),
@@ -183,9 +186,15 @@ impl Actors {
 }
 
 impl Actors {
-    /// The memory and processors that the host lacks for a sandbox of this size.
+    /// The memory and processors that the host lacks for a sandbox of this size, when all spares are ended for it.
     pub(super) fn lacks_for(&self, tenant: TenantId, memory_mib: u32, vcpus: u32) -> Option<Capacity> {
-        self.machines.admission.lacks_for(Wanted { tenant, memory_mib, vcpus, sandbox: true })
+        let lacks = self.machines.admission.lacks_for(Wanted { tenant, memory_mib, vcpus, sandbox: true })?;
+        let spares = self.spares.held();
+        let left = Capacity {
+            memory_mib: lacks.memory_mib.saturating_sub(spares.memory_mib),
+            vcpus: lacks.vcpus.saturating_sub(spares.vcpus),
+        };
+        (left.memory_mib > 0 || left.vcpus > 0).then_some(left)
     }
 
     /// The memory and processors with which a sandbox counts.

@@ -28,6 +28,7 @@ mod measure;
 mod ports;
 mod processes;
 mod search;
+mod spares;
 mod start;
 mod terminals;
 #[cfg(test)]
@@ -42,10 +43,10 @@ use nullspace_api::ErrorResponseCode;
 use nullspace_data::ArtifactStore;
 use nullspace_host_interface::{
     AdmittedSandbox, Adopted, Capacity, Captured, Found, FrozenSandbox, SandboxHost, SandboxSpec, SandboxUse, Snapshot,
-    SnapshotSize, TimeLimits, Unfit,
+    SnapshotSize, SpareSpec, TimeLimits, Unfit,
 };
 use nullspace_service::{Error, Result};
-use nullspace_types::{ArtifactId, EgressPolicy, SandboxId, Streams};
+use nullspace_types::{ArtifactId, EgressPolicy, SandboxId, SpareId, Streams};
 use nullspace_vmm::SnapshotSummary;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -82,16 +83,28 @@ impl SandboxHost for LocalHost {
                 Ok(admitted) => return Ok(Box::new(admitted)),
                 Err(refused) => refused,
             };
-            // Idle builder machines make room; of a quota, the tenant's own alone.
-            let made = match refused.code {
-                ErrorResponseCode::CapacityExceeded => buildkits.make_room(None).await,
-                ErrorResponseCode::QuotaExceeded => buildkits.make_room(Some(spec.tenant)).await,
-                _ => false,
+            // Idle builder machines and spares make room; of a quota, the tenant's own alone.
+            let of = match refused.code {
+                ErrorResponseCode::CapacityExceeded => None,
+                ErrorResponseCode::QuotaExceeded => Some(spec.tenant),
+                _ => return Err(refused),
             };
-            if !made {
+            if !buildkits.make_room(of).await && !self.inner.spares.make_room(of).await {
                 return Err(refused);
             }
         }
+    }
+
+    async fn prepare_spare(&self, spec: SpareSpec) -> Result<()> {
+        spares::prepare(&self.inner.actors, spec).await
+    }
+
+    async fn spares(&self) -> Vec<SpareId> {
+        self.inner.spares.running().await
+    }
+
+    async fn end_spare(&self, id: SpareId) {
+        self.inner.spares.end(id).await;
     }
 
     fn find_sandbox(&self, id: SandboxId) -> Found {

@@ -21,6 +21,7 @@ use nullspace_host_interface::{
     reason, storage_full,
 };
 use nullspace_service::{Error, Result, chain};
+use nullspace_types::SandboxId;
 use nullspace_vmm::{Network, RestoreSpec, SnapshotSummary, VmmError};
 use serde::Deserialize;
 use tokio::sync::oneshot;
@@ -37,6 +38,7 @@ use super::measure::Measured;
 use crate::admission::Permit;
 use crate::failures::{not_started, of_data};
 use crate::machine::{Machine, MachineError};
+use crate::spares::Spare;
 
 /// Time after which a start that met another one of its id should be tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -44,9 +46,17 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// A sandbox with its place and no machine.
 pub(super) struct Admitted {
     starting: Starting,
-    permit: Permit,
+    source: Source,
     spec: SandboxSpec,
     summary: SnapshotSummary,
+}
+
+/// Where a sandbox's machine comes from.
+enum Source {
+    /// It is resumed.
+    Snapshot(Permit),
+    /// It is resumed already.
+    Spare(Box<Spare>),
 }
 
 /// Reserves memory, processors and a place for a sandbox. The first of a fork has what the fork has reserved.
@@ -55,15 +65,27 @@ pub(super) fn admit(actors: &Arc<Actors>, spec: SandboxSpec) -> Result<Admitted>
         .map_err(|error| internal("read a snapshot's summary", &error))?;
     drop(actors.disk.ensure_room(0, None)?);
     let held = spec.snapshot.held.as_ref().map(Held::of).transpose()?;
-    let permit = match held.and_then(|held| held.take_permit()) {
-        Some(permit) => permit,
-        None => actors.admit(spec.tenant, summary.memory_mib, summary.vcpus)?,
+    let source = match (held.and_then(|held| held.take_permit()), spec.spare) {
+        (Some(permit), _) => Source::Snapshot(permit),
+        (None, Some(spare)) => {
+            let taken = actors.spares.take(spare, spec.tenant, spec.snapshot.artifact);
+            Source::Spare(Box::new(taken.ok_or_else(no_spare)?))
+        }
+        (None, None) => Source::Snapshot(actors.admit(spec.tenant, summary.memory_mib, summary.vcpus)?),
     };
     let starting = actors.begin(spec.id).ok_or_else(|| {
         let message = format!("sandbox {} starts or runs already; ask again", spec.id);
         Error { retry_after: Some(RETRY_AFTER), ..Error::new(ErrorResponseCode::TransitionInProgress, message) }
     })?;
-    Ok(Admitted { starting, permit, spec, summary })
+    Ok(Admitted { starting, source, spec, summary })
+}
+
+/// The error of a sandbox whose spare has ended.
+fn no_spare() -> Error {
+    Error {
+        retry_after: Some(RETRY_AFTER),
+        ..Error::new(ErrorResponseCode::WarmPoolUnavailable, "the machine of the warm pool has ended; try again")
+    }
 }
 
 /// A sandbox with a machine that is not usable yet.
@@ -103,40 +125,34 @@ impl AdmittedSandbox for Admitted {
         settings: SandboxSettings,
         resumed: oneshot::Sender<()>,
     ) -> Result<Box<dyn StartedSandbox>> {
-        let Admitted { starting, permit, spec, summary } = *self;
+        let Admitted { starting, source, spec, summary } = *self;
         let (actors, id, snapshot) = (&starting.actors, spec.id, &spec.snapshot);
+        let hook = resume(&snapshot.runtime, &settings.envs, &settings.cwd);
+        let vmm = actors.machines.vmm.as_ref();
+        let permit = match source {
+            Source::Snapshot(permit) => permit,
+            Source::Spare(spare) => {
+                // Nobody may be waiting for it any more.
+                let _ = resumed.send(());
+                let Spare { machine, size, scratch, root, snapshot, .. } = *spare;
+                let machine = machine.claim(vmm, machine_id(id), hook).await.map_err(not_restored)?;
+                let snapshot = SnapshotFiles::Stored(snapshot);
+                return Ok(Box::new(Started { starting, spec, settings, machine, size, scratch, root, snapshot }));
+            }
+        };
         let size =
             SnapshotSize { vcpus: summary.vcpus, memory_mib: summary.memory_mib, disk_bytes: summary.disk_bytes };
-        let network = egress::network(&settings, actors.machines.vmm.enforces_egress())?;
+        let network = egress::network(&settings, vmm.enforces_egress())?;
         let (root, opened, scratch, restore) = open(&actors.files, &spec, summary, network).await?;
-        let hook = resume(&snapshot.runtime, &settings.envs, &settings.cwd);
-        match Machine::restore(actors.machines.vmm.as_ref(), restore, hook, permit, resumed).await {
-            Ok(machine) => {
-                Ok(Box::new(Started { starting, spec, settings, machine, size, scratch, root, snapshot: opened }))
-            }
-            Err(MachineError::Agent(AgentError::Failed(failure))) if failure.kind == FailureKind::Resume => {
-                tracing::warn!(sandbox_id = %id, %failure, "a sandbox's resume hooks failed");
-                Err(resume_failed(failure.message))
-            }
-            Err(MachineError::Agent(AgentError::Timeout { what: "resume hooks", .. })) => {
-                Err(resume_failed("The resume hooks did not end in time, and could not be stopped.".to_owned()))
-            }
-            Err(MachineError::Agent(error @ (AgentError::Abi { .. } | AgentError::Lacking { .. }))) => {
-                Err(Error::new(ErrorResponseCode::RebuildRequired, error.to_string()))
-            }
-            Err(MachineError::Vmm(VmmError::Incompatible(why))) => {
-                Err(Error::new(ErrorResponseCode::IncompatibleSnapshot, format!("{why}; build the template again")))
-            }
-            Err(MachineError::Vmm(error)) if error.is_storage_full() => {
-                tracing::error!(error = %chain(&error), "no room on the disk for a sandbox");
-                Err(storage_full(None))
-            }
-            Err(error) => Err(not_started(&error)),
-        }
+        let machine = Machine::restore(vmm, restore, hook, permit, resumed).await.map_err(not_restored)?;
+        Ok(Box::new(Started { starting, spec, settings, machine, size, scratch, root, snapshot: opened }))
     }
 
     async fn try_out(self: Box<Self>) -> Result<()> {
-        let Admitted { starting, permit, spec, summary } = *self;
+        let Admitted { starting, source, spec, summary } = *self;
+        let Source::Snapshot(permit) = source else {
+            return Err(Error::new(ErrorResponseCode::InternalError, "a spare is nothing to try out"));
+        };
         let actors = &starting.actors;
         let (root, opened, scratch, restore) = open(&actors.files, &spec, summary, Network::Isolated).await?;
         let never = CancellationToken::new();
@@ -162,6 +178,35 @@ impl AdmittedSandbox for Admitted {
     }
 }
 
+/// The caller's error for a machine that was not resumed, or did not get its identity.
+pub(super) fn not_restored(error: MachineError) -> Error {
+    match error {
+        MachineError::Agent(AgentError::Failed(failure)) if failure.kind == FailureKind::Resume => {
+            tracing::warn!(%failure, "a sandbox's resume hooks failed");
+            resume_failed(failure.message)
+        }
+        MachineError::Agent(AgentError::Timeout { what: "resume hooks", .. }) => {
+            resume_failed("The resume hooks did not end in time, and could not be stopped.".to_owned())
+        }
+        MachineError::Agent(error @ (AgentError::Abi { .. } | AgentError::Lacking { .. })) => {
+            Error::new(ErrorResponseCode::RebuildRequired, error.to_string())
+        }
+        MachineError::Vmm(VmmError::Incompatible(why)) => {
+            Error::new(ErrorResponseCode::IncompatibleSnapshot, format!("{why}; build the template again"))
+        }
+        MachineError::Vmm(error) if error.is_storage_full() => {
+            tracing::error!(error = %chain(&error), "no room on the disk for a sandbox");
+            storage_full(None)
+        }
+        error => not_started(&error),
+    }
+}
+
+/// The name of a sandbox's machine and guest.
+fn machine_id(id: SandboxId) -> String {
+    format!("sb-{}", id.uuid().as_simple())
+}
+
 /// Opens the files that a machine is restored from, and makes a folder for it.
 async fn open(
     files: &ArtifactStore,
@@ -173,7 +218,7 @@ async fn open(
     let (root, opened) = tokio::try_join!(open_root(files, &spec.snapshot), open_snapshot(files, &spec.snapshot))?;
     let scratch = files.scratch().map_err(of_data)?;
     let restore = RestoreSpec {
-        id: format!("sb-{}", spec.id.uuid().as_simple()),
+        id: machine_id(spec.id),
         base: Some(root.path().to_owned()),
         snapshot_dir: opened.path().to_owned(),
         summary,
@@ -232,7 +277,7 @@ impl StartedSandbox for Started {
 }
 
 /// Opens the root image under a sandbox's disk.
-async fn open_root(files: &ArtifactStore, snapshot: &Snapshot) -> Result<RootfsPin> {
+pub(super) async fn open_root(files: &ArtifactStore, snapshot: &Snapshot) -> Result<RootfsPin> {
     files.open_rootfs(&snapshot.rootfs).await.map_err(|error| match error {
         DataError::Damaged { what } => {
             tracing::error!(artifact = %snapshot.artifact, what, "a template's root image is damaged");
@@ -245,11 +290,16 @@ async fn open_root(files: &ArtifactStore, snapshot: &Snapshot) -> Result<RootfsP
 
 /// Opens the files that a sandbox resumes from.
 async fn open_snapshot(files: &ArtifactStore, snapshot: &Snapshot) -> Result<SnapshotFiles> {
-    if let Some(held) = &snapshot.held {
-        return Held::of(held).map(SnapshotFiles::Held);
+    match &snapshot.held {
+        Some(held) => Held::of(held).map(SnapshotFiles::Held),
+        None => open_stored(files, snapshot).await.map(SnapshotFiles::Stored),
     }
+}
+
+/// Opens the files of a stored snapshot.
+pub(super) async fn open_stored(files: &ArtifactStore, snapshot: &Snapshot) -> Result<SnapshotPin> {
     let opened = files.open_snapshot(&snapshot.folder, snapshot.streams.as_ref()).await;
-    opened.map(SnapshotFiles::Stored).map_err(|error| match error {
+    opened.map_err(|error| match error {
         DataError::Damaged { what } => {
             tracing::error!(
                 artifact = %snapshot.artifact, folder = snapshot.folder, what,

@@ -96,7 +96,7 @@ impl Host {
         let capacity = Capacity { memory_mib: 128, vcpus: 2 };
         let machines = Machines::new(Arc::new(vmm), capacity, TenantQuota::default());
         let disk = Arc::new(Disk::new(files.clone(), Some(0)));
-        let actors = Arc::new(Actors::new(machines, disk, files));
+        let actors = Arc::new(Actors::new(machines, disk, files, Arc::default()));
         let reports = Arc::new(Reports::default());
         actors.report_to(Arc::clone(&reports) as _);
         let (tenant, id) = (TenantId::new(), SandboxId::new());
@@ -108,7 +108,7 @@ impl Host {
 
     /// Starts a sandbox from a snapshot.
     async fn resume(&self, id: SandboxId, snapshot: Snapshot) {
-        let spec = SandboxSpec { id, tenant: self.tenant, snapshot };
+        let spec = SandboxSpec { id, tenant: self.tenant, snapshot, spare: None };
         let admitted = Box::new(start::admit(&self.actors, spec).unwrap());
         let settings = settings(false, EgressPolicy::default());
         let started = admitted.start(settings, oneshot::channel().0).await.unwrap();
@@ -180,7 +180,8 @@ async fn a_machine_starts_within_its_egress_policy_and_takes_another() {
     let network = || host.script.network.lock().unwrap().clone().unwrap();
     assert_eq!(network(), Network::Isolated);
     let start = async |settings| {
-        let spec = SandboxSpec { id: SandboxId::new(), tenant: host.tenant, snapshot: host.template.clone() };
+        let spec =
+            SandboxSpec { id: SandboxId::new(), tenant: host.tenant, snapshot: host.template.clone(), spare: None };
         let started = Box::new(start::admit(&host.actors, spec).unwrap()).start(settings, oneshot::channel().0).await;
         match started {
             Ok(started) => {
@@ -222,7 +223,8 @@ async fn a_machine_that_ends_while_its_sandbox_starts_is_told_by_its_cause_and_g
         (EndCause::Guest, "machine_failed", false),
     ] {
         *host.script.ends_at_start.lock().unwrap() = Some(cause);
-        let spec = SandboxSpec { id: SandboxId::new(), tenant: host.tenant, snapshot: host.template.clone() };
+        let spec =
+            SandboxSpec { id: SandboxId::new(), tenant: host.tenant, snapshot: host.template.clone(), spare: None };
         let admitted = Box::new(start::admit(&host.actors, spec).unwrap());
         let started = admitted.start(settings(false, EgressPolicy::default()), oneshot::channel().0).await;
         let Err(error) = started else { panic!("it has started") };

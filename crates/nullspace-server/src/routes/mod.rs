@@ -25,6 +25,7 @@ mod ssh;
 mod templates;
 mod terminals;
 mod uploads;
+mod warm_pools;
 mod webhooks;
 
 pub(crate) use refs::document as document_by_reference;
@@ -98,6 +99,17 @@ pub(crate) fn documented() -> OpenApiRouter<AppState> {
         ))
         .routes(routes!(webhooks::list_lifecycle_webhook_deliveries))
         .routes(routes!(webhooks::get_lifecycle_webhook_delivery))
+        .routes(routes!(warm_pools::create_template_warm_pool, warm_pools::list_template_warm_pools))
+        .routes(routes!(
+            warm_pools::get_template_warm_pool,
+            warm_pools::update_template_warm_pool,
+            warm_pools::delete_template_warm_pool
+        ))
+        .routes(routes!(warm_pools::enable_template_warm_pool))
+        .routes(routes!(warm_pools::disable_template_warm_pool))
+        .routes(routes!(warm_pools::drain_template_warm_pool))
+        .routes(routes!(warm_pools::reconcile_template_warm_pool))
+        .routes(routes!(warm_pools::get_template_warm_pool_status))
         .routes(routes!(ports::get_host))
         .routes(routes!(ports::get_preview_url))
         .routes(routes!(ports::create_signed_preview_url))

@@ -25,5 +25,6 @@ mod support;
 mod templates;
 mod terminals;
 mod uploads;
+mod warm_pools;
 mod watches;
 mod webhooks;

@@ -270,6 +270,7 @@ impl Vm for Running {
             disk_bytes: machine.disk_bytes,
             files: [STATE, MEMORY, DISK_FILE, DESCRIPTION].map(str::to_owned).to_vec(),
             touched: Vec::new(),
+            halted: false,
         })
     }
 

@@ -118,6 +118,7 @@ impl Machine {
             disk_bytes: self.disk_bytes,
             files,
             touched: Vec::new(),
+            halted: false,
         }
     }
 

@@ -70,6 +70,7 @@ pub(super) fn numbers(config: &Config) -> Vec<(&'static str, Option<u64>, RangeI
         ("memory_mib_per_tenant", config.memory_mib_per_tenant, 1..=MAX_MIB),
         ("paused_sandboxes_per_tenant", Some(config.paused_sandboxes_per_tenant.into()), 0..=1_000_000),
         ("snapshots_per_tenant", Some(config.snapshots_per_tenant.into()), 0..=1_000_000),
+        ("warm_machines_per_tenant", Some(config.warm_machines_per_tenant.into()), 0..=10_000),
         ("pause_when_full_idle_secs", Some(config.pause_when_full_idle_secs), 1..=31_536_000),
         ("stop_pause_secs", Some(config.stop_pause_secs), 0..=3600),
         ("preview_response_timeout_secs", Some(config.preview_response_timeout_secs), 1..=86_400),

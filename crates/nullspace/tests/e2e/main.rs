@@ -65,3 +65,4 @@ mod trial;
 mod unique;
 mod upgrades;
 mod uploads;
+mod warm_pools;

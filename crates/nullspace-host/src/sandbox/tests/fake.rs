@@ -125,6 +125,7 @@ impl FakeVmm {
             disk_bytes: 1 << 20,
             files: vec!["memory".to_owned()],
             touched: Vec::new(),
+            halted: false,
         }
     }
 }

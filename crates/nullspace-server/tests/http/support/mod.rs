@@ -11,6 +11,7 @@ mod live;
 pub(crate) mod ports;
 mod service;
 mod ssh;
+pub(crate) mod warm_pools;
 pub(crate) mod webhooks;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize};
