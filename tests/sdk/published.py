@@ -46,7 +46,10 @@ FILES = ["tests/test_firecracker_filesystem_parity.py"]
 COMMANDS = str(Path(__file__).with_name("live_commands.py"))
 # `nullspace ssh`.
 SSH = str(Path(__file__).with_name("live_ssh.py"))
-OFFLINE = ["tests/test_template.py", "tests/test_template_builder_surface.py", "tests/test_commands.py"]
+# Warm pools.
+POOLS = str(Path(__file__).with_name("live_warm_pools.py"))
+OFFLINE = ["tests/test_template.py", "tests/test_template_builder_surface.py", "tests/test_commands.py",
+           "tests/test_template_warm_pool.py"]
 NOT_YET = Path(__file__).with_name("not-yet.txt")
 
 
@@ -127,6 +130,7 @@ def main():
                 "terminals": TERMINALS,
                 "commands": [COMMANDS],
                 "ssh": [SSH],
+                "pools": [POOLS],
                 "files": FILES,
                 "uploads": UPLOADS,
             }
