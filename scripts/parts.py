@@ -16,6 +16,7 @@ What a part tells of itself, in its output: nextest's and pytest's closing lines
 import argparse
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,8 @@ LONG = ("test(every_step_makes_the_files_that_its_dockerfile_makes) | test(build
         "test(a_trial_whose_machine_is_killed_is_repeated) | test(a_step_that_fails_says_which) | test(the_disk_has_the_size_that_was_asked_for) | "
         "test(each_kind_of_readiness_waits) | test(the_request_overrides_user_and_folder) | test(a_context_of_thousands_of_files_is_built) | "
         "test(no_more_builds_run_than_the_setting_says) | test(names_are_reserved_requests_are_repeated)")
+# Space that services in tests need beside what is compiled: with less, they refuse work, as they should.
+LITTLE = 4 << 30
 # Nothing is skipped for a program or a file that is missing.
 COMPLETE = {"NULLSPACE_TEST_COMPLETE": "1"}
 
@@ -181,6 +184,7 @@ class Runner:
     def __init__(self, names, cores, stream):
         self.left, self.cores, self.stream = list(names), cores, stream
         self.outcomes, self.running = {}, {}
+        self.least_free = shutil.disk_usage(ROOT).free
         self.lock = threading.Condition()
 
     def run(self):
@@ -188,6 +192,7 @@ class Runner:
         with self.lock:
             while self.left or self.running:
                 self.start_what_can()
+                self.least_free = min(self.least_free, shutil.disk_usage(ROOT).free)
                 if self.running:
                     self.lock.wait(60) or self.say_what_runs()
         return self.outcomes
@@ -312,6 +317,9 @@ def main():
         outcomes = runner.run()
     finally:
         runner.stop()
+    print(f"\ndisk: {runner.least_free / (1 << 30):.1f} GiB were free at least")
+    if runner.least_free < LITTLE:
+        print("disk: that is little: tests fail for want of space. Compiling from cold takes 20 GiB; `target/debug/incremental` can go.")
     table(outcomes, order, time.monotonic() - began)
     return 0 if all(outcome.state == "passed" for outcome in outcomes.values()) else 1
 
