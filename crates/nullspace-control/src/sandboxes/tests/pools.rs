@@ -36,7 +36,7 @@ impl House {
         panic!("never {what}: {:?}", self.see(id).await);
     }
 
-    async fn from_pool(&self, change: Value) -> Result<CreateSandboxResponse, Error> {
+    async fn create_in(&self, change: Value) -> Result<CreateSandboxResponse, Error> {
         let request = serde_json::from_value(change).unwrap();
         self.control.create_sandbox(&self.caller, request, &context(None)).await
     }
@@ -65,7 +65,7 @@ async fn a_pool_fills_is_checked_out_refills_and_ends_without_its_sandboxes() {
     assert_eq!((full.degraded_reason, full.status.unavailable), (None, 0));
     assert!(full.last_reconciled_at.is_some());
 
-    let created = house.from_pool(checkout(&made, "require")).await.unwrap();
+    let created = house.create_in(checkout(&made, "require")).await.unwrap();
     assert_eq!(source(&created), (Source::ReadyInstance, true));
     let (sandbox, _) = house.host.state.taken.lock().unwrap()[0];
     assert_eq!(sandbox.to_string(), created.id);
@@ -99,15 +99,15 @@ async fn a_pool_fills_is_checked_out_refills_and_ends_without_its_sandboxes() {
 async fn a_create_says_how_it_wants_to_be_treated() {
     let house = House::new(usual()).await;
     let made = house.pool(json!({"min_ready": 0, "max_ready": 0})).await;
-    let refused = house.from_pool(checkout(&made, "require")).await.unwrap_err();
+    let refused = house.create_in(checkout(&made, "require")).await.unwrap_err();
     assert_eq!((refused.code, refused.retry_after.is_some()), (Code::WarmPoolUnavailable, true));
-    let cold = house.from_pool(checkout(&made, "prefer")).await.unwrap();
+    let cold = house.create_in(checkout(&made, "prefer")).await.unwrap();
     assert_eq!(source(&cold), (Source::ColdCreate, false));
-    let default = house.from_pool(json!({"warm_pool": {"id": made.id}})).await.unwrap();
+    let default = house.create_in(json!({"warm_pool": {"id": made.id}})).await.unwrap();
     assert_eq!((source(&default), default.template.as_str()), ((Source::ColdCreate, false), "web"));
-    let bypassed = house.from_pool(checkout(&made, "bypass")).await.unwrap();
+    let bypassed = house.create_in(checkout(&made, "bypass")).await.unwrap();
     assert_eq!(source(&bypassed), (Source::Bypassed, false));
-    let without = house.from_pool(json!({"template": "web", "warm_pool": {"mode": "bypass"}})).await.unwrap();
+    let without = house.create_in(json!({"template": "web", "warm_pool": {"mode": "bypass"}})).await.unwrap();
     assert_eq!(source(&without), (Source::Bypassed, false));
     assert!(house.host.state.taken.lock().unwrap().is_empty());
     // A refusal leaves nothing: no row, no event, no machine.
@@ -119,7 +119,7 @@ async fn a_create_says_how_it_wants_to_be_treated() {
         (json!({"warm_pool": {"id": "twp_1"}}), Code::NotFound),
         (json!({"warm_pool": {"id": made.id, "mode": "require"}, "envs": {"A": "1"}}), Code::WarmPoolUnavailable),
     ] {
-        assert_eq!(house.from_pool(wrong.clone()).await.unwrap_err().code, code, "{wrong}");
+        assert_eq!(house.create_in(wrong.clone()).await.unwrap_err().code, code, "{wrong}");
     }
     // The pool of another tenant is none.
     let db = &house.control.inner.db;
@@ -128,7 +128,7 @@ async fn a_create_says_how_it_wants_to_be_treated() {
     // From a snapshot there is no checkout.
     let snapshot = house.pause(&cold.id).await.unwrap();
     let from_snapshot = json!({"snapshot_id": snapshot, "warm_pool": {"id": made.id, "mode": "require"}});
-    assert_eq!(house.from_pool(from_snapshot).await.unwrap_err().code, Code::WarmPoolUnavailable);
+    assert_eq!(house.create_in(from_snapshot).await.unwrap_err().code, Code::WarmPoolUnavailable);
     house.control.stop().await;
 }
 
@@ -140,7 +140,7 @@ async fn a_create_waits_for_the_next_spare_and_takes_another_one_for_a_lost_one(
     // The host has ended the spare, and the pool does not know yet.
     house.host.state.spares.lock().unwrap().clear();
     let waits = json!({"warm_pool": {"id": made.id, "mode": "require", "wait_ms": 60_000}});
-    let created = house.from_pool(waits).await.unwrap();
+    let created = house.create_in(waits).await.unwrap();
     assert_eq!(source(&created), (Source::ReadyInstance, true));
     assert_eq!(house.told(&created.id).await, ["create requested api", "create succeeded api"]);
     assert_eq!(house.host.machines().len(), 1);
@@ -152,7 +152,7 @@ async fn two_creates_never_get_one_spare() {
     let house = House::new(usual()).await;
     let made = house.pool(json!({"min_ready": 3, "max_ready": 3})).await;
     house.until(&made.id, "full", |pool| pool.status.ready == 3).await;
-    let creates = (0..12).map(|_| house.from_pool(checkout(&made, "prefer")));
+    let creates = (0..12).map(|_| house.create_in(checkout(&made, "prefer")));
     let created = futures::future::join_all(creates).await;
     let mut taken = house.host.state.taken.lock().unwrap().clone();
     let hits = created.iter().filter(|created| source(created.as_ref().unwrap()).1).count();
@@ -178,7 +178,7 @@ async fn what_keeps_a_pool_from_its_machines_is_told_and_passes() {
     let draining = house.control.act_on_warm_pool(&house.caller, &made.id, Act::Drain).await.unwrap();
     assert_eq!((draining.state, draining.degraded_reason), (State::Draining, Some(Reason::DrainActive)));
     house.until(&made.id, "empty", |pool| pool.status.ready + pool.status.draining == 0).await;
-    let refused = house.from_pool(checkout(&made, "require")).await.unwrap_err();
+    let refused = house.create_in(checkout(&made, "require")).await.unwrap_err();
     assert!(refused.message.contains("draining") && refused.retry_after.is_none(), "{refused}");
     house.control.act_on_warm_pool(&house.caller, &made.id, Act::Enable).await.unwrap();
     house.until(&made.id, "full again", |pool| pool.status.ready == 1).await;
@@ -206,11 +206,11 @@ async fn a_pool_that_follows_a_tag_moves_with_it_and_a_pinned_one_stays() {
     assert_eq!((stays.rollout_generation, stays.runtime_artifact_id.clone()), (1, pinned.runtime_artifact_id.clone()));
 
     // A create of the newer build gets none of the older one's.
-    let refused = house.from_pool(checkout(&pinned, "require")).await.unwrap_err();
+    let refused = house.create_in(checkout(&pinned, "require")).await.unwrap_err();
     assert!(refused.message.contains("another build"), "{refused}");
-    assert!(source(&house.from_pool(checkout(&follows, "require")).await.unwrap()).1);
+    assert!(source(&house.create_in(checkout(&follows, "require")).await.unwrap()).1);
     let by_id = json!({"template": pinned.runtime_artifact_id, "warm_pool": {"id": pinned.id, "mode": "require"}});
-    assert!(source(&house.from_pool(by_id).await.unwrap()).1);
+    assert!(source(&house.create_in(by_id).await.unwrap()).1);
     house.control.stop().await;
 }
 
