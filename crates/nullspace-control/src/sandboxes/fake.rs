@@ -14,7 +14,8 @@ use nullspace_host_interface::{
     AdmittedSandbox, Adopted, BaseRoot, BuildEnd, BuildHost, BuildJob, BuildRecord, Capacity, CaptureLeft, Captured,
     Collected, ContextFiles, Found, FrozenSandbox, HeldFiles, Host, HostError, HostEvents, HostInfo, HostUsage,
     ImageAccess, KnownImages, Lifecycle, ObjectStoreState, PublishedCapture, ReceivedFile, SandboxHost,
-    SandboxSettings, SandboxSpec, SandboxUse, Snapshot, SnapshotSize, SpareSpec, StartedSandbox, Storage, TimeLimits, Unfit,
+    SandboxSettings, SandboxSpec, SandboxUse, Snapshot, SnapshotSize, SpareSpec, StartedSandbox, Storage, TimeLimits,
+    Unfit,
 };
 use nullspace_service::{ByteStream, Error, Result};
 use nullspace_types::{ArtifactId, Blob, BlobId, EgressPolicy, KnownFiles, SandboxId, SpareId, Streams, TenantId};

@@ -127,11 +127,7 @@ impl SandboxHost for LocalHost {
         self.inner.actors.places().keys().copied().collect()
     }
 
-    async fn freeze_sandbox(
-        &self,
-        id: SandboxId,
-        idle_since: Option<Timestamp>,
-    ) -> Result<Box<dyn FrozenSandbox>> {
+    async fn freeze_sandbox(&self, id: SandboxId, idle_since: Option<Timestamp>) -> Result<Box<dyn FrozenSandbox>> {
         let frozen = capture::freeze(&self.inner.actors, id, idle_since).await;
         frozen.map(|frozen| Box::new(frozen) as Box<dyn FrozenSandbox>)
     }

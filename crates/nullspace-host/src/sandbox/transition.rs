@@ -198,6 +198,7 @@ impl Transition {
             Ok(mut summary) => {
                 // The guest image may be older than the service.
                 summary.compatibility.agent_abi = agent.info().abi;
+                summary.halted = self.halts;
                 let bytes = measured(&dir).await;
                 let mut files = Files { dir, scratch, writing, summary, bytes, room };
                 files.room.used(bytes);

@@ -25,7 +25,7 @@ impl House {
         self.control.get_warm_pool(&self.caller, id).await.unwrap()
     }
 
-    async fn until(&self, id: &str, what: &str, holds: impl Fn(&TemplateWarmPool) -> bool) -> TemplateWarmPool {
+    async fn until_pool(&self, id: &str, what: &str, holds: impl Fn(&TemplateWarmPool) -> bool) -> TemplateWarmPool {
         for _ in 0..1000 {
             let pool = self.see(id).await;
             if holds(&pool) {
@@ -61,7 +61,7 @@ async fn a_pool_fills_is_checked_out_refills_and_ends_without_its_sandboxes() {
     let made = house.pool(json!({})).await;
     assert_eq!((made.state, made.status.target, made.rollout_generation), (State::Enabled, 2, 1));
     assert_eq!((made.resources.vcpus, made.resources.memory_mb), (1, 192), "the template's size");
-    let full = house.until(&made.id, "full", |pool| pool.status.ready == 2).await;
+    let full = house.until_pool(&made.id, "full", |pool| pool.status.ready == 2).await;
     assert_eq!((full.degraded_reason, full.status.unavailable), (None, 0));
     assert!(full.last_reconciled_at.is_some());
 
@@ -72,7 +72,7 @@ async fn a_pool_fills_is_checked_out_refills_and_ends_without_its_sandboxes() {
     // It says so later, too, and the pool counts it until its end.
     let info = house.control.get_sandbox(&house.caller, &created.id).await.unwrap();
     assert_eq!(info.warm_pool_checkout, created.warm_pool_checkout);
-    house.until(&made.id, "refilled", |pool| pool.status.ready == 2 && pool.status.claimed == 1).await;
+    house.until_pool(&made.id, "refilled", |pool| pool.status.ready == 2 && pool.status.claimed == 1).await;
     // A sandbox that comes of it is none of the pool's.
     let clone = house.control.fork_sandbox(&house.caller, &created.id, &context(None)).await.unwrap();
     let clone = house.control.get_sandbox(&house.caller, &clone.id).await.unwrap();
@@ -136,7 +136,7 @@ async fn a_create_says_how_it_wants_to_be_treated() {
 async fn a_create_waits_for_the_next_spare_and_takes_another_one_for_a_lost_one() {
     let house = House::new(usual()).await;
     let made = house.pool(json!({"min_ready": 1, "max_ready": 1})).await;
-    house.until(&made.id, "full", |pool| pool.status.ready == 1).await;
+    house.until_pool(&made.id, "full", |pool| pool.status.ready == 1).await;
     // The host has ended the spare, and the pool does not know yet.
     house.host.state.spares.lock().unwrap().clear();
     let waits = json!({"warm_pool": {"id": made.id, "mode": "require", "wait_ms": 60_000}});
@@ -151,7 +151,7 @@ async fn a_create_waits_for_the_next_spare_and_takes_another_one_for_a_lost_one(
 async fn two_creates_never_get_one_spare() {
     let house = House::new(usual()).await;
     let made = house.pool(json!({"min_ready": 3, "max_ready": 3})).await;
-    house.until(&made.id, "full", |pool| pool.status.ready == 3).await;
+    house.until_pool(&made.id, "full", |pool| pool.status.ready == 3).await;
     let creates = (0..12).map(|_| house.create_in(checkout(&made, "prefer")));
     let created = futures::future::join_all(creates).await;
     let mut taken = house.host.state.taken.lock().unwrap().clone();
@@ -168,22 +168,22 @@ async fn what_keeps_a_pool_from_its_machines_is_told_and_passes() {
     let house = House::new(usual()).await;
     house.host.state.failing_spares.store(1, Ordering::SeqCst);
     let made = house.pool(json!({"min_ready": 1, "max_ready": 1})).await;
-    let degraded = house.until(&made.id, "degraded", |pool| pool.degraded_reason.is_some()).await;
+    let degraded = house.until_pool(&made.id, "degraded", |pool| pool.degraded_reason.is_some()).await;
     assert_eq!((degraded.degraded_reason, degraded.status.failed), (Some(Reason::QuotaExceeded), 1));
     let of_status = |status| WarmPoolQuery { status: Some(status), ..Default::default() };
     let degraded = of_status(ListTemplateWarmPoolsStatus::Degraded);
     assert_eq!(house.control.list_warm_pools(&house.caller, degraded).await.unwrap().len(), 1);
-    house.until(&made.id, "full", |pool| pool.status.ready == 1 && pool.degraded_reason.is_none()).await;
+    house.until_pool(&made.id, "full", |pool| pool.status.ready == 1 && pool.degraded_reason.is_none()).await;
 
     let draining = house.control.act_on_warm_pool(&house.caller, &made.id, Act::Drain).await.unwrap();
     assert_eq!((draining.state, draining.degraded_reason), (State::Draining, Some(Reason::DrainActive)));
-    house.until(&made.id, "empty", |pool| pool.status.ready + pool.status.draining == 0).await;
+    house.until_pool(&made.id, "empty", |pool| pool.status.ready + pool.status.draining == 0).await;
     let refused = house.create_in(checkout(&made, "require")).await.unwrap_err();
     assert!(refused.message.contains("draining") && refused.retry_after.is_none(), "{refused}");
     house.control.act_on_warm_pool(&house.caller, &made.id, Act::Enable).await.unwrap();
-    house.until(&made.id, "full again", |pool| pool.status.ready == 1).await;
+    house.until_pool(&made.id, "full again", |pool| pool.status.ready == 1).await;
     house.control.act_on_warm_pool(&house.caller, &made.id, Act::Disable).await.unwrap();
-    let disabled = house.until(&made.id, "empty", |pool| pool.status.ready + pool.status.draining == 0).await;
+    let disabled = house.until_pool(&made.id, "empty", |pool| pool.status.ready + pool.status.draining == 0).await;
     assert!(disabled.disabled_at.is_some() && disabled.enabled_at.is_some() && disabled.status.target == 0);
     house.control.stop().await;
 }
@@ -194,11 +194,12 @@ async fn a_pool_that_follows_a_tag_moves_with_it_and_a_pinned_one_stays() {
     let pinned = house.pool(json!({"min_ready": 1})).await;
     let follows = house.pool(json!({"min_ready": 1, "version_policy": "track_tag"})).await;
     for pool in [&pinned, &follows] {
-        house.until(&pool.id, "full", |pool| pool.status.ready == 1).await;
+        house.until_pool(&pool.id, "full", |pool| pool.status.ready == 1).await;
     }
     template(&*house.control.inner.db, &house.caller).await;
     house.control.act_on_warm_pool(&house.caller, &follows.id, Act::Reconcile).await.unwrap();
-    let moved = house.until(&follows.id, "moved", |pool| pool.rollout_generation == 2 && pool.status.ready == 1).await;
+    let moved =
+        house.until_pool(&follows.id, "moved", |pool| pool.rollout_generation == 2 && pool.status.ready == 1).await;
     assert_eq!(moved.previous_runtime_artifact_id, follows.runtime_artifact_id);
     assert_ne!(moved.runtime_artifact_id, follows.runtime_artifact_id);
     assert_eq!(moved.rollout_status["current_counts"]["released"], 1);
@@ -224,9 +225,9 @@ async fn changes_take_effect_and_limits_hold() {
     };
     let changed = change(json!({"min_ready": 4, "max_ready": 4, "labels": {"a": "b"}})).await.unwrap();
     assert_eq!((changed.min_ready, changed.labels["a"].as_str()), (4, "b"));
-    house.until(&made.id, "larger", |pool| pool.status.ready == 4).await;
+    house.until_pool(&made.id, "larger", |pool| pool.status.ready == 4).await;
     change(json!({"min_ready": 1})).await.unwrap();
-    house.until(&made.id, "smaller", |pool| pool.status.ready == 1).await;
+    house.until_pool(&made.id, "smaller", |pool| pool.status.ready == 1).await;
     assert_eq!(change(json!({"min_ready": 5})).await.unwrap_err().code, Code::InvalidRequest);
     assert_eq!(change(json!({"max_ready": 9})).await.unwrap_err().code, Code::QuotaExceeded, "warm_per_tenant");
     assert_eq!(change(json!({"template_ref": "no-such"})).await.unwrap_err().code, Code::TemplateNotFound);
