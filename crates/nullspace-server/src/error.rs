@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use nullspace_api::{ErrorDetail, ErrorResponse, ErrorResponseCode, UploadFailureReason};
 use nullspace_service::{Error, Exhausted};
@@ -46,6 +46,17 @@ impl Refusal {
     /// A wrong request: 400 `invalid_request`.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Error::invalid(message).into()
+    }
+
+    /// A path that has no handler: 404 `not_found`.
+    pub(crate) fn no_route() -> Self {
+        Self::new(StatusCode::NOT_FOUND, ErrorResponseCode::NotFound, "There is no such route.")
+    }
+
+    /// A path that has a handler, but not for this method: 405 `invalid_request`.
+    pub(crate) fn method_not_allowed(method: &Method) -> Self {
+        let message = format!("The route exists, but not with {method}.");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, ErrorResponseCode::InvalidRequest, message)
     }
 
     /// A fault of the server: 500 `internal_error`. The cause goes to the log, the caller sees none of it.

@@ -31,7 +31,6 @@ mod http2;
 mod limits;
 mod long;
 mod metrics;
-mod not_served;
 mod openapi;
 mod places;
 mod routes;

@@ -33,7 +33,7 @@ pub(crate) use refs::document as document_by_reference;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{Method, StatusCode};
 use axum::middleware;
 use axum::routing::{any, get};
 use nullspace_service::Service;
@@ -46,7 +46,7 @@ use crate::error::Refusal;
 use crate::limits::Limiter;
 use crate::standing::Standings;
 use crate::state::AppState;
-use crate::{admit, compress, edge, not_served};
+use crate::{admit, compress, edge};
 
 /// All routes with their part of the OpenAPI document.
 pub(crate) fn documented() -> OpenApiRouter<AppState> {
@@ -214,14 +214,10 @@ async fn no_operators_route() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, nullspace_api::ErrorResponseCode::NotFound, message)
 }
 
-async fn fallback(method: Method, uri: Uri) -> Refusal {
-    not_served::refusal(&method, uri.path())
+async fn fallback() -> Refusal {
+    Refusal::no_route()
 }
 
-/// The path has a handler, but not for this method: the contract may still know the operation.
-async fn method_not_allowed(method: Method, uri: Uri) -> Refusal {
-    match not_served::refusal(&method, uri.path()) {
-        known if known.status == StatusCode::NOT_IMPLEMENTED => known,
-        _ => not_served::method_not_allowed(&method),
-    }
+async fn method_not_allowed(method: Method) -> Refusal {
+    Refusal::method_not_allowed(&method)
 }

@@ -17,7 +17,6 @@ use utoipa::openapi::{OpenApi, PathItem, RefOr};
 use super::{names, templates};
 use crate::error::Refusal;
 use crate::extract::{JsonBody, PathParam, PathParams, QueryParams, wrong_path};
-use crate::not_served;
 use crate::state::AppState;
 
 /// Where these routes are.
@@ -86,7 +85,7 @@ pub(super) async fn dispatch(state: State<AppState>, request: Request) -> Result
     let served = |reading: &&Reading| serves(&parts.method, &reading.part);
     let candidates: Vec<&Reading> = readings.iter().filter(served).collect();
     let reading = match candidates.as_slice() {
-        [] if readings.is_empty() => return Err(not_served::refusal(&parts.method, parts.uri.path())),
+        [] if readings.is_empty() => return Err(Refusal::no_route()),
         [] => return Ok(method_not_allowed(&parts.method, &readings)),
         [only] => (*only).clone(),
         // A template that is there goes before a part of another one.
@@ -108,7 +107,7 @@ fn method_not_allowed(method: &Method, readings: &[Reading]) -> Response {
     // The last reading is the narrowest, as the document has it.
     let allowed: Vec<&str> =
         readings.last().into_iter().flat_map(|reading| methods(&reading.part)).map(Method::as_str).collect();
-    let mut response = not_served::method_not_allowed(method).into_response();
+    let mut response = Refusal::method_not_allowed(method).into_response();
     if let Ok(value) = HeaderValue::from_str(&allowed.join(",")) {
         response.headers_mut().insert(header::ALLOW, value);
     }

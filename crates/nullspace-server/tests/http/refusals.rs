@@ -57,8 +57,6 @@ async fn every_refusal_has_the_contracts_shape() {
         ("route with a slash too many", get("/v1/templates/")),
         ("wrong method", request("PUT", "/v1/templates/builds").body(Body::empty()).unwrap()),
         ("wrong method, public", request("POST", "/healthz").body(Body::empty()).unwrap()),
-        ("not served", post("/v1/template-warm-pools", "{}")),
-        ("not served, wrong method", request("PATCH", "/v1/template-warm-pools").body(Body::empty()).unwrap()),
         ("reference that nothing has", get("/v1/templates/refs/ns/none:v1")),
         ("reference with too many slashes", get("/v1/templates/refs/a/b/c")),
         ("wrong method of a reference", request("PUT", "/v1/templates/refs/app").body(Body::empty()).unwrap()),
