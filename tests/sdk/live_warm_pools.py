@@ -22,7 +22,8 @@ def pool():
     made = TemplateWarmPool.create("base", name="live", min_ready=READY, max_ready=READY, vcpus=1, memory_mb=512,
                                    labels={"role": "test"}, **WHERE)
     try:
-        yield made.wait_until_ready(timeout_secs=120, interval_secs=0.2)
+        made.wait_until_ready(timeout_secs=120, interval_secs=0.2)
+        yield made
     finally:
         made.delete()
         made.close()
