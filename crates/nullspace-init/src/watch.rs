@@ -95,7 +95,13 @@ fn watch(root: &Path, recursive: bool, channel: &Channel) -> Result<(), Failure>
             }
         };
         match ready {
-            Some(true) if reads => tree.read(&mut |event| lines.add(&event))?,
+            Some(true) if reads => {
+                if let Err(over) = tree.read(&mut |event| lines.add(&event)) {
+                    // What came before the end is told before it.
+                    lines.send_all(channel);
+                    return Err(over);
+                }
+            }
             Some(_) => {}
             None => tree.settle(&mut |event| lines.add(&event)),
         }
@@ -132,6 +138,19 @@ impl Lines {
         let _ = serde_json::to_writer(&mut self.buffer, event);
         self.buffer.push(b'\n');
         self.last = Some(event.clone());
+    }
+
+    /// Sends all of it, waiting for credit until the channel is reset.
+    fn send_all(&mut self, channel: &Channel) {
+        loop {
+            channel.wake().clear();
+            self.send(channel);
+            if self.buffer.is_empty() || channel.is_reset() {
+                return;
+            }
+            // Interrupted: look again.
+            let _ = poll(&mut [PollFd::new(channel.wake().as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+        }
     }
 
     fn send(&mut self, channel: &Channel) {
