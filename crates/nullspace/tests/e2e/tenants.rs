@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nullspace_api::{LifecycleWebhookInfo, SnapshotInfo, TemplateInfo};
+use nullspace_api::{LifecycleWebhookInfo, SnapshotInfo, TemplateInfo, TemplateWarmPool};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -23,6 +23,8 @@ async fn what_another_tenant_has_is_not_found_on_any_route() {
         owner.post(&format!("/v1/sandboxes/{}/snapshots", sandbox.id), json!({})).await.ok(201);
     let webhook = json!({"url": "https://example.org/", "operations": ["create"], "signing_secret": "s"});
     let webhook: LifecycleWebhookInfo = owner.post("/v1/lifecycle/webhooks", webhook).await.ok(201);
+    let pool = json!({"name": "p", "template_ref": "mine", "min_ready": 0, "max_ready": 1, "resources": {"vcpus": 1, "memory_mb": 192}});
+    let pool: TemplateWarmPool = owner.post("/v1/template-warm-pools", pool).await.ok(201);
     let keys: Vec<Value> = owner.get("/v1/keys").await.ok(200);
     let key = keys[0]["id"].as_str().expect("the key's id").to_owned();
     let by_namespace = format!("{}/mine", built.build.namespace_slug);
@@ -38,6 +40,7 @@ async fn what_another_tenant_has_is_not_found_on_any_route() {
         (Method::POST, "/v1/templates/builds".to_owned(), Some(json!({"base_image": template})), "template_not_found"),
         (Method::POST, "/v1/sandboxes".to_owned(), Some(json!({"template": template})), "template_not_found"),
         (Method::POST, "/v1/sandboxes".to_owned(), Some(json!({"template": by_namespace})), "template_not_found"),
+        (Method::POST, "/v1/sandboxes".to_owned(), Some(json!({"warm_pool": {"id": pool.id}})), "not_found"),
         (Method::GET, format!("/v1/sandboxes/{}", sandbox.id), None, "sandbox_not_found"),
         (Method::DELETE, format!("/v1/sandboxes/{}", sandbox.id), None, "sandbox_not_found"),
         (Method::GET, format!("/v1/sandboxes/{}/processes", sandbox.id), None, "sandbox_not_found"),
@@ -62,6 +65,7 @@ async fn what_another_tenant_has_is_not_found_on_any_route() {
         sandbox: &sandbox.id,
         snapshot: &snapshot.id,
         webhook: &webhook.id,
+        warm_pool: &pool.id,
         key: &key,
     };
     every_operation_with_an_id_is_not_found(&other, theirs).await;
@@ -107,6 +111,7 @@ struct Theirs<'a> {
     sandbox: &'a str,
     snapshot: &'a str,
     webhook: &'a str,
+    warm_pool: &'a str,
     key: &'a str,
 }
 
@@ -174,6 +179,7 @@ async fn every_operation_with_an_id_is_not_found(other: &Api, theirs: Theirs<'_>
                 () if path.starts_with("/v1/sandboxes/") => &[theirs.sandbox],
                 () if path.starts_with("/v1/snapshots/") => &[theirs.snapshot],
                 () if path.starts_with("/v1/lifecycle/webhooks/") => &[theirs.webhook, "no-webhook"],
+                () if path.starts_with("/v1/template-warm-pools/") => &[theirs.warm_pool],
                 () if path.starts_with("/v1/keys/") => &[theirs.key],
                 () if path.contains("{build_id}") => &[theirs.build],
                 () if path.contains("{claim_token}") => &["claim_of_the_owner"],
@@ -182,7 +188,7 @@ async fn every_operation_with_an_id_is_not_found(other: &Api, theirs: Theirs<'_>
             for id in ids {
                 let encoded = id.replace('/', "%2F");
                 let mut path = path.clone();
-                for parameter in ["{id}", "{ref}", "{build_id}", "{claim_token}"] {
+                for parameter in ["{id}", "{ref}", "{build_id}", "{claim_token}", "{warm_pool_id}"] {
                     path = path.replace(parameter, &encoded);
                 }
                 for (parameter, value) in WITHIN {
