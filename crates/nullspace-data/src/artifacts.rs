@@ -17,7 +17,7 @@
 //!
 //! Snapshots of versions before that lie in `artifacts/<folder>/` as files. They are used there until
 //! [`ArtifactStore::adopt_artifact`] has stored them. Those of paused sandboxes lie in `captures/` first, see
-//! [`captures`](crate::captures).
+//! [`crate::captures`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, DirBuilder, File};
