@@ -3,8 +3,9 @@
 use async_trait::async_trait;
 use jiff::Timestamp;
 use nullspace_api::{TemplateBuildLogKind, TemplateBuildLogLevel, TemplateInfo, TemplateRuntimeDefaults};
-use nullspace_db::{Build, CancelRequest, DbError, Resolved};
-use nullspace_host_interface::{LogIds, entry};
+use nullspace_db::{Artifact, Build, CancelRequest, DbError, Resolved};
+use nullspace_definition::runtime::Runtime;
+use nullspace_host_interface::{LogIds, Snapshot, entry};
 use nullspace_service::Templates;
 use nullspace_types::{
     ArtifactId, BuildId, Caller, SYSTEM_NAMESPACE, Selector, Tag, TemplateId, TemplateName, TemplateRef,
@@ -94,6 +95,20 @@ impl Inner {
         }
         Ok(wire::template_info(&template, build.artifact_id.to_string(), tags, Some(runtime_defaults.clone())))
     }
+}
+
+/// What a host needs to resume the snapshot of a template.
+pub(crate) fn template_snapshot(artifact: Artifact) -> Result<Snapshot> {
+    let runtime: Runtime = wire::column("artifacts.runtime", &artifact.runtime.0).stored()?;
+    Ok(Snapshot {
+        artifact: artifact.id,
+        folder: artifact.folder,
+        streams: artifact.streams,
+        rootfs: artifact.rootfs,
+        summary: artifact.snapshot,
+        runtime,
+        held: None,
+    })
 }
 
 /// A name for a template whose request gave none.

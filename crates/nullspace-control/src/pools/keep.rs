@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use nullspace_api::{ErrorResponseCode as Code, TemplateWarmPoolDegradedReason as Reason};
 use nullspace_db::{DbError, WarmPool, WarmPoolState};
-use nullspace_definition::runtime::Runtime;
-use nullspace_host_interface::{Snapshot, SpareSpec};
+use nullspace_host_interface::SpareSpec;
 use nullspace_service::chain;
 use nullspace_types::{Caller, SpareId, WarmPoolId};
 
 use super::spec::{Identity, Spec, Version};
 use super::stock::{Ready, Want};
 use crate::Inner;
+use crate::catalog::templates::template_snapshot;
 use crate::catalog::wire::column;
 use crate::error::{Error, Result, Stored, internal};
 
@@ -168,17 +168,7 @@ impl Inner {
     /// Resumes one spare for a pool.
     async fn prepare(&self, row: &WarmPool, id: SpareId) -> Result<()> {
         let gone = || Error::new(Code::TemplateNotFound, "the template of this warm pool was deleted");
-        let artifact = self.db.get_artifact(row.artifact).await.or_missing(gone)?;
-        let runtime: Runtime = column("artifacts.runtime", &artifact.runtime.0).stored()?;
-        let snapshot = Snapshot {
-            artifact: artifact.id,
-            folder: artifact.folder,
-            streams: artifact.streams,
-            rootfs: artifact.rootfs,
-            summary: artifact.snapshot,
-            runtime,
-            held: None,
-        };
+        let snapshot = template_snapshot(self.db.get_artifact(row.artifact).await.or_missing(gone)?)?;
         if let Err(unfit) = self.host.judge(&snapshot.summary) {
             return Err(Error::new(Code::IncompatibleSnapshot, unfit.to_string()));
         }

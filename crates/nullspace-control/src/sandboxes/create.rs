@@ -5,9 +5,8 @@ use std::time::Instant;
 use jiff::Timestamp;
 use nullspace_api::{CreateSandboxRequest, CreateSandboxResponse, ErrorResponseCode, LifecycleOperation};
 use nullspace_db::{DbError, Idempotency, Inserted, NewSandbox, Sandbox, Snapshot as StoredSnapshot, SnapshotKind};
-use nullspace_definition::runtime::Runtime;
 use nullspace_definition::sandbox::check_create;
-use nullspace_host_interface::{Snapshot, Unfit, invalid};
+use nullspace_host_interface::{Unfit, invalid};
 use nullspace_types::{ArtifactId, Caller, EgressPolicy, SandboxId, SnapshotId};
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -17,8 +16,8 @@ use super::answers::created;
 use super::resume::resume_requested;
 use super::spec::{AtTimeout, Config};
 use super::start::{Begun, Origin, Start};
-use crate::catalog::wire::column;
-use crate::error::{Error, Result, Stored, internal, of_store};
+use crate::catalog::templates::template_snapshot;
+use crate::error::{Error, Result, internal, of_store};
 use crate::lifecycle::Event;
 use crate::pools::{Checkout, refuse_for_snapshot};
 use crate::{Control, Inner};
@@ -72,9 +71,8 @@ impl Inner {
         let checkout = self.checkout(caller, request).await?;
         let of_pool = checkout.as_ref().and_then(Checkout::template);
         let reference = request.template.as_deref().or(of_pool).unwrap_or(CreateSandboxRequest::DEFAULT_TEMPLATE);
-        let artifact = self.resolve(caller, reference).await?.artifact;
-        let runtime: Runtime = column("artifacts.runtime", &artifact.runtime.0).stored()?;
-        let size = self.host.judge(&artifact.snapshot).map_err(|unfit| match unfit {
+        let snapshot = template_snapshot(self.resolve(caller, reference).await?.artifact)?;
+        let size = self.host.judge(&snapshot.summary).map_err(|unfit| match unfit {
             Unfit::Incompatible(conflict) => Error::new(
                 ErrorResponseCode::RebuildRequired,
                 format!("template {reference} cannot run on this host: {conflict}; build it again"),
@@ -86,7 +84,7 @@ impl Inner {
             memory_mb: size.memory_mib,
             disk_mb: u32::try_from(size.disk_bytes >> 20).unwrap_or(u32::MAX),
             timeout_ms: CreateSandboxRequest::DEFAULT_TIMEOUT_MS,
-            cwd: runtime.workdir.clone(),
+            cwd: snapshot.runtime.workdir.clone(),
             internet_access: request.internet_access.unwrap_or(true),
             at_timeout: AtTimeout::default(),
             inactivity_timeout_ms: None,
@@ -100,18 +98,9 @@ impl Inner {
         };
         config.take(request)?;
         fits(request, &config)?;
-        let snapshot = Snapshot {
-            artifact: artifact.id,
-            folder: artifact.folder,
-            streams: artifact.streams,
-            rootfs: artifact.rootfs,
-            summary: artifact.snapshot,
-            runtime,
-            held: None,
-        };
         loop {
             let spare = match &checkout {
-                Some(checkout) => self.take_spare(caller, checkout, artifact.id).await?,
+                Some(checkout) => self.take_spare(caller, checkout, snapshot.artifact).await?,
                 None => None,
             };
             let id = SandboxId::new();
@@ -121,7 +110,7 @@ impl Inner {
                 id,
                 snapshot: snapshot.clone(),
                 spare,
-                artifact: artifact.id,
+                artifact: snapshot.artifact,
                 template_ref: reference.to_owned(),
                 config: config.clone(),
                 envs: request.envs.clone().unwrap_or_default().0,
